@@ -1,0 +1,178 @@
+"""The vocabulary of `four_d`: what a video is, what a model may say about it, and the conventions of both.
+
+Conventions (each has a test; `docs/conventions.md` draws them):
+
+- **Camera axes** x right, y down, z forward (OpenCV). **Poses** are named ``a_from_b``: b's coordinates to a's.
+- **Pixels**: (0, 0) is the *corner* of the top-left pixel, whose centre is (0.5, 0.5). Order (x, y).
+- **Depth** is z-depth, never distance along the ray.
+- **Quaternions** are (w, x, y, z).
+- **Times** are seconds from the clip's start.
+- **World frame**: the data set's own in shards; the first frame's camera in examples and predictions.
+- **Units**: metres in shards with ``metric``; examples are divided by one recorded ``scale``.
+- **Invalid** is ``valid == False``; the value there is 0 and means nothing. Never NaN.
+- **Dynamic**: the surface point moves in the world between neighbouring times (`surface.DYNAMIC_SPEED`).
+- **The axis is frames**: a frame is an image with a time and a camera. Nothing assumes an order, but for the first
+  frame of an example, which carries the coordinate frame.
+
+Axis names: b batch, f frames, h w rows and columns of pixels, t times, n tracks or Gaussians, v vertices, m faces.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar, cast
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cameras:
+    """Pinhole cameras. ``known`` is False where pose and intrinsics are placeholders (identity)."""
+
+    world_from_camera: Float[Tensor, "*b 4 4"]
+    intrinsics: Float[Tensor, "*b 3 3"]
+    known: Bool[Tensor, "*b"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surface:
+    """What each pixel saw, as correspondence: a mesh face and where on it. All dense truth derives from it (`surface`).
+
+    ``barycentric`` holds the weights of the face's second and third vertex; the first has the rest.
+    """
+
+    faces: Int[Tensor, "*b f h w"]
+    """Index into ``triangles``; -1 where nothing was hit."""
+    barycentric: Float[Tensor, "*b f 2 h w"]
+    triangles: Int[Tensor, "*b m 3"]
+    instances: Int[Tensor, "*b m"]
+    """Object of each face; 0 is the static surroundings."""
+    vertices: Float[Tensor, "*b t v 3"]
+    """World positions at every time."""
+    times: Float[Tensor, "*b t"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracks:
+    """World positions of points over time, known also while occluded where ``valid``."""
+
+    points: Float[Tensor, "*b n t 3"]
+    visible: Bool[Tensor, "*b n t"]
+    valid: Bool[Tensor, "*b n t"]
+    times: Float[Tensor, "*b t"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """A video of one camera or several. Everything beyond images, times and camera ids may be absent."""
+
+    images: Float[Tensor, "*b f 3 h w"]
+    """RGB in [0, 1]."""
+    times: Float[Tensor, "*b f"]
+    """Seconds from the clip's start."""
+    camera_ids: Int[Tensor, "*b f"]
+    cameras: Cameras | None = None
+    depth: Float[Tensor, "*b f h w"] | None = None
+    valid: Bool[Tensor, "*b f h w"] | None = None
+    """Where ``depth`` means something."""
+    dynamic: Bool[Tensor, "*b f h w"] | None = None
+    dynamic_known: Bool[Tensor, "*b f"] | None = None
+    """Frames whose ``dynamic`` mask is truth; the others hold False as a placeholder."""
+    surface: Surface | None = None
+    tracks: Tracks | None = None
+    metric: Bool[Tensor, "*b"] | None = None
+    """True where lengths times ``scale`` are metres."""
+    scale: Float[Tensor, "*b"] | None = None
+    """Source units per unit of this clip: what lengths were divided by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One training value: ``inputs`` is all that a model may see, ``targets`` all that a loss may see."""
+
+    inputs: Clip
+    targets: Clip
+    key: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """What a backbone gives: token maps of the rounds that heads asked for, in ascending order."""
+
+    patches: tuple[Float[Tensor, "b r p c"], ...]
+    """One map per kept round; r token rows, p patches of the grid in row-major order."""
+    special: tuple[Float[Tensor, "b r s c"], ...]
+    """Camera token first, then registers; one per kept round."""
+    grid: tuple[int, int]
+    """Rows and columns of patches."""
+    frames: Int[Tensor, "r"]
+    """Frame of each token row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gaussians:
+    """Deformable 3D Gaussians in world coordinates."""
+
+    means: Float[Tensor, "*b n 3"]
+    quats: Float[Tensor, "*b n 4"]
+    scales: Float[Tensor, "*b n 3"]
+    opacities: Float[Tensor, "*b n"]
+    harmonics: Float[Tensor, "*b n k 3"]
+    offsets: Float[Tensor, "*b t n 3"] | None = None
+    offset_times: Float[Tensor, "*b t"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Views:
+    """What rendering gives."""
+
+    colour: Float[Tensor, "*b v 3 h w"]
+    alpha: Float[Tensor, "*b v h w"]
+    depth: Float[Tensor, "*b v h w"]
+    features: Float[Tensor, "*b v c h w"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a model says of a clip. Each head sets its own fields; coordinates are the first frame's camera's."""
+
+    cameras: Cameras | None = None
+    pose_encodings: Float[Tensor, "i *b f 9"] | None = None
+    """Every refinement of the camera head, the last one last (`geometry.encode_cameras`)."""
+    depth: Float[Tensor, "*b f h w"] | None = None
+    depth_confidence: Float[Tensor, "*b f h w"] | None = None
+    points: Float[Tensor, "*b f h w 3"] | None = None
+    points_confidence: Float[Tensor, "*b f h w"] | None = None
+    gaussians: Gaussians | None = None
+
+
+T = TypeVar("T")
+
+
+def map_tensors(value: T, function: Callable[[Tensor], Tensor]) -> T:
+    """Apply ``function`` to every tensor of one of the dataclasses above, however nested; the rest stays."""
+    if isinstance(value, Tensor):
+        return cast(T, function(value))
+    if isinstance(value, tuple):
+        return cast(T, tuple(map_tensors(item, function) for item in value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: map_tensors(getattr(value, f.name), function) for f in dataclasses.fields(value)}
+        return dataclasses.replace(value, **fields)
+    return value
+
+
+def merge_predictions(parts: list[Prediction]) -> Prediction:
+    """One prediction out of several heads'. ValueError if two set the same field."""
+    merged: dict[str, object] = {}
+    for part in parts:
+        for field in dataclasses.fields(part):
+            value = getattr(part, field.name)
+            if value is None:
+                continue
+            if field.name in merged:
+                raise ValueError(f"two heads write Prediction.{field.name}; remove one of them from model.heads")
+            merged[field.name] = value
+    return Prediction(**merged)  # pyright: ignore[reportArgumentType]
