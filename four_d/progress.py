@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -53,7 +53,7 @@ class Bar:
 
 
 @contextmanager
-def progress(description: str, total: int, unit: str = "item", *, shown: bool = True) -> Iterator[Bar]:
+def progress(description: str, total: int, unit: str = "item", *, shown: bool = True) -> Generator[Bar]:
     """Show the progress of ``total`` units of work on stderr; nothing where ``shown`` is False (other ranks)."""
     console = Console(stderr=True)
     if not (shown and console.is_terminal):
