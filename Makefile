@@ -1,0 +1,48 @@
+# make demo: the whole of it on two CPU cores · make test: the tests · make check: lint, types, layers, docs
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := $(BIN)/python -m
+UV := 0.13.8
+FAST := not slow and not gpu and not network
+SLOW := slow and not gpu and not network
+
+.PHONY: setup demo test test-slow check lock clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+	  || { echo "four_d needs Python 3.11 to 3.13, and $(PYTHON) is another; say which: make PYTHON=python3.12 …"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
+	  || { echo "$(PYTHON) makes no virtual environments here; on Debian: apt-get install python3-venv"; exit 2; }
+	@test -x $(BIN)/uv || $(BIN)/pip install --quiet --disable-pip-version-check uv==$(UV)
+	$(BIN)/uv pip sync --quiet --require-hashes --python $(BIN)/python requirements.lock
+	$(BIN)/uv pip install --quiet --no-deps --no-build-isolation --python $(BIN)/python --editable .
+	@touch $@
+
+demo: setup
+	$(BIN)/python examples/demo.py
+
+# two workers with one thread each: more would fight over two cores
+test: setup
+	OMP_NUM_THREADS=1 $(RUN) pytest -n 2 --dist worksteal -m "$(FAST)" --cov --cov-report=term --cov-fail-under=85
+
+test-slow: setup
+	$(RUN) pytest -m "$(SLOW)"
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/mkdocs build --strict --quiet
+
+# the lock names no index; hashes make it the same everywhere
+lock:
+	$(BIN)/uv pip compile pyproject.toml --extra synth --extra viz --extra video --group dev --universal \
+	  --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet -o requirements.lock
+
+clean:
+	rm -rf $(VENV) runs site dist .pytest_cache .ruff_cache .hypothesis

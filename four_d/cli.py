@@ -1,0 +1,242 @@
+"""`four-d VERB …`: every verb is one importable function with arguments."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from four_d import __version__
+from four_d.errors import UserError
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line. 0 = done, 1 = a check failed, 2 = bad input, 143 = stopped by a signal after saving."""
+    parsed = _parser().parse_args(arguments)
+    command: Command = parsed.command
+    try:
+        return command(parsed)
+    except UserError as error:
+        return _complain(str(error))
+    except OSError as error:
+        if error.errno not in _REMEDIES:
+            raise
+        name = f"{error.filename}: " if error.filename else ""
+        return _complain(f"{name}{error.strerror}; {_REMEDIES[error.errno]}")
+    except KeyboardInterrupt:
+        print("four-d: interrupted", file=sys.stderr)
+        return 130
+
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space or choose another folder",
+    errno.EDQUOT: "your quota is used up: free some space or choose another folder",
+    errno.EACCES: "choose a folder that you may write to (or fix its permissions)",
+    errno.EPERM: "choose a folder that you may write to (or fix its permissions)",
+    errno.EROFS: "the disk is read-only: choose another folder",
+}
+
+
+def _complain(message: str) -> int:
+    print(f"four-d: {message}", file=sys.stderr)
+    return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="four-d", description="Train, evaluate and export feed-forward 4D models.")
+    parser.add_argument("--version", action="version", version=f"four-d {__version__}")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    _add_run_verbs(verbs)
+    _add_file_verbs(verbs)
+    _add_data_verbs(verbs)
+    _add_config_verbs(verbs)
+    return parser
+
+
+Verbs = argparse._SubParsersAction  # pyright: ignore[reportPrivateUsage]  # argparse names this type nowhere else
+
+
+def _verb(verbs: Verbs[argparse.ArgumentParser], name: str, command: Command, text: str) -> argparse.ArgumentParser:
+    verb = verbs.add_parser(name, help=text, description=text)
+    verb.set_defaults(command=command)
+    return verb
+
+
+def _add_run_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    train = _verb(verbs, "train", _train, "Train what the configs say; continue if the run folder has a checkpoint.")
+    train.add_argument("values", nargs="+", metavar="CONFIG|key=value", help="config files, merged left to right")
+    train.add_argument(
+        "--resume",
+        choices=["auto", "never", "always"],
+        default="auto",
+        help="auto (default): continue if there is a checkpoint; never: start anew in an empty folder; always: insist",
+    )
+
+
+def _add_file_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    evaluate = _verb(verbs, "eval", _eval, "Score a checkpoint on held-out shards, beside image-free predictors.")
+    evaluate.add_argument("checkpoint", type=Path, help="an exported folder or a run folder")
+    evaluate.add_argument("values", nargs="+", metavar="key=value", help="data=DIR; train_data=DIR, frames=8, clips=64")
+    evaluate.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    export = _verb(verbs, "export", _export, "Write weights, config, model card and a torch.export program.")
+    export.add_argument("run", type=Path, help="a run folder")
+    export.add_argument("--out", type=Path, required=True, metavar="DIR")
+    infer = _verb(verbs, "infer", _infer, "Cameras, depth, points and a report page of one video.")
+    infer.add_argument("video", type=Path, help="a video file or a folder of images")
+    infer.add_argument("--model", type=Path, required=True, metavar="PATH", help="an exported folder or a run folder")
+    infer.add_argument("--out", type=Path, required=True, metavar="DIR")
+    infer.add_argument("--max-frames", type=int, default=24, help="spread evenly over the video (default 24)")
+    infer.add_argument("--start", type=float, default=0.0, metavar="SECONDS", help="where in the video to begin")
+    infer.add_argument("--fps", type=float, default=None, help="frames per second to take instead of spreading")
+
+
+def _add_data_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    data = verbs.add_parser("data", help="make, check, count and show shards").add_subparsers(required=True, metavar="VERB")
+    make = _verb(data, "make", _data_make, "Make shards of synthetic multi-view video; what is whole is not made again.")
+    make.add_argument("out", type=Path, metavar="OUT")
+    make.add_argument("--shards", type=_range, default=range(1), metavar="A:B", help="which shards, as 0:64")
+    make.add_argument("--seed", type=int, default=0)
+    make.add_argument("--workers", type=int, default=1)
+    make.add_argument("--clips-per-shard", type=int, default=16)
+    make.add_argument("--cameras", type=int, default=4)
+    make.add_argument("--frames", type=int, default=24, help="per camera")
+    make.add_argument("--size", type=_size, default=(128, 128), metavar="WxH", help="as 128 or 160x120")
+    make.add_argument("--held-out", action="store_true", help="worlds with textures and shapes never trained on")
+    check = _verb(data, "check", _data_check, "Verify shards against the layout and their geometry; exit 1 if wrong.")
+    stats = _verb(data, "stats", _data_stats, "Count what is in the shards.")
+    for verb in (check, stats):
+        verb.add_argument("folder", type=Path)
+        verb.add_argument("--clips", type=int, default=None, help="look at that many clips, evenly spread")
+    stats.add_argument("--json", type=Path, metavar="FILE")
+    show = _verb(data, "show", _data_show, "Draw a clip: frames, depth, mask, tracks, camera frusta.")
+    show.add_argument("folder", type=Path)
+    show.add_argument("--clip", default="0", metavar="INDEX|KEY")
+    show.add_argument("--out", type=Path, default=Path("clip.png"), metavar="PNG")
+
+
+def _add_config_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    config = verbs.add_parser("config", help="show and compare configs").add_subparsers(required=True, metavar="VERB")
+    show = _verb(config, "show", _config_show, "Print the whole config that these files and overrides give.")
+    show.add_argument("values", nargs="+", metavar="CONFIG|key=value")
+    differ = _verb(config, "diff", _config_diff, "Print what differs between two configs.")
+    differ.add_argument("left", help="a config file; several joined with +")
+    differ.add_argument("right")
+
+
+def _range(text: str) -> range:
+    first, _, last = text.partition(":")
+    if not (first.isdigit() and last.isdigit() and int(first) < int(last)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not A:B with A < B, as 0:64")
+    return range(int(first), int(last))
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    if not (width.isdigit() and (height or width).isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 128 or 160x120")
+    return int(width), int(height or width)
+
+
+def _split(values: list[str]) -> tuple[list[str], list[str]]:
+    """Config files and key=value overrides, which may come in any order."""
+    return [v for v in values if "=" not in v], [v for v in values if "=" in v]
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from four_d.config import load
+    from four_d.training import train
+
+    files, overrides = _split(arguments.values)
+    return train(load(files, overrides), resume=arguments.resume).exit_code
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from four_d import evaluation
+    from four_d.config import build, load_plain
+    from four_d.inference import load
+
+    settings = build(evaluation.EvaluationConfig, load_plain([], arguments.values), "eval")
+    result = evaluation.run(load(arguments.checkpoint), settings)
+    result.print()
+    if arguments.json is not None:
+        result.write(arguments.json)
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from four_d.export import export
+
+    export(arguments.run, arguments.out)
+    return 0
+
+
+def _infer(arguments: argparse.Namespace) -> int:
+    from four_d.inference import infer, load
+    from four_d.viewer import report
+
+    raise NotImplementedError
+
+
+def _data_make(arguments: argparse.Namespace) -> int:
+    from data_prep.synthetic import WorldSettings, make
+
+    width, height = arguments.size
+    settings = WorldSettings(width=width, height=height, frames=arguments.frames, cameras=arguments.cameras)
+    make(
+        arguments.out,
+        shards=arguments.shards,
+        seed=arguments.seed,
+        clips_per_shard=arguments.clips_per_shard,
+        workers=arguments.workers,
+        settings=settings,
+        held_out=arguments.held_out,
+    )
+    return 0
+
+
+def _data_check(arguments: argparse.Namespace) -> int:
+    from four_d.data.check import check
+
+    report = check(arguments.folder, clips=arguments.clips)
+    report.print()
+    return 1 if report.failures else 0
+
+
+def _data_stats(arguments: argparse.Namespace) -> int:
+    from four_d.data.stats import stats
+
+    found = stats(arguments.folder, clips=arguments.clips)
+    found.print()
+    return 0
+
+
+def _data_show(arguments: argparse.Namespace) -> int:
+    from four_d.data.show import show
+
+    show(arguments.folder, arguments.clip, arguments.out)
+    print(arguments.out)
+    return 0
+
+
+def _config_show(arguments: argparse.Namespace) -> int:
+    from four_d.config import load, to_yaml
+
+    print(to_yaml(load(*_split(arguments.values))), end="")
+    return 0
+
+
+def _config_diff(arguments: argparse.Namespace) -> int:
+    from four_d.config import diff, load, to_plain
+
+    left, right = (to_plain(load(*_split(side.split("+")))) for side in (arguments.left, arguments.right))
+    for name, a, b in diff(left, right):
+        print(f"{name}: {a!r} → {b!r}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

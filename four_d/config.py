@@ -1,0 +1,259 @@
+"""A run as one typed value: `load` reads YAML files and ``key=value`` overrides, `to_yaml` writes it back.
+
+Types stand beside the parts they configure; this module joins them and holds those of the loop. A part that comes in
+several kinds is a closed union of dataclasses, told apart by ``kind``: that union is the registry.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeVar, cast
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from four_d.data.loading import DataConfig
+from four_d.errors import UserError
+from four_d.losses import LossConfig
+from four_d.model import ModelConfig
+
+Plain = dict[str, object]
+"""Nested dicts, lists, strings, numbers, booleans and None."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimiserConfig:
+    """AdamW with linear warm-up and cosine decay to ``final_lr_share`` of the peak."""
+
+    lr: float = 2e-4
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    warmup_share: float = 0.05
+    """Share of the run (steps, or minutes where a budget is set) for warm-up."""
+    final_lr_share: float = 0.01
+    clip_norm: float = 1.0
+    trainable: tuple[str, ...] = ("*",)
+    """Shell patterns of parameter names; what matches none stays frozen."""
+    frozen: tuple[str, ...] = ()
+    """Patterns that freeze again what ``trainable`` matched."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """How long and how: one step = one update of the weights over ``accumulate`` batches."""
+
+    max_steps: int = 1000
+    max_minutes: float | None = None
+    """Wall-clock budget: whichever ends first ends the run. Runs with a budget are not reproducible to the bit."""
+    epoch_steps: int = 250
+    """Steps between validations and checkpoints."""
+    accumulate: int = 1
+    precision: Literal["fp32", "bf16"] = "bf16"
+    compile: bool = False
+    """Compile the backbone's blocks in place."""
+    ema: float | None = None
+    """Decay of the averaged weights that are validated and exported; None = no averaging."""
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingConfig:
+    """What a run writes besides its ``metrics.jsonl``."""
+
+    every: int = 10
+    """Steps between lines."""
+    pictures: int = 2
+    """Clips drawn at each validation."""
+    wandb: Literal["off", "offline", "online"] = "off"
+    wandb_project: str = "four_d"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that determines a training run."""
+
+    name: str
+    model: ModelConfig
+    data: DataConfig
+    losses: dict[str, LossConfig]
+    folder: str = "runs"
+    """The run lives in ``folder/name``."""
+    seed: int = 0
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    @property
+    def run_folder(self) -> Path:
+        """Where the run's files go."""
+        return Path(self.folder) / self.name
+
+
+def load(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunConfig:
+    """Merge YAML files left to right, then ``key=value`` overrides, then check every value.
+
+    A path that does not exist is looked up among the shipped configs: ``vggt`` or ``overlays/tiny``.
+
+    Raises:
+        UserError: unreadable file, unknown key (nearest names given), wrong type or choice, missing value.
+    """
+    return build(RunConfig, load_plain(paths, overrides), "config")
+
+
+def load_plain(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> Plain:
+    """The merged, resolved and still unchecked content of config files and overrides."""
+    for override in overrides:
+        if not re.fullmatch(r"[\w.]+=.*", override, flags=re.DOTALL):
+            raise UserError(f"override {override!r} is not key=value, as in optimiser.lr=1e-4")
+    try:
+        parts = [OmegaConf.load(find(path)) for path in paths]
+        merged = OmegaConf.merge(*parts, OmegaConf.from_dotlist(list(overrides)))
+        plain = OmegaConf.to_container(merged, resolve=True)
+    except (OmegaConfBaseException, OSError) as error:
+        raise UserError(f"cannot read config {', '.join(map(str, paths))}: {_first_line(error)}") from error
+    except Exception as error:
+        if type(error).__module__.startswith("yaml"):
+            raise UserError(f"config {', '.join(map(str, paths))} is not YAML: {' '.join(str(error).split())}") from error
+        raise
+    if not isinstance(plain, dict):
+        raise UserError(f"config {', '.join(map(str, paths))} holds {type(plain).__name__}; write a mapping of keys")
+    return cast(Plain, plain)
+
+
+def find(path: str | Path) -> Path:
+    """The config file meant by a path or by the name of a shipped config."""
+    if Path(path).is_file():
+        return Path(path)
+    shipped = shipped_configs()
+    if str(path) in shipped:
+        return shipped[str(path)]
+    near = difflib.get_close_matches(str(path), shipped, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"shipped configs: {', '.join(shipped)}"
+    raise UserError(f"config {path} does not exist; {hint}")
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Name → file of the configs that come with the package (or stand in the working copy)."""
+    package = Path(__file__).parent
+    root = next((r for r in (package / "configs", package.parent / "configs") if r.is_dir()), None)
+    if root is None:
+        return {}
+    return {p.relative_to(root).with_suffix("").as_posix(): p for p in sorted(root.rglob("*.yaml"))}
+
+
+def build(kind: type[T], plain: object, where: str) -> T:
+    """Make a config dataclass out of plain values, choosing each union's branch by its ``kind``.
+
+    Raises:
+        UserError: with the dotted name of the value at fault.
+    """
+    if not isinstance(plain, Mapping):
+        raise UserError(f"{where} is {plain!r}; write a mapping of keys")
+    values = cast(Mapping[str, object], plain)
+    hints = typing.get_type_hints(kind)
+    for key in values:
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), hints, n=2)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"choose among {', '.join(hints)}"
+            raise UserError(f"{where}.{key} is not a setting; {hint}")
+    nested = {key: _nested(hints[key], value, f"{where}.{key}") for key, value in values.items() if _branches(hints[key])}
+    checked = {**_leaves(kind, {k: v for k, v in values.items() if k not in nested}, where), **nested}
+    missing = [f.name for f in _required(kind) if f.name not in checked]
+    if missing:
+        raise UserError(f"{where}.{missing[0]} is missing; set it in a config file or as {missing[0]}=…")
+    try:
+        return kind(**checked)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def to_plain(config: object) -> object:
+    """The inverse of `build`: dataclasses become dicts, tuples lists."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {f.name: to_plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, Mapping):
+        return {str(key): to_plain(value) for key, value in cast(Mapping[object, object], config).items()}
+    if isinstance(config, list | tuple):
+        return [to_plain(item) for item in cast(Sequence[object], config)]
+    return config
+
+
+def to_yaml(config: RunConfig) -> str:
+    """A run's config, whole, as YAML that `load` reads back to an equal value."""
+    return OmegaConf.to_yaml(OmegaConf.create(cast(Plain, to_plain(config))))
+
+
+def diff(left: object, right: object, where: str = "") -> list[tuple[str, object, object]]:
+    """Dotted name, left value and right value of everything that differs between two plain values."""
+    if isinstance(left, dict) and isinstance(right, dict):
+        a, b = cast(Plain, left), cast(Plain, right)
+        keys = [*a, *(key for key in b if key not in a)]
+        return [line for key in keys for line in diff(a.get(key), b.get(key), f"{where}.{key}".lstrip("."))]
+    return [] if left == right else [(where, left, right)]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _required(kind: type) -> list[dataclasses.Field[object]]:
+    missing = dataclasses.MISSING
+    return [f for f in dataclasses.fields(kind) if f.default is missing and f.default_factory is missing]
+
+
+def _branches(hint: object) -> list[type]:
+    """The dataclasses that a type admits: itself, a union's members, or those of a dict's values."""
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return [hint]
+    if typing.get_origin(hint) is dict:
+        return _branches(typing.get_args(hint)[1])
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return [branch for member in typing.get_args(hint) for branch in _branches(member)]
+    return []
+
+
+def _nested(hint: object, value: object, where: str) -> object:
+    if typing.get_origin(hint) is dict:
+        if not isinstance(value, Mapping):
+            raise UserError(f"{where} is {value!r}; write a mapping of names")
+        item = typing.get_args(hint)[1]
+        entries = cast(Mapping[str, object], value).items()
+        # null takes out an entry that an earlier file put in
+        return {str(name): _nested(item, entry, f"{where}.{name}") for name, entry in entries if entry is not None}
+    if value is None and type(None) in typing.get_args(hint):
+        return None
+    return build(_choose(_branches(hint), value, where), value, where)
+
+
+def _choose(branches: list[type], value: object, where: str) -> type:
+    """The union's branch that the value's ``kind`` names; a single branch needs none."""
+    kinds = {typing.get_args(typing.get_type_hints(b)["kind"])[0]: b for b in branches if "kind" in typing.get_type_hints(b)}
+    kind = cast(Plain, value).get("kind") if isinstance(value, Mapping) else None
+    if kind is None and len(branches) == 1:
+        return branches[0]
+    if kind not in kinds:
+        given = f"{where}.kind is {kind!r}" if kind is not None else f"{where} has no kind"
+        raise UserError(f"{given}; choose one of {', '.join(map(str, kinds))}")
+    return kinds[kind]
+
+
+def _leaves(kind: type, values: Plain, where: str) -> Plain:
+    """Check and convert the plain fields of a dataclass with OmegaConf, one by one, to name the one at fault."""
+    schema = OmegaConf.structured(kind)
+    checked: Plain = {}
+    for name, value in values.items():
+        try:
+            node = OmegaConf.merge(schema, {name: value})[name]
+        except OmegaConfBaseException as error:
+            raise UserError(f"{where}.{name} is {value!r}: {_first_line(error)}") from error
+        checked[name] = OmegaConf.to_object(node) if OmegaConf.is_config(node) else node
+    return checked
