@@ -1,0 +1,1 @@
+"""Scores of predictions as pure functions: `depth` and `pose`. No files but trajectories, no models, no state."""
