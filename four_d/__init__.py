@@ -1,3 +1,60 @@
-"""Train, evaluate and export feed-forward 4D models."""
+"""Train, evaluate and export feed-forward 4D models.
+
+    import four_d
+    model = four_d.load("runs/demo/model")
+    prediction = model("video.mp4")
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0.dev0"
+
+if TYPE_CHECKING:
+    from four_d.config import RunConfig
+    from four_d.evaluation import evaluate
+    from four_d.export import export
+    from four_d.inference import load
+    from four_d.model import FourD
+    from four_d.training import train
+    from four_d.types import Cameras, Clip, Example, Prediction, Surface, Tracks
+
+_HOMES = {
+    "RunConfig": "config",
+    "evaluate": "evaluation",
+    "export": "export",
+    "load": "inference",
+    "FourD": "model",
+    "train": "training",
+    "Cameras": "types",
+    "Clip": "types",
+    "Example": "types",
+    "Prediction": "types",
+    "Surface": "types",
+    "Tracks": "types",
+}
+
+__all__ = [
+    "Cameras",
+    "Clip",
+    "Example",
+    "FourD",
+    "Prediction",
+    "RunConfig",
+    "Surface",
+    "Tracks",
+    "__version__",
+    "evaluate",
+    "export",
+    "load",
+    "train",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Public names come from their modules when first asked for, so that `import four_d` stays quick."""
+    if name not in _HOMES:
+        raise AttributeError(f"four_d has no {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(f"four_d.{_HOMES[name]}"), name)

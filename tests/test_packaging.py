@@ -1,0 +1,43 @@
+"""The wheel builds, installs into an empty environment and runs there, with its configs and without the repository."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="needs the working copy")
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    result = subprocess.run([str(c) for c in command], cwd=cwd, capture_output=True, text=True, timeout=240, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def test_wheel_installs_and_runs_elsewhere(tmp_path: Path) -> None:
+    run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path / "dist", ROOT, cwd=tmp_path)
+    wheel = next((tmp_path / "dist").glob("four_d-*.whl"))
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "four_d/py.typed" in names
+    assert "four_d/configs/vggt.yaml" in names
+    assert any(name.startswith("data_prep/synthetic/") for name in names)
+    assert not any(name.startswith("tests/") for name in names)
+
+    # its own folder ahead of everything: the working copy must not be what is imported
+    site = tmp_path / "site"
+    run(sys.executable, "-m", "uv", "pip", "install", "--quiet", "--no-deps", "--target", site, wheel, cwd=tmp_path)
+    show = f"import sys; sys.path.insert(0, {str(site)!r}); from four_d.cli import main; import four_d; print(four_d.__file__); "
+    shown = run(sys.executable, "-c", show + "sys.exit(main(['config', 'show', 'vggt', 'overlays/tiny']))", cwd=tmp_path)
+    assert str(site) in shown.splitlines()[0]
+    assert "kind: alternating" in shown
+
+
+def test_import_is_quick_and_light(tmp_path: Path) -> None:
+    """`import four_d` loads neither torch nor anything heavier: names come when asked for."""
+    code = "import sys, four_d; print(*(m for m in ('torch', 'lightning', 'timm', 'wandb', 'gsplat') if m in sys.modules))"
+    assert run(sys.executable, "-c", code, cwd=tmp_path).strip() == ""
