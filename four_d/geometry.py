@@ -28,7 +28,7 @@ def make_pose(rotation: Float[Tensor, "*b 3 3"], translation: Float[Tensor, "*b 
     return torch.cat([top, bottom], dim=-2)
 
 
-def transform(a_from_b: Pose, points_b: Points) -> Points:
+def transform(a_from_b: Float[Tensor, "*#b 4 4"], points_b: Float[Tensor, "*#b n 3"]) -> Float[Tensor, "*b n 3"]:
     """Points of b in a's coordinates; leading axes broadcast."""
     return points_b @ a_from_b[..., :3, :3].mT + a_from_b[..., None, :3, 3]
 

@@ -18,7 +18,7 @@ CAMERA = Cameras(world_from_camera=WORLD_FROM_CAMERA, intrinsics=INTRINSICS)
 
 def _pixel(x: float, y: float, z: float) -> tuple[list[float], float]:
     """Where CAMERA, which stands at (1, 2, 3) and looks along the world's x, sees a world point."""
-    pixel, depth = project(torch.tensor([[x, y, z]]), CAMERA)
+    pixel, depth = project(torch.tensor([[float(x), y, z]]), CAMERA)
     return pixel[0].tolist(), depth.item()
 
 

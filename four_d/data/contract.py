@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 VERSION = 1
+
+KEY = re.compile(r"[A-Za-z0-9_-]{1,60}")
+"""What a sample may be called: no dot, so that WebDataset's key is ours."""
+
+BARYCENTRIC_ONE = 65535
+"""The stored weight that means 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,3 +95,93 @@ class RawClip:
     """f h w"""
     surface: SurfaceArrays | None = None
     tracks: TrackArrays | None = None
+
+
+def modalities(clip: RawClip) -> list[str]:
+    """What a clip has beyond images and times, in alphabetical order."""
+    names = ("cameras", "depth", "dynamic", "surface", "tracks")
+    values = (clip.world_from_camera, clip.depth, clip.dynamic, clip.surface, clip.tracks)
+    return [name for name, value in zip(names, values) if value is not None]
+
+
+def problems(clip: RawClip) -> list[str]:
+    """What in a clip breaks the layout, one line each; empty where all is well. Looks at no geometry."""
+    return list(_problems(clip))
+
+
+def _problems(clip: RawClip) -> Iterator[str]:
+    info, f = clip.info, len(clip.info.times)
+    h, w = info.height, info.width
+    if not KEY.fullmatch(clip.key):
+        yield f"key {clip.key!r} must be 1 to 60 ASCII letters, digits, '-' or '_'"
+    if f == 0:
+        yield "clip.json: times is empty"
+    if len(info.camera_ids) != f:
+        yield f"clip.json: {len(info.camera_ids)} camera_ids for {f} times"
+    yield from _order_problems(info)
+    yield from _array("images", clip.images, "uint8", (f, h, w, 3))
+    if (clip.world_from_camera is None) != (clip.intrinsics is None):
+        yield "world_from_camera and intrinsics come together or not at all"
+    yield from _array("world_from_camera", clip.world_from_camera, "float64", (f, 4, 4))
+    yield from _array("intrinsics", clip.intrinsics, "float64", (f, 3, 3))
+    yield from _array("depth", clip.depth, "float32", (f, h, w))
+    yield from _array("dynamic", clip.dynamic, "bool", (f, h, w))
+    if clip.surface is not None:
+        yield from _surface_problems(clip.surface, info)
+        if any(value is not None for value in (clip.depth, clip.dynamic, clip.tracks)):
+            yield "depth, dynamic and tracks are derived where there is a surface; leave them out"
+    if clip.tracks is not None:
+        yield from _track_problems(clip.tracks, info)
+
+
+def _order_problems(info: ClipInfo) -> Iterator[str]:
+    previous: tuple[int, float] | None = None
+    for frame, current in enumerate(zip(info.camera_ids, info.times)):
+        if previous is not None and current <= previous:
+            yield f"clip.json: frame {frame} is out of order; frames go camera by camera, each in order of time"
+            return
+        previous = current
+    for name, times in (("surface_times", info.surface_times), ("track_times", info.track_times)):
+        if times is not None and any(b <= a for a, b in zip(times, times[1:])):
+            yield f"clip.json: {name} is not in ascending order"
+
+
+def _surface_problems(surface: SurfaceArrays, info: ClipInfo) -> Iterator[str]:
+    f, h, w, t = len(info.times), info.height, info.width, len(info.surface_times or [])
+    m, v, k = len(surface.triangles), len(surface.vertices), len(surface.moving)
+    if not info.surface_times:
+        yield "clip.json: surface_times is missing but there is a surface"
+    yield from _array("faces", surface.faces, "int32", (f, h, w))
+    yield from _array("barycentric", surface.barycentric, "uint16", (f, 2, h, w))
+    yield from _array("triangles", surface.triangles, "int32", (m, 3))
+    yield from _array("instances", surface.instances, "int32", (m,))
+    yield from _array("vertices", surface.vertices, "float32", (v, 3))
+    yield from _array("moving", surface.moving, "int32", (k,))
+    yield from _array("moving_vertices", surface.moving_vertices, "float32", (t, k, 3))
+    yield from _range("faces", surface.faces, -1, m - 1)
+    yield from _range("triangles", surface.triangles, 0, v - 1)
+    yield from _range("moving", surface.moving, 0, v - 1)
+    yield from _range("instances", surface.instances, 0, max(len(info.objects), 1) - 1)
+
+
+def _track_problems(tracks: TrackArrays, info: ClipInfo) -> Iterator[str]:
+    n, t = len(tracks.points), len(info.track_times or [])
+    if not info.track_times:
+        yield "clip.json: track_times is missing but there are tracks"
+    yield from _array("tracks", tracks.points, "float32", (n, t, 3))
+    yield from _array("tracks_visible", tracks.visible, "bool", (n, t))
+    yield from _array("tracks_valid", tracks.valid, "bool", (n, t))
+
+
+def _array(name: str, value: NDArray[np.generic] | None, dtype: str, shape: tuple[int, ...]) -> Iterator[str]:
+    if value is None:
+        return
+    if value.dtype != np.dtype(dtype) or value.shape != shape:
+        yield f"{name} is {value.dtype} {value.shape}, not {dtype} {shape}"
+    elif value.dtype.kind == "f" and not np.isfinite(value).all():
+        yield f"{name} holds NaN or infinity; invalid values are 0"
+
+
+def _range(name: str, value: NDArray[np.int32], low: int, high: int) -> Iterator[str]:
+    if value.size and (value.min() < low or value.max() > high):
+        yield f"{name} goes from {value.min()} to {value.max()}, outside {low} to {high}"
