@@ -110,6 +110,8 @@ class Tokens:
     """Rows and columns of patches."""
     frames: Int[Tensor, "r"]
     """Frame of each token row."""
+    rounds: tuple[int, ...]
+    """Which round of the backbone each map is of, so that a head finds those it asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)

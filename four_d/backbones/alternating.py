@@ -1,0 +1,195 @@
+"""The VGGT family's backbone (arXiv 2503.11651 §3.2): attention within each frame and over all frames, in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from four_d.backbones.patches import ConvPatchConfig, PatchConfig
+from four_d.errors import UserError
+from four_d.layers import AttentionBackend, Block, Rotation, full_type, grid_positions, rotation_tables
+from four_d.types import Clip, Tokens
+
+IMAGE_MEAN = (0.485, 0.456, 0.406)
+IMAGE_STD = (0.229, 0.224, 0.225)
+"""ImageNet's, RGB."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlternatingConfig:
+    """Sizes of the `AlternatingBackbone`; the defaults are VGGT-1B's but for the patch embedding."""
+
+    kind: Literal["alternating"] = "alternating"
+    patches: PatchConfig = field(default_factory=ConvPatchConfig)
+    patch_size: int = 14
+    width: int = 1024
+    rounds: int = 24
+    """A round is one frame block and one global block."""
+    heads: int = 16
+    mlp_ratio: float = 4.0
+    registers: int = 4
+    group: int = 1
+    """Frame blocks run before the global blocks' turn comes (VGGT's ``aa_block_size``)."""
+    qk_norm: bool = True
+    layer_scale: float | None = 0.01
+    """Initial factor of every residual branch; None leaves it out. Small values learn slowly from scratch."""
+    special_std: float = 1e-6
+    """Standard deviation of the camera and register tokens at the start."""
+    rope_base: float = 100.0
+    attention: AttentionBackend = "sdpa"
+    checkpointing: bool = False
+    """Recompute blocks in the backward pass: less memory, more time."""
+
+    def build(self) -> AlternatingBackbone:
+        """Raises UserError where sizes do not fit each other."""
+        if self.width % self.heads or (self.width // self.heads) % 4:
+            raise UserError(
+                f"backbone.width {self.width} over {self.heads} heads must be a multiple of 4 each; change one of them"
+            )
+        if self.rounds % self.group:
+            raise UserError(f"backbone.rounds {self.rounds} must be a multiple of group {self.group}")
+        blocks = [
+            Block(
+                self.width,
+                self.heads,
+                mlp_ratio=self.mlp_ratio,
+                qk_norm=self.qk_norm,
+                layer_scale=self.layer_scale,
+                backend=self.attention,
+            )
+            for _ in range(2 * self.rounds)
+        ]
+        return AlternatingBackbone(
+            patches=self.patches.build(self.patch_size, self.width),
+            patch_size=self.patch_size,
+            frame_blocks=blocks[: self.rounds],
+            global_blocks=blocks[self.rounds :],
+            width=self.width,
+            head_width=self.width // self.heads,
+            registers=self.registers,
+            group=self.group,
+            special_std=self.special_std,
+            rope_base=self.rope_base,
+            checkpointing=self.checkpointing,
+        )
+
+
+def normalise_images(images: Float[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
+    """RGB in [0, 1] to ImageNet's mean and deviation."""
+    mean = torch.tensor(IMAGE_MEAN, device=images.device, dtype=images.dtype)[:, None, None]
+    std = torch.tensor(IMAGE_STD, device=images.device, dtype=images.dtype)[:, None, None]
+    return (images - mean) / std
+
+
+class AlternatingBackbone(nn.Module):
+    """``(Clip) -> Tokens``: per frame a camera token, registers and patches; frame and global attention in turn.
+
+    A round's token map is its frame block's output beside its global block's, 2 · width channels. The first frame has
+    special tokens of its own, by which the network knows whose coordinates to use; the other frames are
+    interchangeable.
+    """
+
+    def __init__(
+        self,
+        *,
+        patches: nn.Module,
+        patch_size: int,
+        frame_blocks: Sequence[nn.Module],
+        global_blocks: Sequence[nn.Module],
+        width: int,
+        head_width: int,
+        registers: int = 4,
+        group: int = 1,
+        special_std: float = 1e-6,
+        rope_base: float = 100.0,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.rounds, self.token_width, self.patch_size = len(frame_blocks), 2 * width, patch_size
+        self.head_width, self.group, self.rope_base = head_width, group, rope_base
+        self.checkpointing = checkpointing
+        self.patches = patches
+        self.camera_token = nn.Parameter(special_std * torch.randn(1, 2, 1, width))
+        self.register_token = nn.Parameter(special_std * torch.randn(1, 2, registers, width))
+        self.frame_blocks = nn.ModuleList(frame_blocks)
+        self.global_blocks = nn.ModuleList(global_blocks)
+        self.kept: tuple[int, ...] = (self.rounds - 1,)
+
+    def keep(self, rounds: Iterable[int]) -> None:
+        """Give the token maps of these rounds (counted from 0), in ascending order, and hold no others in memory."""
+        kept = tuple(sorted(set(rounds)))
+        wrong = [index for index in kept if not 0 <= index < self.rounds]
+        if wrong:
+            raise UserError(f"a head reads round {wrong[0]}, the backbone has 0 to {self.rounds - 1}; change either")
+        self.kept = kept
+
+    def forward(self, clip: Clip) -> Tokens:
+        """Raises UserError if the image's sides are not multiples of the patch size."""
+        grid = self._grid(*clip.images.shape[-2:])
+        x = self._embed(clip.images)
+        special = 1 + self.register_token.shape[2]
+        maps = self._alternate(x, grid, special)
+        return Tokens(
+            patches=tuple(each[:, :, special:] for each in maps),
+            special=tuple(each[:, :, :special] for each in maps),
+            grid=grid,
+            frames=torch.arange(x.shape[1], device=x.device),
+            rounds=self.kept,
+        )
+
+    def _grid(self, height: int, width: int) -> tuple[int, int]:
+        size = self.patch_size
+        if height % size or width % size:
+            near = (max(round(height / size), 1) * size, max(round(width / size), 1) * size)
+            raise UserError(
+                f"images are {height} × {width} (height × width), not multiples of the model's patch size {size}; "
+                f"resize or crop them to {near[0]} × {near[1]}"
+            )
+        return height // size, width // size
+
+    def _embed(self, images: Float[Tensor, "b f 3 h w"]) -> Float[Tensor, "b f n c"]:
+        """Camera token, registers, patches of every frame; first and other frames differ in the former two."""
+        b, f = images.shape[:2]
+        patches = self.patches(normalise_images(images).flatten(0, 1)).unflatten(0, (b, f))
+        slots = (torch.arange(f, device=images.device) > 0).long()
+        special = torch.cat([self.camera_token, self.register_token], dim=2)[:, slots]
+        return torch.cat([special.to(patches.dtype).expand(b, -1, -1, -1), patches], dim=2)
+
+    def _alternate(
+        self, x: Float[Tensor, "b f n c"], grid: tuple[int, int], special: int
+    ) -> list[Float[Tensor, "b f n d"]]:
+        b, f, n, _ = x.shape
+        positions = grid_positions(*grid, special, x.device)
+        in_frame = rotation_tables(positions, self.head_width, self.rope_base, full_type(x.dtype))
+        cosine, sine = (table.repeat(f, 1, 1) for table in in_frame)
+        maps: list[Tensor] = []
+        for start in range(0, self.rounds, self.group):
+            span = range(start, start + self.group)
+            x, local = self._run(self.frame_blocks, span, x.reshape(b * f, n, -1), in_frame)
+            x, common = self._run(self.global_blocks, span, x.reshape(b, f * n, -1), (cosine, sine))
+            maps += [
+                torch.cat([one.reshape(b, f, n, -1), two.reshape(b, f, n, -1)], dim=-1)
+                for one, two in zip(local, common)
+            ]
+        return maps
+
+    def _run(
+        self, blocks: nn.ModuleList, span: range, x: Float[Tensor, "r n c"], rotation: Rotation
+    ) -> tuple[Float[Tensor, "r n c"], list[Float[Tensor, "r n c"]]]:
+        """Apply the blocks of ``span``; also what the kept ones of them gave."""
+        outputs: list[Tensor] = []
+        for index in span:
+            block = blocks[index]
+            if self.checkpointing and self.training and torch.is_grad_enabled():
+                x = cast(Tensor, checkpoint(block, x, rotation, use_reentrant=False))
+            else:
+                x = block(x, rotation)
+            if index in self.kept:
+                outputs.append(x)
+        return x, outputs

@@ -1,0 +1,129 @@
+"""From images to patch tokens, one frame at a time: a convolution, a small stem, or any timm vision transformer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from four_d.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvPatchConfig:
+    """One convolution whose stride is its kernel, as in VGGT's ``conv`` variant."""
+
+    kind: Literal["conv"] = "conv"
+
+    def build(self, patch_size: int, width: int) -> nn.Module:
+        """``width`` channels per patch."""
+        return ConvPatches([width], patch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StemPatchConfig:
+    """Overlapping 3 × 3 convolutions, then one for the rest of the stride: learns faster from scratch.
+
+    After "Early convolutions help transformers see better" (arXiv 2106.14881), without its normalisation.
+    """
+
+    kind: Literal["stem"] = "stem"
+    channels: tuple[int, ...] = (32, 64, 128)
+    """One halving of resolution each."""
+
+    def build(self, patch_size: int, width: int) -> nn.Module:
+        """UserError if the halvings do not divide the patch size."""
+        if patch_size % 2 ** len(self.channels):
+            raise UserError(
+                f"stem channels {list(self.channels)} halve {len(self.channels)} times, which does not divide "
+                f"patch_size {patch_size}; give fewer channels"
+            )
+        return ConvPatches([*self.channels, width], patch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimmPatchConfig:
+    """A timm vision transformer over each frame; class and register tokens are dropped, a projection is added if
+    its width differs from the backbone's.
+    """
+
+    kind: Literal["timm"] = "timm"
+    model: str = "vit_large_patch14_reg4_dinov2"
+    pretrained: str | None = None
+    """A local weight file; nothing is ever downloaded."""
+    image_size: int | None = None
+    """Side for which position embeddings are stored; they are resampled for others. None: the model's own."""
+    depth: int | None = None
+    embed_width: int | None = None
+    heads: int | None = None
+    """Overrides of the named model's sizes, for small variants."""
+
+    def build(self, patch_size: int, width: int) -> nn.Module:
+        """UserError if there is no such model or no such file."""
+        import timm  # here, not above: slow, and it needs torchvision
+
+        if not timm.is_model(self.model):
+            raise UserError(f"timm has no model {self.model!r}; `timm.list_models('vit*')` lists them")
+        if self.pretrained is not None and not Path(self.pretrained).is_file():
+            raise UserError(f"pretrained: no file {self.pretrained}; give the path of a downloaded weight file")
+        encoder = timm.create_model(
+            self.model,
+            pretrained=self.pretrained is not None,
+            pretrained_cfg_overlay=None if self.pretrained is None else {"file": self.pretrained},
+            num_classes=0,
+            patch_size=patch_size,
+            dynamic_img_size=True,
+            **self._overrides(),
+        )
+        return TimmPatches(encoder, width)
+
+    def _overrides(self) -> dict[str, Any]:
+        sizes = {
+            "img_size": self.image_size,
+            "depth": self.depth,
+            "embed_dim": self.embed_width,
+            "num_heads": self.heads,
+        }
+        return {name: value for name, value in sizes.items() if value is not None}
+
+
+PatchConfig = ConvPatchConfig | StemPatchConfig | TimmPatchConfig
+
+
+class ConvPatches(nn.Module):
+    """Convolutions with GELU between; all but the last halve the resolution, the last does the rest."""
+
+    def __init__(self, channels: list[int], patch_size: int) -> None:
+        super().__init__()
+        self.stem = nn.ModuleList(
+            nn.Conv2d(c_in, c_out, 3, stride=2, padding=1) for c_in, c_out in pairwise([3, *channels[:-1]])
+        )
+        rest = patch_size // 2 ** len(self.stem)
+        self.proj = nn.Conv2d([3, *channels][-2], channels[-1], rest, stride=rest)
+
+    def forward(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n p c"]:
+        """Patches in row-major order."""
+        x = images
+        for convolution in self.stem:
+            x = nn.functional.gelu(convolution(x))
+        return self.proj(x).flatten(2).mT
+
+
+class TimmPatches(nn.Module):
+    """Patch tokens after a timm transformer's last norm."""
+
+    def __init__(self, encoder: nn.Module, width: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        inner = cast(int, encoder.num_features)
+        self.dropped = cast(int, encoder.num_prefix_tokens)
+        self.project = nn.Identity() if inner == width else nn.Linear(inner, width)
+
+    def forward(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n p c"]:
+        """Patches in row-major order."""
+        tokens = self.encoder.forward_features(images)  # pyright: ignore[reportCallIssue]
+        return self.project(tokens[:, self.dropped :])

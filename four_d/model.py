@@ -1,0 +1,66 @@
+"""The model: one backbone, named heads, ``(Clip) -> Prediction``. It knows nothing of training, losses or files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import cast
+
+from torch import nn
+
+from four_d.backbones import Backbone, BackboneConfig
+from four_d.backbones.alternating import AlternatingConfig
+from four_d.errors import UserError
+from four_d.heads import Head, HeadConfig
+from four_d.layers import Block
+from four_d.types import Clip, Prediction, merge_predictions
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What a `FourD` is made of."""
+
+    backbone: BackboneConfig = field(default_factory=AlternatingConfig)
+    heads: dict[str, HeadConfig] = field(default_factory=dict[str, HeadConfig])
+
+    def build(self) -> FourD:
+        """Weights come from torch's global generator: seed it. Raises UserError where sizes do not fit."""
+        backbone = self.backbone.build()
+        heads = {
+            name: config.build(token_width=backbone.token_width, rounds=backbone.rounds, patch_size=backbone.patch_size)
+            for name, config in self.heads.items()
+        }
+        return FourD(backbone, heads)
+
+
+class FourD(nn.Module):
+    """A backbone and its heads; every head writes fields of its own.
+
+    Convention: all coordinates are those of the first frame's camera; lengths are in the unit the training data was
+    normalised to.
+    """
+
+    def __init__(self, backbone: Backbone, heads: Mapping[str, Head]) -> None:
+        super().__init__()
+        if not heads:
+            raise UserError("model.heads is empty; give at least one, for example {depth: {kind: dense}}")
+        self.backbone = backbone
+        self.heads = nn.ModuleDict(cast(Mapping[str, nn.Module], heads))
+        backbone.keep(index for head in heads.values() for index in head.rounds)
+
+    @property
+    def patch_size(self) -> int:
+        """Of what image sides must be multiples."""
+        return self.backbone.patch_size
+
+    def forward(self, clip: Clip) -> Prediction:
+        """``clip`` has one batch axis and any number of frames; the images' sides are multiples of `patch_size`."""
+        tokens = self.backbone(clip)
+        return merge_predictions([head(tokens, clip) for head in self.heads.values()])
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Compile every transformer block of the model in place; names of weights stay."""
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.compile()
