@@ -1,0 +1,88 @@
+"""The way from original pixels to the model's and back."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from four_d.types import Cameras
+
+Size = tuple[int, int]
+"""Height, width."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """A centred crop of the original, scaled to the model's grid: original = left, top + model / scale.
+
+    The scale is one for both axes, so pixels stay square and a field of view stays itself.
+    """
+
+    original: Size
+    model: Size
+    scale: float
+    """Model pixels per original pixel."""
+    left: float
+    """Original pixels cut off at the left (and at the right)."""
+    top: float
+
+    def to_original(self, intrinsics: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b 3 3"]:
+        """Intrinsics in model pixels to original pixels."""
+        offset = torch.tensor([self.left, self.top], dtype=intrinsics.dtype, device=intrinsics.device)
+        result = intrinsics.clone()
+        result[..., :2, :] = intrinsics[..., :2, :] / self.scale
+        result[..., :2, 2] += offset
+        return result
+
+    def original_cameras(self, cameras: Cameras) -> Cameras:
+        """The same cameras with intrinsics in original pixels."""
+        return Cameras(
+            world_from_camera=cameras.world_from_camera,
+            intrinsics=self.to_original(cameras.intrinsics),
+            known=cameras.known,
+        )
+
+
+def fit(original: Size, trained: Size, patch: int) -> Fit:
+    """Keep the shape of the picture and the number of pixels that the model was trained at, in whole patches.
+
+    A model does best at the size it saw in training; its rotary positions allow other grids of about as many patches.
+    At most half a patch a side goes: what the whole patches do not cover is cropped evenly.
+    """
+    height, width = original
+    ideal = math.sqrt(trained[0] * trained[1] / (height * width))
+    rows, columns = (max(1, round(side * ideal / patch)) for side in (height, width))
+    model = rows * patch, columns * patch
+    scale = max(model[0] / height, model[1] / width)
+    return Fit(
+        original=original,
+        model=model,
+        scale=scale,
+        left=(width - model[1] / scale) / 2,
+        top=(height - model[0] / scale) / 2,
+    )
+
+
+def resize(frames: UInt8[np.ndarray, "f h w 3"] | Float[Tensor, "f 3 h w"], to: Fit) -> Float[Tensor, "f 3 r c"]:
+    """Frames (uint8, or floats in [0, 1]) on the model's grid as floats in [0, 1], low-passed when they shrink."""
+    if isinstance(frames, np.ndarray):
+        planes = np.moveaxis(frames, -1, 1).astype(np.float32) / 255
+    else:
+        planes = frames.detach().float().cpu().numpy()
+    if to.original == to.model:
+        return torch.from_numpy(np.ascontiguousarray(planes))
+    return torch.from_numpy(np.stack([np.stack([_resize(plane, to) for plane in frame]) for frame in planes]))
+
+
+def _resize(plane: NDArray[np.float32], to: Fit) -> NDArray[np.float32]:
+    height, width = to.original
+    box = (to.left, to.top, width - to.left, height - to.top)
+    image = Image.fromarray(plane).resize((to.model[1], to.model[0]), Image.Resampling.BICUBIC, box=box)
+    return np.asarray(image).clip(0, 1)

@@ -1,0 +1,214 @@
+"""Reading: a video file or a folder of images becomes frames with times."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from four_d.errors import UserError
+from four_d.progress import progress
+
+if TYPE_CHECKING:
+    import av
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})
+IMAGE_RATE = 25.0
+"""Frames per second that a folder of images is taken to have."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which frames of a video to take."""
+
+    max_frames: int = 24
+    """At most so many, spread evenly."""
+    start: float = 0.0
+    """Seconds to skip."""
+    fps: float | None = None
+    """Frames per second to take, from ``start`` on until there are ``max_frames``; None = spread over the rest."""
+
+    def __post_init__(self) -> None:
+        """Refuse what selects nothing."""
+        if self.max_frames < 1:
+            raise UserError(f"max_frames is {self.max_frames}; take at least 1")
+        if not (self.start >= 0 and (self.fps is None or self.fps > 0)):
+            raise UserError(f"start is {self.start} and fps {self.fps}; start must be ≥ 0 and fps > 0")
+
+    def indices(self, times: Sequence[float]) -> list[int]:
+        """Indices into ``times`` (seconds, ascending)."""
+        if not times:
+            return []
+        usable = [i for i, t in enumerate(times) if t - times[0] >= self.start - 1e-9]
+        if self.fps is None:
+            spread = np.linspace(0, len(usable) - 1, min(self.max_frames, len(usable)))
+            return [usable[int(i)] for i in np.rint(spread)]
+        taken: list[int] = []
+        for index in usable:
+            if not taken or times[index] - times[taken[0]] >= len(taken) / self.fps - 1e-3:
+                taken.append(index)
+            if len(taken) == self.max_frames:
+                break
+        return taken
+
+
+@dataclass(frozen=True, kw_only=True)
+class Video:
+    """Frames that were read, upright, at their original size."""
+
+    frames: NDArray[np.uint8]
+    """f h w 3, RGB."""
+    times: NDArray[np.float64]
+    """f seconds from the video's first frame."""
+    total: int
+    """Frames the source has."""
+
+
+def read(path: Path, selection: Selection | None = None) -> Video:
+    """Read a video file (extra `video`) or a folder of images in the order of their names.
+
+    Greyscale becomes RGB, transparency is dropped, rotation marked in the file is applied, 16-bit greyscale images
+    keep their upper 8 bits. Says on stderr when it takes only some of the frames, or when there is only one.
+
+    Raises:
+        UserError: nothing there, nothing decodes, images of several sizes, or no frame after ``start``.
+
+    """
+    selection = selection or Selection()
+    if path.is_dir():
+        video = _read_folder(path, selection)
+    elif path.is_file():
+        video = _read_file(path, selection)
+    else:
+        raise UserError(f"{path} does not exist; give a video file or a folder of images")
+    if len(video.frames) == 1:
+        print(f"{path} gives one frame: depth and points are meaningful, motion is not", file=sys.stderr)
+    elif len(video.frames) < video.total:
+        taken = f"{len(video.frames)} of {video.total} frames, {video.times[0]:.2f} s to {video.times[-1]:.2f} s"
+        print(f"{path}: taking {taken} (max_frames, start and fps choose others)", file=sys.stderr)
+    return video
+
+
+def _read_folder(folder: Path, selection: Selection) -> Video:
+    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+    if not files:
+        kinds = " ".join(sorted(IMAGE_SUFFIXES))
+        raise UserError(f"{folder} holds no images; put some there ({kinds}) or give a video file")
+    times = [i / IMAGE_RATE for i in range(len(files))]
+    chosen = _some(selection.indices(times), folder, times)
+    frames: list[NDArray[np.uint8]] = []
+    with progress("reading images", len(chosen), "image") as bar:
+        for index in chosen:
+            frame = _read_image(files[index])
+            if frames and frame.shape != frames[0].shape:
+                size, first = f"{frame.shape[1]}×{frame.shape[0]}", f"{frames[0].shape[1]}×{frames[0].shape[0]}"
+                raise UserError(f"{files[index]} is {size}, {files[chosen[0]].name} is {first}; make all one size")
+            frames.append(frame)
+            bar.advance()
+    return Video(frames=np.stack(frames), times=np.array([times[i] for i in chosen]), total=len(files))
+
+
+def _read_image(path: Path) -> NDArray[np.uint8]:
+    try:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened)
+            if image.mode.startswith("I"):
+                return np.repeat(_upper_bits(np.asarray(image))[..., None], 3, axis=-1)
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} does not decode as an image ({error}); remove it or save it again") from error
+
+
+def _upper_bits(counts: NDArray[np.integer]) -> NDArray[np.uint8]:
+    """16-bit grey to 8 bits."""
+    return (np.clip(counts, 0, 65535).astype(np.uint32) >> 8).astype(np.uint8)
+
+
+def _read_file(path: Path, selection: Selection) -> Video:
+    if path.stat().st_size == 0:
+        raise UserError(f"{path} is empty (0 bytes); copy or record the video again")
+    try:
+        import av
+    except ImportError as error:
+        raise UserError(f"reading {path} takes PyAV; install it with: pip install 'four_d[video]'") from error
+    try:
+        times = _packet_times(path)
+        chosen = _some(selection.indices(times), path, times)
+        frames = _pick(path, chosen)
+        if len(frames) < len(chosen):
+            # some packets hold no frame to show: count what decodes, which takes longer
+            times = _decoded_times(path)
+            chosen = _some(selection.indices(times), path, times)
+            frames = _pick(path, chosen)
+    except (av.error.FFmpegError, IndexError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{path} does not decode as a video ({reason}); convert it to H.264 MP4 or images") from error
+    if len({frame.shape for frame in frames}) > 1:
+        raise UserError(f"{path} changes its picture size on the way; convert it to one size")
+    return Video(frames=np.stack(frames), times=np.array([times[i] - times[0] for i in chosen]), total=len(times))
+
+
+def _some(chosen: list[int], path: Path, times: list[float]) -> list[int]:
+    if not times:
+        raise UserError(f"{path} holds no picture that decodes; convert it to H.264 MP4 or images")
+    if not chosen:
+        raise UserError(f"{path} has no frame there (it lasts {times[-1] - times[0]:.2f} s); choose an earlier start")
+    return chosen
+
+
+def _pick(path: Path, chosen: list[int]) -> list[NDArray[np.uint8]]:
+    """The frames of these ascending indices in the order shown; fewer if the video ends before."""
+    wanted = set(chosen)
+    frames: list[NDArray[np.uint8]] = []
+    with progress(f"decoding {path.name}", chosen[-1] + 1, "frame") as bar:
+        for index, frame in enumerate(_decode(path)):
+            if index in wanted:
+                frames.append(_upright(frame))
+            bar.advance()
+            if index == chosen[-1]:
+                break
+    return frames
+
+
+def _decode(path: Path) -> Iterator[av.VideoFrame]:
+    import av
+
+    with av.open(str(path)) as container:
+        container.streams.video[0].thread_type = "AUTO"
+        yield from container.decode(video=0)
+
+
+def _packet_times(path: Path) -> list[float]:
+    """Seconds of every frame in the order shown, without decoding. Says on stderr when some are missing."""
+    import av
+
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        stamps = [packet.pts for packet in container.demux(stream) if packet.size]
+        if stream.frames > len(stamps):
+            print(f"{path} is cut short: only {len(stamps)} of its {stream.frames} frames are there", file=sys.stderr)
+        rate = float(stream.average_rate or IMAGE_RATE)
+        known = [pts for pts in stamps if pts is not None]
+        if len(known) < len(stamps) or stream.time_base is None:
+            return [i / rate for i in range(len(stamps))]
+        return [float(pts * stream.time_base) for pts in sorted(known)]
+
+
+def _decoded_times(path: Path) -> list[float]:
+    """Seconds of every frame that decodes, in the order shown."""
+    times: list[float] = []
+    for index, frame in enumerate(_decode(path)):
+        times.append(index / IMAGE_RATE if frame.time is None else frame.time)
+    return times
+
+
+def _upright(frame: av.VideoFrame) -> NDArray[np.uint8]:
+    """RGB, turned as the file's rotation mark says (degrees anticlockwise)."""
+    array = cast(NDArray[np.uint8], frame.to_ndarray(format="rgb24"))
+    return np.ascontiguousarray(np.rot90(array, k=round(frame.rotation / 90) % 4))
