@@ -33,7 +33,7 @@ STILL = 1e-9
 
 @dataclass(frozen=True, kw_only=True)
 class PairErrors:
-    """Errors of the relative poses of all pairs of frames i < j, ordered (0, 1), (0, 2), …, (1, 2), …"""
+    """Errors of the relative poses of all pairs of frames i < j, in the order (0, 1), (0, 2), …, (1, 2), …"""
 
     rotation_deg: Float[Tensor, "*b p"]
     translation_deg: Float[Tensor, "*b p"]
@@ -135,11 +135,6 @@ def _direction_error_deg(a: Float[Tensor, "*b 3"], b: Float[Tensor, "*b 3"]) -> 
     across = torch.linalg.cross(a, b).norm(dim=-1)
     angle = torch.atan2(across, (a * b).sum(-1).abs()).rad2deg()
     return torch.where(a.norm(dim=-1) > STILL, angle, torch.full_like(angle, 90.0))
-
-
-def first_pairs(frames: int) -> Int[Tensor, "p"]:
-    """Where `PairErrors` holds the pairs with the first frame."""
-    return torch.arange(max(frames - 1, 0))
 
 
 def rra(errors: PairErrors, threshold_deg: float) -> Float[Tensor, "*b"]:

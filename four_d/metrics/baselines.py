@@ -1,0 +1,265 @@
+"""Predictors that ignore the image: the rows that a score needs beside it.
+
+Each is a model, ``(Clip) -> Prediction``, that looks at shapes and times but never at a pixel. `untrained` gives those
+that need no data; `fit` adds those that know what the training clips have in common.
+
+| name | predicts |
+|---|---|
+| ``flat_depth`` | one depth everywhere |
+| ``mean_depth`` | per pixel, the mean over training frames of depth divided by its frame's median |
+| ``median_depth`` | per pixel, the value with the least mean AbsRel over the same frames |
+| ``static_camera`` | the first frame's pose for all |
+| ``line_camera`` | uniform motion without rotation, in the mean training direction (forward if untrained) |
+| ``mean_trajectory`` | per frame index, the mean training pose relative to the first frame (chordal mean rotation) |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import cast
+
+import roma
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from four_d import geometry
+from four_d.errors import UserError
+from four_d.metrics.depth import masked_median
+from four_d.types import Cameras, Clip, Example, Prediction
+
+Model = Callable[[Clip], Prediction]
+
+FOCAL = 1.0
+"""Focal length over image size that untrained baselines assume (a field of view of 53°)."""
+MEDIAN_SIZE = 64
+"""Most rows and columns of ``median_depth``, which needs all frames at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthMap:
+    """The same map, in the examples' normalised unit, for every frame; resized bilinearly where sizes differ."""
+
+    depth: Float[Tensor, "h w"]
+
+    def __call__(self, clip: Clip) -> Prediction:
+        """Depth for every frame of the clip."""
+        *batch, _, height, width = clip.images.shape
+        resized = _resize(self.depth.to(clip.images), (height, width), "bilinear")
+        return Prediction(depth=resized.expand(*batch, height, width).contiguous())
+
+
+@dataclass(frozen=True, kw_only=True)
+class StaticCamera:
+    """The first frame's camera for all frames."""
+
+    focal: tuple[float, float] = (FOCAL, FOCAL)
+    """fx / width and fy / height."""
+
+    def __call__(self, clip: Clip) -> Prediction:
+        """Identity poses."""
+        identity = torch.eye(4, device=clip.images.device, dtype=clip.images.dtype)
+        return _cameras(identity.expand(*clip.times.shape, 4, 4), clip, self.focal)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LineCamera:
+    """A camera that moves at constant velocity (normalised units per second) without turning."""
+
+    velocity: tuple[float, float, float] = (0.0, 0.0, 1.0)
+    focal: tuple[float, float] = (FOCAL, FOCAL)
+
+    def __call__(self, clip: Clip) -> Prediction:
+        """Poses by time elapsed since the first frame."""
+        elapsed = (clip.times - clip.times[..., :1]).to(clip.images)
+        centres = elapsed[..., None] * torch.tensor(self.velocity).to(elapsed)
+        rotation = torch.eye(3).to(centres).expand(*centres.shape[:-1], 3, 3)
+        return _cameras(geometry.make_pose(rotation, centres), clip, self.focal)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanTrajectory:
+    """A fixed pose per frame index; frames beyond the table keep its last pose."""
+
+    poses: Float[Tensor, "k 4 4"]
+    focal: tuple[float, float] = (FOCAL, FOCAL)
+
+    def __call__(self, clip: Clip) -> Prediction:
+        """Poses by frame index."""
+        frames = clip.times.shape[-1]
+        index = torch.arange(frames).clamp_max(len(self.poses) - 1)
+        poses = self.poses[index].to(clip.images)
+        return _cameras(poses.expand(*clip.times.shape, 4, 4), clip, self.focal)
+
+
+def _cameras(poses: Float[Tensor, "*b f 4 4"], clip: Clip, focal: tuple[float, float]) -> Prediction:
+    height, width = clip.images.shape[-2:]
+    rows = [[focal[0] * width, 0, width / 2], [0, focal[1] * height, height / 2], [0, 0, 1]]
+    intrinsics = torch.tensor(rows, device=poses.device, dtype=poses.dtype).expand(*poses.shape[:-2], 3, 3)
+    return Prediction(cameras=Cameras(world_from_camera=poses, intrinsics=intrinsics))
+
+
+def _resize(image: Float[Tensor, "h w"], size: tuple[int, int], mode: str) -> Float[Tensor, "i j"]:
+    if image.shape == size:
+        return image
+    corners = False if mode == "bilinear" else None
+    return interpolate(image[None, None], size, mode=mode, align_corners=corners)[0, 0]
+
+
+def untrained() -> dict[str, Model]:
+    """The baselines that need no data."""
+    return {
+        "flat_depth": DepthMap(depth=torch.ones(1, 1)),
+        "static_camera": StaticCamera(),
+        "line_camera": LineCamera(),
+    }
+
+
+def fit(examples: Iterable[Example]) -> dict[str, Model]:
+    """All baselines, fitted in one pass over (training) examples; those whose truth no example has are left out.
+
+    Raises `UserError` where there is no example at all.
+    """
+    depth, motion = DepthStatistics(), MotionStatistics()
+    count = 0
+    for example in examples:
+        count += len(example.key)
+        depth.add(example.targets)
+        motion.add(example.targets)
+    if count == 0:
+        raise UserError("there is no training clip to fit the image-free baselines on; check the training data's path")
+    return {**untrained(), **depth.models(), **motion.models()}
+
+
+@dataclass
+class DepthStatistics:
+    """Running sums for the depth maps; every frame is divided by its own median, so that no scene outweighs others."""
+
+    total: Tensor | None = None
+    weight: Tensor | None = None
+    medians: list[float] = field(default_factory=list[float])
+    small: list[Tensor] = field(default_factory=list[Tensor])
+    """Normalised frames at low resolution; 0 = invalid."""
+
+    def add(self, targets: Clip) -> None:
+        """Take in every frame with valid depth; frames of other sizes than the first are resized to it."""
+        if targets.depth is None:
+            return
+        for depth, valid in zip(*_depth_frames(targets), strict=True):
+            self._add_frame(depth, valid & (depth > 0))
+
+    def _add_frame(self, depth: Float[Tensor, "h w"], valid: Bool[Tensor, "h w"]) -> None:
+        if not valid.any():
+            return
+        median = masked_median(depth.flatten(), valid.flatten())
+        normalised = torch.where(valid, depth / median, 0)
+        if self.total is None or self.weight is None:
+            self.total, self.weight = torch.zeros_like(normalised), torch.zeros_like(normalised)
+        normalised = _resize(normalised, (self.total.shape[0], self.total.shape[1]), "nearest")
+        self.total += normalised
+        self.weight += normalised > 0
+        self.medians.append(float(median))
+        rows, columns = min(normalised.shape[0], MEDIAN_SIZE), min(normalised.shape[1], MEDIAN_SIZE)
+        self.small.append(_resize(normalised, (rows, columns), "nearest").float())
+
+    def models(self) -> dict[str, Model]:
+        """The fitted maps, in the examples' unit: times the mean of the frames' medians."""
+        if self.total is None or self.weight is None:
+            return {}
+        unit = sum(self.medians) / len(self.medians)
+        overall = self.total.sum() / self.weight.sum()
+        mean = torch.where(self.weight > 0, self.total / self.weight.clamp_min(1), overall)
+        return {
+            "flat_depth": DepthMap(depth=torch.full((1, 1), unit)),
+            "mean_depth": DepthMap(depth=(mean * unit).float()),
+            "median_depth": DepthMap(depth=absrel_median(torch.stack(self.small), float(overall)) * unit),
+        }
+
+
+def _depth_frames(targets: Clip) -> tuple[Float[Tensor, "n h w"], Bool[Tensor, "n h w"]]:
+    assert targets.depth is not None
+    depth = targets.depth.flatten(0, -3).double().cpu()
+    valid = depth > 0 if targets.valid is None else targets.valid.flatten(0, -3).cpu()
+    return depth, valid
+
+
+def absrel_median(frames: Float[Tensor, "n h w"], empty: float) -> Float[Tensor, "h w"]:
+    """Per pixel, the p with the least Σ |p − g| / g over the frames with g > 0: the median weighted by 1 / g.
+
+    Pixels that no frame knows get ``empty``.
+    """
+    ordered = torch.where(frames > 0, frames, torch.inf).sort(dim=0).values
+    weight = torch.where(ordered.isfinite(), 1 / ordered, 0).cumsum(0)
+    index = (weight < weight[-1:] / 2).sum(0, keepdim=True).clamp_max(len(frames) - 1)
+    chosen = ordered.gather(0, index)[0]
+    return torch.where(chosen.isfinite(), chosen, empty)
+
+
+@dataclass
+class MotionStatistics:
+    """Running sums for the trajectories, in the first frame's camera coordinates."""
+
+    rotations: list[Tensor] = field(default_factory=list[Tensor])
+    """Per frame index, the sum of rotation matrices."""
+    centres: list[Tensor] = field(default_factory=list[Tensor])
+    counts: list[int] = field(default_factory=list[int])
+    directions: list[Tensor] = field(default_factory=list[Tensor])
+    speeds: list[float] = field(default_factory=list[float])
+    focals: list[Tensor] = field(default_factory=list[Tensor])
+
+    def add(self, targets: Clip) -> None:
+        """Take in every clip whose cameras are all known."""
+        if targets.cameras is None:
+            return
+        cameras, frames = targets.cameras, targets.times.shape[-1]
+        poses = geometry.rebase(cameras).world_from_camera.double().cpu().reshape(-1, frames, 4, 4)
+        intrinsics = cameras.intrinsics.double().cpu().reshape(-1, frames, 3, 3)
+        known = torch.ones(len(poses), frames, dtype=torch.bool)
+        known = known if cameras.known is None else cameras.known.cpu().reshape(-1, frames)
+        times = targets.times.double().cpu().reshape(-1, frames)
+        ids = targets.camera_ids.cpu().reshape(-1, frames)
+        height, width = targets.images.shape[-2:]
+        size = torch.tensor([width, height], dtype=torch.float64)
+        for clip in known.all(-1).nonzero()[:, 0].tolist():
+            self._add_poses(poses[clip])
+            self._add_velocity(poses[clip, :, :3, 3], times[clip], ids[clip])
+            self.focals.append(intrinsics[clip].diagonal(dim1=-2, dim2=-1)[:, :2].mean(0) / size)
+
+    def _add_poses(self, poses: Float[Tensor, "f 4 4"]) -> None:
+        for index, pose in enumerate(poses):
+            if index == len(self.counts):
+                self.rotations.append(torch.zeros(3, 3, dtype=torch.float64))
+                self.centres.append(torch.zeros(3, dtype=torch.float64))
+                self.counts.append(0)
+            self.rotations[index] += pose[:3, :3]
+            self.centres[index] += pose[:3, 3]
+            self.counts[index] += 1
+
+    def _add_velocity(self, centres: Float[Tensor, "f 3"], times: Float[Tensor, "f"], ids: Tensor) -> None:
+        """From the first frame to the last of the same camera."""
+        last = int((ids == ids[0]).nonzero()[-1])
+        elapsed, distance = float(times[last] - times[0]), float(centres[last].norm())
+        if elapsed > 0 and distance > 0:
+            self.directions.append(centres[last] / distance)
+            self.speeds.append(distance / elapsed)
+
+    def models(self) -> dict[str, Model]:
+        """The fitted trajectories."""
+        if not self.counts:
+            return {}
+        x, y = torch.stack(self.focals).mean(0).tolist()
+        counts = torch.tensor(self.counts, dtype=torch.float64)[:, None]
+        rotations = cast(Tensor, roma.special_procrustes(torch.stack(self.rotations)))
+        poses = geometry.make_pose(rotations, torch.stack(self.centres) / counts)
+        models: dict[str, Model] = {
+            "static_camera": StaticCamera(focal=(x, y)),
+            "line_camera": LineCamera(focal=(x, y)),
+            "mean_trajectory": MeanTrajectory(poses=poses, focal=(x, y)),
+        }
+        if self.directions:
+            direction = torch.nn.functional.normalize(torch.stack(self.directions).mean(0), dim=0)
+            vx, vy, vz = (direction * (sum(self.speeds) / len(self.speeds))).tolist()
+            models["line_camera"] = LineCamera(velocity=(vx, vy, vz), focal=(x, y))
+        return models
