@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +14,6 @@ VERSION = 1
 
 KEY = re.compile(r"[A-Za-z0-9_-]{1,60}")
 """What a sample may be called: no dot, so that WebDataset's key is ours."""
-
-BARYCENTRIC_ONE = 65535
-"""The stored weight that means 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +140,7 @@ def _order_problems(info: ClipInfo) -> Iterator[str]:
             return
         previous = current
     for name, times in (("surface_times", info.surface_times), ("track_times", info.track_times)):
-        if times is not None and any(b <= a for a, b in zip(times, times[1:])):
+        if times is not None and any(b <= a for a, b in pairwise(times)):
             yield f"clip.json: {name} is not in ascending order"
 
 

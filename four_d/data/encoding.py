@@ -1,0 +1,257 @@
+"""Members of a sample as bytes and back. Own decoders only: nothing here can run code that a file brings along."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import re
+import zlib
+from collections.abc import Callable
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from four_d.data.contract import VERSION, ClipInfo, ObjectInfo, RawClip, problems
+
+Array = NDArray[np.generic]
+
+MAX_BYTES = 2**30
+"""No member may decode to more."""
+
+JPEG_QUALITY = 95
+_GZIP = 16 + zlib.MAX_WBITS
+_HEADER = re.compile(rb"\{'descr': '([<|][fiub]\d)', 'fortran_order': False, 'shape': \((\d*(?:, ?\d+)*),?\), \}[ ]*\n")
+
+
+class BadMemberError(ValueError):
+    """A member's bytes are not what the layout says; the text is the reason."""
+
+
+def encode_clip(clip: RawClip, *, lossless: bool = False) -> dict[str, bytes]:
+    """Every member of a sample: extension to bytes, the same bytes for the same clip.
+
+    ``lossless`` stores the images as PNG instead of JPEG. ValueError names what breaks the layout.
+    """
+    if found := problems(clip):
+        raise ValueError(f"clip {clip.key}: {found[0]}")
+    members = {"clip.json": json.dumps(dataclasses.asdict(clip.info), separators=(",", ":")).encode()}
+    for frame, image in enumerate(clip.images):
+        name, data = ("png", encode_png(image)) if lossless else ("jpg", encode_jpeg(image))
+        members[f"f{frame:03d}.image.{name}"] = data
+    if clip.world_from_camera is not None and clip.intrinsics is not None:
+        members["cameras.npy"] = encode_npy(pack_cameras(clip.world_from_camera, clip.intrinsics))
+    members |= _encode_maps(clip) | _encode_surface(clip)
+    if clip.tracks is not None:
+        members["tracks.npy"] = encode_npy(clip.tracks.points)
+        members["tracks_visible.npy"] = encode_npy(clip.tracks.visible)
+        members["tracks_valid.npy"] = encode_npy(clip.tracks.valid)
+    return members
+
+
+def _encode_maps(clip: RawClip) -> dict[str, bytes]:
+    members: dict[str, bytes] = {}
+    if clip.depth is not None:
+        if not clip.info.depth_unit:
+            raise ValueError(f"clip {clip.key}: depth needs clip.json's depth_unit, source units per count")
+        counts = np.rint(clip.depth / clip.info.depth_unit)
+        if counts.min() < 0 or counts.max() > 65535:
+            raise ValueError(f"clip {clip.key}: depth does not fit 16 bits in units of {clip.info.depth_unit}")
+        for frame, depth in enumerate(counts.astype(np.uint16)):
+            members[f"f{frame:03d}.depth.png"] = encode_png(depth)
+    if clip.dynamic is not None:
+        for frame, mask in enumerate(clip.dynamic):
+            members[f"f{frame:03d}.dynamic.png"] = encode_png(mask.astype(np.uint8) * 255)
+    return members
+
+
+def _encode_surface(clip: RawClip) -> dict[str, bytes]:
+    surface = clip.surface
+    if surface is None:
+        return {}
+    members = {
+        "triangles.npy.gz": encode_gzip(encode_npy(surface.triangles)),
+        "instances.npy.gz": encode_gzip(encode_npy(surface.instances)),
+        "vertices.npy.gz": encode_gzip(encode_npy(surface.vertices)),
+        "moving.npy.gz": encode_gzip(encode_npy(surface.moving)),
+        "moving_vertices.npy": encode_npy(surface.moving_vertices),
+    }
+    for frame in range(len(surface.faces)):
+        members[f"f{frame:03d}.faces.npy.gz"] = encode_gzip(encode_npy(surface.faces[frame]))
+        members[f"f{frame:03d}.barycentric.npy.gz"] = encode_gzip(encode_npy(surface.barycentric[frame]))
+    return members
+
+
+def pack_cameras(world_from_camera: NDArray[np.float64], intrinsics: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``f 4 4`` poses and ``f 3 3`` intrinsics as the stored ``f 5 4``. ValueError if the intrinsics have skew."""
+    if np.abs(intrinsics[:, 0, 1]).max(initial=0) > 1e-9:
+        raise ValueError("intrinsics have skew, which the layout cannot hold; undistort and resample the images")
+    row = np.stack([intrinsics[:, 0, 0], intrinsics[:, 1, 1], intrinsics[:, 0, 2], intrinsics[:, 1, 2]], axis=-1)
+    return np.concatenate([world_from_camera, row[:, None]], axis=1)
+
+
+def unpack_cameras(packed: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The inverse of `pack_cameras`."""
+    intrinsics = np.zeros((len(packed), 3, 3))
+    intrinsics[:, 0, 0], intrinsics[:, 1, 1] = packed[:, 4, 0], packed[:, 4, 1]
+    intrinsics[:, 0, 2], intrinsics[:, 1, 2] = packed[:, 4, 2], packed[:, 4, 3]
+    intrinsics[:, 2, 2] = 1
+    return np.ascontiguousarray(packed[:, :4]), intrinsics
+
+
+def encode_jpeg(image: NDArray[np.uint8]) -> bytes:
+    """``h w 3`` as JPEG, quality 95, 4:4:4."""
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "jpeg", quality=JPEG_QUALITY, subsampling=0)
+    return stream.getvalue()
+
+
+def encode_png(image: Array) -> bytes:
+    """uint8 ``h w`` or ``h w 3``, or uint16 ``h w``, as PNG."""
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "png", compress_level=3)
+    return stream.getvalue()
+
+
+def decode_image(data: bytes, mode: str, height: int, width: int) -> Array:
+    """The pixels of a JPEG or PNG of just that size and Pillow mode (RGB, L, I;16)."""
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+            if image.size != (width, height) or image.mode != mode:
+                raise BadMemberError(f"is {image.mode} {image.size}, not {mode} {(width, height)}")
+            return np.asarray(image)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise BadMemberError(f"is not an image: {error}") from error
+
+
+def encode_npy(value: Array) -> bytes:
+    """An array in NumPy's own format, version 1, little-endian."""
+    stream = io.BytesIO()
+    value = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("<"))
+    np.lib.format.write_array(stream, value, version=(1, 0), allow_pickle=False)
+    return stream.getvalue()
+
+
+def npy_header(data: bytes) -> tuple[np.dtype[np.generic], tuple[int, ...], int]:
+    """dtype, shape and header length of an .npy file from its first bytes."""
+    length = 10 + int.from_bytes(data[8:10], "little")
+    match = _HEADER.fullmatch(data[10:length])
+    if data[:8] != b"\x93NUMPY\x01\x00" or match is None:
+        raise BadMemberError("is not a plain little-endian .npy array (version 1, C order, numbers only)")
+    shape = tuple(int(size) for size in match[2].decode().split(",") if size.strip())
+    return np.dtype(match[1].decode()), shape, length
+
+
+def decode_npy(data: bytes, dtype: str, shape: tuple[int | None, ...]) -> Array:
+    """An array that must have this dtype and shape; None leaves a size free."""
+    found, sizes, start = npy_header(data)
+    matches = len(sizes) == len(shape) and all(want in (None, got) for want, got in zip(shape, sizes))
+    if found != np.dtype(dtype) or not matches:
+        raise BadMemberError(f"is {found} {sizes}, not {dtype} {shape}")
+    if len(data) - start != int(np.prod(sizes, dtype=np.int64)) * found.itemsize:
+        raise BadMemberError(f"has {len(data) - start} bytes of data, which does not make {found} {sizes}")
+    return np.frombuffer(data, found, offset=start).reshape(sizes)
+
+
+def encode_gzip(data: bytes) -> bytes:
+    """Gzip at its fastest, without time stamp or name."""
+    compressor = zlib.compressobj(level=1, wbits=_GZIP)
+    return compressor.compress(data) + compressor.flush()
+
+
+def decode_gzip(data: bytes, limit: int = MAX_BYTES) -> bytes:
+    """What was compressed, if it is whole and no longer than ``limit`` bytes."""
+    decompressor = zlib.decompressobj(wbits=_GZIP)
+    try:
+        result = decompressor.decompress(data, limit)
+    except zlib.error as error:
+        raise BadMemberError(f"is not whole gzip data: {error}") from error
+    if not decompressor.eof:
+        raise BadMemberError("is cut short or decodes to more bytes than it may")
+    return result
+
+
+def decode_info(data: bytes) -> ClipInfo:
+    """clip.json. Missing or unknown fields and values of the wrong type are a `BadMemberError`."""
+    try:
+        content = cast(object, json.loads(data))
+    except ValueError as error:
+        raise BadMemberError(f"is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise BadMemberError("is not a JSON object")
+    fields = cast(dict[str, object], content)
+    if fields.get("version") != VERSION:
+        raise BadMemberError(f"has layout version {fields.get('version')}; this four_d reads {VERSION}")
+    known = {field.name: field for field in dataclasses.fields(ClipInfo)}
+    required = {name for name, field in known.items() if _has_no_default(field)}
+    if wrong := sorted(required - fields.keys()) + sorted(fields.keys() - known.keys()):
+        raise BadMemberError(f"lacks or does not know the field {wrong[0]!r}")
+    for name, value in fields.items():
+        fields[name] = _read_field(name, value)
+    return ClipInfo(**fields)  # pyright: ignore[reportArgumentType]
+
+
+def _has_no_default(field: dataclasses.Field[object]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _read_field(name: str, value: object) -> object:
+    if name in _OPTIONAL and value is None:
+        return None
+    try:
+        return _FIELDS[name](value)
+    except (TypeError, ValueError) as error:
+        raise BadMemberError(f"field {name!r}: {error}") from error
+
+
+def _exactly(kind: type) -> Callable[[object], object]:
+    def read(value: object) -> object:
+        if type(value) is not kind:
+            raise TypeError(f"{value!r} is not of type {kind.__name__}")
+        return value
+
+    return read
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+        raise TypeError(f"{value!r} is not a finite number")
+    return float(value)
+
+
+def _list_of(read: Callable[[object], object]) -> Callable[[object], object]:
+    def read_all(value: object) -> object:
+        if not isinstance(value, list):
+            raise TypeError(f"{value!r} is not a list")
+        return [read(item) for item in cast(list[object], value)]
+
+    return read_all
+
+
+def _object(value: object) -> ObjectInfo:
+    if not isinstance(value, dict) or not all(
+        isinstance(text, str) for text in cast(dict[str, object], value).values()
+    ):
+        raise TypeError(f"{value!r} is not an object of name and motion")
+    return ObjectInfo(**cast(dict[str, str], value))
+
+
+_OPTIONAL = {"surface_times", "track_times", "depth_unit", "seed", "generator"}
+_FIELDS: dict[str, Callable[[object], object]] = {
+    "source": _exactly(str),
+    "licence": _exactly(str),
+    "metric": _exactly(bool),
+    "width": _exactly(int),
+    "height": _exactly(int),
+    "times": _list_of(_number),
+    "camera_ids": _list_of(_exactly(int)),
+    "surface_times": _list_of(_number),
+    "track_times": _list_of(_number),
+    "depth_unit": _number,
+    "objects": _list_of(_object),
+    "seed": _exactly(int),
+    "generator": _exactly(dict),
+    "version": _exactly(int),
+}

@@ -1,0 +1,334 @@
+"""What a data set says of itself: the sidecar of each shard and the manifest (`docs/data.md`)."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import re
+import uuid
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from four_d.data.contract import VERSION
+from four_d.errors import UserError
+
+MANIFEST = "manifest.json"
+_SHARD = re.compile(r"shard-(\d{6,})\.(tar|json)")
+_NAME = re.compile(r"[\w.-]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleIndex:
+    """One clip as the sidecar knows it, without opening the tar."""
+
+    key: str
+    source: str
+    shard: str
+    width: int
+    height: int
+    times: list[float]
+    """Seconds, one per frame."""
+    camera_ids: list[int]
+    modalities: list[str]
+    members: dict[str, tuple[int, int, int]] = field(repr=False)
+    """Extension to (byte offset in the tar, size, CRC-32)."""
+
+    @property
+    def frames(self) -> int:
+        """How many images it has, of all cameras."""
+        return len(self.times)
+
+    @property
+    def cameras(self) -> int:
+        """How many cameras filmed it."""
+        return len(set(self.camera_ids))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceInfo:
+    """One source of a data set."""
+
+    licence: str
+    metric: bool
+    clips: int
+    frames: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardInfo:
+    """One shard of a data set: file names, relative to its folder, and what is in them."""
+
+    shard: str
+    sidecar: str
+    clips: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The content of ``manifest.json``; ``folder`` is where it lies."""
+
+    folder: Path
+    name: str
+    sources: dict[str, SourceInfo]
+    modalities: list[str]
+    units: dict[str, str]
+    clips: int
+    frames: int
+    bytes: int
+    shards: list[ShardInfo]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sidecar:
+    """What is in one shard."""
+
+    info: ShardInfo
+    sources: dict[str, SourceInfo]
+    samples: list[SampleIndex]
+
+
+def shard_names(index: int) -> tuple[str, str]:
+    """File names of a shard and its sidecar."""
+    return f"shard-{index:06d}.tar", f"shard-{index:06d}.json"
+
+
+@contextmanager
+def atomic(path: Path) -> Generator[BinaryIO]:
+    """A file that appears under its name whole, flushed to disk, or not at all. OSErrors become `UserError`."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            yield cast(BinaryIO, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(_os_problem(path, error)) from error
+    finally:
+        if path.parent.is_dir():
+            temporary.unlink(missing_ok=True)
+
+
+def _os_problem(path: Path, error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{path}: no space left on the disk; free some or choose another folder. Nothing half-written stays."
+    return f"{path}: cannot write ({error.strerror or error}); choose a folder that you may write to."
+
+
+def write_json(path: Path, content: object) -> None:
+    """``content`` as JSON, atomically, the same bytes for the same content."""
+    with atomic(path) as file:
+        file.write((json.dumps(content, separators=(",", ":")) + "\n").encode())
+
+
+def write_sidecar(folder: Path, sidecar: Sidecar) -> Path:
+    """Say that a shard is whole."""
+    path = folder / sidecar.info.sidecar
+    samples = [
+        {name: value for name, value in dataclasses.asdict(sample).items() if name != "shard"}
+        | {"frames": sample.frames, "cameras": sample.cameras}
+        for sample in sidecar.samples
+    ]
+    info = {name: value for name, value in dataclasses.asdict(sidecar.info).items() if name != "sidecar"}
+    sources = {name: dataclasses.asdict(source) for name, source in sidecar.sources.items()}
+    write_json(path, {"version": VERSION, **info, "sources": sources, "samples": samples})
+    return path
+
+
+def load_sidecar(path: Path) -> Sidecar:
+    """Read a sidecar. UserError if it is missing or broken."""
+    content = _load(path, "make the shard again")
+    with _broken(path, "delete it and make the shard again"):
+        shard = _plain_name(content["shard"])
+        info = ShardInfo(
+            shard=shard,
+            sidecar=path.name,
+            clips=_int(content["clips"]),
+            bytes=_int(content["bytes"]),
+            sha256=str(content["sha256"]),
+        )
+        samples = [_sample(shard, item) for item in _dicts(content["samples"])]
+        return Sidecar(info=info, sources=_sources(content["sources"]), samples=samples)
+
+
+def _sample(shard: str, item: dict[str, object]) -> SampleIndex:
+    members = cast(dict[str, list[int]], item["members"])
+    return SampleIndex(
+        key=str(item["key"]),
+        source=str(item["source"]),
+        shard=shard,
+        width=_int(item["width"]),
+        height=_int(item["height"]),
+        times=[float(time) for time in cast(list[float], item["times"])],
+        camera_ids=[int(camera) for camera in cast(list[int], item["camera_ids"])],
+        modalities=[str(name) for name in cast(list[str], item["modalities"])],
+        members={name: (int(offset), int(size), int(crc)) for name, (offset, size, crc) in members.items()},
+    )
+
+
+def finalise(folder: Path, name: str) -> Manifest:
+    """Merge the sidecars of a folder into its manifest.
+
+    UserError names what is missing: shard numbers without a sidecar, tars of another size than their sidecar says, keys
+    that occur twice, sources that disagree about licence or units.
+    """
+    sidecars = [load_sidecar(folder / shard_names(index)[1]) for index in _whole_shards(folder)]
+    _refuse_same_keys(folder, sidecars)
+    sources = merge_sources(folder, (sidecar.sources for sidecar in sidecars))
+    shards = [sidecar.info for sidecar in sidecars]
+    for info in shards:
+        check_size(folder, info)
+    manifest = Manifest(
+        folder=folder,
+        name=name,
+        sources=sources,
+        modalities=sorted({m for sidecar in sidecars for sample in sidecar.samples for m in sample.modalities}),
+        units={"length": "metre" if all(s.metric for s in sources.values()) else "source", "time": "second"},
+        clips=sum(source.clips for source in sources.values()),
+        frames=sum(source.frames for source in sources.values()),
+        bytes=sum(info.bytes for info in shards),
+        shards=shards,
+    )
+    content = {field: value for field, value in dataclasses.asdict(manifest).items() if field != "folder"}
+    write_json(folder / MANIFEST, {"version": VERSION, **content})
+    return manifest
+
+
+def _whole_shards(folder: Path) -> range:
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    found: dict[str, set[int]] = {"tar": set(), "json": set()}
+    for path in folder.iterdir():
+        if match := _SHARD.fullmatch(path.name):
+            found[match[2]].add(int(match[1]))
+    if not found["json"]:
+        raise UserError(f"{folder}: no finished shards in it; make some first (four-d data make)")
+    wanted = range(max(found["json"] | found["tar"]) + 1)
+    if holes := sorted(set(wanted) - (found["json"] & found["tar"])):
+        listed = ", ".join(str(index) for index in holes[:10]) + (" …" if len(holes) > 10 else "")
+        raise UserError(f"{folder}: shards {listed} are missing or unfinished; make them (four-d data make --shards)")
+    return wanted
+
+
+def _refuse_same_keys(folder: Path, sidecars: list[Sidecar]) -> None:
+    seen: dict[str, str] = {}
+    for sample in (sample for sidecar in sidecars for sample in sidecar.samples):
+        if sample.key in seen:
+            raise UserError(f"{folder}: the key {sample.key} is in both {seen[sample.key]} and {sample.shard}")
+        seen[sample.key] = sample.shard
+
+
+def merge_sources(folder: Path, parts: Iterable[dict[str, SourceInfo]]) -> dict[str, SourceInfo]:
+    """Add up counts by source, in alphabetical order. UserError if a source changes its licence or units."""
+    merged: dict[str, SourceInfo] = {}
+    for name, source in (item for part in parts for item in part.items()):
+        before = merged.get(name, dataclasses.replace(source, clips=0, frames=0))
+        if (before.licence, before.metric) != (source.licence, source.metric):
+            raise UserError(f"{folder}: source {name} has more than one licence or unit; give each its own name")
+        merged[name] = dataclasses.replace(
+            source, clips=before.clips + source.clips, frames=before.frames + source.frames
+        )
+    return dict(sorted(merged.items()))
+
+
+def check_size(folder: Path, info: ShardInfo) -> None:
+    """UserError if a shard is missing or has not the size that was written."""
+    path = folder / info.shard
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise UserError(f"{path}: shard is missing ({error.strerror}); make it again or fetch it again") from error
+    if size != info.bytes:
+        raise UserError(
+            f"{path}: truncated or changed, {size} bytes instead of {info.bytes}; "
+            f"delete it with its sidecar {info.sidecar} and make or fetch it again"
+        )
+
+
+def load_manifest(path: Path) -> Manifest:
+    """The manifest of a data set's folder (or the file itself). UserError if it is missing or broken."""
+    file = path / MANIFEST if path.is_dir() else path
+    content = _load(file, "point at a data set's folder, or make one (four-d data make)")
+    with _broken(file, "write it again (four-d data make finalises the folder)"):
+        shards = [
+            ShardInfo(
+                shard=_plain_name(item["shard"]),
+                sidecar=_plain_name(item["sidecar"]),
+                clips=_int(item["clips"]),
+                bytes=_int(item["bytes"]),
+                sha256=str(item["sha256"]),
+            )
+            for item in _dicts(content["shards"])
+        ]
+        return Manifest(
+            folder=file.parent,
+            name=str(content["name"]),
+            sources=_sources(content["sources"]),
+            modalities=[str(name) for name in cast(list[str], content["modalities"])],
+            units={str(name): str(unit) for name, unit in cast(dict[str, str], content["units"]).items()},
+            clips=_int(content["clips"]),
+            frames=_int(content["frames"]),
+            bytes=_int(content["bytes"]),
+            shards=shards,
+        )
+
+
+def _load(path: Path, remedy: str) -> dict[str, object]:
+    try:
+        content = cast(object, json.loads(path.read_bytes()))
+    except OSError as error:
+        raise UserError(f"{path}: cannot read ({error.strerror}); {remedy}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: is not whole JSON ({error}); {remedy}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: is not a JSON object; {remedy}")
+    fields = cast(dict[str, object], content)
+    if fields.get("version") != VERSION:
+        raise UserError(f"{path}: layout version {fields.get('version')}; this four_d reads version {VERSION}")
+    return fields
+
+
+@contextmanager
+def _broken(path: Path, remedy: str) -> Generator[None]:
+    try:
+        yield
+    except KeyError as error:
+        raise UserError(f"{path}: lacks {error}; {remedy}") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: {error}; {remedy}") from error
+
+
+def _sources(value: object) -> dict[str, SourceInfo]:
+    read: Callable[[dict[str, object]], SourceInfo] = lambda item: SourceInfo(  # noqa: E731
+        licence=str(item["licence"]),
+        metric=bool(item["metric"]),
+        clips=_int(item["clips"]),
+        frames=_int(item["frames"]),
+    )
+    return {name: read(item) for name, item in cast(dict[str, dict[str, object]], value).items()}
+
+
+def _dicts(value: object) -> list[dict[str, object]]:
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r:.40} is not a list")
+    return cast(list[dict[str, object]], value)
+
+
+def _int(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{value!r:.40} is not a whole number")
+    return value
+
+
+def _plain_name(value: object) -> str:
+    if not isinstance(value, str) or not _NAME.fullmatch(value) or value in (".", ".."):
+        raise TypeError(f"{value!r:.60} is not a plain file name")
+    return value

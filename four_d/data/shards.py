@@ -1,0 +1,372 @@
+"""Writing clips into WebDataset shards, and reading any frames of any clip back by byte offset."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import tarfile
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from webdataset.writer import TarWriter
+
+from four_d.data.contract import ClipInfo, RawClip, SurfaceArrays, TrackArrays, modalities
+from four_d.data.encoding import (
+    Array,
+    BadMemberError,
+    decode_gzip,
+    decode_image,
+    decode_info,
+    decode_npy,
+    encode_clip,
+    npy_header,
+    unpack_cameras,
+)
+from four_d.data.manifest import (
+    Manifest,
+    SampleIndex,
+    ShardInfo,
+    Sidecar,
+    SourceInfo,
+    atomic,
+    check_size,
+    finalise,
+    load_manifest,
+    load_sidecar,
+    merge_sources,
+    shard_names,
+    write_sidecar,
+)
+from four_d.errors import UserError
+
+if TYPE_CHECKING:
+    from typing import Self
+
+__all__ = [
+    "CorruptSample",
+    "Manifest",
+    "SampleIndex",
+    "ShardReader",
+    "finalise",
+    "load_manifest",
+    "shard_done",
+    "write_shard",
+]
+
+T = TypeVar("T")
+
+OPEN_FILES = 64
+"""Shards that one process keeps open."""
+
+
+class CorruptSample(UserError):  # noqa: N818, the name says that it is one sample's
+    """A sample whose bytes are not what the layout or the sidecar says."""
+
+    def __init__(self, shard: str, key: str, member: str, reason: str) -> None:
+        super().__init__(f"{shard}: sample {key}, member {member}: {reason}; make or fetch the shard again")
+        self.shard, self.key, self.member, self.reason = shard, key, member, reason
+
+    def __reduce__(self) -> tuple[type[CorruptSample], tuple[str, str, str, str]]:
+        """Survive the way from a loader's worker to its parent."""
+        return type(self), (self.shard, self.key, self.member, self.reason)
+
+
+def shard_done(folder: Path, index: int) -> bool:
+    """Whether a shard is whole: its sidecar says so."""
+    return (folder / shard_names(index)[1]).is_file()
+
+
+def write_shard(folder: Path, index: int, clips: Iterable[RawClip], *, lossless: bool = False) -> Path:
+    """Write one shard and then its sidecar, whose path comes back. The same clips give the same bytes.
+
+    A shard that has its sidecar stays as it is; its clips are not even asked for. ``lossless`` stores images as PNG.
+    UserError where the disk is full or the folder not writable; ValueError where a clip breaks the layout.
+    """
+    name, sidecar_name = shard_names(index)
+    if shard_done(folder, index):
+        return folder / sidecar_name
+    samples: list[SampleIndex] = []
+    sources: dict[str, SourceInfo] = {}
+    with atomic(folder / name) as file:
+        sink = _Sink(file)
+        with TarWriter(cast("BinaryIO", sink), encoder=False, mtime=0, compress=False) as writer:
+            for clip in clips:
+                samples.append(_write_clip(writer, name, clip, lossless, {sample.key for sample in samples}))
+                sources = merge_sources(folder, [sources, _count(clip.info)])
+        if not samples:
+            raise ValueError(f"{name}: a shard needs at least one clip")
+    info = ShardInfo(
+        shard=name, sidecar=sidecar_name, clips=len(samples), bytes=sink.size, sha256=sink.digest.hexdigest()
+    )
+    return write_sidecar(folder, Sidecar(info=info, sources=sources, samples=samples))
+
+
+class _Sink:
+    """A file that hashes and counts what goes through it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        self.size += len(data)
+        return self._file.write(data)
+
+
+def _write_clip(writer: TarWriter, shard: str, clip: RawClip, lossless: bool, taken: set[str]) -> SampleIndex:
+    if clip.key in taken:
+        raise ValueError(f"{shard}: two clips have the key {clip.key}")
+    data = encode_clip(clip, lossless=lossless)
+    members: dict[str, tuple[int, int, int]] = {}
+    position = writer.tarstream.offset
+    for extension in sorted(data):  # the order in which TarWriter writes
+        size = len(data[extension])
+        members[extension] = (position + tarfile.BLOCKSIZE, size, zlib.crc32(data[extension]))
+        position += tarfile.BLOCKSIZE + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    writer.write({"__key__": clip.key, **data})
+    if writer.tarstream.offset != position:
+        raise AssertionError(f"{shard}: the tar grew otherwise than its offsets say")
+    return SampleIndex(
+        key=clip.key,
+        source=clip.info.source,
+        shard=shard,
+        width=clip.info.width,
+        height=clip.info.height,
+        times=clip.info.times,
+        camera_ids=clip.info.camera_ids,
+        modalities=modalities(clip),
+        members=members,
+    )
+
+
+def _count(info: ClipInfo) -> dict[str, SourceInfo]:
+    return {info.source: SourceInfo(licence=info.licence, metric=info.metric, clips=1, frames=len(info.times))}
+
+
+class ShardReader:
+    """Random access to the clips of a data set, and to single frames of them.
+
+    Files open on first use and once per process, so that a reader goes into loader workers by fork or by pickle alike;
+    within a process it is for one thread. UserError at once if a shard or sidecar is missing or has the wrong size.
+    """
+
+    def __init__(self, manifest: Manifest | Path) -> None:
+        self.manifest = manifest if isinstance(manifest, Manifest) else load_manifest(manifest)
+        self.samples: list[SampleIndex] = []
+        """Every clip, in the order of shards and of clips in them."""
+        for info in self.manifest.shards:
+            check_size(self.manifest.folder, info)
+            sidecar = load_sidecar(self.manifest.folder / info.sidecar)
+            if sidecar.info != info:
+                raise UserError(
+                    f"{self.manifest.folder / info.sidecar}: differs from manifest.json; "
+                    "write the manifest again (four-d data make finalises the folder)"
+                )
+            self.samples += sidecar.samples
+        self._files: OrderedDict[str, int] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getstate__(self) -> dict[str, object]:
+        """All but the open files."""
+        return {"manifest": self.manifest, "samples": self.samples, "_files": OrderedDict[str, int]()}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_files"):
+            self.close()
+
+    def close(self) -> None:
+        """Close the files; reading opens them again."""
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    def index(self, key: str) -> int:
+        """The number of the clip with a key. UserError if there is none."""
+        for number, sample in enumerate(self.samples):
+            if sample.key == key:
+                return number
+        raise UserError(f"{self.manifest.folder}: no clip {key!r}; `four-d data stats` and the sidecars list the keys")
+
+    def read(self, index: int, frames: Sequence[int] | None = None) -> RawClip:
+        """A clip, or only the given frames of it, in the order given; `ClipInfo` then speaks of those frames.
+
+        With ``frames`` the surface comes at their times and those times' neighbours only. CorruptSample if its bytes
+        are not what they should be; IndexError if a frame does not exist.
+        """
+        sample = self.samples[index]
+        if frames is not None and not all(0 <= frame < sample.frames for frame in frames):
+            raise IndexError(f"clip {sample.key} has frames 0 to {sample.frames - 1}, not {list(frames)}")
+        return _Reading(self, sample, frames).clip()
+
+    def member(self, sample: SampleIndex, name: str) -> bytes:
+        """A member's bytes, verified. CorruptSample if absent, cut short or changed."""
+        if name not in sample.members:
+            raise CorruptSample(sample.shard, sample.key, name, "is missing")
+        offset, size, crc = sample.members[name]
+        data = self.piece(sample, name, offset, size)
+        if zlib.crc32(data) != crc:
+            raise CorruptSample(sample.shard, sample.key, name, "has other bytes than were written")
+        return data
+
+    def piece(self, sample: SampleIndex, name: str, offset: int, size: int) -> bytes:
+        """``size`` bytes of a shard, unverified."""
+        try:
+            data = os.pread(self._file(sample.shard), size, offset)
+        except OSError as error:
+            raise CorruptSample(sample.shard, sample.key, name, f"cannot be read ({error.strerror})") from error
+        if len(data) != size:
+            raise CorruptSample(sample.shard, sample.key, name, "is cut short: the shard is truncated")
+        return data
+
+    def _file(self, shard: str) -> int:
+        if shard in self._files:
+            self._files.move_to_end(shard)
+            return self._files[shard]
+        if len(self._files) >= OPEN_FILES:
+            os.close(self._files.popitem(last=False)[1])
+        self._files[shard] = os.open(self.manifest.folder / shard, os.O_RDONLY | os.O_CLOEXEC)
+        return self._files[shard]
+
+
+class _Reading:
+    """One call of `ShardReader.read`."""
+
+    def __init__(self, reader: ShardReader, sample: SampleIndex, frames: Sequence[int] | None) -> None:
+        self._reader, self._sample = reader, sample
+        info = self._decode("clip.json", decode_info)
+        if (info.times, info.camera_ids) != (sample.times, sample.camera_ids):
+            raise CorruptSample(sample.shard, sample.key, "clip.json", "has other frames than the sidecar")
+        self._frames = range(sample.frames) if frames is None else frames
+        self._times = _needed_times(info, self._frames) if frames is not None else None
+        self._info = _restrict(info, self._frames, self._times)
+        self._size = (info.height, info.width)
+
+    def clip(self) -> RawClip:
+        sample = self._sample
+        poses = intrinsics = None
+        if "cameras.npy" in sample.members:
+            packed = self._array("cameras.npy", "<f8", (sample.frames, 5, 4))
+            poses, intrinsics = unpack_cameras(packed[list(self._frames)])
+        depth, dynamic = self._maps("depth.png", "I;16"), self._maps("dynamic.png", "L")
+        return RawClip(
+            key=sample.key,
+            info=self._info,
+            images=self._images(),
+            world_from_camera=poses,
+            intrinsics=intrinsics,
+            depth=None if depth is None else depth.astype(np.float32) * np.float32(self._info.depth_unit or 0),
+            dynamic=None if dynamic is None else dynamic > 127,
+            surface=self._surface() if "triangles.npy.gz" in sample.members else None,
+            tracks=self._tracks() if "tracks.npy" in sample.members else None,
+        )
+
+    def _images(self) -> NDArray[np.uint8]:
+        images = np.empty((len(self._frames), *self._size, 3), np.uint8)
+        for row, frame in enumerate(self._frames):
+            name = f"f{frame:03d}.image."
+            name += "png" if name + "png" in self._sample.members else "jpg"
+            images[row] = self._decode(name, lambda data: decode_image(data, "RGB", *self._size))
+        return images
+
+    def _maps(self, extension: str, mode: str) -> NDArray[Any] | None:
+        if f"f000.{extension}" not in self._sample.members:
+            return None
+        names = [f"f{frame:03d}.{extension}" for frame in self._frames]
+        return np.stack([self._decode(name, lambda data: decode_image(data, mode, *self._size)) for name in names])
+
+    def _surface(self) -> SurfaceArrays:
+        h, w = self._size
+        faces = np.empty((len(self._frames), h, w), np.int32)
+        barycentric = np.empty((len(self._frames), 2, h, w), np.uint16)
+        for row, frame in enumerate(self._frames):
+            faces[row] = self._array(f"f{frame:03d}.faces.npy.gz", "<i4", (h, w))
+            barycentric[row] = self._array(f"f{frame:03d}.barycentric.npy.gz", "<u2", (2, h, w))
+        moving = self._array("moving.npy.gz", "<i4", (None,))
+        return SurfaceArrays(
+            faces=faces,
+            barycentric=barycentric,
+            triangles=self._array("triangles.npy.gz", "<i4", (None, 3)),
+            instances=self._array("instances.npy.gz", "<i4", (None,)),
+            vertices=self._array("vertices.npy.gz", "<f4", (None, 3)),
+            moving=moving,
+            moving_vertices=self._moving_vertices(len(moving)),
+        )
+
+    def _moving_vertices(self, count: int) -> NDArray[np.float32]:
+        name = "moving_vertices.npy"
+        if self._times is None:
+            return self._array(name, "<f4", (None, count, 3))
+        offset, size, _ = self._sample.members.get(name, (0, 0, 0))
+        if not size:
+            raise CorruptSample(self._sample.shard, self._sample.key, name, "is missing")
+        head = self._reader.piece(self._sample, name, offset, min(size, 256))
+        dtype, shape, start = self._checked(name, head, npy_header)
+        if dtype != np.dtype("<f4") or len(shape) != 3 or shape[1:] != (count, 3) or shape[0] <= max(self._times):
+            reason = f"is {dtype} {shape}, not <f4 (t, {count}, 3)"
+            raise CorruptSample(self._sample.shard, self._sample.key, name, reason)
+        row = count * 12
+        first, last = min(self._times), max(self._times)
+        data = self._reader.piece(self._sample, name, offset + start + first * row, (last + 1 - first) * row)
+        rows = np.frombuffer(data, "<f4").reshape(-1, count, 3)
+        return rows if len(rows) == len(self._times) else rows[[time - first for time in self._times]]
+
+    def _tracks(self) -> TrackArrays:
+        shape = (None, len(self._info.track_times or []))
+        points = self._array("tracks.npy", "<f4", (*shape, 3))
+        shape = (len(points), shape[1])
+        return TrackArrays(
+            points=points,
+            visible=self._array("tracks_visible.npy", "|b1", shape),
+            valid=self._array("tracks_valid.npy", "|b1", shape),
+        )
+
+    def _array(self, name: str, dtype: str, shape: tuple[int | None, ...]) -> NDArray[Any]:
+        def decode(data: bytes) -> Array:
+            return decode_npy(decode_gzip(data) if name.endswith(".gz") else data, dtype, shape)
+
+        return self._decode(name, decode)
+
+    def _decode(self, name: str, decode: Callable[[bytes], T]) -> T:
+        return self._checked(name, self._reader.member(self._sample, name), decode)
+
+    def _checked(self, name: str, data: bytes, decode: Callable[[bytes], T]) -> T:
+        try:
+            return decode(data)
+        except BadMemberError as error:
+            raise CorruptSample(self._sample.shard, self._sample.key, name, str(error)) from error
+
+
+def _needed_times(info: ClipInfo, frames: Sequence[int]) -> list[int] | None:
+    """Surface times at the frames' times and beside them, which is what the dynamics mask takes."""
+    if not info.surface_times:
+        return None
+    axis = np.asarray(info.surface_times)
+    own = {int(np.abs(axis - info.times[frame]).argmin()) for frame in frames}
+    return sorted({time for at in own for time in (at - 1, at, at + 1) if 0 <= time < len(axis)})
+
+
+def _restrict(info: ClipInfo, frames: Sequence[int], times: Sequence[int] | None) -> ClipInfo:
+    surface_times = info.surface_times
+    if surface_times is not None and times is not None:
+        surface_times = [surface_times[time] for time in times]
+    return dataclasses.replace(
+        info,
+        times=[info.times[frame] for frame in frames],
+        camera_ids=[info.camera_ids[frame] for frame in frames],
+        surface_times=surface_times,
+    )

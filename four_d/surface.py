@@ -1,0 +1,320 @@
+"""All dense truth derived from correspondence: what each pixel saw, and where its mesh was at every time.
+
+Every function takes an unbatched `types.Surface` whose frames are those of the ``times`` and ``cameras`` it is given;
+frames find their place on the surface's own time axis by their time. Lengths are in the surface's units, positions in
+its world. Where a pixel hit nothing (`valid`) the value is 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from four_d.geometry import project, rays, transform
+from four_d.types import Cameras, Surface, Tracks
+
+DYNAMIC_SPEED = 0.05
+"""Source units (m where metric) per second above which a surface point counts as moving."""
+
+DEPTH_TOLERANCE = 0.005
+"""A point is hidden only if it lies deeper than what its pixel shows by more than this share of its depth."""
+
+TIME_TOLERANCE = 1e-6
+"""Seconds between a frame's time and the surface time that it means."""
+
+BARYCENTRIC_ONE = 65535
+"""The stored weight that means 1."""
+
+Points = Float[Tensor, "f h w 3"]
+Mask = Bool[Tensor, "f h w"]
+
+
+@runtime_checkable
+class StoredSurface(Protocol):
+    """What a shard stores of a surface (`data.contract.SurfaceArrays`)."""
+
+    @property
+    def faces(self) -> NDArray[np.int32]:
+        """F h w; -1 where nothing was hit."""
+        ...
+
+    @property
+    def barycentric(self) -> NDArray[np.uint16]:
+        """F 2 h w; 65535 = 1."""
+        ...
+
+    @property
+    def triangles(self) -> NDArray[np.int32]:
+        """M 3"""
+        ...
+
+    @property
+    def instances(self) -> NDArray[np.int32]:
+        """M"""
+        ...
+
+    @property
+    def vertices(self) -> NDArray[np.float32]:
+        """V 3, at the first time."""
+        ...
+
+    @property
+    def moving(self) -> NDArray[np.int32]:
+        """k: vertices that ever move."""
+        ...
+
+    @property
+    def moving_vertices(self) -> NDArray[np.float32]:
+        """T k 3"""
+        ...
+
+
+@runtime_checkable
+class StoredTimes(Protocol):
+    """What a shard says of a surface's times (`data.contract.ClipInfo`)."""
+
+    @property
+    def surface_times(self) -> Sequence[float] | None:
+        """Seconds, ascending."""
+        ...
+
+
+def decode(arrays: StoredSurface, info: StoredTimes) -> Surface:
+    """A stored surface as tensors. ValueError if it has no times."""
+    if not info.surface_times:
+        raise ValueError("the clip has a surface but no surface_times")
+    vertices = torch.from_numpy(np.array(arrays.vertices)).expand(len(info.surface_times), -1, 3)
+    if len(arrays.moving):
+        vertices = vertices.clone()
+        moving = torch.from_numpy(arrays.moving.astype(np.int64))
+        vertices[:, moving] = torch.from_numpy(np.array(arrays.moving_vertices))
+    barycentric = arrays.barycentric.astype(np.float32) * np.float32(1 / BARYCENTRIC_ONE)
+    return Surface(
+        faces=torch.from_numpy(np.array(arrays.faces)),
+        barycentric=torch.from_numpy(barycentric),
+        triangles=torch.from_numpy(np.array(arrays.triangles)),
+        instances=torch.from_numpy(np.array(arrays.instances)),
+        vertices=vertices,
+        times=torch.tensor(info.surface_times, dtype=torch.float64).float(),
+    )
+
+
+def valid(surface: Surface) -> Mask:
+    """Where a pixel hit something."""
+    return surface.faces >= 0
+
+
+def instances(surface: Surface) -> Int[Tensor, "f h w"]:
+    """Object that each pixel saw; 0 is the static surroundings, -1 nothing."""
+    found = surface.instances.index_select(0, surface.faces.clamp_min(0).flatten())
+    return found.view(surface.faces.shape).masked_fill(surface.faces < 0, -1)
+
+
+def time_indices(surface: Surface, times: Float[Tensor, "*q"]) -> Int[Tensor, "*q"]:
+    """Place of each time on the surface's axis. ValueError if a time is not on it."""
+    axis = surface.times
+    right = torch.searchsorted(axis, times.contiguous()).clamp_max(len(axis) - 1)
+    left = (right - 1).clamp_min(0)
+    nearest = torch.where((times - axis[left]).abs() < (times - axis[right]).abs(), left, right)
+    error = (axis[nearest] - times).abs()
+    if bool((error > TIME_TOLERANCE + 1e-6 * times.abs()).any()):
+        wrong = times[error.argmax()] if times.ndim else times
+        raise ValueError(f"time {float(wrong):.6f} s is not on the surface's axis of {len(axis)} times")
+    return nearest
+
+
+def points(surface: Surface, times: Float[Tensor, "f"]) -> Points:
+    """Where what frame i saw is at ``times[i]``, in the world. For the frames' own times: what they show."""
+    return _points(surface, time_indices(surface, times), _corner_ids(surface))
+
+
+def _corner_ids(surface: Surface) -> Int[Tensor, "f p 3"]:
+    faces = surface.faces.clamp_min(0)
+    return surface.triangles.index_select(0, faces.flatten()).long().view(len(faces), -1, 3)
+
+
+def _points(surface: Surface, at: Int[Tensor, "f"], corner_ids: Int[Tensor, "f p 3"]) -> Points:
+    f, h, w = surface.faces.shape
+    b = surface.barycentric.view(f, 2, -1, 1)
+    found: list[Tensor] = []
+    for frame, time in enumerate(at.tolist()):
+        corners = surface.vertices[time].index_select(0, corner_ids[frame].flatten()).view(-1, 3, 3)
+        origin = corners[:, 0]
+        found.append(
+            torch.addcmul(
+                torch.addcmul(origin, b[frame, 0], corners[:, 1] - origin), b[frame, 1], corners[:, 2] - origin
+            )
+        )
+    return torch.stack(found).view(f, h, w, 3).masked_fill_((surface.faces < 0)[..., None], 0.0)
+
+
+def depth(surface: Surface, cameras: Cameras, times: Float[Tensor, "f"]) -> Float[Tensor, "f h w"]:
+    """z-depth of what each frame saw. ``times`` are the frames' own, ``cameras`` theirs."""
+    return depth_of(points(surface, times), cameras, valid(surface))
+
+
+def depth_of(points_world: Points, cameras: Cameras, where: Mask) -> Float[Tensor, "f h w"]:
+    """z-depth of one world point per pixel; 0 outside ``where``."""
+    forward, centre = cameras.world_from_camera[:, :3, 2], cameras.world_from_camera[:, :3, 3]
+    z = (points_world * forward[:, None, None]).sum(-1) - (forward * centre).sum(-1)[:, None, None]
+    return z.masked_fill(~where, 0.0)
+
+
+def normals(surface: Surface, cameras: Cameras, times: Float[Tensor, "f"]) -> Points:
+    """Unit normals of the faces seen (flat, not interpolated), in the world, towards the camera that saw them."""
+    shape = surface.faces.shape
+    at, ids = time_indices(surface, times), _corner_ids(surface)
+    found = points(surface, times)
+    result = torch.zeros_like(found)
+    for frame, time in enumerate(at.tolist()):
+        corners = surface.vertices[time][ids[frame]]
+        normal = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+        normal = torch.nn.functional.normalize(normal, dim=-1, eps=1e-20)
+        view = found[frame].flatten(0, 1) - cameras.world_from_camera[frame, :3, 3]
+        flip = (normal * view).sum(-1, keepdim=True) > 0
+        result[frame] = torch.where(flip, -normal, normal).view(*shape[1:], 3)
+    return result.masked_fill((surface.faces < 0)[..., None], 0.0)
+
+
+def dynamic(surface: Surface, times: Float[Tensor, "f"], speed: float = DYNAMIC_SPEED) -> Mask:
+    """Where the surface moves faster than ``speed`` between the frame's time and a neighbouring one.
+
+    The first and the last time have one neighbour; with a single time nothing moves.
+    """
+    return depth_and_dynamic(surface, None, times, speed)[1]
+
+
+def depth_and_dynamic(
+    surface: Surface, cameras: Cameras | None, times: Float[Tensor, "f"], speed: float = DYNAMIC_SPEED
+) -> tuple[Float[Tensor, "f h w"] | None, Mask]:
+    """`depth` (None without cameras) and `dynamic` at the price of little more than one."""
+    at, ids = time_indices(surface, times), _corner_ids(surface)
+    now = _points(surface, at, ids)
+    moves = torch.zeros_like(surface.faces, dtype=torch.bool)
+    moving = _moving_faces(surface)
+    if moving is not None:
+        seen = moving.index_select(0, surface.faces.clamp_min(0).flatten()).view(surface.faces.shape)
+        for other in ((at - 1).clamp_min(0), (at + 1).clamp_max(len(surface.times) - 1)):
+            seconds = (surface.times[other] - surface.times[at]).abs()
+            moves |= _moved(surface, now, other, seconds * speed, seen & (seconds > 0)[:, None, None])
+    found = None if cameras is None else depth_of(now, cameras, surface.faces >= 0)
+    return found, moves & (surface.faces >= 0)
+
+
+def _moving_faces(surface: Surface) -> Bool[Tensor, "m"] | None:
+    """Faces with a vertex that is ever elsewhere; None if there is none."""
+    if surface.vertices.stride(0) == 0 or len(surface.times) < 2:
+        return None
+    moved = (surface.vertices[1:] != surface.vertices[:1]).any(0).any(-1)
+    return moved[surface.triangles.long()].any(-1)
+
+
+def _moved(surface: Surface, now: Points, other: Int[Tensor, "f"], distance: Float[Tensor, "f"], seen: Mask) -> Mask:
+    frame, y, x = seen.nonzero(as_tuple=True)
+    ids = surface.triangles.index_select(0, surface.faces[frame, y, x]).long()
+    then = _interpolate(surface.vertices[other[frame, None], ids], surface.barycentric[frame, :, y, x])
+    result = torch.zeros_like(seen)
+    result[frame, y, x] = (then - now[frame, y, x]).norm(dim=-1) > distance[frame]
+    return result
+
+
+def _interpolate(corners: Float[Tensor, "*p 3 3"], b: Float[Tensor, "*p 2"]) -> Float[Tensor, "*p 3"]:
+    first = corners[..., 0, :]
+    return first + b[..., :1] * (corners[..., 1, :] - first) + b[..., 1:] * (corners[..., 2, :] - first)
+
+
+def scene_flow(surface: Surface, times: Float[Tensor, "f"], to_times: Float[Tensor, "f"]) -> Points:
+    """World displacement of what frame i saw, from ``times[i]`` (its own) to ``to_times[i]`` (any)."""
+    return points(surface, to_times) - points(surface, times)
+
+
+def tracks(
+    surface: Surface,
+    cameras: Cameras,
+    times: Float[Tensor, "f"],
+    frame: Int[Tensor, "n"],
+    pixels: Float[Tensor, "n 2"],
+) -> Tracks:
+    """Follow what pixels (x, y) of frame ``frame`` saw through all frames: one entry of the time axis per frame.
+
+    A pixel means its centre. `Tracks.valid` is False where it hit nothing. `Tracks.visible` is exact up to the face
+    map: see `visible`.
+    """
+    x, y = pixels.floor().long().unbind(-1)
+    face = surface.faces[frame, y, x]
+    ids = surface.triangles[face.clamp_min(0).long()].long()
+    at = time_indices(surface, times)
+    corners = surface.vertices[at[:, None, None], ids]
+    where = _interpolate(corners, surface.barycentric[frame, :, y, x].expand(len(at), -1, -1))
+    hit = (face >= 0)[:, None].expand(-1, len(at))
+    seen = visible(surface, cameras, times, where, face)
+    return Tracks(
+        points=where.transpose(0, 1).masked_fill(~hit[..., None], 0.0), visible=seen.T & hit, valid=hit, times=times
+    )
+
+
+def visible(
+    surface: Surface,
+    cameras: Cameras,
+    times: Float[Tensor, "f"],
+    points_world: Float[Tensor, "f n 3"],
+    faces: Int[Tensor, "n"] | None = None,
+) -> Bool[Tensor, "f n"]:
+    """Whether frame i sees point n (a surface point; ``faces`` says of which face, which settles ties).
+
+    The point is projected. Outside the image or not in front of the camera it is not visible. Where its pixel shows its
+    own face, or nothing, it is. Else what the pixel shows is intersected, as a plane, with the ray through the point:
+    it is visible unless it lies deeper than that plane, and deeper than what the pixel's centre shows, by more than
+    `DEPTH_TOLERANCE` of its depth. So within a pixel of an occluder's edge the answer is that of the pixel's centre,
+    and what touches a surface within the tolerance counts as seen.
+    """
+    f, h, w = surface.faces.shape
+    pixels, z = project(points_world, cameras)
+    inside = (z > 1e-6) & (pixels >= 0).all(-1) & (pixels[..., 0] < w) & (pixels[..., 1] < h)
+    x, y = pixels[..., 0].clamp(0, w - 1).long(), pixels[..., 1].clamp(0, h - 1).long()
+    frame = torch.arange(f, device=x.device)[:, None]
+    shown = surface.faces[frame, y, x]
+    clear = _shown_depth(surface, cameras, times, shown, pixels, surface.barycentric[frame, :, y, x])
+    own = shown < 0 if faces is None else (shown < 0) | (shown == faces)
+    return inside & (own | (z <= clear * (1 + DEPTH_TOLERANCE)))
+
+
+def _shown_depth(
+    surface: Surface,
+    cameras: Cameras,
+    times: Float[Tensor, "f"],
+    shown: Int[Tensor, "f n"],
+    pixels: Float[Tensor, "f n 2"],
+    b: Float[Tensor, "f n 2"],
+) -> Float[Tensor, "f n"]:
+    """The larger depth of: the shown face's plane along the exact ray, and what the pixel's centre shows of it."""
+    at = time_indices(surface, times)
+    corners = surface.vertices[at[:, None, None], surface.triangles[shown.clamp_min(0).long()].long()]
+    first = corners[..., 0, :]
+    normal = torch.linalg.cross(corners[..., 1, :] - first, corners[..., 2, :] - first)
+    rotation, centre = cameras.world_from_camera[:, :3, :3], cameras.world_from_camera[:, None, :3, 3]
+    directions = rays(cameras.intrinsics, pixels) @ rotation.mT
+    slope = (normal * directions).sum(-1)
+    plane = (normal * (first - centre)).sum(-1) / torch.where(slope.abs() < 1e-12, torch.ones_like(slope), slope)
+    at_centre = ((_interpolate(corners, b) - centre) * rotation[:, None, :, 2]).sum(-1)
+    # a plane seen edge-on says nothing of depth half a pixel away: let it double the centre's at most
+    return torch.maximum(at_centre, plane.minimum(2 * at_centre))
+
+
+def transform_surface(surface: Surface, a_from_world: Float[Tensor, "4 4"], scale: float = 1.0) -> Surface:
+    """The same surface in a's coordinates, lengths divided by ``scale`` after the move."""
+    moved = transform(a_from_world, surface.vertices) / scale
+    return Surface(
+        faces=surface.faces,
+        barycentric=surface.barycentric,
+        triangles=surface.triangles,
+        instances=surface.instances,
+        vertices=moved,
+        times=surface.times,
+    )
