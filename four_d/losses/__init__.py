@@ -1,0 +1,9 @@
+"""Loss terms: functions of prediction and truth, and frozen dataclasses that name them and are their own configs."""
+
+from __future__ import annotations
+
+from four_d.losses.camera import CameraLoss
+from four_d.losses.dense import DepthLoss, PointsLoss
+
+LossConfig = CameraLoss | DepthLoss | PointsLoss
+"""All terms there are: ``term(prediction, views, targets) -> scalar``, not yet multiplied by ``term.weight``."""

@@ -1,0 +1,177 @@
+"""Depth and point terms: error, error weighed by confidence, and shape (VGGT, arXiv 2503.11651 §3.4).
+
+Where paper and released training differ, this is the released training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional
+
+from four_d.errors import UserError
+from four_d.geometry import unproject
+from four_d.losses.reduction import Over, below_quantile, group_mean, grouped, nothing
+from four_d.types import Clip, Prediction, Views
+
+LIMIT = 100.0
+"""Errors beyond it count as this much, and pull no longer."""
+GRADIENT_SCALES = 4
+NORMAL_SCALES = 3
+MIN_NORMALS = 10
+
+Maps = Float[Tensor, "b f h w c"]
+Masks = Bool[Tensor, "b f h w"]
+
+
+def confidence_weighted(
+    errors: Float[Tensor, "*b"], confidence: Float[Tensor, "*b"], gamma: float, alpha: float
+) -> Float[Tensor, "*b"]:
+    """γ·e·c − α·log c: the likelihood of errors of size α / (γ·c)."""
+    return gamma * errors * confidence - alpha * confidence.log()
+
+
+def gradient_errors(predicted: Maps, target: Maps, valid: Masks) -> list[Maps]:
+    """|∂x(p − t)| and |∂y(p − t)| between neighbours that are both valid, 0 elsewhere; limited."""
+    difference = torch.where(valid[..., None], predicted - target, 0)
+    results: list[Tensor] = []
+    for axis in (-2, -3):
+        size = difference.shape[axis]
+        both = valid.narrow(axis + 1, 1, size - 1) & valid.narrow(axis + 1, 0, size - 1)
+        step = difference.narrow(axis, 1, size - 1) - difference.narrow(axis, 0, size - 1)
+        results.append(torch.where(both[..., None], step.abs().clamp_max(LIMIT), 0))
+    return results
+
+
+def gradient_term(predicted: Maps, target: Maps, valid: Masks, over: Over = "clip") -> Float[Tensor, "g"]:
+    """Sum of `gradient_errors` per valid number, averaged over four scales (every 1st, 2nd, 4th, 8th pixel)."""
+    total = grouped(predicted, over)[:, :0].sum(-1)
+    for step in (2**scale for scale in range(GRADIENT_SCALES)):
+        mask = valid[..., ::step, ::step]
+        errors = gradient_errors(predicted[..., ::step, ::step, :], target[..., ::step, ::step, :], mask)
+        summed = sum(grouped(each, over).sum(-1) for each in errors)
+        total = total + summed / (grouped(mask, over).sum(-1) * predicted.shape[-1]).clamp_min(1)
+    return total / GRADIENT_SCALES
+
+
+def normals(
+    points: Float[Tensor, "b f h w 3"], valid: Masks
+) -> tuple[Float[Tensor, "4 b f h w 3"], Bool[Tensor, "4 b f h w"]]:
+    """Four unit normals per pixel, of the triangles it forms with neighbours up-left, left-down, down-right, right-up;
+    and which of them have three valid corners.
+    """
+    padded = functional.pad(points, (0, 0, 1, 1, 1, 1))
+    inside = functional.pad(valid, (1, 1, 1, 1))
+    windows = [(0, 1), (1, 0), (2, 1), (1, 2)]  # up, left, down, right: first row and column of each shifted map
+    h, w = valid.shape[-2:]
+    arms = torch.stack([padded[..., i : i + h, j : j + w, :] - points for i, j in windows])
+    good = torch.stack([inside[..., i : i + h, j : j + w] & valid for i, j in windows])
+    crossed = torch.linalg.cross(arms, arms.roll(-1, 0), dim=-1)
+    return functional.normalize(crossed, dim=-1, eps=1e-8), good & good.roll(-1, 0)
+
+
+def normal_term(
+    predicted: Float[Tensor, "b f h w 3"], target: Float[Tensor, "b f h w 3"], valid: Masks, over: Over = "clip"
+) -> Float[Tensor, "g"]:
+    """1 − cos between normals, averaged over three scales; a scale with fewer than 10 normals gives 0."""
+    total = grouped(predicted, over)[:, :0].sum(-1)
+    for step in (2**scale for scale in range(NORMAL_SCALES)):
+        mask = valid[..., ::step, ::step]
+        ours, good = normals(predicted[..., ::step, ::step, :], mask)
+        theirs, _ = normals(target[..., ::step, ::step, :], mask)
+        errors = 1 - (ours * theirs).sum(-1)
+        values, keep = (grouped(each.movedim(0, 1), over) for each in (errors, good))
+        total = total + group_mean(values, keep, at_least=MIN_NORMALS)
+    return total / NORMAL_SCALES
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelTerms:
+    """The part that depth and points share: error per pixel, plain and weighed by confidence."""
+
+    regression: float = 1.0
+    """Weight of the plain error."""
+    confidence: float = 1.0
+    """Weight of the error weighed by confidence."""
+    gamma: float = 1.0
+    alpha: float = 0.2
+    quantile: float | None = 0.98
+    """Errors above this quantile are left out, where more than 1,000 are; None: never."""
+    min_valid: int = 100
+    """Groups with fewer valid pixels give 0."""
+    over: Over = "clip"
+
+    def __call__(
+        self, errors: Float[Tensor, "b f h w"], confidence: Float[Tensor, "b f h w"], valid: Masks
+    ) -> Float[Tensor, "g"]:
+        """Both terms of each group, weighted and summed."""
+        limited = errors.clamp_max(LIMIT)
+        weighed = confidence_weighted(limited, confidence, self.gamma, self.alpha).clamp(-LIMIT, LIMIT)
+        return self.regression * self.mean(limited, valid) + self.confidence * self.mean(weighed, valid)
+
+    def mean(self, errors: Float[Tensor, "b f h w"], valid: Masks) -> Float[Tensor, "g"]:
+        """Trimmed mean of each group."""
+        values, keep = grouped(errors, self.over), grouped(valid, self.over)
+        if self.quantile is not None:
+            keep = below_quantile(values, keep, self.quantile)
+        return group_mean(values, keep)
+
+    def reduce(self, values: Float[Tensor, "g"], valid: Masks) -> Float[Tensor, ""]:
+        """Mean over groups; those with too few valid pixels count as 0."""
+        enough = grouped(valid, self.over).sum(-1) >= self.min_valid
+        return torch.where(enough, values, 0).mean()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthLoss:
+    """Error of z-depth in the clip's unit, and of its gradients."""
+
+    kind: Literal["depth"] = "depth"
+    weight: float = 1.0
+    pixels: PixelTerms = field(default_factory=PixelTerms)
+    gradient: float = 1.0
+    """Weight of `gradient_term`."""
+
+    def __call__(self, prediction: Prediction, views: Views | None, targets: Clip) -> Float[Tensor, ""]:  # noqa: ARG002 - all terms have one signature
+        """UserError without a depth head; 0 without true depth."""
+        depth, confidence = prediction.depth, prediction.depth_confidence
+        if depth is None or confidence is None:
+            raise UserError("the depth loss needs depth; add a head {kind: dense, output: depth} or remove the loss")
+        if targets.depth is None or targets.valid is None:
+            return nothing(depth, confidence)
+        truth, valid = targets.depth, targets.valid
+        values = self.pixels((depth - truth).abs(), confidence, valid)
+        values = values + self.gradient * gradient_term(depth[..., None], truth[..., None], valid, self.pixels.over)
+        return self.pixels.reduce(values, valid)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointsLoss:
+    """Error of points in the first frame's camera coordinates, in the clip's unit, and of their normals.
+
+    Truth comes from depth and cameras.
+    """
+
+    kind: Literal["points"] = "points"
+    weight: float = 1.0
+    pixels: PixelTerms = field(default_factory=PixelTerms)
+    normal: float = 1.0
+    """Weight of `normal_term`."""
+
+    def __call__(self, prediction: Prediction, views: Views | None, targets: Clip) -> Float[Tensor, ""]:  # noqa: ARG002 - all terms have one signature
+        """UserError without a points head; 0 without true depth and cameras."""
+        points, confidence = prediction.points, prediction.points_confidence
+        if points is None or confidence is None:
+            raise UserError("the points loss needs points; add a head {kind: dense, output: points} or remove the loss")
+        if targets.depth is None or targets.valid is None or targets.cameras is None:
+            return nothing(points, confidence)
+        truth, valid = unproject(targets.depth, targets.cameras), targets.valid
+        if targets.cameras.known is not None:
+            valid = valid & targets.cameras.known[..., None, None]
+        values = self.pixels(torch.linalg.vector_norm(points - truth, dim=-1), confidence, valid)
+        values = values + self.normal * normal_term(points, truth, valid, self.pixels.over)
+        return self.pixels.reduce(values, valid)
