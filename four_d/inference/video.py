@@ -134,7 +134,7 @@ def _read_file(path: Path, selection: Selection) -> Video:
     if path.stat().st_size == 0:
         raise UserError(f"{path} is empty (0 bytes); copy or record the video again")
     try:
-        import av
+        from av.error import FFmpegError
     except ImportError as error:
         raise UserError(f"reading {path} takes PyAV; install it with: pip install 'four_d[video]'") from error
     try:
@@ -146,7 +146,7 @@ def _read_file(path: Path, selection: Selection) -> Video:
             times = _decoded_times(path)
             chosen = _some(selection.indices(times), path, times)
             frames = _pick(path, chosen)
-    except (av.error.FFmpegError, IndexError) as error:
+    except (FFmpegError, IndexError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"{path} does not decode as a video ({reason}); convert it to H.264 MP4 or images") from error
     if len({frame.shape for frame in frames}) > 1:
@@ -204,7 +204,7 @@ def _decoded_times(path: Path) -> list[float]:
     """Seconds of every frame that decodes, in the order shown."""
     times: list[float] = []
     for index, frame in enumerate(_decode(path)):
-        times.append(index / IMAGE_RATE if frame.time is None else frame.time)
+        times.append(index / IMAGE_RATE if frame.pts is None else frame.time)
     return times
 
 

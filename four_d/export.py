@@ -1,0 +1,188 @@
+"""A trained model as a folder that others use: weights, config, card, and a `torch.export` program."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from four_d import __version__, checkpoints
+from four_d.checkpoints import CARD, CONFIG, WEIGHTS, ModelInfo
+from four_d.errors import UserError
+from four_d.formats.folders import new_folder
+from four_d.model import FourD
+from four_d.progress import progress
+from four_d.types import Cameras, Clip, Prediction
+
+PROGRAM, PROGRAM_NOTE = "model.pt2", "export.json"
+TRACED_FRAMES, CHECKED_FRAMES = 3, (2, 17)
+"""Frames of the trace, and of the checks against the model itself."""
+TOLERANCE = 1e-3
+"""Largest error of the program's outputs, relative to the largest value of each, that is let through."""
+IGNORED_WARNINGS = ("isinstance\\(treespec, LeafSpec\\)", "The tensor attributes? .* (was|were) assigned during export")
+"""What torch itself warns of while exporting, without meaning for us."""
+
+
+def export(
+    run: str | Path, out: str | Path, *, scores: Mapping[str, float] | None = None, overwrite: bool = False
+) -> Path:
+    """Write the newest (averaged) weights of a run, or an export anew, as a folder that appears whole or not at all.
+
+    The folder holds ``model.safetensors``, ``config.json``, ``README.md`` (the card), ``model.pt2`` (a program that
+    `torch.export.load` reads without this package; images (1, f, 3, h, w) to a dict of tensors, f ≥ 2 free, h and w
+    those of training) and ``export.json`` (the program's signature and measured errors).
+
+    Args:
+        run: what `checkpoints.read` reads.
+        out: is made; an earlier export there is replaced.
+        scores: metric → value on held-out data, for the card.
+        overwrite: replace whatever ``out`` holds.
+
+    Raises:
+        UserError: nothing to export, a folder that cannot be written, or a program that does not agree with the model.
+
+    """
+    found = checkpoints.read(run)
+    info = dataclasses.replace(found.info, scores={**found.info.scores, **(scores or {})}, four_d=__version__)
+    out = Path(out)
+    with new_folder(out, "export", overwrite=overwrite) as folder, progress("export", 3, "file") as bar:
+        (folder / WEIGHTS).write_bytes(save({k: v.contiguous() for k, v in found.model.state_dict().items()}))
+        checkpoints.write_info(folder / CONFIG, info)
+        bar.advance()
+        program, errors = to_program(found.model, info.image_size)
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer)
+        (folder / PROGRAM).write_bytes(buffer.getvalue())
+        bar.advance()
+        (folder / PROGRAM_NOTE).write_text(json.dumps(_program_note(info, errors), indent=1) + "\n")
+        (folder / CARD).write_text(card(info, found.model, errors))
+        bar.advance()
+    return out
+
+
+def to_program(model: FourD, image_size: tuple[int, int]) -> tuple[torch.export.ExportedProgram, dict[str, float]]:
+    """Trace a model with a free number of frames; compare it with the model at other numbers than the traced one.
+
+    Returns:
+        The program and, per output, its largest absolute error relative to the largest absolute value.
+
+    Raises:
+        UserError: an output differs by more than `TOLERANCE`.
+
+    """
+    module = _Named(model).eval()
+    generator = torch.Generator().manual_seed(0)
+    frames = torch.export.Dim("frames", min=2)
+    with warnings.catch_warnings(), torch.no_grad():
+        for message in IGNORED_WARNINGS:
+            warnings.filterwarnings("ignore", message=f".*{message}")
+        images = torch.rand(1, TRACED_FRAMES, 3, *image_size, generator=generator)
+        program = torch.export.export(module, (images,), dynamic_shapes=({1: frames},))
+        runnable = program.module()
+    errors: dict[str, float] = {}
+    for count in CHECKED_FRAMES:
+        images = torch.rand(1, count, 3, *image_size, generator=generator)
+        with torch.no_grad():
+            expected, given = module(images), runnable(images)
+        for name, value in expected.items():
+            errors[name] = max(errors.get(name, 0.0), relative_error(given[name], value))
+    worst = max(errors, key=lambda name: errors[name])
+    if not errors[worst] <= TOLERANCE:
+        raise UserError(f"the exported program's {worst} is off by {errors[worst]:.2g} (> {TOLERANCE}); not written")
+    return program, errors
+
+
+def relative_error(given: Tensor, expected: Tensor) -> float:
+    """Largest absolute difference relative to the largest absolute expected value; infinite if shapes differ."""
+    if given.shape != expected.shape:
+        return float("inf")
+    return float((given - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+
+
+def card(info: ModelInfo, model: nn.Module, errors: Mapping[str, float]) -> str:
+    """The model card: what it is, how to use it, what it was trained on, what it scores, what it cannot."""
+    count = sum(p.numel() for p in model.parameters())
+    rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in info.scores.items())
+    scores = f"| metric | value |\n| --- | --- |\n{rows}" if rows else "Not measured at export; `four-d eval` measures."
+    height, width = info.image_size
+    return f"""---
+license: {info.licence.lower()}
+library_name: four_d
+tags: [video, depth, camera-pose, 4d-reconstruction]
+---
+# {info.name or "A four_d model"}
+
+{count / 1e6:.2f} M parameters; video in, {", ".join(errors)} out. Written by four_d {info.four_d}.
+
+```python
+import four_d
+
+model = four_d.load("path/to/this/folder")
+result = model("video.mp4")  # result.depth, result.cameras, result.points
+```
+
+## Training
+
+{info.steps} steps on {", ".join(info.trained_on) or "data not recorded"}, images of {height} × {width} (rows × columns),
+at most {info.frames} frames at once. `config.json` holds the whole model config.
+
+## Scores
+
+{scores}
+
+## Limits
+
+Lengths are in units of the scene's size (VGGT's normalisation), not metres. It does best at about
+{height} × {width} pixels and at most {info.frames} frames; `four_d.load` resizes to that. `model.pt2` takes exactly that
+size, and two frames or more.
+
+## Licence
+
+{info.licence}, as far as the training data allow: check the manifests of the data sets named above.
+"""
+
+
+def _program_note(info: ModelInfo, errors: Mapping[str, float]) -> dict[str, object]:
+    height, width = info.image_size
+    return {
+        "format": 1,
+        "torch": torch.__version__,
+        "input": f"images: float32 (1, f, 3, {height}, {width}), RGB in [0, 1], f >= 2",
+        "outputs": {name: {"largest_relative_error": error} for name, error in errors.items()},
+        "traced_frames": TRACED_FRAMES,
+        "checked_frames": list(CHECKED_FRAMES),
+    }
+
+
+def _outputs(prediction: Prediction) -> dict[str, Tensor]:
+    """The fields a program gives, by name; cameras as their two tensors."""
+    cameras: Cameras | None = prediction.cameras
+    named = {
+        "depth": prediction.depth,
+        "depth_confidence": prediction.depth_confidence,
+        "points": prediction.points,
+        "points_confidence": prediction.points_confidence,
+        "world_from_camera": None if cameras is None else cameras.world_from_camera,
+        "intrinsics": None if cameras is None else cameras.intrinsics,
+    }
+    return {name: value for name, value in named.items() if value is not None}
+
+
+class _Named(nn.Module):
+    """Images in, tensors by name out: dataclasses do not cross the border of an exported program."""
+
+    def __init__(self, model: FourD) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Float[Tensor, "1 f 3 h w"]) -> dict[str, Tensor]:
+        times = torch.zeros(images.shape[:2], device=images.device)
+        return _outputs(self.model(Clip(images=images, times=times, camera_ids=times.long())))
