@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from four_d.backbones.alternating import AlternatingConfig
 from four_d.types import Clip, Tokens
@@ -12,6 +12,7 @@ BackboneConfig = AlternatingConfig
 """All backbones there are; the config's ``kind`` says which."""
 
 
+@runtime_checkable
 class Backbone(Protocol):
     """What `model.FourD` asks of a backbone (which is also an ``nn.Module``)."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from four_d.heads.camera import CameraHeadConfig
 from four_d.heads.dense import DenseHeadConfig
@@ -12,6 +12,7 @@ HeadConfig = CameraHeadConfig | DenseHeadConfig
 """All heads there are; the config's ``kind`` says which."""
 
 
+@runtime_checkable
 class Head(Protocol):
     """What `model.FourD` asks of a head (which is also an ``nn.Module``)."""
 
