@@ -1,0 +1,8 @@
+"""Synthetic multi-view video: rooms of moving things, filmed by several cameras, with exact truth."""
+
+from __future__ import annotations
+
+from data_prep.synthetic.clip import generate
+from data_prep.synthetic.settings import HELD_OUT_SEED, WorldSettings
+
+__all__ = ["HELD_OUT_SEED", "WorldSettings", "generate"]

@@ -1,0 +1,126 @@
+"""The things in a room: which, how large, where, and how they set out."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.synthetic import meshes
+from data_prep.synthetic.meshes import Mesh
+from data_prep.synthetic.physics import Body, MotionWord
+
+Array = NDArray[np.float64]
+Random = np.random.Generator
+STARTS: tuple[MotionWord, ...] = ("dropped", "thrown", "slid", "rolled")
+GAP_M = 0.03
+
+
+def turn(rng: Random, *, upright: bool) -> Array:
+    """A random rotation as wxyz; about z only if ``upright``."""
+    if upright:
+        half = rng.uniform(0, np.pi)
+        return np.array([np.cos(half), 0, 0, np.sin(half)])
+    q = rng.normal(0, 1, 4)
+    return q / np.linalg.norm(q)
+
+
+def rotation_matrix(q: Array) -> Array:
+    """Of a unit quaternion wxyz."""
+    w, x, y, z = q
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+
+
+def _shape(rng: Random, motion: MotionWord, held_out: bool) -> tuple[str, Mesh]:
+    furniture = meshes.HELD_OUT_FURNITURE if held_out else meshes.TRAIN_FURNITURE
+    shapes = meshes.HELD_OUT_SHAPES if held_out else meshes.TRAIN_SHAPES
+    if motion == "static" and rng.random() < 0.5:
+        name, mesh = meshes.make_shape(rng, furniture)
+        return name, meshes.moved(mesh, rng.uniform(0.8, 1.4))
+    name, mesh = meshes.make_shape(rng, shapes)
+    size = rng.uniform(0.4, 1.1) if motion == "static" else rng.uniform(0.3, 0.75)
+    return name, meshes.moved(mesh, size)
+
+
+def _start(rng: Random, motion: MotionWord, centre: Array, radius: float, bottom: float) -> tuple[Array, Array, Array]:
+    """Position, velocity and spin; ``bottom`` is the body's origin's height when it stands on the floor."""
+    angle = rng.uniform(0, 2 * np.pi)
+    outward = np.array([np.cos(angle), np.sin(angle), 0.0])
+    inward = -np.array([np.cos(angle + rng.normal(0, 0.5)), np.sin(angle + rng.normal(0, 0.5)), 0.0])
+    floor = centre + np.array([0, 0, bottom + 1e-3])
+    still = np.zeros(3)
+    if motion == "static":
+        return floor + outward * rng.uniform(0.2, 1.5) * radius, still, still
+    if motion == "resting":
+        return floor + outward * rng.uniform(0.0, 1.0) * radius, still, still
+    if motion == "dropped":
+        height = np.array([0, 0, rng.uniform(0.4, 1.7)])
+        return floor + outward * rng.uniform(0, 1.0) * radius + height, rng.normal(0, 0.4, 3), rng.normal(0, 2.5, 3)
+    if motion == "thrown":
+        up = np.array([0, 0, rng.uniform(0.5, 3.5)])
+        height = np.array([0, 0, rng.uniform(0.1, 1.2)])
+        speed = rng.uniform(1.2, 3.6)
+        return floor + outward * rng.uniform(0.5, 1.2) * radius + height, inward * speed + up, rng.normal(0, 4.0, 3)
+    start = floor + outward * rng.uniform(0.7, 1.4) * radius
+    if motion == "rolled":
+        velocity = inward * rng.uniform(1.0, 3.0)
+        return start + np.array([0, 0, 0.02]), velocity, np.cross([0, 0, 1.0], velocity) / max(bottom, 0.1)
+    return start, inward * rng.uniform(1.5, 3.8), np.array([0, 0, rng.normal(0, 1.5)])
+
+
+def _place(rng: Random, motion: MotionWord, mesh: Mesh, name: str, centre: Array, radius: float) -> Body:
+    upright = motion in ("static", "resting", "slid")
+    quaternion = turn(rng, upright=upright)
+    bottom = -float((mesh.vertices @ rotation_matrix(quaternion).T)[:, 2].min())
+    position, velocity, spin = _start(rng, motion, centre, radius, bottom)
+    return Body(
+        name=name,
+        mesh=mesh,
+        motion=motion,
+        position=position,
+        quaternion=quaternion,
+        velocity=velocity,
+        spin=spin,
+        density=rng.uniform(150, 900),
+        friction=rng.uniform(0.08, 0.3) if motion == "slid" else rng.uniform(0.3, 0.9),
+        damping=rng.uniform(0.1, 0.9),
+    )
+
+
+def world_points(body: Body) -> Array:
+    """The mesh's vertices where the body starts."""
+    return body.mesh.vertices @ rotation_matrix(body.quaternion).T + body.position
+
+
+def _free(body: Body, others: list[Body], bounds: Array) -> bool:
+    """Whether the bounding box keeps clear of the walls and of the others'."""
+    points = world_points(body)
+    low, high = points.min(0), points.max(0)
+    if (low[:2] < bounds[0, :2] + 0.7).any() or (high[:2] > bounds[1, :2] - 0.7).any() or high[2] > bounds[1, 2] - 0.1:
+        return False
+    for other in others:
+        placed = world_points(other)
+        if ((low < placed.max(0) + GAP_M) & (high > placed.min(0) - GAP_M)).all():
+            return False
+    return True
+
+
+def make_bodies(rng: Random, count: int, centre: Array, radius: float, bounds: Array, held_out: bool) -> list[Body]:
+    """``count`` things (fewer where they find no room) about ``centre``, at least two of which start to move."""
+    moving = max(2, round(count * rng.uniform(0.4, 0.75)))
+    words: list[MotionWord] = [STARTS[int(i)] for i in rng.integers(0, len(STARTS), moving)]
+    words += [("static", "resting")[int(rng.random() < 0.35)] for _ in range(count - moving)]
+    bodies: list[Body] = []
+    for word in sorted(words, key=lambda w: w != "static"):
+        name, mesh = _shape(rng, word, held_out)
+        for _ in range(12):
+            body = _place(rng, word, mesh, name, centre, radius)
+            if _free(body, bodies, bounds):
+                bodies.append(body)
+                break
+    return bodies

@@ -1,0 +1,112 @@
+"""A world filmed: one clip in the shards' terms."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.synthetic.render import Lens, Moment, make_moment, pixel_grid, ray_directions, shade
+from data_prep.synthetic.settings import WorldSettings
+from data_prep.synthetic.world import World, compose
+from four_d.data.contract import ClipInfo, ObjectInfo, RawClip, SurfaceArrays
+
+VERSION = 1
+Floats = NDArray[np.float32]
+
+
+def generate(seed: int, settings: WorldSettings) -> RawClip:
+    """The clip of ``seed``: the same on every run. Frames lie camera by camera; metres, world z up."""
+    world = compose(seed, settings)
+    rng = np.random.default_rng([seed, 1 << 20])
+    shape = (settings.cameras, settings.frames, settings.height, settings.width)
+    faces = np.zeros(shape, np.int32)
+    barycentric = np.zeros((*shape[:2], 2, *shape[2:]), np.uint16)
+    radiance = np.zeros((*shape, 3), np.float32)
+    vertices: list[Floats] = []
+    for time in range(settings.frames):
+        moment = make_moment(world.stage, time)
+        vertices.append(moment.vertices)
+        for camera in range(settings.cameras):
+            film(moment, world, camera, time, faces[camera, time], barycentric[camera, time], radiance[camera, time])
+    images = np.stack([develop(rng, frames) for frames in radiance])
+    return _assemble(seed, settings, world, np.stack(vertices), faces, barycentric, images)
+
+
+def film(
+    moment: Moment,
+    world: World,
+    camera: int,
+    time: int,
+    faces: NDArray[np.int32],
+    barycentric: NDArray[np.uint16],
+    radiance: Floats,
+) -> None:
+    """Fill one frame's arrays (h w, 2 h w, h w 3)."""
+    height, width = faces.shape
+    path = world.cameras[camera]
+    pose, focal = path.world_from_camera[time], path.intrinsics[0, 0]
+    lens = Lens(moment, pose[:3, 3])
+    directions = ray_directions(pose, path.intrinsics, pixel_grid(width, height))
+    hits = lens.hits(directions)
+    faces[:] = hits.faces.reshape(height, width)
+    barycentric[:] = np.round(hits.weights[:, 1:].T * 65535).astype(np.uint16).reshape(2, height, width)
+    radiance[:] = shade(moment, pose[:3, 3], directions, hits, 1 / focal).reshape(height, width, 3)
+
+
+def develop(rng: np.random.Generator, radiance: Floats) -> NDArray[np.uint8]:
+    """One camera's frames (f h w 3): exposure and white balance fixed over the clip, highlights rolled off, a little noise."""
+    exposure = rng.uniform(0.8, 1.25) * 0.42 / max(float(np.median(radiance)) * 2, 1e-3)
+    balance = rng.uniform(0.94, 1.06, 3).astype(np.float32)
+    linear = radiance * (np.float32(exposure) * balance)
+    display = np.clip(linear / (1 + 0.35 * linear), 0, 1) ** np.float32(1 / 2.2)
+    noise = rng.uniform(0, 0.012) * rng.standard_normal(display.shape, dtype=np.float32)
+    return np.round(np.clip(display + noise, 0, 1) * 255).astype(np.uint8)
+
+
+def _assemble(
+    seed: int,
+    settings: WorldSettings,
+    world: World,
+    vertices: Floats,
+    faces: NDArray[np.int32],
+    barycentric: NDArray[np.uint16],
+    images: NDArray[np.uint8],
+) -> RawClip:
+    moving = np.flatnonzero((vertices != vertices[0]).any((0, 2))).astype(np.int32)
+    times = [float(t) for t in world.times]
+    info = ClipInfo(
+        source="synthetic",
+        licence="CC0-1.0",
+        metric=True,
+        width=settings.width,
+        height=settings.height,
+        times=times * settings.cameras,
+        camera_ids=[c for c in range(settings.cameras) for _ in times],
+        surface_times=times,
+        objects=[ObjectInfo(name="surroundings"), *(ObjectInfo(name=b.name, motion=b.motion) for b in world.bodies)],
+        seed=seed,
+        generator={
+            "name": "four_d.synthetic",
+            "version": VERSION,
+            "settings": asdict(settings),
+            "camera_motions": [path.kind for path in world.cameras],
+        },
+    )
+    return RawClip(
+        key=f"synthetic-{seed:09d}",
+        info=info,
+        images=images.reshape(-1, *images.shape[2:]),
+        world_from_camera=np.concatenate([path.world_from_camera for path in world.cameras]),
+        intrinsics=np.concatenate([np.broadcast_to(p.intrinsics, (len(times), 3, 3)) for p in world.cameras]),
+        surface=SurfaceArrays(
+            faces=faces.reshape(-1, *faces.shape[2:]),
+            barycentric=barycentric.reshape(-1, *barycentric.shape[2:]),
+            triangles=world.stage.triangles,
+            instances=world.stage.instances,
+            vertices=vertices[0],
+            moving=moving,
+            moving_vertices=np.ascontiguousarray(vertices[:, moving]),
+        ),
+    )

@@ -1,0 +1,141 @@
+"""From a stage and camera paths to pictures and correspondence, one moment after the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.synthetic.raycast import EmbreeRays, RayScene
+from data_prep.synthetic.stage import Light, Stage
+
+Array = NDArray[np.float64]
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """The stage at one time."""
+
+    stage: Stage
+    vertices: Floats
+    normals: Floats
+    rays: RayScene
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hits:
+    """What n rays of one camera hit."""
+
+    faces: NDArray[np.int32]
+    """n; −1 = nothing."""
+    weights: Array
+    """n 3 barycentric, all ≥ 0, summing to 1; 0 where nothing was hit."""
+    depth: Array
+    """n: z-depth; 0 where nothing was hit."""
+
+
+def make_moment(stage: Stage, time: int) -> Moment:
+    """Pose the stage at time index ``time``."""
+    vertices = stage.vertices_at(time)
+    rays = EmbreeRays(vertices, stage.triangles)
+    return Moment(stage=stage, vertices=vertices, normals=stage.normals_at(time), rays=rays)
+
+
+def ray_directions(world_from_camera: Array, intrinsics: Array, pixels: Array) -> Array:
+    """World directions (n 3) through pixels (n 2, corner origin), with z = 1 in camera axes: times z-depth = the point."""
+    x = (pixels[:, 0] - intrinsics[0, 2]) / intrinsics[0, 0]
+    y = (pixels[:, 1] - intrinsics[1, 2]) / intrinsics[1, 1]
+    return np.stack([x, y, np.ones_like(x)], -1) @ world_from_camera[:3, :3].T
+
+
+def pixel_grid(width: int, height: int) -> Array:
+    """Pixel centres (h·w 2)."""
+    y, x = np.mgrid[:height, :width] + 0.5
+    return np.stack([x, y], -1).reshape(-1, 2)
+
+
+class Lens:
+    """One camera at one moment: finds what its rays hit, in double precision.
+
+    For a camera at o and a face a b c, the weights of a direction d are proportional to d·(b−o)×(c−o) and its two
+    rotations, so that one table per camera serves all rays.
+    """
+
+    def __init__(self, moment: Moment, position: Array) -> None:
+        self._moment, self._position = moment, position
+        corners = moment.vertices.astype(np.float64)[moment.stage.triangles] - position
+        a, b, c = corners[:, 0], corners[:, 1], corners[:, 2]
+        self._edges = np.stack([np.cross(b, c), np.cross(c, a), np.cross(a, b)], 1)
+        self._volumes = np.einsum("mi,mi->m", a, self._edges[:, 0])
+
+    def hits(self, directions: Array) -> Hits:
+        """What the rays (n 3, from `ray_directions`) see first."""
+        origins = np.broadcast_to(self._position.astype(np.float32), directions.shape)
+        faces = self._moment.rays.hit(np.ascontiguousarray(origins), directions.astype(np.float32))
+        weights = np.matmul(self._edges[faces], directions[:, :, None])[:, :, 0]
+        total = weights.sum(-1)
+        seen = (faces >= 0) & (np.abs(total) > 1e-15)
+        safe = np.where(seen, total, 1.0)
+        depth = np.where(seen, self._volumes[faces] / safe, 0.0)
+        weights = np.clip(weights / safe[:, None], 0, 1) * seen[:, None]
+        weights /= np.where(seen, weights.sum(-1), 1.0)[:, None]
+        return Hits(faces=np.where(seen, faces, -1).astype(np.int32), weights=weights, depth=depth)
+
+
+def shade(moment: Moment, position: Array, directions: Array, hits: Hits, pixel_angle: float) -> Floats:
+    """Linear radiance (n 3). ``pixel_angle`` = a pixel's width at z-depth 1, for the texture's level of detail."""
+    radiance = sky_colour(moment.stage, directions)
+    seen = np.flatnonzero(hits.faces >= 0)
+    if not len(seen):
+        return radiance
+    stage, faces = moment.stage, hits.faces[seen]
+    weights, ray = hits.weights[seen].astype(np.float32), directions[seen].astype(np.float32)
+    depth = hits.depth[seen].astype(np.float32)
+    points = position.astype(np.float32) + ray * depth[:, None]
+    view = -ray / np.linalg.norm(ray, axis=-1, keepdims=True)
+    normal = np.einsum("nk,nki->ni", weights, moment.normals[faces])
+    normal /= np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-9)
+    slant = np.maximum(np.abs(np.einsum("ni,ni->n", normal, view)), 0.2)
+    uv = np.einsum("nk,nki->ni", weights, stage.uv[faces])
+    footprint = depth * np.float32(pixel_angle) / np.sqrt(slant) * stage.uv_density[faces]
+    albedo = stage.atlas.sample(stage.tiles[faces], uv, footprint)
+    up = (normal[:, 2:] + 1) / 2
+    diffuse = stage.sky[1] + up * (stage.sky[0] - stage.sky[1])
+    highlight = np.zeros_like(albedo)
+    for light in stage.lights:
+        received, shining = _light(moment, light, points, normal, view, stage.shine[faces])
+        diffuse += received
+        highlight += shining
+    radiance[seen] = albedo * diffuse + stage.gloss[faces, None] * highlight
+    return radiance
+
+
+def _light(
+    moment: Moment, light: Light, points: Floats, normal: Floats, view: Floats, shine: Floats
+) -> tuple[Floats, Floats]:
+    """What one light adds: irradiance and highlight (n 3 each); zero in shadow."""
+    to_light = light.position.astype(np.float32) - points
+    distance2 = np.einsum("ni,ni->n", to_light, to_light)
+    direction = to_light / np.sqrt(distance2)[:, None]
+    facing = np.einsum("ni,ni->n", normal, direction)
+    received, shining = np.zeros_like(points), np.zeros_like(points)
+    lit = np.flatnonzero(facing > 0)
+    origins = points[lit] + normal[lit] * np.float32(2e-3)
+    free = ~moment.rays.blocked(origins, to_light[lit] - normal[lit] * np.float32(2e-3))
+    lit = lit[free]
+    strength = light.reach**2 / np.maximum(distance2[lit], 0.25)
+    incoming = (strength * facing[lit])[:, None] * light.colour
+    received[lit] = incoming
+    half = direction[lit] + view[lit]
+    half /= np.maximum(np.linalg.norm(half, axis=-1, keepdims=True), 1e-9)
+    shining[lit] = incoming * (np.maximum(np.einsum("ni,ni->n", half, normal[lit]), 0) ** shine[lit])[:, None]
+    return received, shining
+
+
+def sky_colour(stage: Stage, directions: Array) -> Floats:
+    """What is seen where no face is: from the horizon's to the zenith's colour."""
+    rise = directions[:, 2:] / np.linalg.norm(directions, axis=-1, keepdims=True)
+    blend = np.clip(rise, 0, 1).astype(np.float32) ** np.float32(0.6)
+    return (stage.sky[0] * (1.6 - 0.8 * blend)).astype(np.float32)

@@ -1,0 +1,40 @@
+"""What can be asked of the generator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from four_d.errors import UserError
+
+HELD_OUT_SEED = 1_000_000
+"""Seeds from here on use textures and shapes that smaller seeds never do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldSettings:
+    """One clip's size and content. Everything else is drawn from the seed."""
+
+    width: int = 128
+    height: int = 128
+    cameras: int = 4
+    """Synchronised cameras; each has its own motion and intrinsics."""
+    frames: int = 24
+    """Frames per camera."""
+    objects: tuple[int, int] = (3, 12)
+    """Fewest and most objects, both included; at least two of them can move."""
+    duration_s: tuple[float, float] = (1.0, 2.0)
+    """Range of a clip's length, independent of its frame count: the frame rate follows."""
+    antialias: bool = True
+    """Average five rays per pixel in the image where two surfaces meet."""
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("width", 8, 4096), ("height", 8, 4096), ("cameras", 1, 16), ("frames", 2, 999)):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise UserError(f"world setting {name} is {value}; choose a number from {low} to {high}")
+        if not 3 <= self.objects[0] <= self.objects[1] <= 40:
+            raise UserError(f"world setting objects is {self.objects}; choose 3 ≤ fewest ≤ most ≤ 40")
+        if not 0.2 <= self.duration_s[0] <= self.duration_s[1] <= 10:
+            raise UserError(f"world setting duration_s is {self.duration_s}; choose 0.2 ≤ shortest ≤ longest ≤ 10")
+        if self.cameras * self.frames > 999:
+            raise UserError(f"{self.cameras} cameras × {self.frames} frames exceed the layout's 999 frames per clip")
