@@ -1,0 +1,166 @@
+"""Pictures as arrays: colour maps, depth, masks, tracks and labelled contact sheets. Images are uint8 ``h w 3``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+Picture = NDArray[np.uint8]
+
+INVALID_COLOUR = (70, 70, 70)
+MASK_COLOUR = (255, 40, 90)
+_INK, _PAPER = (30, 30, 30), (255, 255, 255)
+_ANCHORS = np.array(
+    [
+        (48, 18, 59),
+        (69, 85, 205),
+        (62, 155, 254),
+        (24, 214, 203),
+        (72, 248, 130),
+        (164, 252, 60),
+        (226, 220, 56),
+        (254, 163, 49),
+        (239, 89, 17),
+        (194, 36, 3),
+        (122, 4, 3),
+    ],
+    dtype=np.float64,
+)
+"""A rainbow of even brightness steps, from dark violet over green to dark red."""
+
+
+def colour_map(values: NDArray[np.floating]) -> Picture:
+    """Numbers in [0, 1] (beyond: clipped; NaN: as 0) of any shape as RGB in a last axis: 0 is violet, 1 dark red."""
+    place = np.nan_to_num(np.asarray(values, np.float64)).clip(0, 1)
+    knots = np.linspace(0, 1, len(_ANCHORS))
+    channels = [np.interp(place, knots, _ANCHORS[:, c]) for c in range(3)]
+    return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
+
+
+def depth_limits(depth: NDArray[np.floating], valid: NDArray[np.bool_] | None = None) -> tuple[float, float]:
+    """Nearest and farthest depth worth a colour: the 2 and 98 % quantiles of valid positive depth; (1, 2) if none."""
+    where = (depth > 0) & np.isfinite(depth) & (True if valid is None else valid)
+    if not where.any():
+        return 1.0, 2.0
+    near, far = (float(limit) for limit in np.quantile(depth[where], (0.02, 0.98)))
+    return near, max(far, near * 1.001)
+
+
+def depth_image(
+    depth: NDArray[np.floating],
+    valid: NDArray[np.bool_] | None = None,
+    limits: tuple[float, float] | None = None,
+) -> Picture:
+    """Depth of any shape as colours, even in 1/depth: near is red, far violet, invalid grey.
+
+    ``limits`` (near, far) default to `depth_limits`; pictures that are to be compared need the same.
+    """
+    where = (depth > 0) & np.isfinite(depth) & (True if valid is None else valid)
+    near, far = limits or depth_limits(depth, valid)
+    inverse = 1 / np.where(where, depth, 1.0)
+    image = colour_map((inverse - 1 / far) / max(1 / near - 1 / far, 1e-12))
+    image[~where] = INVALID_COLOUR
+    return image
+
+
+def scale_bar(limits: tuple[float, float], unit: str, width: int = 320) -> Picture:
+    """A legend for `depth_image`: the colours between ``limits`` with five depths written under them."""
+    near, far = limits
+    depth = 1 / np.linspace(1 / near, 1 / far, width - 40)
+    sheet = np.full((34, width, 3), 255, np.uint8)
+    sheet[2:14, 20:-20] = depth_image(depth, limits=limits)
+    picture = Image.fromarray(sheet)
+    pen = ImageDraw.Draw(picture)
+    for share in np.linspace(0, 1, 5):
+        x = 20 + share * (width - 41)
+        text = f"{depth[round(share * (len(depth) - 1))]:.3g}" + (f" {unit}" if share == 1 else "")
+        pen.line([x, 13, x, 17], fill=_INK)
+        pen.text((x, 18), text, fill=_INK, font=font(11), anchor="ma")
+    return np.asarray(picture)
+
+
+def mask_overlay(
+    image: Picture, mask: NDArray[np.bool_], colour: tuple[int, int, int] = MASK_COLOUR, strength: float = 0.6
+) -> Picture:
+    """The image, dimmed, with ``mask`` tinted."""
+    base = image * 0.6 + 25
+    tinted = base * (1 - strength) + np.array(colour) * strength
+    return np.rint(np.where(mask[..., None], tinted, base)).astype(np.uint8)
+
+
+def draw_tracks(
+    image: Picture,
+    pixels: NDArray[np.floating],
+    visible: NDArray[np.bool_],
+    colours: Picture,
+    scale: int = 1,
+) -> Picture:
+    """Paths on an image enlarged ``scale`` times: ``pixels`` n t 2 of the times up to now, the last being now.
+
+    A full dot is a point seen now, a ring a hidden one; the trail is drawn where both its ends were seen.
+    """
+    picture = Image.fromarray(enlarge(image, scale))
+    pen = ImageDraw.Draw(picture)
+    radius = max(1.5, 0.75 * scale)
+    limit = 4.0 * max(image.shape)
+    near = np.isfinite(pixels).all(-1) & (np.abs(pixels) < limit).all(-1)
+    for path, seen, close, colour in zip(pixels * scale, visible, near, colours.tolist()):
+        ink = (int(colour[0]), int(colour[1]), int(colour[2]))
+        for t in range(1, len(path)):
+            if seen[t - 1] and seen[t] and close[t - 1] and close[t]:
+                pen.line([*path[t - 1], *path[t]], fill=ink, width=max(1, scale // 2))
+        if close[-1]:
+            x, y = path[-1]
+            box = [x - radius, y - radius, x + radius, y + radius]
+            pen.ellipse(box, fill=ink if seen[-1] else None, outline=(255, 255, 255) if seen[-1] else ink)
+    return np.asarray(picture)
+
+
+def enlarge(image: Picture, scale: int) -> Picture:
+    """Each pixel as a square of ``scale`` × ``scale``."""
+    return image.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own font, so that pictures look the same on every machine."""
+    return ImageFont.load_default(size)
+
+
+def grid(
+    rows: Sequence[Sequence[Picture]],
+    row_labels: Sequence[str] | None = None,
+    column_labels: Sequence[str] | None = None,
+    title: str = "",
+    cell: int = 128,
+) -> Picture:
+    """A contact sheet: images in rows (of any lengths and sizes), labels beside and above, a title on top.
+
+    Images smaller than ``cell`` are enlarged by a whole factor, larger ones stay. ValueError if there is no image.
+    """
+    if not any(rows):
+        raise ValueError("a contact sheet needs at least one image")
+    shown = [[enlarge(image, max(1, cell // max(image.shape[:2]))) for image in row] for row in rows]
+    text = font(13)
+    pad = 4
+    left = pad + max((int(text.getlength(label)) + 8 for label in row_labels or [] if label), default=0)
+    top = pad + (22 if title else 0) + (18 if column_labels else 0)
+    columns = max(len(row) for row in shown)
+    widths = [max(row[i].shape[1] for row in shown if i < len(row)) for i in range(columns)]
+    heights = [max((image.shape[0] for image in row), default=0) for row in shown]
+    width = max(left + sum(widths) + pad * columns, int(font(16).getlength(title)) + 2 * pad)
+    sheet = Image.new("RGB", (width, top + sum(heights) + pad * len(heights)), _PAPER)
+    pen = ImageDraw.Draw(sheet)
+    pen.text((pad, pad), title, fill=_INK, font=font(16))
+    xs = [left + sum(widths[:i]) + pad * i for i in range(columns)]
+    for x, w, label in zip(xs, widths, column_labels or []):
+        pen.text((x + w / 2, top - 5), label, fill=_INK, font=text, anchor="ms")
+    y = top
+    for row, height, label in zip(shown, heights, row_labels or [""] * len(shown)):
+        pen.text((pad, y + height / 2), label, fill=_INK, font=text, anchor="lm")
+        for x, image in zip(xs, row):
+            sheet.paste(Image.fromarray(image), (x, y))
+        y += height + pad
+    return np.asarray(sheet)
