@@ -138,7 +138,8 @@ def grid(
 ) -> Picture:
     """A contact sheet: images in rows (of any lengths and sizes), labels beside and above, a title on top.
 
-    Images smaller than ``cell`` are enlarged by a whole factor, larger ones stay. ValueError if there is no image.
+    A row of one image, such as a legend, may reach over all columns. Images smaller than
+    ``cell`` are enlarged by a whole factor, larger ones stay. ValueError if there is no image.
     """
     if not any(rows):
         raise ValueError("a contact sheet needs at least one image")
@@ -148,9 +149,11 @@ def grid(
     left = pad + max((int(text.getlength(label)) + 8 for label in row_labels or [] if label), default=0)
     top = pad + (22 if title else 0) + (18 if column_labels else 0)
     columns = max(len(row) for row in shown)
-    widths = [max(row[i].shape[1] for row in shown if i < len(row)) for i in range(columns)]
+    full = [row for row in shown if len(row) > 1 or columns == 1]  # a lone image may reach over all columns
+    widths = [max(row[i].shape[1] for row in full if i < len(row)) for i in range(columns)]
     heights = [max((image.shape[0] for image in row), default=0) for row in shown]
-    width = max(left + sum(widths) + pad * columns, int(font(16).getlength(title)) + 2 * pad)
+    lone = max((row[0].shape[1] for row in shown if row), default=0)
+    width = max(left + max(sum(widths) + pad * columns, lone + pad), int(font(16).getlength(title)) + 2 * pad)
     sheet = Image.new("RGB", (width, top + sum(heights) + pad * len(heights)), _PAPER)
     pen = ImageDraw.Draw(sheet)
     pen.text((pad, pad), title, fill=_INK, font=font(16))
