@@ -2,6 +2,7 @@
 
 `run` is ``four-d eval``; `evaluate` takes any model and examples. What is scored is fixed (`frame_lists`): each camera
 of each clip in turn is one monocular video of ``frames`` frames evenly spread over it, first one first, unaugmented.
+A sample that cannot be read ends the run: skipping it would make a figure that looks comparable and is not.
 A digest of exactly what was seen stands beside every figure, so that two figures can be known to be comparable.
 """
 
@@ -21,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from four_d.data.loading import fit
 from four_d.data.sampling import collate, normalise, to_clip, to_example
 from four_d.data.shards import ShardReader, load_manifest
 from four_d.errors import UserError
@@ -79,7 +81,11 @@ class EvaluationConfig:
     """Folder of the training shards, on which the image-free predictors are fitted; without it only those that need no
     data stand beside the model."""
     frames: int = 8
-    """Frames per video; clips with fewer (but at least two) are taken whole."""
+    """Frames per video, shared among its cameras; a camera with fewer gives all it has."""
+    cameras: int = 1
+    """Cameras per video: 1 is monocular, 2 joins each camera with the next one of its clip."""
+    size: tuple[int, int] | None = None
+    """Rows and columns to which images are cropped around the principal point and resized; None = as stored."""
     clips: int | None = None
     """Videos to score, taken evenly from all; None = all."""
     train_clips: int = 200
@@ -87,8 +93,12 @@ class EvaluationConfig:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        if self.frames < 2 or self.train_clips < 1 or (self.clips is not None and self.clips < 1):
-            raise UserError("eval needs frames >= 2, clips >= 1 and train_clips >= 1")
+        if min(self.cameras, self.train_clips, 1 if self.clips is None else self.clips) < 1:
+            raise UserError("cameras, clips and train_clips must be at least 1")
+        if self.frames < 2 or self.frames % self.cameras:
+            raise UserError(
+                f"frames is {self.frames}; choose a multiple of cameras ({self.cameras}) that is at least 2"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,14 +240,14 @@ def summary(evaluation: Evaluation) -> dict[str, float]:
 
 def run(model: Model, config: EvaluationConfig) -> Evaluation:
     """Score a loaded model as ``config`` says; the image-free predictors are fitted on ``train_data`` first."""
-    predictors = baselines.untrained()
-    fitted_on = "untrained"
+    predictors, fitted_on = baselines.untrained(), "untrained"
     if config.train_data is not None:
-        fitting = Videos.open(Path(config.train_data), config.frames, config.train_clips)
+        fitting = Videos.open(Path(config.train_data), config, config.train_clips)
         predictors = baselines.fit(fitting.shown("fitting image-free predictors"))
         fitted_on = f"fitted on {len(fitting.lists)} videos of {config.train_data}"
-    videos = Videos.open(Path(config.data), config.frames, config.clips)
-    note = f"{config.data}: {config.frames} frames per video; image-free predictors {fitted_on}; ATE in source units"
+    videos = Videos.open(Path(config.data), config, config.clips)
+    cameras = "1 camera" if config.cameras == 1 else f"{config.cameras} cameras"
+    note = f"{config.data}: {config.frames} frames of {cameras} per video; image-free predictors {fitted_on}"
     return evaluate(model, videos.shown("evaluating"), predictors=predictors, device=config.device, note=note)
 
 
@@ -248,22 +258,26 @@ class Videos:
     reader: ShardReader
     lists: tuple[tuple[int, tuple[int, ...]], ...]
     """Sample of the reader and its frames, in order."""
+    size: tuple[int, int] | None
 
     @staticmethod
-    def open(folder: Path, frames: int, count: int | None) -> Videos:
-        """``count`` videos (or all) of a data set; `UserError` where there is none of two frames or more."""
+    def open(folder: Path, config: EvaluationConfig, count: int | None) -> Videos:
+        """``count`` videos (or all) of a data set; `UserError` where no clip has enough cameras and frames."""
         reader = ShardReader(load_manifest(folder))
-        lists = frame_lists([sample.camera_ids for sample in reader.samples], frames)
+        lists = frame_lists([sample.camera_ids for sample in reader.samples], config.frames, config.cameras)
         if not lists:
-            raise UserError(f"{folder} has no video of at least two frames of one camera; evaluation needs that")
-        return Videos(reader=reader, lists=tuple(evenly(lists, count)))
+            raise UserError(
+                f"{folder} has no clip of {config.cameras} camera(s) with 2 frames; set cameras=1, or other data"
+            )
+        return Videos(reader=reader, lists=tuple(evenly(lists, count)), size=config.size)
 
     def __iter__(self) -> Iterator[Example]:
         """Batches of one video."""
         for index, frames in self.lists:
             raw = self.reader.read(index, frames)
-            label = f"{raw.key}/{raw.info.camera_ids[0]}"
-            yield collate([to_example(normalise(to_clip(raw)), label)])
+            clip = to_clip(raw)
+            clip = clip if self.size is None else fit(clip, self.size)
+            yield collate([to_example(normalise(clip), f"{raw.key}/{raw.info.camera_ids[0]}")])
 
     def shown(self, description: str) -> Iterator[Example]:
         """The same, with a progress bar."""
@@ -273,17 +287,22 @@ class Videos:
                 bar.advance()
 
 
-def frame_lists(camera_ids: Sequence[Sequence[int]], frames: int) -> list[tuple[int, tuple[int, ...]]]:
+def frame_lists(
+    camera_ids: Sequence[Sequence[int]], frames: int, cameras: int = 1
+) -> list[tuple[int, tuple[int, ...]]]:
     """Of each sample, each camera in turn: ``frames`` of its frames evenly spread, its first and last included.
 
-    A camera with fewer frames gives all of them, one with a single frame none.
+    With several ``cameras`` each is joined by the next ones of its sample (cyclically), camera by camera with
+    ``frames // cameras`` frames each. A camera with fewer frames gives all of them; lists of one frame are left out.
     """
     lists: list[tuple[int, tuple[int, ...]]] = []
     for sample, ids in enumerate(camera_ids):
-        for camera in sorted(set(ids)):
-            own = [frame for frame, identity in enumerate(ids) if identity == camera]
-            if len(own) >= 2:
-                lists.append((sample, tuple(evenly(own, frames))))
+        own = {c: [frame for frame, identity in enumerate(ids) if identity == c] for c in sorted(set(ids))}
+        names = list(own)
+        for place in range(len(names) if len(names) >= cameras else 0):
+            group = [names[(place + step) % len(names)] for step in range(cameras)]
+            chosen = tuple(frame for camera in group for frame in evenly(own[camera], frames // cameras))
+            lists += [(sample, chosen)] if len(chosen) >= 2 else []
     return lists
 
 

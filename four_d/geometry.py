@@ -104,8 +104,11 @@ def encode_cameras(cameras: Cameras, height: int, width: int) -> Float[Tensor, "
 
 
 def decode_cameras(encoding: Float[Tensor, "*b 9"], height: int, width: int) -> Cameras:
-    """The inverse of `encode_cameras`; the quaternion need not be normalised."""
-    quaternion = torch.nn.functional.normalize(encoding[..., 3:7], dim=-1)
+    """The inverse of `encode_cameras`; the quaternion need not be normalised. One of zeros is the identity."""
+    quaternion = encoding[..., 3:7]
+    identity = torch.eye(4, device=encoding.device, dtype=encoding.dtype)[0]
+    quaternion = torch.where(quaternion.norm(dim=-1, keepdim=True) > 1e-12, quaternion, identity)
+    quaternion = torch.nn.functional.normalize(quaternion, dim=-1)
     camera_from_world = make_pose(roma.unitquat_to_rotmat(roma.quat_wxyz_to_xyzw(quaternion)), encoding[..., :3])
     half = (encoding[..., 7:9] / 2).clamp(1e-3, torch.pi / 2 - 1e-3)
     intrinsics = torch.zeros(*encoding.shape[:-1], 3, 3, device=encoding.device, dtype=encoding.dtype)

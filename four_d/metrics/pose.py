@@ -137,12 +137,12 @@ def _direction_error_deg(a: Float[Tensor, "*b 3"], b: Float[Tensor, "*b 3"]) -> 
     return torch.where(a.norm(dim=-1) > STILL, angle, torch.full_like(angle, 90.0))
 
 
-def rra(errors: PairErrors, threshold_deg: float) -> Float[Tensor, "*b"]:
+def rra(errors: PairErrors, threshold_deg: float | int) -> Float[Tensor, "*b"]:
     """Relative rotation accuracy: share of pairs whose rotation error is below the threshold."""
     return (errors.rotation_deg < threshold_deg).to(errors.rotation_deg.dtype).mean(-1)
 
 
-def rta(errors: PairErrors, threshold_deg: float) -> Float[Tensor, "*b"]:
+def rta(errors: PairErrors, threshold_deg: float | int) -> Float[Tensor, "*b"]:
     """Relative translation accuracy: share of moving pairs whose direction error is below the threshold; 0 if none."""
     right = (errors.translation_deg < threshold_deg) & errors.moving
     return right.sum(-1) / errors.moving.sum(-1).clamp_min(1).to(errors.rotation_deg.dtype)
@@ -171,7 +171,7 @@ def read_tum(path: Path) -> tuple[Float[Tensor, "n"], Float[Tensor, "n 4 4"]]:
             row = [float(word) for word in line.split()]
         except ValueError:
             row = []
-        if len(row) != 8 or not any(row[4:]):
+        if len(row) != 8 or not any(row[4:]) or not np.isfinite(row).all():
             raise UserError(f"{path}:{number} is not 'time tx ty tz qx qy qz qw': {line[:60]!r}")
         rows.append(row)
     if not rows:

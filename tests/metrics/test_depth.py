@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from four_d.metrics import depth
+
+ALIGNMENTS = get_args(depth.Alignment)
+REGIONS = get_args(depth.Region)
+
+
+def _random(seed: int, shape: tuple[int, ...] = (2, 3, 5, 7)) -> tuple[Tensor, Tensor, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    target = torch.rand(shape, generator=g, dtype=torch.float64) * 4 + 0.5
+    prediction = target * (1 + 0.3 * torch.randn(shape, generator=g, dtype=torch.float64)).clamp_min(0.05)
+    return prediction, target, torch.rand(shape, generator=g) > 0.3
+
+
+def _by_numpy(p: Tensor, g: Tensor, v: Tensor, alignment: str, region: str) -> tuple[float, float]:
+    """One clip, by loops and numpy's own median and least squares."""
+    groups = [(p[i], g[i], v[i]) for i in range(len(p))] if region == "frame" else [(p, g, v)]
+    rows = []
+    for a, b, m in groups:
+        x, y = a[m].numpy(), b[m].numpy()
+        if x.size == 0:
+            continue
+        if alignment == "median":
+            x = x * np.median(y) / np.median(x)
+        if alignment == "scale":
+            x = x * np.linalg.lstsq(x[:, None], y, rcond=None)[0]
+        if alignment == "scaleshift":
+            basis = np.stack([x, np.ones_like(x)], 1)
+            x = basis @ np.linalg.lstsq(basis, y, rcond=None)[0]
+        ratio = np.maximum(x / y, y / x)
+        rows.append((np.mean(np.abs(x - y) / y), np.mean((ratio < 1.25) & (x > 0))))
+    return tuple(np.mean(rows, 0).tolist())
+
+
+@pytest.mark.parametrize("region", REGIONS)
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+def test_scores_equal_a_plain_implementation(alignment: depth.Alignment, region: depth.Region) -> None:
+    p, g, v = _random(0)
+    v[0, 1] = False  # a frame without truth
+    scores = depth.scores(p, g, v, alignment, region)
+    for clip in range(2):
+        expected = _by_numpy(p[clip], g[clip], v[clip], alignment, region)
+        assert (scores.absrel[clip].item(), scores.delta[clip].item()) == pytest.approx(expected, abs=1e-12)
+    assert scores.pixels.tolist() == v.flatten(1).sum(1).tolist()
+    assert scores.frames.tolist() == [2, 3]
+
+
+def test_values_worked_out_by_hand() -> None:
+    target = torch.tensor([[[[1.0, 2.0, 4.0, 8.0]]]])
+    prediction = torch.tensor([[[[2.0, 2.0, 4.0, 100.0]]]])
+    valid = torch.tensor([[[[True, True, True, False]]]])
+    raw = depth.scores(prediction, target, valid, "none", "clip")
+    assert raw.absrel.item() == pytest.approx((1 + 0 + 0) / 3)
+    assert raw.delta.item() == pytest.approx(2 / 3)
+    # medians 2 and 2: nothing changes; least squares scale (2 + 4 + 16) / (4 + 4 + 16) = 11/12
+    assert depth.scores(prediction, target, valid, "median", "frame").absrel.item() == pytest.approx(1 / 3)
+    expected = (abs(22 / 12 - 1) + abs(22 / 12 - 2) / 2 + abs(44 / 12 - 4) / 4) / 3
+    assert depth.scores(prediction, target, valid, "scale", "frame").absrel.item() == pytest.approx(expected)
+
+
+@given(seed=st.integers(0, 10_000), factor=st.floats(0.01, 100), shift=st.floats(-0.2, 2))
+@settings(max_examples=25, deadline=None)
+def test_alignments_take_out_what_they_say(seed: int, factor: float, shift: float) -> None:
+    p, g, v = _random(seed)
+    v[..., 0, 0] = True
+    for region in REGIONS:
+        for alignment in ("median", "scale", "scaleshift"):
+            moved = factor * (p + (shift if alignment == "scaleshift" else 0))
+            before, after = (depth.scores(x, g, v, alignment, region) for x in (p, moved))
+            torch.testing.assert_close(after.absrel, before.absrel, rtol=1e-8, atol=1e-9)
+        perfect = depth.scores(g * factor + shift, g, v, "scaleshift", region)
+        assert perfect.absrel.max() < 1e-9
+        assert bool((perfect.delta == 1).all())
+
+
+def test_an_alignment_of_each_frame_takes_out_a_scale_of_each_frame_and_one_of_the_clip_does_not() -> None:
+    _, g, v = _random(3)
+    flicker = g * torch.tensor([1.0, 2.0, 0.5])[:, None, None]
+    assert depth.scores(flicker, g, v, "median", "frame").absrel.max() < 1e-12
+    assert depth.scores(flicker, g, v, "median", "clip").absrel.min() > 0.1
+
+
+def test_least_squares_has_the_least_squares() -> None:
+    p, g, v = (x.flatten(1) for x in _random(4))
+    best = depth.align(p, g, v, "scaleshift")
+    error = (best - g).square().where(v, 0).sum(-1)
+    for other in (best * 1.01, best + 0.01, depth.align(p, g, v, "scale"), depth.align(p, g, v, "median")):
+        assert bool(((other - g).square().where(v, 0).sum(-1) > error).all())
+
+
+def test_what_is_invalid_has_no_influence_even_where_it_is_not_a_number() -> None:
+    p, g, v = _random(5)
+    dirty_p, dirty_g = p.where(v, torch.nan), g.where(v, torch.inf)
+    for alignment in ALIGNMENTS:
+        for region in REGIONS:
+            clean = depth.scores(p, g, v, alignment, region)
+            dirty = depth.scores(dirty_p, dirty_g, v, alignment, region)
+            assert torch.equal(clean.absrel, dirty.absrel)
+            assert torch.equal(clean.delta, dirty.delta)
+
+
+def test_nothing_valid_is_counted_and_finite() -> None:
+    p, g, v = _random(6)
+    for alignment in ALIGNMENTS:
+        scores = depth.scores(p, g, v & False, alignment, "frame")
+        assert scores.pixels.tolist() == scores.frames.tolist() == [0, 0]
+        assert scores.absrel.tolist() == scores.delta.tolist() == [0, 0]
+    zero_depth = depth.scores(p, g * 0, v, "median", "clip")  # valid, but depth 0 is no depth
+    assert zero_depth.pixels.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+def test_a_prediction_without_content_scores_badly_and_finitely(alignment: depth.Alignment) -> None:
+    _, g, v = _random(7)
+    scores = depth.scores(torch.zeros_like(g), g, v, alignment, "clip")
+    assert bool(scores.absrel.isfinite().all())
+    if alignment != "scaleshift":
+        assert scores.absrel.tolist() == pytest.approx([1, 1])
+        assert scores.delta.tolist() == [0, 0]
+
+
+def test_a_negative_prediction_is_never_right() -> None:
+    g = torch.ones(1, 1, 1, 2)
+    assert depth.scores(-g, g, g > 0, "none", "clip").delta.item() == 0
+
+
+def test_median_of_masks() -> None:
+    values = torch.tensor([[5.0, 1, 3, 9], [5.0, 1, 3, 9], [5.0, 1, 3, 9], [5.0, 1, 3, 9]])
+    valid = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0], [0, 0, 0, 1], [0, 0, 0, 0]]).bool()
+    assert depth.masked_median(values, valid).tolist() == [4, 3, 9, 0]
+
+
+def test_names_say_the_alignment() -> None:
+    assert depth.name("absrel", "median", "frame") == "depth_absrel_median_frame"
