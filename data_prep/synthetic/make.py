@@ -1,0 +1,166 @@
+"""Clips into shards. One shard is one unit of work, so that any job runner can spread them."""
+
+from __future__ import annotations
+
+import importlib.util
+import multiprocessing
+import os
+import queue
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Protocol
+
+from data_prep.synthetic.clip import generate
+from data_prep.synthetic.settings import HELD_OUT_SEED, WorldSettings
+from four_d.data.contract import RawClip
+from four_d.data.manifest import Manifest
+from four_d.data.shards import finalise, shard_done, write_shard
+from four_d.errors import UserError
+from four_d.progress import progress
+
+MOST_SHARDS = MOST_CLIPS = 1000
+"""A data set has at most so many shards, and a shard so many clips: together they use up the seeds there are."""
+SEED_STRIDE = 618_034
+"""Odd and near the golden section of the seeds' range: data sets of small seeds lie far apart in it."""
+POLL_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What to make; a worker takes the shards one by one."""
+
+    folder: Path
+    seed: int
+    clips_per_shard: int
+    held_out: bool
+    settings: WorldSettings
+
+
+class Inbox(Protocol):
+    """A queue of numbers between processes, as this module uses it."""
+
+    def get(self, block: bool = True, timeout: float | None = None) -> object: ...
+    def put(self, obj: object) -> None: ...
+
+
+def clip_seed(seed: int, shard: int, clip: int, *, held_out: bool = False) -> int:
+    """The seed of one clip: a pure function, different for all clips of a data set; held-out ones from 1,000,000 on."""
+    within = (seed * SEED_STRIDE + shard * MOST_CLIPS + clip) % HELD_OUT_SEED
+    return within + HELD_OUT_SEED * held_out
+
+
+def make(
+    out: Path,
+    shards: range,
+    seed: int,
+    *,
+    clips_per_shard: int = 16,
+    workers: int = 1,
+    held_out: bool = False,
+    settings: WorldSettings | None = None,
+    name: str = "synthetic",
+) -> Manifest:
+    """Make the shards that ``out`` lacks, then its manifest of all that it has. Shards are spread over ``workers`` processes.
+
+    Running it again, or at the same time with other shards, does no harm: a shard with its sidecar is skipped.
+    UserError for a bad range, an unwritable folder or a missing extra, before anything is made.
+    """
+    _check(out, shards, clips_per_shard, workers)
+    job = Job(
+        folder=out,
+        seed=seed,
+        clips_per_shard=clips_per_shard,
+        held_out=held_out,
+        settings=settings or WorldSettings(),
+    )
+    missing = [index for index in shards if not shard_done(out, index)]
+    total = len(shards) * clips_per_shard
+    with progress("synthetic clips", total, "clip") as bar:
+        bar.resume(total - len(missing) * clips_per_shard)
+        if workers == 1 or len(missing) < 2:
+            for index in missing:
+                make_shard(job, index, bar.advance)
+        else:
+            _spread(job, missing, min(workers, len(missing)), bar.advance)
+    return finalise(out, name)
+
+
+def make_shard(job: Job, index: int, done: Callable[[], None]) -> Path:
+    """Make and write one shard; ``done`` is called after each clip. The sidecar's path."""
+
+    def clips() -> Iterator[RawClip]:
+        for number in range(job.clips_per_shard):
+            yield generate(clip_seed(job.seed, index, number, held_out=job.held_out), job.settings)
+            done()
+
+    return write_shard(job.folder, index, clips())
+
+
+def _check(out: Path, shards: range, clips_per_shard: int, workers: int) -> None:
+    if not len(shards) or min(shards) < 0 or max(shards) >= MOST_SHARDS:
+        raise UserError(
+            f"shards {shards.start}:{shards.stop} is no range; choose FIRST:END with 0 ≤ FIRST < END ≤ 1000"
+        )
+    if not 1 <= clips_per_shard <= MOST_CLIPS:
+        raise UserError(f"clips per shard is {clips_per_shard}; choose a number from 1 to {MOST_CLIPS}")
+    if workers < 1:
+        raise UserError(f"workers is {workers}; choose 1 or more")
+    lacking = [module for module in ("embreex", "mujoco") if importlib.util.find_spec(module) is None]
+    if lacking:
+        raise UserError(f'the generator needs {" and ".join(lacking)}: pip install "four_d[synth]"')
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {out}: {error.strerror}; choose another") from error
+    if not os.access(out, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write to {out}; choose another folder or change its permissions")
+
+
+def _work(job: Job, tasks: Inbox, news: Inbox) -> None:
+    """A worker's life: shards from ``tasks`` until None; to ``news`` go True per clip, an error, and None at the end."""
+    try:
+        while isinstance(index := tasks.get(), int):
+            make_shard(job, index, lambda: news.put(True))
+    except Exception as error:  # noqa: BLE001 - carried to the parent, which raises it
+        news.put(error if isinstance(error, UserError) else RuntimeError(f"{type(error).__name__}: {error}"))
+    else:
+        news.put(None)
+
+
+def _spread(job: Job, missing: list[int], workers: int, done: Callable[[], None]) -> None:
+    """Shards over processes. They start afresh rather than by fork: torch and embree hold threads."""
+    context = multiprocessing.get_context("spawn")
+    tasks, news = context.Queue(), context.Queue()
+    for index in [*missing, *[None] * workers]:
+        tasks.put(index)
+    processes = [context.Process(target=_work, args=(job, tasks, news), daemon=True) for _ in range(workers)]
+    for process in processes:
+        process.start()
+    try:
+        _listen(processes, news, done)
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+
+
+def _listen(processes: list[BaseProcess], news: Inbox, done: Callable[[], None]) -> None:
+    """Count clips until all workers have ended; raise what one of them raised."""
+    working = len(processes)
+    while working:
+        try:
+            message = news.get(timeout=POLL_S)
+        except queue.Empty:
+            if any(process.exitcode for process in processes):
+                raise UserError(
+                    "a worker process was killed, perhaps for want of memory; choose fewer workers"
+                ) from None
+            continue
+        if isinstance(message, Exception):
+            raise message
+        if message is None:
+            working -= 1
+        else:
+            done()
