@@ -131,8 +131,8 @@ result = model("video.mp4")  # result.depth, result.cameras, result.points
 
 ## Training
 
-{info.steps} steps on {", ".join(info.trained_on) or "data not recorded"}, images of {height} × {width} (rows × columns),
-at most {info.frames} frames at once. `config.json` holds the whole model config.
+{info.steps} steps on {", ".join(info.trained_on) or "data not recorded"}, images of {height} × {width} pixels (rows
+first), at most {info.frames} frames at once. `config.json` holds the whole model config.
 
 ## Scores
 
@@ -141,8 +141,8 @@ at most {info.frames} frames at once. `config.json` holds the whole model config
 ## Limits
 
 Lengths are in units of the scene's size (VGGT's normalisation), not metres. It does best at about
-{height} × {width} pixels and at most {info.frames} frames; `four_d.load` resizes to that. `model.pt2` takes exactly that
-size, and two frames or more.
+{height} × {width} pixels and at most {info.frames} frames; `four_d.load` resizes to that. `model.pt2` takes exactly
+that size, and two frames or more.
 
 ## Licence
 

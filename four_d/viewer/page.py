@@ -1,0 +1,282 @@
+"""The report page: video, depth and confidence side by side, the point cloud, and whatever tables belong to it."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from four_d.errors import UserError
+from four_d.formats.clouds import fuse
+from four_d.pictures import colour_map, depth_image, depth_limits
+from four_d.progress import progress
+from four_d.types import Cameras, Prediction
+from four_d.viewer.scene import scene_html
+
+PANEL_WIDTH = 640
+"""Widest picture in pixels that is put into the page."""
+
+
+class Playable(Protocol):
+    """What a report shows; `inference.Result` is one. f frames, no batch axis, on the CPU."""
+
+    @property
+    def prediction(self) -> Prediction:
+        """At the model's resolution."""
+        ...
+
+    @property
+    def images(self) -> Float[Tensor, "f 3 r c"]:
+        """What the model saw, in [0, 1]."""
+        ...
+
+    @property
+    def frames(self) -> UInt8[np.ndarray, "f h w 3"]:
+        """The original frames, of which the model saw a centred crop."""
+        ...
+
+    @property
+    def times(self) -> list[float]:
+        """Seconds."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows of texts; the first column names the row. ``strong`` rows are set in bold."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    strong: Sequence[int] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A PNG, JPEG or WebP file's bytes and what it shows."""
+
+    data: bytes
+    caption: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A further part of the page, under the video: plain text (blank lines part paragraphs), tables, pictures."""
+
+    title: str
+    text: str = ""
+    tables: Sequence[Table] = ()
+    pictures: Sequence[Picture] = ()
+
+
+def report(
+    path: str | Path,
+    playable: Playable,
+    *,
+    title: str,
+    summary: str = "",
+    facts: Sequence[tuple[str, str]] = (),
+    sections: Sequence[Section] = (),
+) -> None:
+    """Write one HTML file that needs no network: it plays the video, its depth, confidence and points together.
+
+    Args:
+        path: the file; appears whole or not at all.
+        playable: the video and what a model says of it. Panels whose data the model does not give are left out.
+        title: heading, as text.
+        summary: one or two sentences under it.
+        facts: short label and value pairs beside the title, such as ("parameters", "3.8 M").
+        sections: what follows under the video.
+
+    Raises:
+        UserError: without the extra `viz`, or if the file cannot be written.
+
+    """
+    path = Path(path)
+    with progress("report page", 3, "part") as bar:
+        panels = _panels(playable)
+        bar.advance()
+        scene = _scene(playable)
+        bar.advance()
+        page = _page(title, summary, facts, panels, scene, playable.times, sections)
+        _write(path, page)
+        bar.advance()
+
+
+def _write(path: Path, page: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(page, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror}; free some space or choose another place") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Panel:
+    """One of the pictures that play together."""
+
+    name: str
+    note: str
+    pictures: list[str]
+    """A data URI per frame."""
+    legend: tuple[str, str] | None = None
+    """What the colour scale's left and right ends mean."""
+
+
+def _panels(playable: Playable) -> list[_Panel]:
+    rows, columns = playable.images.shape[-2:]
+    height, width = playable.frames.shape[1:3]
+    shown = [_fit(_crop(frame, rows / columns)) for frame in playable.frames]
+    panels = [_Panel(name="Video", note=f"{width} × {height}", pictures=[_uri(f, "JPEG") for f in shown])]
+    size = f"model's grid, {columns} × {rows}"
+    depth, confidence = playable.prediction.depth, playable.prediction.depth_confidence
+    if depth is not None:
+        values = depth.float().numpy()
+        near, far = depth_limits(values)
+        pictures = [_uri(depth_image(frame, limits=(near, far)), "PNG") for frame in values]
+        panels.append(_Panel(name="Depth", note=size, pictures=pictures, legend=(f"far {far:.2g}", f"near {near:.2g}")))
+    if confidence is not None:
+        values = confidence.float().numpy()
+        low, high = (float(q) for q in np.quantile(values, (0.02, 0.98)))
+        pictures = [_uri(colour_map((frame - low) / max(high - low, 1e-9)), "PNG") for frame in values]
+        legend = (f"{low:.3g} unsure", f"sure {high:.3g}")
+        panels.append(_Panel(name="Confidence", note=size, pictures=pictures, legend=legend))
+    return panels
+
+
+def _scene(playable: Playable) -> str | None:
+    """The recorded scene; None if the model gives no geometry."""
+    cloud = fuse(playable.images, playable.prediction)
+    cameras: Cameras | None = playable.prediction.cameras
+    if cloud is None or cameras is None:
+        return None
+    rows, columns = playable.images.shape[-2:]
+    return scene_html(cloud, cameras, (rows, columns))
+
+
+def _crop(frame: NDArray[np.uint8], shape: float) -> NDArray[np.uint8]:
+    """The centred part of this height / width, which is what the model saw."""
+    height, width = frame.shape[:2]
+    rows, columns = min(height, round(width * shape)), min(width, round(height / shape))
+    top, left = (height - rows) // 2, (width - columns) // 2
+    return frame[top : top + rows, left : left + columns]
+
+
+def _fit(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    height, width = frame.shape[:2]
+    if width <= PANEL_WIDTH:
+        return frame
+    size = PANEL_WIDTH, max(1, round(height * PANEL_WIDTH / width))
+    return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS))
+
+
+def _uri(frame: NDArray[np.uint8], kind: str) -> str:
+    buffer = io.BytesIO()
+    if kind == "JPEG":
+        Image.fromarray(frame).save(buffer, "JPEG", quality=82, optimize=True)
+    else:
+        Image.fromarray(frame).save(buffer, kind)
+    return _data_uri(buffer.getvalue())
+
+
+def _data_uri(data: bytes) -> str:
+    kinds = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"RIFF": "webp"}
+    kind = next((kind for head, kind in kinds.items() if data.startswith(head)), None)
+    if kind is None:
+        raise ValueError(f"a picture begins with {data[:4]!r}; give the bytes of a PNG, JPEG or WebP file")
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def _page(
+    title: str,
+    summary: str,
+    facts: Sequence[tuple[str, str]],
+    panels: Sequence[_Panel],
+    scene: str | None,
+    times: Sequence[float],
+    sections: Sequence[Section],
+) -> str:
+    """Fill the template; every text from outside is escaped."""
+    content = {"times": list(times), "panels": [panel.pictures for panel in panels]}
+    parts = {
+        "TITLE": html.escape(title),
+        "SUMMARY": html.escape(summary),
+        "STYLE": _resource("page.css"),
+        "FACTS": "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in facts),
+        "PANELS": "".join(_panel(index, panel) for index, panel in enumerate(panels)),
+        "SCENE": _frame(scene),
+        "LAST": str(len(times) - 1),
+        "SECTIONS": "".join(_section(section) for section in sections),
+        # </script> in a string would end the script
+        "DATA": json.dumps(content).replace("</", "<\\/"),
+        "SCRIPT": _resource("page.js"),
+    }
+    pieces = _resource("page.html").split("%%")
+    return "".join(parts[piece] if index % 2 else piece for index, piece in enumerate(pieces))
+
+
+def _resource(name: str) -> str:
+    return resources.files("four_d.viewer").joinpath(name).read_text(encoding="utf-8")
+
+
+def _panel(index: int, panel: _Panel) -> str:
+    name, note = html.escape(panel.name), html.escape(panel.note)
+    legend = ""
+    if panel.legend is not None:
+        stops = ", ".join(f"rgb({r} {g} {b})" for r, g, b in colour_map(np.linspace(0, 1, 11)).tolist())
+        left, right = (html.escape(text) for text in panel.legend)
+        bar = f'<i style="background: linear-gradient(90deg, {stops})"></i>'
+        legend = f'<div class="legend"><span>{left}</span>{bar}<span>{right}</span></div>'
+    return (
+        f'<figure class="card"><figcaption><b>{name}</b><span>{note}</span></figcaption>'
+        f'<canvas data-panel="{index}" role="img" aria-label="{name}"></canvas>{legend}</figure>'
+    )
+
+
+def _frame(scene: str | None) -> str:
+    """The scene in a frame of its own, told the colour scheme of the page's reader."""
+    if scene is None:
+        return '<p class="none">This model gives no cameras with depth or points, so there is no scene to show.</p>'
+    scheme = (
+        "<script>window.__VISER_EMBED_CONFIG__={darkMode:matchMedia('(prefers-color-scheme: dark)').matches};</script>"
+        "<style>html,body{overflow:hidden}.mantine-Notifications-root{display:none}</style>"
+    )
+    end = scene.index("</head>")
+    document = scene[:end] + scheme + scene[end:]
+    return f'<iframe id="scene" title="Point cloud" srcdoc="{html.escape(document)}"></iframe>'
+
+
+def _section(section: Section) -> str:
+    paragraphs = "".join(f"<p>{html.escape(p.strip())}</p>" for p in section.text.split("\n\n") if p.strip())
+    tables = "".join(_table(table) for table in section.tables)
+    pictures = "".join(
+        f'<figure class="picture"><img src="{_data_uri(p.data)}" alt="{html.escape(p.caption)}">'
+        f"<figcaption>{html.escape(p.caption)}</figcaption></figure>"
+        for p in section.pictures
+    )
+    return f'<section class="card"><h2>{html.escape(section.title)}</h2>{paragraphs}{tables}{pictures}</section>'
+
+
+def _table(table: Table) -> str:
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in table.columns)
+    rows = "".join(
+        f"<tr{' class=strong' if index in table.strong else ''}>"
+        + "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
+        + "</tr>"
+        for index, row in enumerate(table.rows)
+    )
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
