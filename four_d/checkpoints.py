@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from four_d import __version__, config
+from four_d.data.manifest import load_manifest
 from four_d.errors import UserError
 from four_d.model import FourD, ModelConfig
 
@@ -33,9 +35,8 @@ class ModelInfo:
     frames: int
     """The most frames it saw at once in training."""
     name: str = ""
-    licence: str = "Apache-2.0"
-    """Of the weights: the strictest of what they were trained on."""
-    trained_on: tuple[str, ...] = ()
+    trained_on: dict[str, str] = field(default_factory=dict[str, str])
+    """Source → licence of the training data, by their manifests; "unknown" where a manifest is gone."""
     steps: int = 0
     scores: dict[str, float] = field(default_factory=dict[str, float])
     four_d: str = __version__
@@ -53,7 +54,7 @@ class Checkpoint:
 
 
 def read(path: str | Path) -> Checkpoint:
-    """Read an exported folder, a run folder (its newest checkpoint) or a ``.ckpt`` file of a run.
+    """Read an exported folder, a run folder (its newest checkpoint) or one checkpoint of a run, as ``best.ckpt``.
 
     Of a run that averages its weights, the averaged ones are taken.
 
@@ -62,14 +63,14 @@ def read(path: str | Path) -> Checkpoint:
 
     """
     path = Path(path)
-    if path.suffix == ".ckpt" and path.is_file():
-        return _read_run(path.parent.parent, path)
+    if path.is_file():
+        return _read_run(path)
     if (path / CONFIG).is_file():
         return _read_export(path)
     if (path / LAST).is_file():
-        return _read_run(path, path / LAST)
+        return _read_run(path / LAST)
     if not path.exists():
-        raise UserError(f"{path} does not exist; give an exported model or a run folder")
+        raise UserError(f"{path} does not exist; give an exported folder or a run folder")
     raise UserError(f"{path} holds no model: neither {CONFIG} (an export) nor {LAST} (a run); train or export first")
 
 
@@ -78,7 +79,7 @@ def read_info(file: Path) -> ModelInfo:
     try:
         plain = cast(object, json.loads(file.read_text()))
     except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({error}); export the model again") from error
+        raise UserError(f"{file} cannot be read ({_short(error)}); export the model again") from error
     newer = isinstance(plain, dict) and cast(config.Plain, plain).get("format")
     if newer != FORMAT:
         raise UserError(f"{file} has format {newer}, this four_d reads {FORMAT}; update four_d or export again")
@@ -96,33 +97,50 @@ def _read_export(folder: Path) -> Checkpoint:
     try:
         weights = load_file(file)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{file} cannot be read ({error}); export the model again") from error
+        raise UserError(f"{file} cannot be read ({_short(error)}); export the model again") from error
     return Checkpoint(model=_build(info, weights, file), info=info, path=folder)
 
 
-def _read_run(folder: Path, file: Path) -> Checkpoint:
-    run = config.load([folder / "config.yaml"])
+def _read_run(file: Path) -> Checkpoint:
     try:
         content = cast(config.Plain, torch.load(file, map_location="cpu", weights_only=True))
+        run = cast(config.Plain, content["run"])
+        plain, steps = run["config"], cast(int, run["step"])
         stored = cast(dict[str, Tensor], content["state_dict"])
-        steps = int(cast(int, content["global_step"]))
-    except Exception as error:
-        # torch.load of a damaged file raises whatever the unpickler or the zip reader stumbles over
-        raise UserError(f"{file} cannot be read ({type(error).__name__}); resume from an earlier checkpoint") from error
+    except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"{file} is no checkpoint of a run or is damaged ({_short(error)}); take another one"
+        ) from error
+    info = _run_info(config.build(config.RunConfig, plain, f"{file}: config"), steps)
     weights = {k.removeprefix("model."): v for k, v in stored.items() if k.startswith("model.")}
-    info = _run_info(run, steps)
-    return Checkpoint(model=_build(info, weights, file), info=info, path=folder)
+    return Checkpoint(model=_build(info, weights, file), info=info, path=file)
 
 
 def _run_info(run: config.RunConfig, steps: int) -> ModelInfo:
+    licences: dict[str, str] = {}
+    for name, source in run.data.sources.items():
+        licences |= _licences(name, Path(source.path))
     return ModelInfo(
         model=run.model,
         image_size=run.data.image_size,
         frames=run.data.sampling.max_frames,
         name=run.name,
-        trained_on=tuple(run.data.sources),
+        trained_on=licences,
         steps=steps,
     )
+
+
+def _licences(name: str, data: Path) -> dict[str, str]:
+    """Licences by the data set's manifest. A run may have been moved away from its data: then they are unknown."""
+    try:
+        return {source: info.licence for source, info in load_manifest(data).sources.items()}
+    except UserError:
+        return {name: "unknown"}
+
+
+def _short(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:120] if text else type(error).__name__
 
 
 def _build(info: ModelInfo, weights: Mapping[str, Tensor], file: Path) -> FourD:

@@ -112,9 +112,9 @@ def card(info: ModelInfo, model: nn.Module, errors: Mapping[str, float]) -> str:
     count = sum(p.numel() for p in model.parameters())
     rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in info.scores.items())
     scores = f"| metric | value |\n| --- | --- |\n{rows}" if rows else "Not measured at export; `four-d eval` measures."
+    licences = ", ".join(f"{name} is {licence}" for name, licence in info.trained_on.items())
     height, width = info.image_size
     return f"""---
-license: {info.licence.lower()}
 library_name: four_d
 tags: [video, depth, camera-pose, 4d-reconstruction]
 ---
@@ -131,7 +131,7 @@ result = model("video.mp4")  # result.depth, result.cameras, result.points
 
 ## Training
 
-{info.steps} steps on {", ".join(info.trained_on) or "data not recorded"}, images of {height} × {width} pixels (rows
+{info.steps} steps on {", ".join(info.trained_on) or "unrecorded data"}, images of {height} × {width} pixels (rows
 first), at most {info.frames} frames at once. `config.json` holds the whole model config.
 
 ## Scores
@@ -146,7 +146,7 @@ that size, and two frames or more.
 
 ## Licence
 
-{info.licence}, as far as the training data allow: check the manifests of the data sets named above.
+The weights may be used as their training data allow: {licences or "not recorded"}.
 """
 
 

@@ -111,7 +111,8 @@ def write_colmap(
         )
     )
     camera_from_world = invert_pose(cameras.world_from_camera.double())
-    quaternions = roma.quat_xyzw_to_wxyz(roma.rotmat_to_unitquat(camera_from_world[:, :3, :3])).tolist()
+    turns = roma.quat_xyzw_to_wxyz(roma.rotmat_to_unitquat(camera_from_world[:, :3, :3]))
+    quaternions = torch.where(turns[:, :1] < 0, -turns, turns).tolist()
     translations = camera_from_world[:, :3, 3].tolist()
     (folder / "images.txt").write_text(
         "# IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME, then a line of POINTS2D (empty)\n"
