@@ -145,14 +145,14 @@ def npy_header(data: bytes) -> tuple[np.dtype[np.generic], tuple[int, ...], int]
 
 
 def decode_npy(data: bytes, dtype: str, shape: tuple[int | None, ...]) -> Array:
-    """An array that must have this dtype and shape; None leaves a size free."""
+    """An array of its own memory that must have this dtype and shape; None leaves a size free."""
     found, sizes, start = npy_header(data)
     matches = len(sizes) == len(shape) and all(want in (None, got) for want, got in zip(shape, sizes))
     if found != np.dtype(dtype) or not matches:
         raise BadMemberError(f"is {found} {sizes}, not {dtype} {shape}")
     if len(data) - start != int(np.prod(sizes, dtype=np.int64)) * found.itemsize:
         raise BadMemberError(f"has {len(data) - start} bytes of data, which does not make {found} {sizes}")
-    return np.frombuffer(data, found, offset=start).reshape(sizes)
+    return np.frombuffer(data, found, offset=start).reshape(sizes).copy()
 
 
 def encode_gzip(data: bytes) -> bytes:

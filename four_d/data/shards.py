@@ -323,7 +323,7 @@ class _Reading:
         first, last = min(self._times), max(self._times)
         data = self._reader.piece(self._sample, name, offset + start + first * row, (last + 1 - first) * row)
         rows = np.frombuffer(data, "<f4").reshape(-1, count, 3)
-        return rows if len(rows) == len(self._times) else rows[[time - first for time in self._times]]
+        return rows[[time - first for time in self._times]]
 
     def _tracks(self) -> TrackArrays:
         shape = (None, len(self._info.track_times or []))

@@ -1,0 +1,220 @@
+"""`four-d data check`: does a folder keep to the shard layout, and does its geometry hold together?"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from four_d.data.consistency import Measure, measure
+from four_d.data.contract import KEY, modalities, problems
+from four_d.data.manifest import Manifest, SampleIndex, ShardInfo, check_size, load_manifest, load_sidecar
+from four_d.data.shards import CorruptSample, ShardReader
+from four_d.errors import UserError
+from four_d.progress import progress
+
+_MEMBER = re.compile(
+    r"clip\.json|cameras\.npy|(triangles|instances|vertices|moving)\.npy\.gz|moving_vertices\.npy"
+    r"|tracks(_visible|_valid)?\.npy|f\d{3,}\.(image\.(jpg|png)|(depth|dynamic)\.png|(faces|barycentric)\.npy\.gz)"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """One thing that is wrong, and where."""
+
+    shard: str
+    check: str
+    what: str
+    """With the measured value and its limit."""
+    remedy: str
+    key: str | None = None
+    frame: int | None = None
+
+    def __str__(self) -> str:
+        place = [self.shard, self.key, None if self.frame is None else f"frame {self.frame}"]
+        remedy = self.remedy[:1].upper() + self.remedy[1:]
+        return f"{', '.join(part for part in place if part)}: {self.check}: {self.what}. {remedy}."
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckReport:
+    """What `check` found."""
+
+    folder: Path
+    shards: int
+    clips: int
+    """How many were read and measured."""
+    failures: list[Failure]
+    measures: list[Measure]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.failures
+
+    def table(self) -> str:
+        """Each check with its worst value and limit; then every failure, one line each (the first 40)."""
+        rows = [f"{self.folder}: {self.shards} shards, {self.clips} clips checked"]
+        rows += [f"{'check':<24}{'clips':>6}{'worst':>12}{'limit':>12}{'failed':>8}"]
+        for name in dict.fromkeys(found.check for found in self.measures):
+            found = [m for m in self.measures if m.check == name]
+            worst = (max if found[0].above else min)(found, key=lambda m: m.value)
+            sign = "≤" if worst.above else "≥"
+            limit = f"{sign} {worst.limit:.4g}"
+            rows.append(f"{name:<24}{len(found):>6}{worst.value:>12.4g}{limit:>12}{sum(not m.ok for m in found):>8}")
+        rows += [str(failure) for failure in self.failures[:40]]
+        if len(self.failures) > 40:
+            rows.append(f"… and {len(self.failures) - 40} more")
+        rows.append("all is well" if self.ok else f"{len(self.failures)} failures")
+        return "\n".join(rows)
+
+
+def check(folder: Path, clips: int | None = None, *, shown: bool = True) -> CheckReport:
+    """Verify a data set: files and checksums, layout, and the geometry of its clips.
+
+    ``clips`` limits the geometry (and checksums) to that many clips spread over the data set, and their shards; names
+    and sizes of all shards are looked at in any case. UserError if there is no readable manifest.
+    """
+    manifest = load_manifest(folder)
+    failures: list[Failure] = []
+    whole: list[ShardInfo] = []
+    for info in manifest.shards:
+        problem = _caught(lambda info=info: _whole(manifest, info))
+        if problem is None:
+            whole.append(info)
+        else:
+            failures.append(Failure(shard=info.shard, check="files", what=problem, remedy="make or fetch it again"))
+    reader = ShardReader(dataclasses.replace(manifest, shards=whole))
+    failures += _count_failures(manifest, reader, len(failures))
+    chosen = _spread(len(reader), clips)
+    measures: list[Measure] = []
+    used = {reader.samples[index].shard for index in chosen}
+    with reader, progress("check", len(chosen) + len(used), "clip", shown=shown) as bar:
+        for info in (info for info in whole if info.shard in used):
+            samples = [sample for sample in reader.samples if sample.shard == info.shard]
+            failures += _shard_failures(manifest.folder, info, samples)
+            bar.advance()
+        for index in chosen:
+            found, wrong = _clip(reader, index)
+            measures += found
+            failures += wrong
+            bar.advance(failures=str(len(failures)))
+    return CheckReport(
+        folder=folder, shards=len(manifest.shards), clips=len(chosen), failures=failures, measures=measures
+    )
+
+
+def _spread(count: int, wanted: int | None) -> list[int]:
+    if count == 0:
+        return []
+    return np.unique(np.linspace(0, count - 1, min(count, wanted or count)).round().astype(int)).tolist()
+
+
+def _caught(function: Callable[[], None]) -> str | None:
+    try:
+        function()
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _whole(manifest: Manifest, info: ShardInfo) -> None:
+    check_size(manifest.folder, info)
+    sidecar = load_sidecar(manifest.folder / info.sidecar)
+    if sidecar.info != info:
+        raise UserError(f"{info.sidecar} says other counts or checksums than manifest.json")
+    if len(sidecar.samples) != info.clips:
+        raise UserError(f"{info.sidecar} lists {len(sidecar.samples)} clips but says {info.clips}")
+
+
+def _count_failures(manifest: Manifest, reader: ShardReader, broken: int) -> Iterator[Failure]:
+    keys = [sample.key for sample in reader.samples]
+    if len(set(keys)) != len(keys):
+        twice = next(key for key in keys if keys.count(key) > 1)
+        yield Failure(
+            shard="manifest.json", key=twice, check="keys", what="the key occurs twice", remedy="rename one clip"
+        )
+    found = len(keys), sum(sample.frames for sample in reader.samples)
+    if not broken and found != (manifest.clips, manifest.frames):
+        yield Failure(
+            shard="manifest.json",
+            check="counts",
+            what=f"says {manifest.clips} clips and {manifest.frames} frames, the sidecars {found[0]} and {found[1]}",
+            remedy="write the manifest again",
+        )
+
+
+def _shard_failures(folder: Path, info: ShardInfo, samples: list[SampleIndex]) -> Iterator[Failure]:
+    with (folder / info.shard).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != info.sha256:
+        yield Failure(
+            shard=info.shard,
+            check="checksum",
+            what=f"sha256 is {digest[:12]}…, not {info.sha256[:12]}…",
+            remedy="its bytes have changed since it was written: make or fetch it again",
+        )
+    try:
+        with tarfile.open(folder / info.shard) as tar:
+            stored = {member.name: (member.offset_data, member.size) for member in tar.getmembers()}
+    except tarfile.TarError as error:
+        yield Failure(shard=info.shard, check="tar", what=f"is not a whole tar ({error})", remedy="make it again")
+        return
+    listed = {f"{s.key}.{name}": (at, size) for s in samples for name, (at, size, _) in s.members.items()}
+    for name in sorted(stored.keys() ^ listed.keys()):
+        where = "the tar but not in the sidecar" if name in stored else "the sidecar but not in the tar"
+        yield Failure(
+            shard=info.shard,
+            key=name.split(".")[0],
+            check="members",
+            what=f"member {name.partition('.')[2]} is in {where}",
+            remedy="make the shard again",
+        )
+    for name in sorted(stored.keys() & listed.keys()):
+        if stored[name] != listed[name]:
+            yield Failure(
+                shard=info.shard,
+                key=name.split(".")[0],
+                check="members",
+                what=f"member {name.partition('.')[2]} is at {stored[name]}, the sidecar says {listed[name]}",
+                remedy="make the shard again",
+            )
+
+
+def _clip(reader: ShardReader, index: int) -> tuple[list[Measure], list[Failure]]:
+    sample = reader.samples[index]
+
+    def failure(check: str, what: str, remedy: str, frame: int | None = None) -> Failure:
+        return Failure(shard=sample.shard, key=sample.key, check=check, what=what, remedy=remedy, frame=frame)
+
+    wrong = [
+        failure("members", f"unknown member {name}", "the layout has no such member: leave it out")
+        for name in sample.members
+        if not _MEMBER.fullmatch(name)
+    ]
+    if not KEY.fullmatch(sample.key):
+        wrong.append(failure("keys", f"{sample.key!r} is no key", "use 1 to 60 ASCII letters, digits, '-' and '_'"))
+    try:
+        clip = reader.read(index)
+    except CorruptSample as error:
+        frame = re.match(r"f(\d+)\.", error.member)
+        what = f"member {error.member} {error.reason}"
+        return [], [*wrong, failure("members", what, "make the shard again", int(frame[1]) if frame else None)]
+    wrong += [failure("layout", problem, "write the clip as docs/data.md says") for problem in problems(clip)]
+    if modalities(clip) != sample.modalities or (clip.info.width, clip.info.height) != (sample.width, sample.height):
+        wrong.append(failure("counts", "modalities or size differ from the sidecar's", "make the shard again"))
+    if wrong:
+        return [], wrong
+    found = list(measure(clip))
+    for m in (m for m in found if not m.ok):
+        sign = "at most" if m.above else "at least"
+        what = f"{m.what}: {m.value:.4g}, {sign} {m.limit:.4g} allowed"
+        wrong.append(failure(m.check, what, m.remedy, m.frame))
+    return found, wrong
