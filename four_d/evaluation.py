@@ -23,6 +23,7 @@ from rich.table import Table
 from torch import Tensor
 
 from four_d.data.loading import fit
+from four_d.data.manifest import atomic
 from four_d.data.sampling import collate, normalise, to_clip, to_example
 from four_d.data.shards import ShardReader, load_manifest
 from four_d.errors import UserError
@@ -159,15 +160,9 @@ class Evaluation:
         }
 
     def write(self, path: Path) -> None:
-        """`to_dict` as JSON; the file appears whole or not at all."""
-        temporary = path.with_name(path.name + ".part")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
-            temporary.replace(path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise UserError(f"cannot write {path}: {error.strerror}; choose another --json FILE") from error
+        """`to_dict` as JSON; the file appears whole or not at all. `UserError` where it cannot be written."""
+        with atomic(path) as file:
+            file.write((json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n").encode())
 
     def table(self) -> Table:
         """The headline metrics, one row per predictor and the model first."""

@@ -1,0 +1,373 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import roma
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from four_d import evaluation, geometry
+from four_d.data.contract import ClipInfo, RawClip
+from four_d.data.shards import CorruptSample, finalise, write_shard
+from four_d.errors import UserError
+from four_d.evaluation import Evaluation, EvaluationConfig, Score, evaluate, summary
+from four_d.types import Cameras, Clip, Example, Prediction
+
+FRAMES, HEIGHT, WIDTH = 6, 8, 10
+
+
+def _path(seed: int, frames: int = FRAMES) -> Tensor:
+    """A bent path with turns of some degrees; the first pose is not the identity."""
+    g = torch.Generator().manual_seed(seed)
+    vectors = (0.1 * torch.randn(frames, 3, generator=g)).cumsum(0)
+    centres = (0.2 * torch.randn(frames, 3, generator=g)).cumsum(0)
+    return geometry.make_pose(roma.rotvec_to_rotmat(vectors), centres)
+
+
+def _example(seeds: list[int], scale: float = 2.0) -> Example:
+    """A batch of clips whose truth the tests know."""
+    batch = len(seeds)
+    depth = torch.stack(
+        [1 + torch.rand(FRAMES, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(s)) for s in seeds]
+    )
+    poses = torch.stack([_path(seed) for seed in seeds])
+    intrinsics = torch.tensor([[10.0, 0, WIDTH / 2], [0, 10, HEIGHT / 2], [0, 0, 1]])
+    cameras = Cameras(
+        world_from_camera=poses,
+        intrinsics=intrinsics.expand(batch, FRAMES, 3, 3),
+        known=torch.ones(batch, FRAMES, dtype=torch.bool),
+    )
+    inputs = Clip(
+        images=depth[:, :, None].expand(-1, -1, 3, -1, -1) / 2,
+        times=torch.arange(FRAMES, dtype=torch.float32).expand(batch, -1),
+        camera_ids=torch.zeros(batch, FRAMES, dtype=torch.long),
+    )
+    targets = dataclasses.replace(
+        inputs,
+        depth=depth,
+        valid=torch.ones_like(depth, dtype=torch.bool),
+        cameras=geometry.rebase(cameras),
+        scale=torch.full((batch,), scale),
+    )
+    return Example(inputs=inputs, targets=targets, key=[f"clip-{seed}" for seed in seeds])
+
+
+class Oracle:
+    """Knows the examples' truth; says it with a wrong depth factor, another world and unit, and turned cameras."""
+
+    def __init__(self, examples: list[Example], depth_factor: float = 1.0, turn_deg: float = 0.0) -> None:
+        self.examples = iter(examples)
+        self.depth_factor, self.turn_deg = depth_factor, turn_deg
+
+    def __call__(self, _: Clip) -> Prediction:
+        targets = next(self.examples).targets
+        assert targets.depth is not None
+        assert targets.cameras is not None
+        turns = torch.zeros(FRAMES, 3)
+        turns[1:, 0] = math.radians(self.turn_deg)
+        turn = geometry.make_pose(roma.rotvec_to_rotmat(turns), torch.zeros(FRAMES, 3))
+        poses = targets.cameras.world_from_camera @ turn
+        poses = geometry.make_pose(poses[..., :3, :3], poses[..., :3, 3] * 3)
+        cameras = Cameras(world_from_camera=_path(99, 1) @ poses, intrinsics=targets.cameras.intrinsics)
+        return Prediction(depth=targets.depth * self.depth_factor, cameras=cameras)
+
+
+def test_a_perfect_prediction_scores_perfectly_and_beats_every_image_free_one() -> None:
+    examples = [_example([1, 2]), _example([3])]
+    result = evaluate(Oracle(examples, depth_factor=5.0), examples)
+    scores = result.rows["model"]
+    assert scores["depth_absrel_median_frame"].mean < 1e-6
+    assert scores["depth_delta125_scaleshift_clip"].mean == 1
+    assert scores["depth_absrel_none_clip"].mean == pytest.approx(4)
+    assert scores["pose_ate_sim3"].mean < 1e-5
+    assert scores["pose_rpe_trans_sim3"].mean < 1e-5
+    assert scores["pose_rot_pairs_deg"].mean < 1e-3
+    assert scores["pose_auc30"].mean == scores["pose_rra5"].mean == scores["pose_rta5"].mean == 1
+    assert all(score.clips == 3 and score.excluded == 0 for score in scores.values())
+    assert result.keys == ("clip-1", "clip-2", "clip-3")
+    for metric in scores:
+        best = result.best_image_free(metric)
+        assert best is not None
+        if "_none_" not in metric:
+            better = scores[metric].mean - best[1].mean
+            assert better >= 0 if evaluation.higher_is_better(metric) else better <= 0
+
+
+def test_rotation_errors_are_the_turn_that_was_made() -> None:
+    examples = [_example([1])]
+    scores = evaluate(Oracle(examples, turn_deg=8.0), examples).rows["model"]
+    assert scores["pose_rot_first_deg"].mean == pytest.approx(8, abs=1e-3)
+    pairs = FRAMES * (FRAMES - 1) / 2  # of which those without frame 0 have both ends turned alike
+    relative = scores["pose_rot_pairs_deg"].mean
+    assert relative < 8
+    assert relative >= 8 * (FRAMES - 1) / pairs
+    assert scores["pose_rra15"].mean == 1
+
+
+def test_trajectory_errors_are_in_source_units() -> None:
+    one, two = ([_example([1, 2], scale)] for scale in (1.0, 2.5))
+    errors = [evaluate(lambda _: Prediction(), e).rows["static_camera"] for e in (one, two)]
+    for metric in ("pose_ate_sim3", "pose_rpe_trans_sim3"):
+        assert errors[1][metric].mean == pytest.approx(2.5 * errors[0][metric].mean)
+    assert errors[1]["pose_rot_pairs_deg"] == errors[0]["pose_rot_pairs_deg"]
+
+
+def test_a_static_camera_scores_the_extent_and_the_mean_rotation() -> None:
+    example = _example([4])
+    assert example.targets.cameras is not None
+    poses = example.targets.cameras.world_from_camera[0]
+    scores = evaluate(lambda _: Prediction(), [example]).rows["static_camera"]
+    centres = poses[:, :3, 3]
+    extent = (centres - centres.mean(0)).square().sum(-1).mean().sqrt().item()
+    assert scores["pose_ate_sim3"].mean == pytest.approx(2 * extent, rel=1e-5)
+    angles = [
+        geometry.rotation_angle(poses[i, :3, :3].mT @ poses[j, :3, :3]) for i in range(6) for j in range(i + 1, 6)
+    ]
+    assert scores["pose_rot_pairs_deg"].mean == pytest.approx(math.degrees(float(torch.stack(angles).mean())), rel=1e-4)
+    assert scores["pose_rta30"].mean == 0
+
+
+def test_a_model_without_a_head_lacks_its_metrics_but_the_baselines_stand() -> None:
+    example = _example([1])
+    result = evaluate(lambda _: Prediction(depth=torch.ones(1, FRAMES, HEIGHT, WIDTH)), [example])
+    assert not any(metric.startswith("pose") for metric in result.rows["model"])
+    assert "pose_ate_sim3" in result.rows["line_camera"]
+    assert set(summary(result)) == {
+        "depth_absrel_median",
+        "depth_absrel_baseline",
+        "rot_baseline_deg",
+        "ate_baseline",
+    }
+
+
+def _without(example: Example, **changes: object) -> Example:
+    return dataclasses.replace(example, targets=dataclasses.replace(example.targets, **changes))  # pyright: ignore[reportArgumentType]
+
+
+def test_what_the_truth_does_not_allow_is_excluded_and_counted() -> None:
+    full, blind, still = _example([1]), _example([2]), _example([3])
+    assert full.targets.cameras is not None
+    cameras = full.targets.cameras
+    unknown = dataclasses.replace(cameras, known=torch.zeros(1, FRAMES, dtype=torch.bool))
+    fixed = dataclasses.replace(cameras, world_from_camera=torch.eye(4).expand(1, FRAMES, 4, 4))
+    blind = _without(blind, valid=torch.zeros(1, FRAMES, HEIGHT, WIDTH, dtype=torch.bool), cameras=unknown)
+    still = _without(still, cameras=fixed)
+    examples = [full, blind, still]
+    result = evaluate(Oracle(examples), examples)
+    scores = result.rows["model"]
+    counts = {metric: (score.clips, score.excluded) for metric, score in scores.items()}
+    assert counts["depth_absrel_median_frame"] == (2, 1)
+    assert counts["pose_rot_pairs_deg"] == counts["pose_auc30"] == (2, 1)
+    assert counts["pose_ate_sim3"] == counts["pose_rpe_trans_sim3"] == counts["pose_rta30"] == (1, 2)
+    assert result.per_clip["model"]["pose_ate_sim3"][1:] == (None, None)
+    assert "NaN" not in json.dumps(result.to_dict())
+
+
+def test_a_metric_that_no_clip_allows_is_absent() -> None:
+    example = _without(_example([1]), depth=None, valid=None, cameras=None)
+    result = evaluate(lambda _: Prediction(depth=torch.ones(1, FRAMES, HEIGHT, WIDTH)), [example])
+    assert result.rows["model"] == {}
+    assert summary(result) == {}
+
+
+def test_means_and_their_errors() -> None:
+    score = evaluation._score([1.0, None, 2.0, 6.0])
+    assert (score.mean, score.clips, score.excluded) == (3, 3, 1)
+    assert score.standard_error == pytest.approx(math.sqrt((4 + 1 + 9) / 2 / 3))
+    assert evaluation._score([5.0]).standard_error == 0
+
+
+def test_differences_are_paired() -> None:
+    row = {"a": {"m": (1.0, 2.0, 30.0, None)}, "b": {"m": (2.0, 3.0, 31.0, None)}}
+    score = Score(mean=0.0, standard_error=0.0, clips=0, excluded=0)
+    result = Evaluation(name="a", rows={"a": {"m": score}, "b": {"m": score}}, keys=(), per_clip=row, digest="")
+    difference = result.difference("m", "a", "b")
+    assert (difference.mean, difference.standard_error, difference.clips) == (-1, 0, 3)
+
+
+def test_the_best_image_free_row_is_the_best_in_the_metrics_own_direction() -> None:
+    examples = [_example([5, 6])]
+    result = evaluate(Oracle(examples), examples)
+    for metric in ("pose_ate_sim3", "pose_rra15"):
+        best = result.best_image_free(metric)
+        others = [rows[metric].mean for name, rows in result.rows.items() if name != "model" and metric in rows]
+        assert best is not None
+        assert best[1].mean == (max if metric == "pose_rra15" else min)(others)
+
+
+def test_values_that_are_not_finite_name_predictor_and_clip() -> None:
+    bad = Prediction(depth=torch.full((1, FRAMES, HEIGHT, WIDTH), torch.nan))
+    with pytest.raises(UserError, match=r"tiny predicts depth.*clip-1"):
+        evaluate(lambda _: bad, [_example([1])], name="tiny")
+
+
+def test_no_example_is_an_error() -> None:
+    with pytest.raises(UserError, match="nothing to evaluate"):
+        evaluate(lambda _: Prediction(), [])
+
+
+def test_the_digest_tells_what_was_seen_and_not_what_was_said() -> None:
+    examples = [_example([1, 2])]
+    a = evaluate(Oracle(examples), examples)
+    b = evaluate(Oracle(examples, turn_deg=20), examples)
+    later = dataclasses.replace(examples[0].inputs, times=examples[0].inputs.times + 1)
+    c = evaluate(Oracle(examples), [dataclasses.replace(examples[0], inputs=later)])
+    assert a.digest == b.digest != c.digest
+
+
+def test_the_model_sees_inputs_only() -> None:
+    def model(clip: Clip) -> Prediction:
+        assert clip.depth is None
+        assert clip.cameras is None
+        assert torch.is_inference_mode_enabled()
+        return Prediction()
+
+    evaluate(model, [_example([1])])
+
+
+def test_frame_lists_take_each_camera_in_turn_evenly_from_first_to_last() -> None:
+    rig = [0] * 9 + [7] * 9
+    assert evaluation.frame_lists([rig], 3) == [(0, (0, 4, 8)), (0, (9, 13, 17))]
+    assert evaluation.frame_lists([[1], [0, 1, 0, 1]], 2) == [(1, (0, 2)), (1, (1, 3))]  # a single frame is no video
+    assert evaluation.frame_lists([[0, 0, 0]], 8) == [(0, (0, 1, 2))]
+    assert evaluation.frame_lists([rig], 4, cameras=2) == [(0, (0, 8, 9, 17)), (0, (9, 17, 0, 8))]
+    assert evaluation.frame_lists([[0, 0]], 4, cameras=2) == []
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"frames": 1}, {"frames": 7, "cameras": 2}, {"clips": 0}, {"cameras": 0}, {"train_clips": 0}]
+)
+def test_settings_that_make_no_sense_are_named(wrong: dict[str, int]) -> None:
+    with pytest.raises(UserError, match=r"frames|clips|cameras"):
+        EvaluationConfig(data="x", **wrong)  # pyright: ignore[reportArgumentType]
+
+
+def _raw(seed: int, cameras: int = 2) -> RawClip:
+    rng = np.random.default_rng(seed)
+    frames = cameras * FRAMES
+    poses = torch.cat([_path(seed * 10 + camera) for camera in range(cameras)]).double().numpy()
+    intrinsics = np.broadcast_to(np.array([[10.0, 0, WIDTH / 2], [0, 10, HEIGHT / 2], [0, 0, 1]]), (frames, 3, 3))
+    info = ClipInfo(
+        source="test",
+        licence="CC0-1.0",
+        metric=True,
+        width=WIDTH,
+        height=HEIGHT,
+        times=[0.1 * i for i in range(FRAMES)] * cameras,
+        camera_ids=[camera for camera in range(cameras) for _ in range(FRAMES)],
+        depth_unit=0.001,
+    )
+    return RawClip(
+        key=f"test-{seed:04d}",
+        info=info,
+        images=rng.integers(0, 255, (frames, HEIGHT, WIDTH, 3), dtype=np.uint8),
+        world_from_camera=poses,
+        intrinsics=intrinsics,
+        depth=rng.uniform(1, 3, (frames, HEIGHT, WIDTH)).astype(np.float32),
+    )
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A training and a held-out data set."""
+    root = tmp_path_factory.mktemp("data")
+    for name, seeds in (("train", range(3)), ("test", range(5, 7))):
+        write_shard(root / name, 0, [_raw(seed) for seed in seeds])
+        finalise(root / name, name)
+    return root / "train", root / "test"
+
+
+def test_run_scores_every_camera_of_every_clip_beside_fitted_baselines(shards: tuple[Path, Path]) -> None:
+    train, test = shards
+    config = EvaluationConfig(data=str(test), train_data=str(train), frames=4)
+    result = evaluation.run(lambda _: Prediction(depth=torch.ones(1, 4, HEIGHT, WIDTH)), config)
+    assert result.keys == ("test-0005/0", "test-0005/1", "test-0006/0", "test-0006/1")
+    assert list(result.rows) == [
+        "model",
+        "flat_depth",
+        "static_camera",
+        "line_camera",
+        "mean_depth",
+        "median_depth",
+        "mean_trajectory",
+    ]
+    figures = summary(result)
+    assert figures["depth_absrel_baseline"] == result.rows["mean_depth"]["depth_absrel_median_frame"].mean
+    assert "6 videos" in result.note
+    # metres: the same clips in other units of the example give the truth's own extent
+    poses = _raw(5).world_from_camera
+    assert poses is not None
+    centres = poses[:FRAMES, :3, 3][np.linspace(0, FRAMES - 1, 4).round().astype(int)]
+    extent = np.sqrt(((centres - centres.mean(0)) ** 2).sum(1).mean())
+    assert result.per_clip["static_camera"]["pose_ate_sim3"][0] == pytest.approx(extent, rel=1e-4)
+
+
+def test_run_takes_a_bounded_number_of_clips_at_a_chosen_size(shards: tuple[Path, Path]) -> None:
+    sizes: list[tuple[int, ...]] = []
+
+    def model(clip: Clip) -> Prediction:
+        sizes.append(tuple(clip.images.shape))
+        return Prediction()
+
+    config = EvaluationConfig(data=str(shards[1]), frames=4, cameras=2, clips=2, size=(6, 6))
+    result = evaluation.run(model, config)
+    assert sizes == [(1, 4, 3, 6, 6)] * 2
+    assert "untrained" in result.note
+    assert "mean_trajectory" not in result.rows
+
+
+def test_two_runs_are_equal(shards: tuple[Path, Path]) -> None:
+    config = EvaluationConfig(data=str(shards[1]), train_data=str(shards[0]), frames=3)
+    first, second = (evaluation.run(lambda _: Prediction(), config) for _ in range(2))
+    assert first.to_dict() == second.to_dict()
+
+
+def test_a_clip_that_cannot_be_read_ends_the_run(shards: tuple[Path, Path], tmp_path: Path) -> None:
+    for file in shards[1].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    tar = tmp_path / "shard-000000.tar"
+    data = bytearray(tar.read_bytes())
+    start = data.find(b"\x89PNG")
+    data[start + 40] ^= 0xFF
+    tar.write_bytes(data)
+    with pytest.raises(CorruptSample, match="shard-000000"):
+        evaluation.run(lambda _: Prediction(), EvaluationConfig(data=str(tmp_path), frames=6))
+
+
+def test_data_without_a_video_is_named(tmp_path: Path) -> None:
+    write_shard(tmp_path, 0, [_raw(1, cameras=1)])
+    finalise(tmp_path, "one")
+    with pytest.raises(UserError, match="2 camera"):
+        evaluation.run(lambda _: Prediction(), EvaluationConfig(data=str(tmp_path), frames=4, cameras=2))
+
+
+def test_json_and_tables(tmp_path: Path) -> None:
+    examples = [_example([1, 2])]
+    result = evaluate(Oracle(examples), examples, note="two clips")
+    path = tmp_path / "deep" / "scores.json"
+    result.write(path)
+    content = json.loads(path.read_text())
+    assert content["rows"]["best_image_free"]["pose_ate_sim3"]["predictor"] in ("line_camera", "static_camera")
+    assert content["summary"]["ate_sim3"] < content["summary"]["ate_baseline"]
+    assert content["per_clip"]["keys"] == ["clip-1", "clip-2"]
+    assert len(content["per_clip"]["line_camera"]["pose_ate_sim3"]) == 2
+    assert [p.name for p in path.parent.iterdir()] == ["scores.json"]
+    console = Console(record=True, width=200)
+    console.print(result.table())
+    console.print(result.details())
+    text = console.export_text()
+    for word in ("line_camera", "static_camera", "pose_ate_sim3 ↓", "pose_auc30 ↑", "two clips", result.digest):
+        assert word in text
+
+
+def test_json_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    result = evaluate(lambda _: Prediction(), [_example([1])])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        result.write(tmp_path / "file" / "scores.json")
