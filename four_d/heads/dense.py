@@ -148,7 +148,8 @@ class Fusion(nn.Module):
         if self.lateral is not None:
             assert coarse is not None
             x = coarse + self.lateral(level)
-        return self.out_conv(resize(self.unit(x), size))
+        # The 1 × 1 convolution commutes with the interpolation; this side of it, it has a quarter of the pixels.
+        return resize(self.out_conv(self.unit(x)), size)
 
 
 class DenseHead(nn.Module):
