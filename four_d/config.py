@@ -63,6 +63,8 @@ class LoopConfig:
     ema: float | None = None
     """Decay of the averaged weights that are validated and exported; None = no averaging."""
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    best: str = "loss"
+    """Validation figure whose lowest value marks ``best.ckpt``: loss, a term, depth_absrel_median, rotation_deg."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +107,7 @@ def load(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunConfi
 
     Raises:
         UserError: unreadable file, unknown key (nearest names given), wrong type or choice, missing value.
+
     """
     return build(RunConfig, load_plain(paths, overrides), "config")
 
@@ -155,6 +158,7 @@ def build(kind: type[T], plain: object, where: str) -> T:
 
     Raises:
         UserError: with the dotted name of the value at fault.
+
     """
     if not isinstance(plain, Mapping):
         raise UserError(f"{where} is {plain!r}; write a mapping of keys")

@@ -45,6 +45,12 @@ class Bar:
                 flush=True,
             )
 
+    def expect(self, total: int) -> None:
+        """The work is now thought to be ``total`` units."""
+        self._total = total
+        if self._bars is not None and self._task is not None:
+            self._bars.update(self._task, total=total)
+
     def resume(self, done: int) -> None:
         """``done`` were done in an earlier run; they do not count for the rate."""
         self._done = self._begun = done

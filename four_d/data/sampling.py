@@ -100,8 +100,8 @@ def to_clip(raw: RawClip, *, with_surface: bool = False) -> Clip:
         times=torch.tensor(info.times, dtype=torch.float32),
         camera_ids=torch.tensor(info.camera_ids, dtype=torch.int64),
         cameras=cameras,
-        depth=None if raw.depth is None else torch.from_numpy(raw.depth).float(),
-        dynamic=None if raw.dynamic is None else torch.from_numpy(raw.dynamic),
+        depth=None if raw.depth is None else torch.tensor(raw.depth, dtype=torch.float32),
+        dynamic=None if raw.dynamic is None else torch.tensor(raw.dynamic),
         tracks=_tracks(raw, new_from_world),
         metric=torch.tensor(info.metric),
         scale=torch.tensor(1.0),
@@ -127,11 +127,11 @@ def _cameras(raw: RawClip) -> tuple[Cameras | None, Float[Tensor, "4 4"]]:
 def _tracks(raw: RawClip, new_from_world: Float[Tensor, "4 4"]) -> Tracks | None:
     if raw.tracks is None or raw.info.track_times is None:
         return None
-    points = geometry.transform(new_from_world, torch.from_numpy(raw.tracks.points).double())
+    points = geometry.transform(new_from_world, torch.tensor(raw.tracks.points, dtype=torch.float64))
     return Tracks(
         points=points.float(),
-        visible=torch.from_numpy(raw.tracks.visible),
-        valid=torch.from_numpy(raw.tracks.valid),
+        visible=torch.tensor(raw.tracks.visible),
+        valid=torch.tensor(raw.tracks.valid),
         times=torch.tensor(raw.info.track_times, dtype=torch.float32),
     )
 

@@ -1,0 +1,271 @@
+"""`train`: one run from its config to its last checkpoint, begun anew or continued."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+import lightning
+import torch
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from torch import distributed
+from torch.utils.data import DataLoader
+
+from four_d.config import Plain, RunConfig, diff, load_plain, to_plain
+from four_d.data.loading import FromStep, Step, TrainingSteps, ValidationClips, loader
+from four_d.errors import UserError
+from four_d.progress import progress
+from four_d.training import parallel
+from four_d.training.callbacks import BEST, LAST, BestKeeper, Keeper, Reporter, Stopped, Watch
+from four_d.training.module import TrainingModule
+from four_d.training.parallel import World
+from four_d.training.record import CONFIG, ENVIRONMENT, RunRecord, read_metrics
+from four_d.types import map_tensors
+
+Resume = Literal["auto", "never", "always"]
+STOPPED = 143
+"""Exit code of a run that a signal ended: 128 + SIGTERM, which launchers understand."""
+
+_FIXED = ("model", "data", "seed")
+"""What a continued run must not change …"""
+_FREE = re.compile(r"data\.workers|data\.(sources|validation)\.[^.]+\.path")
+"""… but for these: the clips themselves are compared instead of their path."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What a run came to. ``exit_code`` is 0, or 143 where a signal ended it after saving."""
+
+    folder: Path
+    checkpoint: Path
+    best: Path | None
+    steps: int
+    seconds: float
+    """Of training and validation, over all starts of the run."""
+    validation: dict[str, float]
+    """Figures of the last validation; empty without one."""
+    exit_code: int = 0
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where a run goes on."""
+
+    step: int = 0
+    elapsed: float = 0.0
+    checkpoint: Path | None = None
+
+
+class RunData(lightning.LightningDataModule):
+    """The run's stream from a given step on, and its validation list."""
+
+    def __init__(self, config: RunConfig, world: World, start: int) -> None:
+        super().__init__()
+        data, loop = config.data, config.loop
+        self._workers, self._start, self._stop = data.workers, start, loop.max_steps
+        self.training = TrainingSteps(
+            data, config.seed, accumulate=loop.accumulate, rank=world.rank, world_size=world.size
+        )
+        self.validation = ValidationClips(data, rank=world.rank, world_size=world.size) if data.validation else None
+
+    def train_dataloader(self) -> DataLoader[Step]:
+        """Steps in order, from where the run stands."""
+        return self._loader(self.training, FromStep(self._start, self._stop))
+
+    def val_dataloader(self) -> list[DataLoader[Step]]:
+        """The fixed list."""
+        return [] if self.validation is None else [self._loader(self.validation, range(len(self.validation)))]
+
+    def transfer_batch_to_device(
+        self,
+        batch: Step,
+        device: torch.device,
+        dataloader_idx: int,  # noqa: ARG002  # Lightning passes it
+    ) -> Step:
+        """Lightning cannot move frozen dataclasses."""
+        return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _loader(self, data: TrainingSteps | ValidationClips, sampler: Iterable[int]) -> DataLoader[Step]:
+        return loader(data, sampler, self._workers, pin_memory=torch.cuda.is_available())
+
+
+def train(config: RunConfig, *, resume: Resume = "auto") -> TrainResult:
+    """Train what ``config`` says in ``config.run_folder``.
+
+    ``auto`` goes on from the folder's checkpoint if it has one, ``always`` insists on one, ``never`` on none. The same
+    call works alone and under torchrun.
+
+    Raises:
+        UserError: the folder's checkpoint belongs to another model, seed or data; or bad input of any part.
+
+    """
+    world = parallel.discover()
+    start = _find_start(config, resume, told=world.rank == 0)
+    data = RunData(config, world, start.step)
+    _refuse_other_data(config.run_folder, data.training.sources.fingerprint(), start)
+    if _is_over(config, start):
+        return _result(config, start.step, start.elapsed, 0)
+    with _quiet(), warnings.catch_warnings():
+        _ignore_warnings()
+        return _fit(config, world, data, start)
+
+
+def _fit(config: RunConfig, world: World, data: RunData, start: _Start) -> TrainResult:
+    folder, loop = config.run_folder, config.loop
+    fingerprint = data.training.sources.fingerprint()
+    record = RunRecord(folder, config, fingerprint, start.step) if world.rank == 0 else None
+    exit_code = 1
+    module = TrainingModule(config)
+    try:
+        with progress(f"training {config.name}", loop.max_steps, "step", shown=world.rank == 0) as bar:
+            bar.resume(start.step)
+            clips = data.validation.total if data.validation is not None else 0
+            reporter = Reporter(record, bar, clips)
+            watch, best = Watch(), BestKeeper(folder, reporter, loop.best)
+            callbacks = [Agreement(start.step, fingerprint), watch, reporter, best, Keeper(folder, watch)]
+            trainer = make_trainer(config, world, callbacks)
+            exit_code = _run(trainer, module, data, start)
+    finally:
+        if record is not None:
+            record.close(exit_code)
+        if world.size > 1 and distributed.is_initialized():
+            distributed.destroy_process_group()
+    return _result(config, module.step, module.elapsed, exit_code)
+
+
+def _run(trainer: lightning.Trainer, module: TrainingModule, data: RunData, start: _Start) -> int:
+    checkpoint = None if start.checkpoint is None else str(start.checkpoint)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except Stopped:
+        return STOPPED
+    return 0
+
+
+def make_trainer(config: RunConfig, world: World, callbacks: Sequence[lightning.Callback]) -> lightning.Trainer:
+    """Lightning's Trainer as a thin shell: one endless epoch; figures, checkpoints and the end are our callbacks'."""
+    loop = config.loop
+    return lightning.Trainer(
+        accelerator=loop.accelerator,
+        devices=world.local_size,
+        num_nodes=world.nodes,
+        strategy=parallel.strategy(world, loop.accelerator),
+        plugins=[TorchElasticEnvironment()] if world.size > 1 else None,
+        precision="bf16-mixed" if loop.precision == "bf16" else "32-true",
+        callbacks=list(callbacks),
+        max_epochs=1,
+        val_check_interval=loop.epoch_steps,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=str(config.run_folder),
+    )
+
+
+class Agreement(lightning.Callback):
+    """Before the first step all processes must mean the same run: one that does not would hang the others later."""
+
+    def __init__(self, step: int, fingerprint: str) -> None:
+        self._facts = {"the step to go on from": step, "the list of training clips": int(fingerprint[:15], 16)}
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Compare."""
+        loop = cast(TrainingModule, pl_module).config.loop
+        validation = trainer.num_val_batches
+        facts = {
+            **self._facts,
+            "loop.max_steps": loop.max_steps,
+            "loop.epoch_steps": loop.epoch_steps,
+            "the number of validation clips": int(validation[0]) if validation else 0,
+        }
+        parallel.must_agree(facts, pl_module.device)
+
+
+def _find_start(config: RunConfig, resume: Resume, *, told: bool) -> _Start:
+    folder, path = config.run_folder, config.run_folder / LAST
+    if not path.is_file():
+        if resume == "always":
+            raise UserError(f"{folder} has no checkpoint to go on from; start with --resume auto")
+        return _Start()
+    if resume == "never":
+        raise UserError(f"{folder} already has a checkpoint; choose another name, or --resume auto to go on from it")
+    changes = diff(load_plain([folder / CONFIG]), to_plain(config))
+    for name, old, new in changes:
+        if name.split(".")[0] in _FIXED and not _FREE.fullmatch(name):
+            raise UserError(f"{folder} began with {name}={old}, now it is {new}; change it back or choose another name")
+    if told:
+        for name, old, new in changes:
+            print(f"changed since the run began: {name} {old} -> {new}", file=sys.stderr)
+    run = _read_run(path)
+    return _Start(cast(int, run["step"]), cast(float, run["elapsed"]), path)
+
+
+def _read_run(path: Path) -> Plain:
+    try:
+        return cast(dict[str, Plain], torch.load(path, map_location="cpu", mmap=True, weights_only=True))["run"]
+    except Exception as error:
+        # a damaged file raises whatever the zip reader or the unpickler stumbles over
+        raise UserError(f"{path} cannot be read ({type(error).__name__}); remove it to begin anew") from error
+
+
+def _refuse_other_data(folder: Path, fingerprint: str, start: _Start) -> None:
+    path = folder / ENVIRONMENT
+    if start.checkpoint is None or not path.is_file():
+        return
+    if json.loads(path.read_text()).get("data") != fingerprint:
+        raise UserError(f"the clips of data.sources are not those that {folder} began with; choose another name")
+
+
+def _is_over(config: RunConfig, start: _Start) -> bool:
+    minutes = config.loop.max_minutes
+    return start.step >= config.loop.max_steps or (minutes is not None and start.elapsed >= 60 * minutes)
+
+
+def _result(config: RunConfig, steps: int, seconds: float, exit_code: int) -> TrainResult:
+    folder = config.run_folder
+    lines = [line for line in read_metrics(folder) if line["split"] == "validation"]
+    figures = lines[-1].items() if lines else ()
+    last = {name: value for name, value in figures if isinstance(value, float) and name != "elapsed_s"}
+    return TrainResult(
+        folder=folder,
+        checkpoint=folder / LAST,
+        best=folder / BEST if (folder / BEST).is_file() else None,
+        steps=steps,
+        seconds=seconds,
+        validation=last,
+        exit_code=exit_code,
+    )
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """Lightning's notes and adverts off, its warnings on."""
+    loggers = [logging.getLogger(name) for name in ("lightning", "lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels):
+            logger.setLevel(level)
+
+
+def _ignore_warnings() -> None:
+    """Warnings about what we chose on purpose, or cannot mend from here."""
+    # lightning 2.6.6 on torch >= 2.13, in its own code
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated.*")
+    # fewer workers than cores can be right, and is the user's choice
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
