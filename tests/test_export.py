@@ -135,7 +135,7 @@ def test_compiled_blocks_do_not_matter() -> None:
 
 def test_wrong_program_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = write_run(tmp_path / "run", tiny_model())
-    monkeypatch.setattr(four_d.export, "relative_error", lambda given, expected: 0.5)
+    monkeypatch.setattr(four_d.export, "relative_error", lambda *_: 0.5)
     with pytest.raises(UserError, match=r"off by 0\.5"):
         export(run, tmp_path / "model")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]

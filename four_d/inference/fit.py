@@ -83,6 +83,8 @@ def resize(frames: UInt8[np.ndarray, "f h w 3"] | Float[Tensor, "f 3 h w"], to: 
 
 def _resize(plane: NDArray[np.float32], to: Fit) -> NDArray[np.float32]:
     height, width = to.original
-    box = (to.left, to.top, width - to.left, height - to.top)
+    # rounding errors must not reach beyond the picture
+    left, top = max(to.left, 0.0), max(to.top, 0.0)
+    box = (left, top, min(width - left, width), min(height - top, height))
     image = Image.fromarray(plane).resize((to.model[1], to.model[0]), Image.Resampling.BICUBIC, box=box)
     return np.asarray(image).clip(0, 1)

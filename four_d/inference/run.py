@@ -99,21 +99,13 @@ class LoadedModel:
             return self._run(videos.read(Path(frames), selection))
         if selection is not None:
             raise UserError("selection chooses frames of a file; slice an array or list yourself")
-        return self._run_frames(frames)
+        array, floats = as_frames(frames)
+        times = np.arange(len(array)) / videos.IMAGE_RATE
+        return self._run(Video(frames=array, times=times, total=len(array)), floats)
 
     def to(self, device: str | torch.device) -> LoadedModel:
         """The same model on a device (it is moved, not copied)."""
         return LoadedModel(self.model.to(device), self.info)
-
-    def _run_frames(self, frames: NDArray[np.uint8] | Tensor | Sequence[Image.Image]) -> Result:
-        if isinstance(frames, Tensor):
-            _check_floats(frames)
-            array = (frames.detach().cpu().permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
-            return self._run(_untimed(array), frames)
-        array = frames if isinstance(frames, np.ndarray) else _from_pictures(frames)
-        if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] != 3 or 0 in array.shape:
-            raise UserError(f"frames are {array.dtype} {array.shape}; give uint8 (frames, height, width, 3)")
-        return self._run(_untimed(array))
 
     def _run(self, video: Video, floats: Tensor | None = None) -> Result:
         height, width = video.frames.shape[1:3]
@@ -130,6 +122,45 @@ class LoadedModel:
             times=[float(t) for t in video.times],
             fit=chosen,
         )
+
+
+def as_frames(frames: object) -> tuple[NDArray[np.uint8], Tensor | None]:
+    """Frames as uint8 ``f h w 3``, and floats as they came, so that none of their precision is lost.
+
+    Raises:
+        UserError: what it is instead of uint8 (f, h, w, 3), floats in [0, 1] (f, 3, h, w) or pictures of one size.
+
+    """
+    if isinstance(frames, Tensor):
+        _check_floats(frames)
+        return (frames.detach().cpu().permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy(), frames
+    if isinstance(frames, Sequence):
+        return _from_pictures(cast(Sequence[object], frames)), None
+    if not isinstance(frames, np.ndarray):
+        raise UserError(f"frames are a {type(frames).__name__}; give a path, an array, a tensor or a list of pictures")
+    array = cast(NDArray[np.uint8], frames)
+    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] != 3 or 0 in array.shape:
+        raise UserError(f"frames are {array.dtype} {array.shape}; give uint8 (frames, height, width, 3)")
+    return array, None
+
+
+def _check_floats(frames: Tensor) -> None:
+    if not frames.is_floating_point() or frames.ndim != 4 or frames.shape[1] != 3 or 0 in frames.shape:
+        raise UserError(
+            f"frames are {frames.dtype} {tuple(frames.shape)}; give floats in [0, 1], (frames, 3, height, width)"
+        )
+    if not (frames.isfinite().all() and frames.min() >= 0 and frames.max() <= 1):
+        raise UserError("frames hold values outside [0, 1]; divide by 255, or give uint8 (frames, height, width, 3)")
+
+
+def _from_pictures(frames: Sequence[object]) -> NDArray[np.uint8]:
+    pictures = [frame for frame in frames if isinstance(frame, Image.Image)]
+    if not pictures or len(pictures) < len(frames):
+        raise UserError("frames are a list of something else than PIL images, or empty; give pictures")
+    sizes = {picture.size for picture in pictures}
+    if len(sizes) > 1:
+        raise UserError(f"pictures are of sizes {sorted(sizes)}; make all one size")
+    return np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
 
 
 def load(path: str | Path) -> LoadedModel:
@@ -228,25 +259,3 @@ def _unbatch(prediction: Prediction) -> Prediction:
     """Drop the batch axis of one, on the CPU. Pose encodings, whose batch axis is the second, are a training matter."""
     rest = {**vars(prediction), "pose_encodings": None}
     return map_tensors(Prediction(**rest), lambda tensor: tensor[0].cpu())
-
-
-def _untimed(frames: NDArray[np.uint8]) -> Video:
-    return Video(frames=frames, times=np.arange(len(frames)) / videos.IMAGE_RATE, total=len(frames))
-
-
-def _check_floats(frames: Tensor) -> None:
-    if not frames.is_floating_point() or frames.ndim != 4 or frames.shape[1] != 3 or 0 in frames.shape:
-        raise UserError(
-            f"frames are {frames.dtype} {tuple(frames.shape)}; give floats in [0, 1], (frames, 3, height, width)"
-        )
-    if not (frames.isfinite().all() and frames.min() >= 0 and frames.max() <= 1):
-        raise UserError("frames hold values outside [0, 1]; divide by 255, or give uint8 (frames, height, width, 3)")
-
-
-def _from_pictures(pictures: Sequence[Image.Image]) -> NDArray[np.uint8]:
-    if not pictures or not all(isinstance(p, Image.Image) for p in cast(Sequence[object], pictures)):
-        raise UserError("frames must be a path, an array, a tensor or a list of PIL images, and not empty")
-    sizes = {p.size for p in pictures}
-    if len(sizes) > 1:
-        raise UserError(f"pictures are of sizes {sorted(sizes)}; make all one size")
-    return np.stack([np.asarray(p.convert("RGB")) for p in pictures])
