@@ -93,7 +93,7 @@ def check(folder: Path, clips: int | None = None, *, shown: bool = True) -> Chec
             failures.append(Failure(shard=info.shard, check="files", what=problem, remedy="make or fetch it again"))
     reader = ShardReader(dataclasses.replace(manifest, shards=whole))
     failures += _count_failures(manifest, reader, len(failures))
-    chosen = _spread(len(reader), clips)
+    chosen = spread(len(reader), clips)
     measures: list[Measure] = []
     used = {reader.samples[index].shard for index in chosen}
     with reader, progress("check", len(chosen) + len(used), "clip", shown=shown) as bar:
@@ -111,7 +111,8 @@ def check(folder: Path, clips: int | None = None, *, shown: bool = True) -> Chec
     )
 
 
-def _spread(count: int, wanted: int | None) -> list[int]:
+def spread(count: int, wanted: int | None) -> list[int]:
+    """``wanted`` of ``count`` indices (all if None), evenly over them."""
     if count == 0:
         return []
     return np.unique(np.linspace(0, count - 1, min(count, wanted or count)).round().astype(int)).tolist()

@@ -29,11 +29,11 @@ AGREEMENT_LIMIT = 0.9
 """Share of the pixels that another frame confirms, of those that it confirms or contradicts."""
 DEPTH_SHARE = 0.02
 """Two depths within this share of each other are the same."""
-COLOUR_RATIO_LIMIT = 1.0
+COLOUR_RATIO_LIMIT = 1.2
 """Colour difference under the stored geometry over the smallest under a wrong one."""
 COLOUR_FLOOR = 0.03
 """Colours that differ by less (of 1) are the same."""
-TRACK_RATIO_LIMIT = 0.7
+TRACK_RATIO_LIMIT = 0.6
 """Colour change along a track over that between tracks."""
 TRACKS_PER_FRAME = 15
 """Fewer tracks of a frame say nothing of their colours."""
@@ -462,7 +462,7 @@ def _track_measures(clip: RawClip, known: Truth) -> Iterator[Measure]:
     outside = (pixels < 0).any(-1) | (pixels > torch.tensor([clip.info.width, clip.info.height])).any(-1)
     rated = visible & (~border | outside)
     yield from _track_place(clip, rated, on_surface)
-    yield from _track_colour(visible & on_surface, colours)
+    yield from _track_colour(clip, visible & on_surface, colours)
 
 
 def _track_place(clip: RawClip, rated: Bool[Tensor, "f n"], on_surface: Bool[Tensor, "f n"]) -> Iterator[Measure]:
@@ -490,17 +490,12 @@ def _any_camera(clip: RawClip, value: Bool[Tensor, "f n"]) -> Bool[Tensor, "f n"
     return (same[..., None] & value[None]).any(1)
 
 
-def _track_colour(rated: Bool[Tensor, "f n"], colours: Float[Tensor, "f n 3"]) -> Iterator[Measure]:
-    """At each frame, the change since a track's first sighting over the difference to other tracks' first sightings."""
-    first = colours[rated.float().argmax(0), torch.arange(rated.shape[1])]
-    later = rated & (rated.cumsum(0) > 1)
+def _track_colour(clip: RawClip, rated: Bool[Tensor, "f n"], colours: Float[Tensor, "f n 3"]) -> Iterator[Measure]:
+    """Per camera, since another one may see a texture from far closer."""
+    cameras = torch.tensor(clip.info.camera_ids)
     ratios = torch.zeros(len(rated))
-    for frame in (later.sum(-1) >= TRACKS_PER_FRAME).nonzero()[:, 0].tolist():
-        now, then = colours[frame, later[frame]], first[later[frame]]
-        along = float((now - then).abs().mean(-1).median())
-        between = float((now[:, None] - then).abs().mean(-1).median())
-        if between > 2 * COLOUR_FLOOR:
-            ratios[frame] = along / between
+    for camera in cameras.unique():
+        ratios[cameras == camera] = _colour_ratios(rated[cameras == camera], colours[cameras == camera])
     if not bool(ratios.any()):
         return
     yield Measure(
@@ -511,6 +506,20 @@ def _track_colour(rated: Bool[Tensor, "f n"], colours: Float[Tensor, "f n 3"]) -
         what="colour change along visible tracks over the difference between tracks",
         remedy="track points jump between surfaces: keep the order of tracks (or of vertices) the same at every time",
     )
+
+
+def _colour_ratios(rated: Bool[Tensor, "f n"], colours: Float[Tensor, "f n 3"]) -> Float[Tensor, "f"]:
+    """At each frame, the change since a track's first sighting over the difference to other tracks' first sightings."""
+    first = colours[rated.float().argmax(0), torch.arange(rated.shape[1])]
+    later = rated & (rated.cumsum(0) > 1)
+    ratios = torch.zeros(len(rated))
+    for frame in (later.sum(-1) >= TRACKS_PER_FRAME).nonzero()[:, 0].tolist():
+        now, then = colours[frame, later[frame]], first[later[frame]]
+        along = float((now - then).abs().mean(-1).median())
+        between = float((now[:, None] - then).abs().mean(-1).median())
+        if between > 2 * COLOUR_FLOOR:
+            ratios[frame] = along / between
+    return ratios
 
 
 def _tracks(clip: RawClip, known: Truth) -> tuple[Float[Tensor, "f n 3"], Bool[Tensor, "f n"]] | None:
