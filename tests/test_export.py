@@ -87,7 +87,11 @@ def test_export_loads_to_the_same_model(exported: Path) -> None:
     assert found.info.model == TINY
 
 
-def test_export_of_an_export_is_the_same(exported: Path, tmp_path: Path) -> None:
+def test_export_of_an_export_is_the_same(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs = json.loads((exported / "export.json").read_text())["outputs"]
+    errors = {name: value["largest_relative_error"] for name, value in outputs.items()}
+    monkeypatch.setattr(four_d.export, "to_program", lambda *_: (None, errors))  # tracing again takes seconds
+    monkeypatch.setattr(torch.export, "save", lambda _, file: file.write(b"program"))
     again = export(exported, tmp_path / "again")
     for name in ("model.safetensors", "config.json", "README.md"):
         assert (again / name).read_bytes() == (exported / name).read_bytes()

@@ -70,7 +70,7 @@
     if (event.target.matches("input, button")) return;
     const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     if (event.key === " ") setPlaying(!playing);
-    else if (step) { setPlaying(false); show(frame + step); }
+    else if (step) { setPlaying(false); show((frame + step + count) % count); }
     else return;
     event.preventDefault();
   });

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import html
 import io
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -29,6 +31,7 @@ PANEL_WIDTH = 640
 """Widest picture in pixels that is put into the page."""
 
 
+@runtime_checkable
 class Playable(Protocol):
     """What a report shows; `inference.Result` is one. f frames, no batch axis, on the CPU."""
 
@@ -115,13 +118,14 @@ def report(
 
 
 def _write(path: Path, page: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(page, encoding="utf-8")
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise UserError(f"cannot write {path}: {error.strerror}; free some space or choose another place") from error
 
 
