@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -95,8 +96,9 @@ def _add_file_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
 
 def _add_data_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
-    data = verbs.add_parser("data", help="make, check, count and show shards").add_subparsers(required=True, metavar="VERB")
-    make = _verb(data, "make", _data_make, "Make shards of synthetic multi-view video; what is whole is not made again.")
+    data = verbs.add_parser("data", help="make, check, count and show shards")
+    data = data.add_subparsers(required=True, metavar="VERB")
+    make = _verb(data, "make", _data_make, "Make shards of synthetic multi-view video; whole ones are not made again.")
     make.add_argument("out", type=Path, metavar="OUT")
     make.add_argument("--shards", type=_range, default=range(1), metavar="A:B", help="which shards, as 0:64")
     make.add_argument("--seed", type=int, default=0)
@@ -170,15 +172,21 @@ def _eval(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     from four_d.export import export
 
-    export(arguments.run, arguments.out)
+    print(export(arguments.run, arguments.out))
     return 0
 
 
 def _infer(arguments: argparse.Namespace) -> int:
-    from four_d.inference import infer, load
+    from four_d.inference import Result, Selection, infer, load
     from four_d.viewer import report
 
-    raise NotImplementedError
+    def page(result: Result, folder: Path) -> None:
+        report(folder / "report.html", result, title=arguments.video.name, summary=f"Seen by {arguments.model}")
+
+    selection = Selection(max_frames=arguments.max_frames, start=arguments.start, fps=arguments.fps)
+    infer(load(arguments.model), arguments.video, arguments.out, selection=selection, page=page)
+    print(arguments.out)
+    return 0
 
 
 def _data_make(arguments: argparse.Namespace) -> int:
@@ -202,15 +210,19 @@ def _data_check(arguments: argparse.Namespace) -> int:
     from four_d.data.check import check
 
     report = check(arguments.folder, clips=arguments.clips)
-    report.print()
-    return 1 if report.failures else 0
+    print(report.table())
+    return 0 if report.ok else 1
 
 
 def _data_stats(arguments: argparse.Namespace) -> int:
+    from four_d.data.manifest import atomic
     from four_d.data.stats import stats
 
     found = stats(arguments.folder, clips=arguments.clips)
-    found.print()
+    print(found.table())
+    if arguments.json is not None:
+        with atomic(arguments.json) as file:
+            file.write((json.dumps(found.to_dict(), indent=1) + "\n").encode())
     return 0
 
 

@@ -13,6 +13,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Literal, TypeVar, cast
 
@@ -119,13 +120,15 @@ def load_plain(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> Pl
             raise UserError(f"override {override!r} is not key=value, as in optimiser.lr=1e-4")
     try:
         parts = [OmegaConf.load(find(path)) for path in paths]
-        merged = OmegaConf.merge(*parts, OmegaConf.from_dotlist(list(overrides)))
-        plain = OmegaConf.to_container(merged, resolve=True)
+        parts += [OmegaConf.from_dotlist([override]) for override in overrides]
+        merged = reduce(_merge, (OmegaConf.to_container(part) for part in parts), {})
+        plain = OmegaConf.to_container(OmegaConf.create(cast(Plain, merged)), resolve=True)
     except (OmegaConfBaseException, OSError) as error:
         raise UserError(f"cannot read config {', '.join(map(str, paths))}: {_first_line(error)}") from error
     except Exception as error:
         if type(error).__module__.startswith("yaml"):
-            raise UserError(f"config {', '.join(map(str, paths))} is not YAML: {' '.join(str(error).split())}") from error
+            where = ", ".join(map(str, paths))
+            raise UserError(f"config {where} is not YAML: {' '.join(str(error).split())}") from error
         raise
     if not isinstance(plain, dict):
         raise UserError(f"config {', '.join(map(str, paths))} holds {type(plain).__name__}; write a mapping of keys")
@@ -169,7 +172,8 @@ def build(kind: type[T], plain: object, where: str) -> T:
             near = difflib.get_close_matches(str(key), hints, n=2)
             hint = f"did you mean {' or '.join(near)}?" if near else f"choose among {', '.join(hints)}"
             raise UserError(f"{where}.{key} is not a setting; {hint}")
-    nested = {key: _nested(hints[key], value, f"{where}.{key}") for key, value in values.items() if _branches(hints[key])}
+    parts = {key: value for key, value in values.items() if _branches(hints[key])}
+    nested = {key: _nested(hints[key], value, f"{where}.{key}") for key, value in parts.items()}
     checked = {**_leaves(kind, {k: v for k, v in values.items() if k not in nested}, where), **nested}
     missing = [f.name for f in _required(kind) if f.name not in checked]
     if missing:
@@ -203,6 +207,16 @@ def diff(left: object, right: object, where: str = "") -> list[tuple[str, object
         keys = [*a, *(key for key in b if key not in a)]
         return [line for key in keys for line in diff(a.get(key), b.get(key), f"{where}.{key}".lstrip("."))]
     return [] if left == right else [(where, left, right)]
+
+
+def _merge(base: object, over: object) -> object:
+    """``over`` on top of ``base``, mapping by mapping; another ``kind`` replaces the whole mapping, not parts of it."""
+    if not (isinstance(base, dict) and isinstance(over, dict)):
+        return over
+    old, new = cast(Plain, base), cast(Plain, over)
+    if "kind" in new and new["kind"] != old.get("kind", new["kind"]):
+        return new
+    return {**old, **{key: _merge(old.get(key), value) for key, value in new.items()}}
 
 
 def _first_line(error: Exception) -> str:
@@ -240,7 +254,8 @@ def _nested(hint: object, value: object, where: str) -> object:
 
 def _choose(branches: list[type], value: object, where: str) -> type:
     """The union's branch that the value's ``kind`` names; a single branch needs none."""
-    kinds = {typing.get_args(typing.get_type_hints(b)["kind"])[0]: b for b in branches if "kind" in typing.get_type_hints(b)}
+    hints = {branch: typing.get_type_hints(branch) for branch in branches}
+    kinds = {typing.get_args(hints[branch]["kind"])[0]: branch for branch in branches if "kind" in hints[branch]}
     kind = cast(Plain, value).get("kind") if isinstance(value, Mapping) else None
     if kind is None and len(branches) == 1:
         return branches[0]
@@ -256,7 +271,7 @@ def _leaves(kind: type, values: Plain, where: str) -> Plain:
     checked: Plain = {}
     for name, value in values.items():
         try:
-            node = OmegaConf.merge(schema, {name: value})[name]
+            node = cast(Plain, OmegaConf.merge(schema, {name: value}))[name]
         except OmegaConfBaseException as error:
             raise UserError(f"{where}.{name} is {value!r}: {_first_line(error)}") from error
         checked[name] = OmegaConf.to_object(node) if OmegaConf.is_config(node) else node

@@ -1,0 +1,92 @@
+"""Configs: the shipped ones build, values are checked, branches are chosen, mistakes name themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from four_d import config as configs
+from four_d.errors import UserError
+
+BASE = ["vggt", "overlays/tiny"]
+DATA = ["data.sources.synthetic.path=somewhere"]
+SIZES = {"tiny": 4.0e6, "small": 7.0e6, "medium": 33e6}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_sizes_build_and_keep_their_promise(size: str) -> None:
+    config = configs.load(["vggt", f"overlays/{size}"], DATA)
+    with torch.device("meta"):
+        model = config.model.build()
+    parameters = sum(p.numel() for p in model.parameters())
+    assert 0.7 * SIZES[size] <= parameters <= SIZES[size]
+
+
+def test_every_shipped_overlay_loads_on_top_of_vggt() -> None:
+    overlays = [name for name in configs.shipped_configs() if name.startswith("overlays/")]
+    assert {"overlays/tiny", "overlays/small", "overlays/medium", "overlays/debug"} <= set(overlays)
+    for overlay in overlays:
+        configs.load([*BASE, overlay], DATA)
+
+
+def test_yaml_round_trip(tmp_path: Path) -> None:
+    config = configs.load(BASE, [*DATA, "optimiser.lr=3e-4", "optimiser.trainable=[backbone.*]"])
+    (tmp_path / "run.yaml").write_text(configs.to_yaml(config))
+    assert configs.load([tmp_path / "run.yaml"]) == config
+    assert config.optimiser.lr == 3e-4
+    assert config.optimiser.trainable == ("backbone.*",)
+
+
+def test_files_merge_left_to_right_then_overrides_then_interpolation(tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").write_text("name: one\nseed: 1\nloop: {max_steps: 10, epoch_steps: '${loop.max_steps}'}\n")
+    (tmp_path / "two.yaml").write_text("name: two\n")
+    config = configs.load([*BASE, tmp_path / "one.yaml", tmp_path / "two.yaml"], [*DATA, "loop.max_steps=20"])
+    assert (config.name, config.seed, config.loop.epoch_steps) == ("two", 1, 20)
+
+
+def test_null_removes_an_entry() -> None:
+    config = configs.load(BASE, [*DATA, "model.heads.points=null", "losses.points=null"])
+    assert set(config.model.heads) == set(config.losses) == {"camera", "depth"}
+
+
+def test_kind_chooses_the_branch() -> None:
+    config = configs.load(BASE, [*DATA, "model.backbone.patches={kind: conv}"])
+    assert type(config.model.backbone.patches).__name__ == "ConvPatchConfig"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.heads.depth.kind=dpt", r"config\.model\.heads\.depth\.kind is 'dpt'; choose one of camera, dense"),
+        ("optimiser.lrr=1", r"config\.optimiser\.lrr is not a setting; did you mean lr"),
+        ("optimiser.lr=fast", r"config\.optimiser\.lr is 'fast': .*Float"),
+        ("loop.precision=fp8", r"config\.loop\.precision is 'fp8': .*'fp32', 'bf16'"),
+        ("data.image_size=[1,2,3]", r"config\.data\.image_size"),
+        ("seed=[1]", r"config\.seed"),
+        ("model.heads.depth=5", r"config\.model\.heads\.depth"),
+        ("name", r"'name' is not key=value"),
+        ("loop.max_steps=${nothing.here}", r"cannot read config .*nothing"),
+    ],
+)
+def test_mistakes_name_the_value_and_the_remedy(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        configs.load(BASE, [*DATA, override])
+    assert len(str(caught.value).splitlines()) <= 2
+
+
+def test_missing_value_and_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"config\.data\.sources is missing"):
+        configs.load(BASE)
+    with pytest.raises(UserError, match=r"vgt does not exist; did you mean vggt"):
+        configs.load(["vgt"])
+    (tmp_path / "broken.yaml").write_text("a: [1\n")
+    with pytest.raises(UserError, match="is not YAML"):
+        configs.load([tmp_path / "broken.yaml"])
+
+
+def test_diff_names_what_changed() -> None:
+    left = configs.to_plain(configs.load(BASE, DATA))
+    right = configs.to_plain(configs.load(BASE, [*DATA, "seed=7"]))
+    assert configs.diff(left, right) == [("seed", 0, 7)]
