@@ -325,5 +325,5 @@ def reappears(clip: ClipStats) -> bool:
     return clip.reappearing_share >= OCCLUDED_SHARE
 
 
-def _mean(values: Sequence[float]) -> float:
+def _mean(values: Sequence[float] | Sequence[bool]) -> float:
     return float(np.mean(values)) if len(values) else float("nan")
