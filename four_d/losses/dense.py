@@ -35,7 +35,7 @@ def confidence_weighted(
     return gamma * errors * confidence - alpha * confidence.log()
 
 
-def gradient_errors(predicted: Maps, target: Maps, valid: Masks) -> list[Maps]:
+def gradient_errors(predicted: Maps, target: Maps, valid: Masks) -> list[Float[Tensor, "b f _h _w c"]]:
     """|∂x(p − t)| and |∂y(p − t)| between neighbours that are both valid, 0 elsewhere; limited."""
     difference = torch.where(valid[..., None], predicted - target, 0)
     results: list[Tensor] = []

@@ -1,0 +1,324 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import roma
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from four_d.errors import UserError
+from four_d.geometry import encode_cameras, invert_pose, make_pose, unproject
+from four_d.losses import CameraLoss, DepthLoss, LossConfig, PointsLoss
+from four_d.losses.camera import encoding_errors, stage_weights
+from four_d.losses.dense import PixelTerms, confidence_weighted, gradient_term, normal_term
+from four_d.losses.reduction import below_quantile, group_mean, nothing
+from four_d.types import Cameras, Clip, Prediction, map_tensors
+
+B, F, H, W = 2, 3, 16, 24
+TERMS: list[LossConfig] = [CameraLoss(), DepthLoss(), PointsLoss()]
+REFERENCE = Path(__file__).parents[2] / "shared" / "reference" / "vggt_tiny"
+OURS_FROM_XYZW = [0, 1, 2, 6, 3, 4, 5, 7, 8]
+
+
+def draw(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def make_targets() -> Clip:
+    rotation = roma.rotvec_to_rotmat(0.3 * draw(B, F, 3, seed=1))
+    intrinsics = torch.tensor([[20.0, 0, W / 2], [0, 22, H / 2], [0, 0, 1]], dtype=torch.float64)
+    return Clip(
+        images=torch.zeros(B, F, 3, H, W, dtype=torch.float64),
+        times=torch.zeros(B, F, dtype=torch.float64),
+        camera_ids=torch.zeros(B, F, dtype=torch.long),
+        cameras=Cameras(
+            world_from_camera=make_pose(rotation, draw(B, F, 3, seed=2)),
+            intrinsics=intrinsics.expand(B, F, -1, -1),
+            known=torch.ones(B, F, dtype=torch.bool),
+        ),
+        depth=draw(B, F, H, W, seed=3).abs() + 0.5,
+        valid=draw(B, F, H, W, seed=4) > -1.5,
+    )
+
+
+def truth(targets: Clip) -> Prediction:
+    """The prediction that is right, and no surer than that: confidence 1, where log c is 0."""
+    return Prediction(
+        pose_encodings=encode_cameras(targets.cameras, H, W)[None].repeat(4, 1, 1, 1),
+        depth=targets.depth.clone(),
+        depth_confidence=torch.ones(B, F, H, W, dtype=torch.float64),
+        points=unproject(targets.depth, targets.cameras),
+        points_confidence=torch.ones(B, F, H, W, dtype=torch.float64),
+    )
+
+
+def disturb(prediction: Prediction, size: float = 0.3) -> Prediction:
+    seeds = iter(range(10, 20))
+    moved = map_tensors(prediction, lambda x: x + size * draw(*x.shape, seed=next(seeds)))
+    return map_tensors(moved, lambda x: x.clone().requires_grad_())
+
+
+def clip_of(value: Clip, index: int) -> Clip:
+    return map_tensors(value, lambda x: x[index : index + 1])
+
+
+def prediction_of(value: Prediction, index: int) -> Prediction:
+    encodings = value.pose_encodings[:, index : index + 1]
+    rest = map_tensors(dataclasses.replace(value, pose_encodings=None), lambda x: x[index : index + 1])
+    return dataclasses.replace(rest, pose_encodings=encodings)
+
+
+@pytest.mark.parametrize("term", TERMS, ids=lambda t: t.kind)
+def test_zero_at_truth_and_not_beside_it(term: LossConfig) -> None:
+    targets = make_targets()
+    assert abs(term(truth(targets), None, targets).item()) < 1e-7
+    beside = disturb(truth(targets), 0.01)
+    plain = dataclasses.replace(
+        beside, depth_confidence=truth(targets).depth_confidence, points_confidence=truth(targets).points_confidence
+    )
+    assert term(plain, None, targets).item() > 1e-3
+
+
+def without_depth(targets: Clip) -> Clip:
+    return dataclasses.replace(targets, depth=None, valid=None)
+
+
+def without_valid(targets: Clip) -> Clip:
+    return dataclasses.replace(targets, depth=0 * targets.depth, valid=torch.zeros_like(targets.valid))
+
+
+def without_cameras(targets: Clip) -> Clip:
+    return dataclasses.replace(targets, cameras=None)
+
+
+def with_unknown_cameras(targets: Clip) -> Clip:
+    unknown = Cameras(
+        world_from_camera=torch.eye(4, dtype=torch.float64).expand(B, F, -1, -1),
+        intrinsics=torch.eye(3, dtype=torch.float64).expand(B, F, -1, -1),
+        known=torch.zeros(B, F, dtype=torch.bool),
+    )
+    return dataclasses.replace(targets, cameras=unknown)
+
+
+@pytest.mark.parametrize(
+    ("term", "remove"),
+    [
+        (DepthLoss(), without_depth),
+        (DepthLoss(), without_valid),
+        (PointsLoss(), without_depth),
+        (PointsLoss(), without_valid),
+        (PointsLoss(), without_cameras),
+        (PointsLoss(), with_unknown_cameras),
+        (CameraLoss(), without_cameras),
+        (CameraLoss(), with_unknown_cameras),
+        (CameraLoss(), without_valid),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_missing_supervision_is_exactly_zero_with_zero_gradients(
+    term: LossConfig, remove: Callable[[Clip], Clip], dtype: torch.dtype
+) -> None:
+    targets = make_targets()
+    cast: Callable[[Tensor], Tensor] = lambda x: x.to(dtype) if x.is_floating_point() else x  # noqa: E731
+    prediction = map_tensors(disturb(truth(targets)), lambda x: x.detach().to(dtype).requires_grad_())
+    prediction = dataclasses.replace(
+        prediction,
+        depth_confidence=(1 + prediction.depth.detach().exp()).requires_grad_(),
+        points_confidence=(1 + prediction.depth.detach().exp()).requires_grad_(),
+    )
+    loss = term(prediction, None, map_tensors(remove(targets), cast))
+    assert loss.item() == 0
+    loss.backward()
+    inputs = {
+        "camera": [prediction.pose_encodings],
+        "depth": [prediction.depth, prediction.depth_confidence],
+        "points": [prediction.points, prediction.points_confidence],
+    }[term.kind]
+    for each in inputs:
+        assert each.grad is not None
+        assert torch.equal(each.grad, torch.zeros_like(each))
+
+
+@pytest.mark.parametrize("term", TERMS, ids=lambda t: t.kind)
+def test_missing_head_is_named(term: LossConfig) -> None:
+    with pytest.raises(UserError, match="add a head"):
+        term(Prediction(), None, make_targets())
+
+
+@pytest.mark.parametrize("term", TERMS, ids=lambda t: t.kind)
+def test_loss_of_a_batch_is_the_mean_of_its_clips(term: LossConfig) -> None:
+    """So that processes with half a batch each, averaged, do what one process does."""
+    targets = make_targets()
+    targets.valid[1, :, :6] = False
+    prediction = disturb(truth(targets), 0.1)
+    parts = [term(prediction_of(prediction, i), None, clip_of(targets, i)) for i in range(B)]
+    torch.testing.assert_close(term(prediction, None, targets), torch.stack(parts).mean())
+
+
+def test_values_where_not_valid_do_not_matter() -> None:
+    targets = make_targets()
+    prediction = disturb(truth(targets), 0.1)
+    with torch.no_grad():
+        changed = dataclasses.replace(
+            prediction,
+            depth=torch.where(targets.valid, prediction.depth, 1e6),
+            points=torch.where(targets.valid[..., None], prediction.points, 1e6),
+        )
+    for term in (DepthLoss(), PointsLoss()):
+        torch.testing.assert_close(term(changed, None, targets), term(prediction, None, targets))
+
+
+def test_points_terms_do_not_change_when_the_world_is_moved() -> None:
+    targets = make_targets()
+    prediction = disturb(truth(targets), 0.1).points
+    target = unproject(targets.depth, targets.cameras)
+    rotation, shift = roma.rotvec_to_rotmat(draw(3, seed=30)), draw(3, seed=31)
+    moved = [x @ rotation.mT + shift for x in (prediction, target)]
+    torch.testing.assert_close(
+        normal_term(*moved, targets.valid), normal_term(prediction, target, targets.valid), atol=1e-8, rtol=1e-8
+    )
+    errors = [torch.linalg.vector_norm(p - t, dim=-1) for p, t in (moved, (prediction, target))]
+    torch.testing.assert_close(errors[0], errors[1])
+
+
+def test_gradient_term_ignores_a_constant_offset_and_normals_a_change_of_size() -> None:
+    targets = make_targets()
+    depth, points = targets.depth[..., None], unproject(targets.depth, targets.cameras)
+    assert gradient_term(depth + 3, depth, targets.valid).abs().max() < 1e-12
+    assert normal_term(2 * points, points, targets.valid).abs().max() < 1e-7
+
+
+@pytest.mark.parametrize("term", TERMS, ids=lambda t: t.kind)
+def test_gradients_are_the_derivatives(term: LossConfig) -> None:
+    targets = make_targets()
+    base = disturb(truth(targets))
+    names = {
+        "camera": ["pose_encodings"],
+        "depth": ["depth", "depth_confidence"],
+        "points": ["points", "points_confidence"],
+    }[term.kind]
+    raw = [getattr(base, name).detach().abs() + 0.2 for name in names]
+    direction = [draw(*x.shape, seed=40 + i) for i, x in enumerate(raw)]
+
+    def along(step: Tensor) -> Tensor:
+        moved = {name: x + step * d for name, x, d in zip(names, raw, direction)}
+        return term(dataclasses.replace(base, **moved), None, targets)
+
+    step = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(along, (step,), eps=1e-8, atol=1e-4, rtol=1e-3)
+
+
+def test_confidence_is_best_where_it_matches_the_error() -> None:
+    error, alpha, gamma = torch.full((2000,), 0.05, dtype=torch.float64), 0.2, 1.0
+    confidence = torch.linspace(0.5, 10, 2000, dtype=torch.float64)
+    best = confidence[confidence_weighted(error, confidence, gamma, alpha).argmin()]
+    assert best.item() == pytest.approx(alpha / (gamma * 0.05), rel=0.01)
+
+
+def test_stage_weights() -> None:
+    assert stage_weights(4, 0.5) == [0.125 / 4, 0.25 / 4, 0.5 / 4, 1 / 4]
+
+
+def test_far_translations_pull_no_longer_and_huber_is_gentle_near_truth() -> None:
+    target = torch.zeros(1, 1, 9)
+    far = torch.full((1, 1, 9), 1e5, requires_grad=True)
+    errors = encoding_errors(far, target)
+    assert errors[0, 0, :3].tolist() == [100.0] * 3
+    near = torch.full((1, 1, 9), 0.01)
+    assert (encoding_errors(near, target, 0.1) < encoding_errors(near, target)).all()
+
+
+def test_first_frames_without_depth_drop_their_clip_from_the_camera_loss() -> None:
+    targets = make_targets()
+    targets.valid[0, 0] = False
+    prediction = disturb(truth(targets))
+    CameraLoss()(prediction, None, targets).backward()
+    assert not prediction.pose_encodings.grad[:, 0].any()
+    assert prediction.pose_encodings.grad[:, 1].any()
+
+
+def test_quantile_is_the_nearest_rank_and_strict() -> None:
+    values = torch.arange(11.0)[None].repeat(3, 1)
+    keep = torch.ones(3, 11, dtype=torch.bool)
+    keep[1, 5:] = False
+    keep[2] = False
+    below = below_quantile(values, keep, 0.8, at_least=3)
+    assert below[0].tolist() == [True] * 8 + [False] * 3
+    assert torch.equal(below[1:], keep[1:])  # 5 values: rank 3 leaves 3, which is not more than 3
+    assert group_mean(values, below).tolist() == [3.5, 2.0, 0.0]
+
+
+def test_nothing_gives_zero_gradients_even_to_infinity() -> None:
+    x = torch.tensor([torch.inf, torch.nan], requires_grad=True)
+    zero = nothing(x)
+    zero.backward()
+    assert zero.item() == 0
+    assert x.grad.tolist() == [0, 0]
+
+
+def reference_case() -> tuple[Prediction, Clip, dict[str, Tensor], dict[str, Tensor]]:
+    if not REFERENCE.is_dir():
+        pytest.skip("../shared/reference is not there")
+    tensors = load_file(REFERENCE / "losses.safetensors")
+    leaves = {name: value.requires_grad_() for name, value in tensors.items() if name.startswith("pred_")}
+    pose = torch.eye(4).repeat(2, 3, 1, 1)
+    pose[..., :3, :] = tensors["norm_extrinsics"]
+    intrinsics = tensors["raw_intrinsics"].clone()
+    intrinsics[..., :2, 2] += 0.5  # the reference counts pixels from centres
+    targets = Clip(
+        images=torch.zeros(2, 3, 3, 28, 42),
+        times=torch.zeros(2, 3),
+        camera_ids=torch.zeros(2, 3, dtype=torch.long),
+        cameras=Cameras(world_from_camera=invert_pose(pose), intrinsics=intrinsics),
+        depth=tensors["norm_depths"],
+        valid=tensors["point_masks"].bool(),
+    )
+    prediction = Prediction(
+        pose_encodings=torch.stack([leaves[f"pred_pose_enc_list.{k}"][..., OURS_FROM_XYZW] for k in range(4)]),
+        depth=leaves["pred_depth"][..., 0],
+        depth_confidence=leaves["pred_depth_conf"],
+        points=leaves["pred_world_points"],
+        points_confidence=leaves["pred_world_points_conf"],
+    )
+    return prediction, targets, leaves, tensors
+
+
+def only(part: str, quantile: float | None) -> dict[str, object]:
+    """Settings that leave one of the three parts of a dense loss."""
+    weights = {"regression": 0.0, "confidence": 0.0} | {part: 1.0}
+    pixels = {name: value for name, value in weights.items() if name != "shape"}
+    return {"pixels": PixelTerms(over="batch", quantile=quantile, **pixels)}
+
+
+@pytest.mark.parametrize(("theirs", "part"), [("conf", "confidence"), ("reg", "regression"), ("grad", "shape")])
+@pytest.mark.parametrize(("their_range", "quantile"), [("0.98", 0.98), ("-1", None)])
+def test_dense_values_equal_vggt(theirs: str, part: str, their_range: str, quantile: float | None) -> None:
+    prediction, targets, _, _ = reference_case()
+    values = json.loads((REFERENCE / "losses.json").read_text())["values"]
+    shape = float(part == "shape")
+    depth = DepthLoss(gradient=shape, **only(part, quantile))(prediction, None, targets)
+    points = PointsLoss(normal=shape, **only(part, quantile))(prediction, None, targets)
+    assert depth.item() == pytest.approx(values[f"depth[grad,valid_range={their_range}].loss_{theirs}_depth"], abs=1e-6)
+    assert points.item() == pytest.approx(
+        values[f"point[normal,valid_range={their_range}].loss_{theirs}_point"], abs=1e-6
+    )
+
+
+def test_camera_value_objective_and_gradients_equal_vggt() -> None:
+    prediction, targets, leaves, tensors = reference_case()
+    reference = json.loads((REFERENCE / "losses.json").read_text())["values"]
+    camera = CameraLoss(over="batch")(prediction, None, targets)
+    assert camera.item() == pytest.approx(reference["camera_l1.loss_camera"], abs=1e-6)
+    pixels = PixelTerms(over="batch")
+    dense = [DepthLoss(pixels=pixels), PointsLoss(pixels=pixels)]
+    objective = 5 * camera + sum(term(prediction, None, targets) for term in dense)
+    assert objective.item() == pytest.approx(reference["objective"], abs=1e-5)
+    objective.backward()
+    for name, leaf in leaves.items():
+        expected = tensors[name.replace("pred_", "grad_")]
+        assert (leaf.grad - expected).abs().max() <= 1e-5 * expected.abs().max(), name
