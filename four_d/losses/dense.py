@@ -23,6 +23,8 @@ LIMIT = 100.0
 GRADIENT_SCALES = 4
 NORMAL_SCALES = 3
 MIN_NORMALS = 10
+SMALLEST = 1e-16
+"""Shorter vectors count as this long."""
 
 Maps = Float[Tensor, "b f h w c"]
 Masks = Bool[Tensor, "b f h w"]
@@ -60,18 +62,31 @@ def gradient_term(predicted: Maps, target: Maps, valid: Masks, over: Over = "cli
 
 def normals(
     points: Float[Tensor, "b f h w 3"], valid: Masks
-) -> tuple[Float[Tensor, "4 b f h w 3"], Bool[Tensor, "4 b f h w"]]:
-    """Four unit normals per pixel, of the triangles it forms with neighbours up-left, left-down, down-right, right-up;
-    and which of them have three valid corners.
+) -> tuple[Float[Tensor, "4 3 b f h w"], Bool[Tensor, "4 b f h w"]]:
+    """Four normals per pixel, of the triangles it forms with its neighbours up-left, left-down, down-right, right-up,
+    as long as twice the triangle's area; and which of them have three valid corners.
     """
-    padded = functional.pad(points, (0, 0, 1, 1, 1, 1))
+    planes = points.movedim(-1, 0).contiguous()  # arithmetic on whole planes: several times faster than on triples
+    padded = functional.pad(planes, (1, 1, 1, 1))
     inside = functional.pad(valid, (1, 1, 1, 1))
-    windows = [(0, 1), (1, 0), (2, 1), (1, 2)]  # up, left, down, right: first row and column of each shifted map
     h, w = valid.shape[-2:]
-    arms = torch.stack([padded[..., i : i + h, j : j + w, :] - points for i, j in windows])
-    good = torch.stack([inside[..., i : i + h, j : j + w] & valid for i, j in windows])
-    crossed = torch.linalg.cross(arms, arms.roll(-1, 0), dim=-1)
-    return functional.normalize(crossed, dim=-1, eps=1e-8), good & good.roll(-1, 0)
+    shifts = [(0, 1), (1, 0), (2, 1), (1, 2)]  # up, left, down, right
+    arms = [padded[..., i : i + h, j : j + w] - planes for i, j in shifts]
+    good = [inside[..., i : i + h, j : j + w] & valid for i, j in shifts]
+    pairs = list(zip(arms, [*arms[1:], arms[0]]))
+    both = torch.stack([one & two for one, two in zip(good, [*good[1:], good[0]])])
+    return torch.stack([cross(one, two) for one, two in pairs]), both
+
+
+def length(vectors: Float[Tensor, "*b"], axis: int) -> Float[Tensor, "*c"]:
+    """Norm over ``axis``, with a finite gradient at zero. (torch's own takes ten times as long on a CPU.)"""
+    return vectors.square().sum(axis).clamp_min(SMALLEST**2).sqrt()
+
+
+def cross(a: Float[Tensor, "3 *b"], b: Float[Tensor, "3 *b"]) -> Float[Tensor, "3 *b"]:
+    """The vector product over the first axis."""
+    (ax, ay, az), (bx, by, bz) = a, b
+    return torch.stack([ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx])
 
 
 def normal_term(
@@ -83,7 +98,7 @@ def normal_term(
         mask = valid[..., ::step, ::step]
         ours, good = normals(predicted[..., ::step, ::step, :], mask)
         theirs, _ = normals(target[..., ::step, ::step, :], mask)
-        errors = 1 - (ours * theirs).sum(-1)
+        errors = 1 - (ours * theirs).sum(1) / (length(ours, 1) * length(theirs, 1))
         values, keep = (grouped(each.movedim(0, 1), over) for each in (errors, good))
         total = total + group_mean(values, keep, at_least=MIN_NORMALS)
     return total / NORMAL_SCALES
@@ -172,6 +187,6 @@ class PointsLoss:
         truth, valid = unproject(targets.depth, targets.cameras), targets.valid
         if targets.cameras.known is not None:
             valid = valid & targets.cameras.known[..., None, None]
-        values = self.pixels(torch.linalg.vector_norm(points - truth, dim=-1), confidence, valid)
+        values = self.pixels(length(points - truth, -1), confidence, valid)
         values = values + self.normal * normal_term(points, truth, valid, self.pixels.over)
         return self.pixels.reduce(values, valid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -38,9 +39,13 @@ def below_quantile(
 
     Groups that have, or would be left with, no more than ``at_least`` stay whole.
     """
-    ordered = torch.where(keep, values.detach(), torch.inf).sort(-1).values
+    size = values.shape[-1]
     count = keep.sum(-1, keepdim=True)
-    rank = (quantile * (count - 1)).round().long().clamp_min(0)
-    below = keep & (values < ordered.gather(-1, rank))
+    from_top = count - 1 - (quantile * (count - 1)).round().long()
+    # Only the top is sorted: no group's rank lies deeper than that of a group with every value kept.
+    deepest = min(math.ceil((1 - quantile) * (size - 1)) + 1, size)
+    top = torch.where(keep, values.detach(), -torch.inf).topk(deepest, dim=-1).values
+    limit = top.gather(-1, from_top.clamp(0, deepest - 1))
+    below = keep & (values < limit)
     enough = (count > at_least) & (below.sum(-1, keepdim=True) > at_least)
     return torch.where(enough, below, keep)
