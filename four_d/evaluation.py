@@ -33,7 +33,7 @@ from four_d.progress import progress
 from four_d.types import Cameras, Clip, Example, Prediction, map_tensors
 
 Scores = dict[str, float | None]
-"""Metric name → value of one clip; None where the clip's truth does not allow it."""
+"""Metric name → value of one video; None where its truth does not allow it."""
 
 DEPTH_FITS: tuple[tuple[depth.Alignment, depth.Region], ...] = (
     ("none", "clip"),
@@ -104,31 +104,32 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """A metric over clips."""
+    """A metric over videos."""
 
     mean: float
+    """Over videos, each counting alike."""
     standard_error: float
-    """Sample standard deviation over √clips: how far the mean may be off for the choice of clips; 0 for one clip."""
-    clips: int
+    """How far the mean may be off for the choice of clips; the videos of one clip count as one draw. 0 for one clip."""
+    videos: int
     excluded: int
-    """Clips whose truth does not allow this metric: no valid depth, no known camera, a camera that stands still."""
+    """Videos whose truth does not allow this metric: no valid depth, no known camera, a camera that stands still."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The model's scores and the image-free predictors' on the same clips."""
+    """The model's scores and the image-free predictors' on the same videos."""
 
     name: str
     rows: dict[str, dict[str, Score]]
     """Predictor → metric → score; the model under ``name`` comes first."""
     keys: tuple[str, ...]
-    """Clips in order."""
-    per_clip: dict[str, dict[str, tuple[float | None, ...]]]
-    """Predictor → metric → one value per clip."""
+    """Videos in order; ``clip/camera`` where a clip gives several."""
+    per_video: dict[str, dict[str, tuple[float | None, ...]]]
+    """Predictor → metric → one value per video."""
     digest: str
     """Of keys, cameras, times and image sizes of all that was scored, in order."""
     note: str = ""
-    """What the clips are, in words."""
+    """What the videos are, in words."""
 
     def best_image_free(self, metric: str) -> tuple[str, Score] | None:
         """The image-free predictor with the best mean of a metric; None if none has it."""
@@ -138,12 +139,12 @@ class Evaluation:
         return (max if higher_is_better(metric) else min)(rows, key=lambda row: row[1].mean)
 
     def difference(self, metric: str, minuend: str, subtrahend: str) -> Score:
-        """Mean difference of two predictors over the clips, paired: its standard error is that of the difference."""
-        pairs = zip(self.per_clip[minuend][metric], self.per_clip[subtrahend][metric], strict=True)
-        return _score([None if a is None or b is None else a - b for a, b in pairs])
+        """Mean difference of two predictors over the videos, paired: its standard error is that of the difference."""
+        pairs = zip(self.per_video[minuend][metric], self.per_video[subtrahend][metric], strict=True)
+        return _score([None if a is None or b is None else a - b for a, b in pairs], self.keys)
 
     def to_dict(self) -> dict[str, object]:
-        """Plain containers for JSON: every row with every metric, the best image-free row, and the values per clip."""
+        """Plain containers for JSON: every row with every metric, the best image-free row, and the values per video."""
         rows: dict[str, object] = {
             name: {metric: vars(score) for metric, score in scores.items()} for name, scores in self.rows.items()
         }
@@ -151,12 +152,13 @@ class Evaluation:
         rows[BEST] = {metric: {"predictor": row[0], **vars(row[1])} for metric, row in best.items() if row is not None}
         return {
             "model": self.name,
-            "clips": len(self.keys),
+            "videos": len(self.keys),
+            "clips": len({_scene(key) for key in self.keys}),
             "digest": self.digest,
             "note": self.note,
             "summary": summary(self),
             "rows": rows,
-            "per_clip": {"keys": list(self.keys), **self.per_clip},
+            "per_video": {"keys": list(self.keys), **self.per_video},
         }
 
     def write(self, path: Path) -> None:
@@ -167,7 +169,7 @@ class Evaluation:
     def table(self) -> Table:
         """The headline metrics, one row per predictor and the model first."""
         metrics = [metric for metric in HEADLINES if metric in self.rows[self.name]]
-        table = Table(title=f"{len(self.keys)} clips, digest {self.digest}", caption=self.note or None)
+        table = Table(title=f"{len(self.keys)} videos, digest {self.digest}", caption=self.note or None)
         table.add_column("predictor")
         for metric in metrics:
             table.add_column(f"{metric} {'↑' if higher_is_better(metric) else '↓'}", justify="right", overflow="fold")
@@ -179,18 +181,18 @@ class Evaluation:
 
     def details(self) -> Table:
         """Every metric: the model, the best image-free predictor, and their paired difference."""
-        table = Table(title="all metrics: mean ± standard error over clips")
-        for heading in ("metric", self.name, "best image-free", "", "difference", "clips"):
+        table = Table(title="all metrics: mean over videos ± standard error by clips")
+        for heading in ("metric", self.name, "best image-free", "", "difference", "videos"):
             table.add_column(heading, justify="left" if heading in ("metric", "") else "right")
         for metric, score in self.rows[self.name].items():
             best = self.best_image_free(metric)
             arrow = "↑" if higher_is_better(metric) else "↓"
-            clips = f"{score.clips}" + (f" (−{score.excluded})" if score.excluded else "")
+            videos = f"{score.videos}" + (f" (−{score.excluded})" if score.excluded else "")
             if best is None:
-                table.add_row(f"{metric} {arrow}", _cell(score), "", "", "", clips)
+                table.add_row(f"{metric} {arrow}", _cell(score), "", "", "", videos)
             else:
                 gap = self.difference(metric, self.name, best[0])
-                table.add_row(f"{metric} {arrow}", _cell(score), _cell(best[1]), best[0], _cell(gap), clips)
+                table.add_row(f"{metric} {arrow}", _cell(score), _cell(best[1]), best[0], _cell(gap), videos)
         return table
 
     def print(self) -> None:
@@ -276,7 +278,7 @@ class Videos:
 
     def shown(self, description: str) -> Iterator[Example]:
         """The same, with a progress bar."""
-        with progress(description, len(self.lists), "clip") as bar:
+        with progress(description, len(self.lists), "video") as bar:
             for example in self:
                 yield example
                 bar.advance()
@@ -319,7 +321,7 @@ def evaluate(
 ) -> Evaluation:
     """Score a model and image-free ``predictors`` (`baselines.untrained` by default) on the same batched examples.
 
-    Every clip counts alike. The model sees ``inputs`` only, and must be in evaluation mode.
+    Every video counts alike. The model sees ``inputs`` only, and must be in evaluation mode.
 
     Raises:
         UserError: there is no example, or a predicted value is not finite (predictor and clip are named).
@@ -336,12 +338,15 @@ def evaluate(
             results[row] += _score_batch(predictor, example, row, torch.device(device))
     if not keys:
         raise UserError("there is nothing to evaluate on: no clip came out of the data")
-    per_clip = {row: _columns(scores) for row, scores in results.items()}
+    per_video = {row: _columns(scores) for row, scores in results.items()}
     return Evaluation(
         name=name,
-        rows={row: {metric: _score(values) for metric, values in columns.items()} for row, columns in per_clip.items()},
+        rows={
+            row: {metric: _score(values, keys) for metric, values in columns.items()}
+            for row, columns in per_video.items()
+        },
         keys=tuple(keys),
-        per_clip=per_clip,
+        per_video=per_video,
         digest=digest.hexdigest()[:12],
         note=note,
     )
@@ -355,18 +360,27 @@ def _seen(example: Example) -> str:
 
 
 def _columns(clips: Sequence[Scores]) -> dict[str, tuple[float | None, ...]]:
-    """Metric → values over clips, of metrics that at least one clip allows."""
+    """Metric → values over videos, of metrics that at least one video allows."""
     metrics = dict.fromkeys(metric for clip in clips for metric, value in clip.items() if value is not None)
     return {metric: tuple(clip.get(metric) for clip in clips) for metric in metrics}
 
 
-def _score(values: Sequence[float | None]) -> Score:
-    present = [value for value in values if value is not None]
+def _score(values: Sequence[float | None], keys: Sequence[str]) -> Score:
+    """Mean and its cluster-robust standard error, the clips being the clusters (Liang and Zeger 1986)."""
+    present = [(value, _scene(key)) for value, key in zip(values, keys, strict=True) if value is not None]
     count = len(present)
-    mean = sum(present) / max(count, 1)
-    variance = sum((value - mean) ** 2 for value in present) / max(count - 1, 1)
-    error = math.sqrt(variance / max(count, 1))
-    return Score(mean=mean, standard_error=error, clips=count, excluded=len(values) - count)
+    mean = sum(value for value, _ in present) / max(count, 1)
+    sums: dict[str, float] = {}
+    for value, scene in present:
+        sums[scene] = sums.get(scene, 0.0) + value - mean
+    spread = sum(deviation**2 for deviation in sums.values()) * len(sums) / max(len(sums) - 1, 1)
+    error = math.sqrt(spread) / max(count, 1) if len(sums) > 1 else 0.0
+    return Score(mean=mean, standard_error=error, videos=count, excluded=len(values) - count)
+
+
+def _scene(key: str) -> str:
+    """The clip of a video: videos of one scene err alike and are no independent evidence."""
+    return key.rpartition("/")[0] or key
 
 
 def _score_batch(model: Model, example: Example, row: str, device: torch.device) -> list[Scores]:

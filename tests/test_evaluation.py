@@ -89,7 +89,7 @@ def test_a_perfect_prediction_scores_perfectly_and_beats_every_image_free_one() 
     assert scores["pose_rpe_trans_sim3"].mean < 1e-5
     assert scores["pose_rot_pairs_deg"].mean < 1e-3
     assert scores["pose_auc30"].mean == scores["pose_rra5"].mean == scores["pose_rta5"].mean == 1
-    assert all(score.clips == 3 and score.excluded == 0 for score in scores.values())
+    assert all(score.videos == 3 and score.excluded == 0 for score in scores.values())
     assert result.keys == ("clip-1", "clip-2", "clip-3")
     for metric in scores:
         best = result.best_image_free(metric)
@@ -161,11 +161,11 @@ def test_what_the_truth_does_not_allow_is_excluded_and_counted() -> None:
     examples = [full, blind, still]
     result = evaluate(Oracle(examples), examples)
     scores = result.rows["model"]
-    counts = {metric: (score.clips, score.excluded) for metric, score in scores.items()}
+    counts = {metric: (score.videos, score.excluded) for metric, score in scores.items()}
     assert counts["depth_absrel_median_frame"] == (2, 1)
     assert counts["pose_rot_pairs_deg"] == counts["pose_auc30"] == (2, 1)
     assert counts["pose_ate_sim3"] == counts["pose_rpe_trans_sim3"] == counts["pose_rta30"] == (1, 2)
-    assert result.per_clip["model"]["pose_ate_sim3"][1:] == (None, None)
+    assert result.per_video["model"]["pose_ate_sim3"][1:] == (None, None)
     assert "NaN" not in json.dumps(result.to_dict())
 
 
@@ -177,18 +177,27 @@ def test_a_metric_that_no_clip_allows_is_absent() -> None:
 
 
 def test_means_and_their_errors() -> None:
-    score = evaluation._score([1.0, None, 2.0, 6.0])
-    assert (score.mean, score.clips, score.excluded) == (3, 3, 1)
+    score = evaluation._score([1.0, None, 2.0, 6.0], ["a", "b", "c", "d"])
+    assert (score.mean, score.videos, score.excluded) == (3, 3, 1)
     assert score.standard_error == pytest.approx(math.sqrt((4 + 1 + 9) / 2 / 3))
-    assert evaluation._score([5.0]).standard_error == 0
+    assert evaluation._score([5.0], ["a"]).standard_error == 0
+
+
+def test_videos_of_one_clip_are_not_taken_for_independent() -> None:
+    apart = evaluation._score([1.0, 3.0, 8.0], ["a/0", "b/0", "c/0"])
+    copies = evaluation._score([1.0, 1.0, 3.0, 3.0, 8.0, 8.0], ["a/0", "a/1", "b/0", "b/1", "c/0", "c/1"])
+    assert (copies.mean, copies.videos) == (4, 6)
+    assert copies.standard_error == pytest.approx(apart.standard_error)
 
 
 def test_differences_are_paired() -> None:
     row = {"a": {"m": (1.0, 2.0, 30.0, None)}, "b": {"m": (2.0, 3.0, 31.0, None)}}
-    score = Score(mean=0.0, standard_error=0.0, clips=0, excluded=0)
-    result = Evaluation(name="a", rows={"a": {"m": score}, "b": {"m": score}}, keys=(), per_clip=row, digest="")
+    score = Score(mean=0.0, standard_error=0.0, videos=0, excluded=0)
+    result = Evaluation(
+        name="a", rows={"a": {"m": score}, "b": {"m": score}}, keys=("k", "l", "m", "n"), per_video=row, digest=""
+    )
     difference = result.difference("m", "a", "b")
-    assert (difference.mean, difference.standard_error, difference.clips) == (-1, 0, 3)
+    assert (difference.mean, difference.standard_error, difference.videos) == (-1, 0, 3)
 
 
 def test_the_best_image_free_row_is_the_best_in_the_metrics_own_direction() -> None:
@@ -305,7 +314,7 @@ def test_run_scores_every_camera_of_every_clip_beside_fitted_baselines(shards: t
     assert poses is not None
     centres = poses[:FRAMES, :3, 3][np.linspace(0, FRAMES - 1, 4).round().astype(int)]
     extent = np.sqrt(((centres - centres.mean(0)) ** 2).sum(1).mean())
-    assert result.per_clip["static_camera"]["pose_ate_sim3"][0] == pytest.approx(extent, rel=1e-4)
+    assert result.per_video["static_camera"]["pose_ate_sim3"][0] == pytest.approx(extent, rel=1e-4)
 
 
 def test_run_takes_a_bounded_number_of_clips_at_a_chosen_size(shards: tuple[Path, Path]) -> None:
@@ -355,8 +364,8 @@ def test_json_and_tables(tmp_path: Path) -> None:
     content = json.loads(path.read_text())
     assert content["rows"]["best_image_free"]["pose_ate_sim3"]["predictor"] in ("line_camera", "static_camera")
     assert content["summary"]["ate_sim3"] < content["summary"]["ate_baseline"]
-    assert content["per_clip"]["keys"] == ["clip-1", "clip-2"]
-    assert len(content["per_clip"]["line_camera"]["pose_ate_sim3"]) == 2
+    assert content["per_video"]["keys"] == ["clip-1", "clip-2"]
+    assert len(content["per_video"]["line_camera"]["pose_ate_sim3"]) == 2
     assert [p.name for p in path.parent.iterdir()] == ["scores.json"]
     console = Console(record=True, width=200)
     console.print(result.table())

@@ -156,7 +156,8 @@ class DepthStatistics:
         median = masked_median(depth.flatten(), valid.flatten())
         normalised = torch.where(valid, depth / median, 0)
         if self.total is None or self.weight is None:
-            self.total, self.weight = torch.zeros_like(normalised), torch.zeros_like(normalised)
+            self.total = torch.zeros_like(normalised, dtype=torch.float64)
+            self.weight = torch.zeros_like(self.total)
         normalised = _resize(normalised, (self.total.shape[0], self.total.shape[1]), "nearest")
         self.total += normalised
         self.weight += normalised > 0
@@ -180,7 +181,7 @@ class DepthStatistics:
 
 def _depth_frames(targets: Clip) -> tuple[Float[Tensor, "n h w"], Bool[Tensor, "n h w"]]:
     assert targets.depth is not None
-    depth = targets.depth.flatten(0, -3).double().cpu()
+    depth = targets.depth.flatten(0, -3).cpu()
     valid = depth > 0 if targets.valid is None else targets.valid.flatten(0, -3).cpu()
     return depth, valid
 

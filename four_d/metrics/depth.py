@@ -51,11 +51,9 @@ def name(score: str, alignment: Alignment, region: Region) -> str:
 
 def masked_median(values: Values, valid: Mask) -> Float[Tensor, "*b"]:
     """Median of the valid values, 0 where there is none; an even count gives the mean of the middle two."""
-    count = valid.sum(-1, keepdim=True)
-    ordered = torch.where(valid, values, torch.inf).sort(dim=-1).values
-    lower = ordered.gather(-1, ((count - 1) // 2).clamp_min(0))
-    upper = ordered.gather(-1, (count // 2).clamp_max(values.shape[-1] - 1))
-    return torch.where(count > 0, (lower + upper) / 2, torch.zeros_like(lower))[..., 0]
+    marked = torch.where(valid, values, torch.nan)
+    lower, upper = marked.nanmedian(dim=-1).values, -(-marked).nanmedian(dim=-1).values  # faster than sorting
+    return torch.where(valid.any(-1), (lower + upper) / 2, 0)
 
 
 def masked_mean(values: Values, valid: Mask) -> Float[Tensor, "*b"]:
