@@ -21,7 +21,8 @@ from four_d.types import Cameras
 
 FORMAT = 1
 CONVENTIONS = (
-    "world_from_camera is 4x4; camera axes x right, y down, z forward; the world is the first frame's camera; "
+    "world_from_camera is 4x4; camera axes x right, y down, z forward; the world is the first frame's camera "
+    "(as the model sees it: its own pose is near the identity, not exactly it); "
     "pixel (0, 0) is the corner of the top-left pixel; intrinsics in pixels; times in seconds"
 )
 

@@ -10,7 +10,8 @@ import contextlib
 import io
 import itertools
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import roma
@@ -23,9 +24,13 @@ from four_d.types import Cameras
 if TYPE_CHECKING:
     import viser
 
+_Shown: TypeAlias = "tuple[viser.PointCloudHandle, viser.CameraFrustumHandle]"
+
 POINTS_PER_FRAME = 20_000
 FIELD_OF_VIEW = math.radians(50)
+DRAWN_FOV = math.radians(10), math.radians(120)
 NOW_COLOUR, OTHER_COLOUR = (240, 90, 40), (120, 130, 145)
+LARGEST_POINT = 0.03
 FAR = 20.0
 """Points farther than this many times the median distance are left out: they only shrink the view."""
 
@@ -56,40 +61,27 @@ def scene_html(cloud: PointCloud, cameras: Cameras, size: tuple[int, int]) -> st
 
 
 def _record(server: viser.ViserServer, cloud: PointCloud, cameras: Cameras, size: tuple[int, int]) -> str:
-    distance = float(np.median(np.linalg.norm(cloud.points, axis=-1))) if len(cloud) else 1.0
-    unit = max(distance, 1e-9)
-    _look(server)
     poses = cameras.world_from_camera.double().cpu().numpy()
-    _add_cameras(server, poses, cameras, size, unit)
-    height, width = size
+    distances = np.linalg.norm(cloud.points - poses[0, :3, 3], axis=-1)
+    unit = max(float(np.median(distances)), 1e-9) if len(cloud) else 1.0
+    _look(server, poses[0], unit)
+    lenses = [_lens(matrix, size) for matrix in cameras.intrinsics.double().cpu().numpy()]
+    _add_cameras(server, poses, lenses, unit)
     # a point covers about one pixel of the camera that saw it, at the median distance
-    point_size = 1.3 / float(cameras.intrinsics[:, 0, 0].mean())
-    clouds = [_frame_cloud(cloud, k, unit) for k in range(len(poses))]
-    nodes = [
-        (
-            server.scene.add_point_cloud(
-                f"/frames/{k}/points",
-                part.points,
-                part.colours,
-                point_size=point_size,
-                point_shape="rounded",
-                point_shading="flat",
-                visible=k == 0,
-            ),
-            server.scene.add_camera_frustum(
-                f"/frames/{k}/camera",
-                fov=2 * math.atan(height / 2 / float(cameras.intrinsics[k, 1, 1])),
-                aspect=width / height * float(cameras.intrinsics[k, 1, 1] / cameras.intrinsics[k, 0, 0]),
-                scale=0.06,
-                thickness=0.004,
-                color=NOW_COLOUR,
-                wxyz=_quaternion(poses[k]),
-                position=poses[k, :3, 3] / unit,
-                visible=k == 0,
-            ),
-        )
-        for k, part in enumerate(clouds)
-    ]
+    point_size = min(1.3 / float(cameras.intrinsics[:, 0, 0].median()), LARGEST_POINT)
+    near = cloud.take(distances <= FAR * unit)
+    nodes: list[_Shown] = []
+    for k, (pose, lens) in enumerate(zip(poses, lenses, strict=True)):
+        points = _add_points(server, k, _frame_cloud(near, k, unit), point_size)
+        nodes.append((points, _add_frustum(server, f"/frames/{k}/camera", pose, lens, unit, now=True)))
+    return _play(server, nodes)
+
+
+def _play(server: viser.ViserServer, nodes: Sequence[_Shown]) -> str:
+    """Show what belongs to a frame, one frame a second, then all points for a second."""
+    for later in nodes[1:]:
+        for node in later:
+            node.visible = False
     serializer = server.get_scene_serializer()
     for before, after in itertools.pairwise(nodes):
         serializer.insert_sleep(1.0)
@@ -104,31 +96,65 @@ def _record(server: viser.ViserServer, cloud: PointCloud, cameras: Cameras, size
     return serializer.as_html()
 
 
-def _look(server: viser.ViserServer) -> None:
+def _add_points(server: viser.ViserServer, k: int, part: PointCloud, size: float) -> viser.PointCloudHandle:
+    return server.scene.add_point_cloud(
+        f"/frames/{k}/points",
+        part.points,
+        part.colours,
+        point_size=size,
+        point_shape="rounded",
+        point_shading="flat",
+    )
+
+
+def _add_frustum(
+    server: viser.ViserServer,
+    name: str,
+    pose: NDArray[np.float64],
+    lens: tuple[float, float],
+    unit: float,
+    *,
+    now: bool,
+) -> viser.CameraFrustumHandle:
+    """A camera: orange and larger for the frame that is shown, small and grey for the rest."""
+    return server.scene.add_camera_frustum(
+        name,
+        fov=lens[0],
+        aspect=lens[1],
+        scale=0.06 if now else 0.025,
+        thickness=0.004 if now else 0.0015,
+        color=NOW_COLOUR if now else OTHER_COLOUR,
+        wxyz=_quaternion(pose),
+        position=pose[:3, 3] / unit,
+    )
+
+
+def _look(server: viser.ViserServer, first: NDArray[np.float64], unit: float) -> None:
     """From behind and above the first camera to the middle of the scene, a median distance away."""
-    server.scene.set_up_direction("-y")
-    server.initial_camera.position = (0.2, -0.3, -0.55)
-    server.initial_camera.look_at = (0.0, 0.05, 0.9)
+    rotation, centre = first[:3, :3], first[:3, 3] / unit
+    server.scene.set_up_direction(-rotation[:, 1])
+    server.initial_camera.position = rotation @ np.array([0.2, -0.3, -0.55]) + centre
+    server.initial_camera.look_at = rotation @ np.array([0.0, 0.05, 0.9]) + centre
     server.initial_camera.fov = FIELD_OF_VIEW
 
 
+def _lens(intrinsics: NDArray[np.float64], size: tuple[int, int]) -> tuple[float, float]:
+    """Vertical field of view and width per height to draw.
+
+    Both have bounds: a spike or a plane, as an untrained model has it, would fill the view.
+    """
+    height, width = size
+    fov = 2 * math.atan(height / 2 / float(intrinsics[1, 1]))
+    aspect = width / height * float(intrinsics[1, 1] / intrinsics[0, 0])
+    return min(max(fov, DRAWN_FOV[0]), DRAWN_FOV[1]), min(max(aspect, 0.25), 4.0)
+
+
 def _add_cameras(
-    server: viser.ViserServer, poses: NDArray[np.float64], cameras: Cameras, size: tuple[int, int], unit: float
+    server: viser.ViserServer, poses: NDArray[np.float64], lenses: list[tuple[float, float]], unit: float
 ) -> None:
     """Small grey frusta of all frames and the line through their centres, which stay."""
-    height, width = size
-    focal = cameras.intrinsics[:, 1, 1].double().cpu().numpy()
-    for k, pose in enumerate(poses):
-        server.scene.add_camera_frustum(
-            f"/cameras/{k}",
-            fov=2 * math.atan(height / 2 / float(focal[k])),
-            aspect=width / height,
-            scale=0.025,
-            thickness=0.0015,
-            color=OTHER_COLOUR,
-            wxyz=_quaternion(pose),
-            position=pose[:3, 3] / unit,
-        )
+    for k, (pose, lens) in enumerate(zip(poses, lenses, strict=True)):
+        _add_frustum(server, f"/cameras/{k}", pose, lens, unit, now=False)
     centres = (poses[:, :3, 3] / unit).astype(np.float32)
     if len(centres) > 1:
         segments = np.stack([centres[:-1], centres[1:]], axis=1)
@@ -136,8 +162,7 @@ def _add_cameras(
 
 
 def _frame_cloud(cloud: PointCloud, frame: int, unit: float) -> PointCloud:
-    chosen = (cloud.frames == frame) & (np.linalg.norm(cloud.points, axis=-1) <= FAR * unit)
-    part = cloud.take(chosen).thin(POINTS_PER_FRAME)
+    part = cloud.take(cloud.frames == frame).thin(POINTS_PER_FRAME)
     return PointCloud(
         points=part.points / np.float32(unit), colours=part.colours, frames=part.frames, confidence=part.confidence
     )
