@@ -1,1 +1,1 @@
-"""Turning sources into shards: one subpackage or script per source. Imports only `four_d`'s types, geometry and data."""
+"""Turning sources into shards: one subpackage or script per source. Of `four_d` only types, geometry and data."""

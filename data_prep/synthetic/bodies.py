@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from data_prep.synthetic import meshes
 from data_prep.synthetic.meshes import Mesh
-from data_prep.synthetic.physics import Body, MotionWord
+from data_prep.synthetic.physics import Body, MotionWord, rotation_matrix
 
 Array = NDArray[np.float64]
 Random = np.random.Generator
@@ -22,18 +22,6 @@ def turn(rng: Random, *, upright: bool) -> Array:
         return np.array([np.cos(half), 0, 0, np.sin(half)])
     q = rng.normal(0, 1, 4)
     return q / np.linalg.norm(q)
-
-
-def rotation_matrix(q: Array) -> Array:
-    """Of a unit quaternion wxyz."""
-    w, x, y, z = q
-    return np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-        ]
-    )
 
 
 def _shape(rng: Random, motion: MotionWord, held_out: bool) -> tuple[str, Mesh]:
@@ -114,7 +102,8 @@ def make_bodies(rng: Random, count: int, centre: Array, radius: float, bounds: A
     """``count`` things (fewer where they find no room) about ``centre``, at least two of which start to move."""
     moving = max(2, round(count * rng.uniform(0.4, 0.75)))
     words: list[MotionWord] = [STARTS[int(i)] for i in rng.integers(0, len(STARTS), moving)]
-    words += [("static", "resting")[int(rng.random() < 0.35)] for _ in range(count - moving)]
+    still: tuple[MotionWord, ...] = ("static", "static", "resting")
+    words += [still[int(i)] for i in rng.integers(0, len(still), count - moving)]
     bodies: list[Body] = []
     for word in sorted(words, key=lambda w: w != "static"):
         name, mesh = _shape(rng, word, held_out)

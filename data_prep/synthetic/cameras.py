@@ -38,7 +38,7 @@ class Action:
 
 
 def look_at(positions: Array, targets: Array, roll: Array) -> Array:
-    """Poses (t 4 4) at ``positions`` whose z axis goes through ``targets``; ``roll`` in radians about it. World z is up."""
+    """Poses (t 4 4) at ``positions`` (t 3), z axis through ``targets``, ``roll`` radians about it; world z is up."""
     forward = targets - positions
     forward = forward / np.linalg.norm(forward, axis=-1, keepdims=True)
     right = np.cross(forward, np.array([0.0, 0.0, 1.0]))
@@ -70,8 +70,8 @@ def sway(rng: Random, times: Array, amount: float, lowest_hz: float = 0.3, highe
 def propose(rng: Random, action: Action, times: Array, width: int, height: int) -> CameraPath:
     """A random path that looks at the action; whether it is free and sees enough is the caller's to test."""
     kind = get_args(CameraKind)[int(rng.choice(len(SHARES), p=SHARES))]
-    low, high = action.room
-    start_angle, height_m = rng.uniform(0, 2 * np.pi), rng.uniform(0.5, min(high[2] - 0.5, 2.4))
+    ceiling = action.room[1, 2]
+    start_angle, height_m = rng.uniform(0, 2 * np.pi), rng.uniform(0.5, min(ceiling - 0.5, 2.4))
     distance = rng.uniform(1.1, 2.6) + action.radius
     target = action.centre + np.array([*rng.normal(0, 0.3, 2), rng.uniform(0.1, 0.6)])
     duration = max(float(times[-1]), 1e-6)

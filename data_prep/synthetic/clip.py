@@ -7,13 +7,18 @@ from dataclasses import asdict
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.synthetic.render import Lens, Moment, make_moment, pixel_grid, ray_directions, shade
+from data_prep.synthetic.cameras import CameraPath
+from data_prep.synthetic.render import Hits, Lens, Moment, make_moment, pixel_grid, ray_directions, shade
 from data_prep.synthetic.settings import WorldSettings
+from data_prep.synthetic.stage import Stage
 from data_prep.synthetic.world import World, compose
 from four_d.data.contract import ClipInfo, ObjectInfo, RawClip, SurfaceArrays
 
 VERSION = 1
+Array = NDArray[np.float64]
 Floats = NDArray[np.float32]
+SUBPIXELS = np.array([[0.125, 0.375], [0.375, -0.125], [-0.125, -0.375], [-0.375, 0.125]])
+"""Offsets of the extra rays from a border pixel's centre."""
 
 
 def generate(seed: int, settings: WorldSettings) -> RawClip:
@@ -28,35 +33,57 @@ def generate(seed: int, settings: WorldSettings) -> RawClip:
     for time in range(settings.frames):
         moment = make_moment(world.stage, time)
         vertices.append(moment.vertices)
-        for camera in range(settings.cameras):
-            film(moment, world, camera, time, faces[camera, time], barycentric[camera, time], radiance[camera, time])
+        for camera, path in enumerate(world.cameras):
+            at = (camera, time)
+            film(moment, path, time, faces[at], barycentric[at], radiance[at], antialias=settings.antialias)
     images = np.stack([develop(rng, frames) for frames in radiance])
     return _assemble(seed, settings, world, np.stack(vertices), faces, barycentric, images)
 
 
 def film(
     moment: Moment,
-    world: World,
-    camera: int,
+    path: CameraPath,
     time: int,
     faces: NDArray[np.int32],
     barycentric: NDArray[np.uint16],
     radiance: Floats,
+    *,
+    antialias: bool,
 ) -> None:
     """Fill one frame's arrays (h w, 2 h w, h w 3)."""
     height, width = faces.shape
-    path = world.cameras[camera]
-    pose, focal = path.world_from_camera[time], path.intrinsics[0, 0]
-    lens = Lens(moment, pose[:3, 3])
-    directions = ray_directions(pose, path.intrinsics, pixel_grid(width, height))
-    hits = lens.hits(directions)
+    pose, pixel_angle = path.world_from_camera[time], 1 / float(path.intrinsics[0, 0])
+    lens, pixels = Lens(moment, pose[:3, 3]), pixel_grid(width, height)
+
+    def look(at: Array) -> tuple[Hits, Floats]:
+        directions = ray_directions(pose, path.intrinsics, at)
+        hits = lens.hits(directions)
+        return hits, shade(moment, pose[:3, 3], directions, hits, pixel_angle)
+
+    hits, colours = look(pixels)
     faces[:] = hits.faces.reshape(height, width)
     barycentric[:] = np.round(hits.weights[:, 1:].T * 65535).astype(np.uint16).reshape(2, height, width)
-    radiance[:] = shade(moment, pose[:3, 3], directions, hits, 1 / focal).reshape(height, width, 3)
+    if antialias:
+        border = np.flatnonzero(borders(moment.stage, faces, hits.depth.reshape(height, width)))
+        _, extra = look((pixels[border][:, None] + SUBPIXELS).reshape(-1, 2))
+        colours[border] = (colours[border] + extra.reshape(-1, len(SUBPIXELS), 3).sum(1)) / (len(SUBPIXELS) + 1)
+    radiance[:] = colours.reshape(height, width, 3)
+
+
+def borders(stage: Stage, faces: NDArray[np.int32], depth: Array) -> NDArray[np.bool_]:
+    """Pixels (h w) with a neighbour, to the side or below or above, of another surface or of quite another depth."""
+    surface = np.where(faces >= 0, stage.tiles[faces] + stage.instances[faces] * 4096, -1)
+    border = np.zeros(faces.shape, bool)
+    for axis in (0, 1):
+        a, b = (np.take(depth, range(s, depth.shape[axis] - 1 + s), axis) for s in (0, 1))
+        step = (np.diff(surface, axis=axis) != 0) | (np.abs(a - b) > 0.1 * np.minimum(a, b))
+        border |= np.concatenate([step, np.zeros_like(np.take(step, [0], axis))], axis)
+        border |= np.concatenate([np.zeros_like(np.take(step, [0], axis)), step], axis)
+    return border
 
 
 def develop(rng: np.random.Generator, radiance: Floats) -> NDArray[np.uint8]:
-    """One camera's frames (f h w 3): exposure and white balance fixed over the clip, highlights rolled off, a little noise."""
+    """One camera's frames (f h w 3) as sRGB: one exposure and white balance, highlights rolled off, a little noise."""
     exposure = rng.uniform(0.8, 1.25) * 0.42 / max(float(np.median(radiance)) * 2, 1e-3)
     balance = rng.uniform(0.94, 1.06, 3).astype(np.float32)
     linear = radiance * (np.float32(exposure) * balance)

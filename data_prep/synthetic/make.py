@@ -6,7 +6,7 @@ import importlib.util
 import multiprocessing
 import os
 import queue
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -23,7 +23,7 @@ from four_d.progress import progress
 MOST_SHARDS = MOST_CLIPS = 1000
 """A data set has at most so many shards, and a shard so many clips: together they use up the seeds there are."""
 SEED_STRIDE = 618_034
-"""Odd and near the golden section of the seeds' range: data sets of small seeds lie far apart in it."""
+"""Near the golden section of the seeds' range: data sets of small seeds lie far apart in it."""
 POLL_S = 1.0
 
 
@@ -41,8 +41,13 @@ class Job:
 class Inbox(Protocol):
     """A queue of numbers between processes, as this module uses it."""
 
-    def get(self, block: bool = True, timeout: float | None = None) -> object: ...
-    def put(self, obj: object) -> None: ...
+    def get(self, block: bool = True, timeout: float | None = None) -> object:
+        """The next; queue.Empty after ``timeout`` seconds."""
+        ...
+
+    def put(self, obj: object) -> None:
+        """Send one."""
+        ...
 
 
 def clip_seed(seed: int, shard: int, clip: int, *, held_out: bool = False) -> int:
@@ -61,10 +66,11 @@ def make(
     held_out: bool = False,
     settings: WorldSettings | None = None,
     name: str = "synthetic",
-) -> Manifest:
-    """Make the shards that ``out`` lacks, then its manifest of all that it has. Shards are spread over ``workers`` processes.
+) -> Manifest | None:
+    """Make those of ``shards`` that ``out`` lacks, spread over ``workers`` processes, and then its manifest.
 
-    Running it again, or at the same time with other shards, does no harm: a shard with its sidecar is skipped.
+    Running it again, or elsewhere at the same time for other shards, does no harm: a shard with its sidecar is skipped.
+    None where earlier shards are still to come from elsewhere: whoever makes the last one writes the manifest.
     UserError for a bad range, an unwritable folder or a missing extra, before anything is made.
     """
     _check(out, shards, clips_per_shard, workers)
@@ -84,7 +90,7 @@ def make(
                 make_shard(job, index, bar.advance)
         else:
             _spread(job, missing, min(workers, len(missing)), bar.advance)
-    return finalise(out, name)
+    return finalise(out, name) if _all_there(out) else None
 
 
 def make_shard(job: Job, index: int, done: Callable[[], None]) -> Path:
@@ -96,6 +102,12 @@ def make_shard(job: Job, index: int, done: Callable[[], None]) -> Path:
             done()
 
     return write_shard(job.folder, index, clips())
+
+
+def _all_there(out: Path) -> bool:
+    """Whether no shard up to the folder's last is missing or under way."""
+    last = max(int(path.stem.removeprefix("shard-")) for path in out.glob("shard-*[0-9].tar"))
+    return all(shard_done(out, index) for index in range(last + 1))
 
 
 def _check(out: Path, shards: range, clips_per_shard: int, workers: int) -> None:
@@ -119,11 +131,11 @@ def _check(out: Path, shards: range, clips_per_shard: int, workers: int) -> None
 
 
 def _work(job: Job, tasks: Inbox, news: Inbox) -> None:
-    """A worker's life: shards from ``tasks`` until None; to ``news`` go True per clip, an error, and None at the end."""
+    """A worker's life: shards from ``tasks`` until None. To ``news``: True per clip, at the end None or an error."""
     try:
         while isinstance(index := tasks.get(), int):
             make_shard(job, index, lambda: news.put(True))
-    except Exception as error:  # noqa: BLE001 - carried to the parent, which raises it
+    except Exception as error:  # carried to the parent, which raises it
         news.put(error if isinstance(error, UserError) else RuntimeError(f"{type(error).__name__}: {error}"))
     else:
         news.put(None)
@@ -146,7 +158,7 @@ def _spread(job: Job, missing: list[int], workers: int, done: Callable[[], None]
             process.join()
 
 
-def _listen(processes: list[BaseProcess], news: Inbox, done: Callable[[], None]) -> None:
+def _listen(processes: Sequence[BaseProcess], news: Inbox, done: Callable[[], None]) -> None:
     """Count clips until all workers have ended; raise what one of them raised."""
     working = len(processes)
     while working:

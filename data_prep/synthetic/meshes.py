@@ -136,7 +136,7 @@ def _circle(count: int, start: float = 0.0) -> Array:
 
 
 def _rings(outlines: Array, heights: Array) -> Array:
-    """k s 2 outlines at k heights."""
+    """Outlines (k s 2) at k heights."""
     return np.concatenate([outlines, np.broadcast_to(heights[:, None, None], (*outlines.shape[:2], 1))], -1)
 
 
@@ -249,7 +249,7 @@ def _wedge(rng: Random) -> Mesh:
 
 
 def _upright(mesh: Mesh) -> Mesh:
-    """x y z to x −z y: what was drawn in the plane stands up."""
+    """What was drawn in the plane stands up: x y z become x −z y."""
     axes = np.array([[1.0, 0, 0], [0, 0, -1.0], [0, 1.0, 0]])
     return Mesh(
         vertices=mesh.vertices @ axes.T,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
-from typing import Any, Literal
+from types import ModuleType
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,8 @@ from four_d.errors import UserError
 Array = NDArray[np.float64]
 MotionWord = Literal["static", "resting", "dropped", "thrown", "slid", "rolled"]
 STEP_S = 0.002
+CONTACT_S = 0.008
+"""Time constant of contacts: as stiff as the step allows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,78 +51,89 @@ class Motion:
     """The deepest overlap of any two bodies at the first time, in metres."""
 
 
-def _add_room(spec: Any, mujoco: Any, room: Array) -> None:
-    """A floor and four walls as half-spaces facing inwards."""
-    low, high = room
-    planes = [((0, 0, low[2]), (0, 0, 1))]
-    for axis in (0, 1):
-        for sign, bound in ((1.0, low), (-1.0, high)):
-            position, normal = np.zeros(3), np.zeros(3)
-            position[axis], normal[axis] = bound[axis], sign
-            planes.append((tuple(position), tuple(normal)))
-    for position, normal in planes:
-        spec.worldbody.add_geom(
-            type=mujoco.mjtGeom.mjGEOM_PLANE, size=[20, 20, 1], pos=position, zaxis=normal, solref=[0.008, 0.7]
-        )
-
-
-def _add_body(spec: Any, mujoco: Any, number: int, body: Body) -> None:
-    made = spec.worldbody.add_body(name=f"b{number}", pos=body.position, quat=body.quaternion)
-    if body.motion != "static":
-        made.add_freejoint()
-    for index, part in enumerate(body.mesh.parts):
-        mesh = spec.add_mesh(name=f"m{number}_{index}")
-        mesh.uservert = part.reshape(-1)
-        made.add_geom(
-            type=mujoco.mjtGeom.mjGEOM_MESH,
-            meshname=mesh.name,
-            density=body.density,
-            friction=[body.friction, 0.005, 0.0005],
-            condim=4,
-            priority=1,
-            solref=[0.008, body.damping],
-        )
-
-
-def _set_velocities(data: Any, bodies: list[Body]) -> None:
-    """A free joint's velocity is linear in world axes, angular in the body's."""
-    import mujoco
-
-    address = 0
-    for body in bodies:
-        if body.motion == "static":
-            continue
-        inverse, local = np.zeros(4), np.zeros(3)
-        mujoco.mju_negQuat(inverse, body.quaternion)
-        mujoco.mju_rotVecQuat(local, body.spin, inverse)
-        data.qvel[address : address + 3] = body.velocity
-        data.qvel[address + 3 : address + 6] = local
-        address += 6
-
-
 def simulate(bodies: list[Body], room: Array, times: Array) -> Motion:
-    """Let ``bodies`` go at time 0 in a box ``room`` (low and high corner, 2 3; it has no lid) and note their poses at ``times``."""
+    """Let ``bodies`` go at time 0 in a box ``room`` (low and high corner, 2 3; no lid); their poses at ``times``."""
     try:
-        import mujoco
+        simulation = _Simulation(importlib.import_module("mujoco"), bodies, room)
     except ImportError as error:
         raise UserError('the generator needs mujoco: pip install "four_d[synth]"') from error
-    spec = mujoco.MjSpec()
-    spec.option.timestep = STEP_S
-    spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
-    spec.option.iterations = 30
-    _add_room(spec, mujoco, room)
-    for number, body in enumerate(bodies):
-        _add_body(spec, mujoco, number, body)
-    model = spec.compile()
-    data = mujoco.MjData(model)
-    _set_velocities(data, bodies)
-    mujoco.mj_forward(model, data)
-    deepest = -min((float(contact.dist) for contact in data.contact), default=0.0)
-    positions, rotations = [], []
-    for time in times:
-        while data.time < time - STEP_S / 2:
-            mujoco.mj_step(model, data)
-        mujoco.mj_kinematics(model, data)
-        positions.append(data.xpos[1:].copy())
-        rotations.append(data.xmat[1:].reshape(-1, 3, 3).copy())
-    return Motion(positions=np.stack(positions), rotations=np.stack(rotations), deepest=deepest)
+    deepest = simulation.deepest_overlap()
+    poses = [simulation.poses_at(float(time)) for time in times]
+    return Motion(positions=np.stack([p for p, _ in poses]), rotations=np.stack([r for _, r in poses]), deepest=deepest)
+
+
+def rotation_matrix(q: Array) -> Array:
+    """Of a unit quaternion wxyz."""
+    w, x, y, z = q
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+
+
+class _Simulation:
+    """A MuJoCo model and its state; the module comes in from outside, since it is an optional dependency."""
+
+    def __init__(self, mujoco: ModuleType, bodies: list[Body], room: Array) -> None:
+        self._mujoco = mujoco
+        self._spec = mujoco.MjSpec()
+        self._spec.option.timestep = STEP_S
+        self._spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
+        self._spec.option.iterations = 30
+        self._add_room(room)
+        for number, body in enumerate(bodies):
+            self._add_body(number, body)
+        self._model = self._spec.compile()
+        self._data = mujoco.MjData(self._model)
+        self._set_off([body for body in bodies if body.motion != "static"])
+        mujoco.mj_forward(self._model, self._data)
+
+    def deepest_overlap(self) -> float:
+        return -min((float(contact.dist) for contact in self._data.contact), default=0.0)
+
+    def poses_at(self, time: float) -> tuple[Array, Array]:
+        """Positions (n 3) and rotations (n 3 3) at a time not before the last one asked for."""
+        while self._data.time < time - STEP_S / 2:
+            self._mujoco.mj_step(self._model, self._data)
+        self._mujoco.mj_kinematics(self._model, self._data)
+        return self._data.xpos[1:].copy(), self._data.xmat[1:].reshape(-1, 3, 3).copy()
+
+    def _add_room(self, room: Array) -> None:
+        """A floor and four walls as half-spaces facing inwards."""
+        planes = [([0.0, 0.0, float(room[0, 2])], [0.0, 0.0, 1.0])]
+        for axis in (0, 1):
+            for sign, bound in ((1.0, room[0]), (-1.0, room[1])):
+                position, normal = [0.0] * 3, [0.0] * 3
+                position[axis], normal[axis] = float(bound[axis]), sign
+                planes.append((position, normal))
+        plane = self._mujoco.mjtGeom.mjGEOM_PLANE
+        for position, normal in planes:
+            self._spec.worldbody.add_geom(
+                type=plane, size=[20, 20, 1], pos=position, zaxis=normal, solref=[CONTACT_S, 0.7]
+            )
+
+    def _add_body(self, number: int, body: Body) -> None:
+        made = self._spec.worldbody.add_body(name=f"b{number}", pos=body.position, quat=body.quaternion)
+        if body.motion != "static":
+            made.add_freejoint()
+        for index, part in enumerate(body.mesh.parts):
+            mesh = self._spec.add_mesh(name=f"m{number}_{index}")
+            mesh.uservert = part.reshape(-1)
+            made.add_geom(
+                type=self._mujoco.mjtGeom.mjGEOM_MESH,
+                meshname=mesh.name,
+                density=body.density,
+                friction=[body.friction, 0.005, 0.0005],
+                condim=4,
+                priority=1,
+                solref=[CONTACT_S, body.damping],
+            )
+
+    def _set_off(self, moving: list[Body]) -> None:
+        """Initial velocities: a free joint's is linear in world axes, angular in the body's."""
+        for number, body in enumerate(moving):
+            local = body.spin @ rotation_matrix(body.quaternion)
+            self._data.qvel[6 * number : 6 * number + 6] = np.concatenate([body.velocity, local])

@@ -44,10 +44,14 @@ def make_moment(stage: Stage, time: int) -> Moment:
 
 
 def ray_directions(world_from_camera: Array, intrinsics: Array, pixels: Array) -> Array:
-    """World directions (n 3) through pixels (n 2, corner origin), with z = 1 in camera axes: times z-depth = the point."""
+    """World directions (n 3) through pixels (n 2, corner origin), with z = 1 in camera axes.
+
+    Times z-depth they lead to the point. Written out, since a matrix product's last bits depend on BLAS's threads.
+    """
     x = (pixels[:, 0] - intrinsics[0, 2]) / intrinsics[0, 0]
     y = (pixels[:, 1] - intrinsics[1, 2]) / intrinsics[1, 1]
-    return np.stack([x, y, np.ones_like(x)], -1) @ world_from_camera[:3, :3].T
+    right, down, forward = world_from_camera[:3, :3].T
+    return x[:, None] * right + y[:, None] * down + forward
 
 
 def pixel_grid(width: int, height: int) -> Array:
@@ -74,7 +78,7 @@ class Lens:
         """What the rays (n 3, from `ray_directions`) see first."""
         origins = np.broadcast_to(self._position.astype(np.float32), directions.shape)
         faces = self._moment.rays.hit(np.ascontiguousarray(origins), directions.astype(np.float32))
-        weights = np.matmul(self._edges[faces], directions[:, :, None])[:, :, 0]
+        weights = np.einsum("nki,ni->nk", self._edges[faces], directions)
         total = weights.sum(-1)
         seen = (faces >= 0) & (np.abs(total) > 1e-15)
         safe = np.where(seen, total, 1.0)
@@ -93,7 +97,7 @@ def shade(moment: Moment, position: Array, directions: Array, hits: Hits, pixel_
     stage, faces = moment.stage, hits.faces[seen]
     weights, ray = hits.weights[seen].astype(np.float32), directions[seen].astype(np.float32)
     depth = hits.depth[seen].astype(np.float32)
-    points = position.astype(np.float32) + ray * depth[:, None]
+    points: Floats = (position.astype(np.float32) + ray * depth[:, None]).astype(np.float32)
     view = -ray / np.linalg.norm(ray, axis=-1, keepdims=True)
     normal = np.einsum("nk,nki->ni", weights, moment.normals[faces])
     normal /= np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-9)
@@ -116,14 +120,14 @@ def _light(
     moment: Moment, light: Light, points: Floats, normal: Floats, view: Floats, shine: Floats
 ) -> tuple[Floats, Floats]:
     """What one light adds: irradiance and highlight (n 3 each); zero in shadow."""
-    to_light = light.position.astype(np.float32) - points
+    to_light: Floats = (light.position - points).astype(np.float32)
     distance2 = np.einsum("ni,ni->n", to_light, to_light)
     direction = to_light / np.sqrt(distance2)[:, None]
     facing = np.einsum("ni,ni->n", normal, direction)
     received, shining = np.zeros_like(points), np.zeros_like(points)
     lit = np.flatnonzero(facing > 0)
-    origins = points[lit] + normal[lit] * np.float32(2e-3)
-    free = ~moment.rays.blocked(origins, to_light[lit] - normal[lit] * np.float32(2e-3))
+    lift: Floats = normal[lit] * np.float32(2e-3)
+    free = ~moment.rays.blocked(points[lit] + lift, to_light[lit] - lift)
     lit = lit[free]
     strength = light.reach**2 / np.maximum(distance2[lit], 0.25)
     incoming = (strength * facing[lit])[:, None] * light.colour

@@ -24,7 +24,7 @@ class Painter:
     def material(self, metres: float, lift: float = 0.0) -> Material:
         """A new texture, one tile of it ``metres`` wide; ``lift`` mixes it with white."""
         tile = textures.make_texture(self._rng, self._families, self._size)
-        self.tiles.append(tile + np.float32(lift) * (np.float32(0.85) - tile))
+        self.tiles.append((tile + lift * (0.85 - tile)).astype(np.float32))
         gloss = float(self._rng.choice([0.0, 0.15, 0.5], p=[0.4, 0.4, 0.2]))
         u, v = self._rng.random(2)
         return Material(

@@ -108,21 +108,24 @@ def make_stage(
     offsets = np.cumsum([0] + [len(p.mesh.vertices) for p in pieces[:-1]])
     faces = [len(p.mesh.triangles) for p in pieces]
 
-    def per_face(values: list[float], kind: type) -> NDArray:  # pyright: ignore[reportMissingTypeArgument]
-        return np.repeat(np.array(values, dtype=kind), faces)
+    def per_face(values: list[float]) -> NDArray[np.float32]:
+        return np.repeat(np.array(values, np.float32), faces)
+
+    def whole(values: list[int]) -> NDArray[np.int32]:
+        return np.repeat(np.array(values, np.int32), faces)
 
     return Stage(
         triangles=np.concatenate([p.mesh.triangles + o for p, o in zip(pieces, offsets)]).astype(np.int32),
-        instances=per_face([p.instance for p in pieces], np.int32),
+        instances=whole([p.instance for p in pieces]),
         rest_vertices=np.concatenate([p.mesh.vertices for p in pieces]),
         rest_normals=np.concatenate([corner_normals(p.mesh) for p in pieces]).astype(np.float32),
         vertex_body=np.repeat(np.array([p.body for p in pieces], np.int32), [len(p.mesh.vertices) for p in pieces]),
-        face_body=per_face([p.body for p in pieces], np.int32),
+        face_body=whole([p.body for p in pieces]),
         uv=np.concatenate([box_uv(p.mesh, p.material) for p in pieces]),
-        tiles=per_face([p.material.tile for p in pieces], np.int32),
-        uv_density=per_face([1 / p.material.metres for p in pieces], np.float32),
-        gloss=per_face([p.material.gloss for p in pieces], np.float32),
-        shine=per_face([p.material.shine for p in pieces], np.float32),
+        tiles=whole([p.material.tile for p in pieces]),
+        uv_density=per_face([1 / p.material.metres for p in pieces]),
+        gloss=per_face([p.material.gloss for p in pieces]),
+        shine=per_face([p.material.shine for p in pieces]),
         positions=positions,
         rotations=rotations,
         atlas=atlas,

@@ -40,7 +40,7 @@ class Atlas:
         fx, fy = fraction[:, :1], fraction[:, 1:]
         top = self.texels[row0 + x0] * (1 - fx) + self.texels[row0 + x1] * fx
         bottom = self.texels[row1 + x0] * (1 - fx) + self.texels[row1 + x1] * fx
-        return top * (1 - fy) + bottom * fy
+        return (top * (1 - fy) + bottom * fy).astype(np.float32, copy=False)
 
 
 def make_atlas(tiles: list[Array]) -> Atlas:
@@ -68,7 +68,7 @@ def _noise(rng: Random, size: int, exponent: float = 1.6, lowest: float = 1.0) -
 
 
 def _grid(size: int) -> tuple[Array, Array]:
-    """u (along columns) and v (along rows) in [0, 1)."""
+    """Columns' and rows' places u and v in [0, 1)."""
     axis = ((np.arange(size) + 0.5) / size).astype(np.float32)
     return axis[None].repeat(size, 0), axis[:, None].repeat(size, 1)
 
@@ -89,7 +89,7 @@ def _palette(rng: Random, count: int) -> Array:
 
 
 def _blend(weight: Array, low: Array, high: Array) -> Array:
-    return low + weight[..., None] * (high - low)
+    return (low + weight[..., None] * (high - low)).astype(np.float32, copy=False)
 
 
 def _ramp(rng: Random, field: Array, count: int = 4) -> Array:
@@ -180,7 +180,7 @@ def _plaid(rng: Random, size: int) -> Array:
     colours, axis = _palette(rng, 4), np.arange(size) * 4 // size * 4
     bands = rng.integers(0, 4, size)[axis + (np.arange(size) * 16 // size) % 4]
     weave = colours[bands]
-    return (weave[None] + weave[:, None]) / 2
+    return ((weave[None] + weave[:, None]) / 2).astype(np.float32, copy=False)
 
 
 def _terrazzo(rng: Random, size: int) -> Array:
@@ -240,7 +240,7 @@ def _cells(rng: Random, size: int) -> Array:
         which[closer] = i
         nearest = np.minimum(nearest, d)
     colours = np.stack([_colour(rng) for _ in range(count)])[which]
-    return colours * np.clip((second - nearest) / 0.03, 0.15, 1)[..., None]
+    return (colours * np.clip((second - nearest) / 0.03, 0.15, 1)[..., None]).astype(np.float32, copy=False)
 
 
 def _hexagons(rng: Random, size: int) -> Array:

@@ -31,8 +31,8 @@ class World:
     times: Array
 
 
-class Rejected(Exception):
-    """This attempt's world is no good; the next one may be."""
+class RejectedError(Exception):
+    """An attempt's world is no good; the next one may be."""
 
 
 def compose(seed: int, settings: WorldSettings) -> World:
@@ -40,7 +40,7 @@ def compose(seed: int, settings: WorldSettings) -> World:
     for attempt in range(200):
         try:
             return _attempt(np.random.default_rng([seed, attempt]), seed >= HELD_OUT_SEED, settings)
-        except Rejected:
+        except RejectedError:
             continue
     raise RuntimeError(f"no world found for seed {seed} with {settings}")
 
@@ -48,13 +48,13 @@ def compose(seed: int, settings: WorldSettings) -> World:
 def _attempt(rng: Random, held_out: bool, settings: WorldSettings) -> World:
     bounds, lid = make_bounds(rng), bool(rng.random() < 0.75)
     duration = rng.uniform(*settings.duration_s)
-    times = np.arange(settings.frames) * (duration / settings.frames)
+    times = np.arange(settings.frames, dtype=np.float64) * (duration / settings.frames)
     centre = np.array([*rng.uniform(-0.12, 0.12, 2) * (bounds[1] - bounds[0])[:2], 0.0])
     count = int(rng.integers(settings.objects[0], settings.objects[1] + 1))
     radius = rng.uniform(0.8, 1.1) + 0.03 * count
     bodies = make_bodies(rng, count, centre, radius, bounds, held_out)
     if len(bodies) < settings.objects[0] or sum(b.motion in STARTS for b in bodies) < 2:
-        raise Rejected("too few objects found room")
+        raise RejectedError("too few objects found room")
     motion = simulate(bodies, bounds, times + rng.uniform(0.0, 0.25))
     _require_sane(motion, bounds)
     painter = Painter(rng, held_out, 256 if max(settings.width, settings.height) >= 112 else 128)
@@ -78,7 +78,7 @@ def _require_sane(motion: Motion, bounds: Array) -> None:
     where = motion.positions
     inside = (where[..., :2] > bounds[0, :2]) & (where[..., :2] < bounds[1, :2])
     if motion.deepest > 0.01 or not np.isfinite(where).all() or not inside.all() or (where[..., 2] < 0).any():
-        raise Rejected("physics")
+        raise RejectedError("physics")
 
 
 def is_clear(path: CameraPath, stage: Stage, pieces: list[Piece], bounds: Array, margin: float) -> bool:
@@ -103,7 +103,7 @@ class Probe:
     """What a few coarse looks through a camera find."""
 
     depth_ratio: float
-    """95 % over 5 % depth quantile, the median of the looks."""
+    """95 % over 5 % depth quantile, the least of the looks."""
     nearest: float
     moving: float
     """Share of pixels on bodies that move at that moment."""
@@ -125,7 +125,7 @@ def choose_cameras(
             chosen.append(path)
         if len(chosen) == settings.cameras:
             return chosen
-    raise Rejected("too few cameras see enough")
+    raise RejectedError("too few cameras see enough")
 
 
 def _teaches(seen: Probe) -> bool:
@@ -148,12 +148,8 @@ def probe(path: CameraPath, moments: dict[int, Moment], times: Array, settings: 
         pose, stage = path.world_from_camera[time], moment.stage
         hits = Lens(moment, pose[:3, 3]).hits(ray_directions(pose, path.intrinsics, pixels))
         seen = hits.faces >= 0
-        if seen.mean() < 0.6:
-            raise_ratio = 0.0
-        else:
-            low, high = np.quantile(hits.depth[seen], [0.05, 0.95])
-            raise_ratio = high / max(low, 1e-6)
-        ratios.append(raise_ratio)
+        low, high = np.quantile(hits.depth[seen], [0.05, 0.95]) if seen.mean() > 0.6 else (1.0, 0.0)
+        ratios.append(float(high / low))
         nearest.append(float(hits.depth[seen].min()) if seen.any() else 0.0)
         near = time + 1 if time + 1 < len(times) else time - 1
         speed = np.linalg.norm(stage.positions[near] - stage.positions[time], axis=-1) / abs(times[near] - times[time])
