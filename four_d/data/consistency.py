@@ -29,13 +29,15 @@ AGREEMENT_LIMIT = 0.9
 """Share of the pixels that another frame confirms, of those that it confirms or contradicts."""
 DEPTH_SHARE = 0.02
 """Two depths within this share of each other are the same."""
-COLOUR_RATIO_LIMIT = 1.2
+COLOUR_RATIO_LIMIT = 1.0
 """Colour difference under the stored geometry over the smallest under a wrong one."""
 COLOUR_FLOOR = 0.03
 """Colours that differ by less (of 1) are the same."""
 TRACK_RATIO_LIMIT = 0.6
 """Colour change along a track over that between tracks."""
-TRACKS_PER_FRAME = 15
+EDGE_RATIO = 1.1
+"""Neighbouring depths further apart are an edge, where colours mix."""
+TRACKS_PER_FRAME = 30
 """Fewer tracks of a frame say nothing of their colours."""
 PAIRS = 6
 """How many pairs of frames of each kind are compared in a clip."""
@@ -320,6 +322,9 @@ def _pair_measures(clip: RawClip, known: Truth) -> Iterator[Measure]:
         for remedy, wrong in pose_mistakes(cameras).items()
     }
     yield _agreement_measure(stored, others)
+    for name, axis in (("left to right", -1), ("upside down", -2)):
+        remedy = f"the images are mirrored {name} against poses and depth: mirror them back"
+        others[remedy] = [_compare(images.flip(axis), known, cameras, pair.a, pair.b) for pair in stored]
     if rated:
         yield _colour_measure(images, rated, stored, others)
 
@@ -353,10 +358,11 @@ def _colour_measure(
     chosen = [number for number, pair in enumerate(stored) if pair in rated]
     true = max(float(np.median([pair.colour for pair in rated])), COLOUR_FLOOR)
     still = float(np.median([float((images[pair.a] - images[pair.b]).abs().mean(0).median()) for pair in rated]))
-    wrong = {"the images do not belong to these poses: check their order and that none is mirrored": still}
+    wrong = {"the images do not belong to these poses: check their order": still}
     for remedy, pairs in others.items():
-        colours = [pairs[number].colour for number in chosen if pairs[number].seen > 0.3 * stored[number].seen]
-        if len(colours) > len(chosen) / 2 and np.isfinite(colours).all():
+        colours = [pairs[number].colour for number in chosen]
+        fits = _score([pairs[number] for number in chosen]) > 0.9 * _score([stored[number] for number in chosen])
+        if fits and np.isfinite(colours).all():  # what depth refutes is no rival: its few pixels are chosen to match
             wrong[remedy] = float(np.median(colours))
     best = min(wrong, key=lambda remedy: wrong[remedy])
     return Measure(
@@ -451,18 +457,19 @@ def _track_measures(clip: RawClip, known: Truth) -> Iterator[Measure]:
     points, visible = found
     images = torch.from_numpy(clip.images).float().permute(0, 3, 1, 2) / 255
     pixels, z = geometry.project(points, cameras)
-    on_surface, colours = torch.zeros_like(visible), torch.zeros(*visible.shape, 3)
+    on_surface, edge = torch.zeros_like(visible), torch.zeros_like(visible)
+    colours = torch.zeros(*visible.shape, 3)
     for frame in range(len(points)):
         low, high, inside = _depth_around(known.depth[frame], pixels[frame])
         near = (z[frame] >= low * (1 - DEPTH_SHARE)) & (z[frame] <= high * (1 + DEPTH_SHARE))
-        on_surface[frame] = inside & near
+        on_surface[frame], edge[frame] = inside & near, high > low * EDGE_RATIO
         colours[frame] = _sample(images[frame], pixels[frame]).T
     # an edge of the image has no four depths around it: neither right nor wrong
     border = (pixels < 0.5).any(-1) | (pixels > torch.tensor([clip.info.width, clip.info.height]) - 0.5).any(-1)
     outside = (pixels < 0).any(-1) | (pixels > torch.tensor([clip.info.width, clip.info.height])).any(-1)
     rated = visible & (~border | outside)
     yield from _track_place(clip, rated, on_surface)
-    yield from _track_colour(clip, visible & on_surface, colours)
+    yield from _track_colour(clip, visible & on_surface & ~edge, colours)
 
 
 def _track_place(clip: RawClip, rated: Bool[Tensor, "f n"], on_surface: Bool[Tensor, "f n"]) -> Iterator[Measure]:
@@ -517,7 +524,7 @@ def _colour_ratios(rated: Bool[Tensor, "f n"], colours: Float[Tensor, "f n 3"]) 
         now, then = colours[frame, later[frame]], first[later[frame]]
         along = float((now - then).abs().mean(-1).median())
         between = float((now[:, None] - then).abs().mean(-1).median())
-        if between > 2 * COLOUR_FLOOR:
+        if between > 3 * COLOUR_FLOOR:
             ratios[frame] = along / between
     return ratios
 

@@ -129,9 +129,17 @@ class TestPoses:
         found = next(failure for failure in report.failures if failure.check == "pixel centres")
         assert (found.shard, found.key, found.frame) == ("shard-000000.tar", clip.key, 11)
 
-    def test_mirrored_images(self, tmp_path: Path, rig: RawClip) -> None:
+    @pytest.mark.parametrize("seed", range(3))
+    def test_mirrored_images(self, tmp_path: Path, seed: int) -> None:
+        rig = without_surface(box_clip(seed=seed, frames=6, cameras=2, size=44))
         report = checked(tmp_path, dataclasses.replace(rig, images=np.ascontiguousarray(rig.images[:, :, ::-1])))
-        assert "colours across frames" in names(report), report.table()
+        assert "mirrored left to right" in remedies(report, "colours across frames"), report.table()
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_images_of_the_other_camera(self, tmp_path: Path, seed: int) -> None:
+        rig = without_surface(box_clip(seed=seed, frames=6, cameras=2, size=44))
+        report = checked(tmp_path, dataclasses.replace(rig, images=np.ascontiguousarray(rig.images[::-1])))
+        assert names(report) & {"colours across frames", "tracks keep colour"}, report.table()
 
 
 class TestIntrinsics:
