@@ -73,7 +73,7 @@ def make_data() -> None:
             held_out=held_out,
             settings=WORLDS,
         )
-    show(HELD_OUT, "0", RUN / "clip.png")
+    show(HELD_OUT, 0, RUN / "clip.png")
 
 
 def train_model() -> TrainResult:

@@ -86,13 +86,17 @@ def _add_file_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     export = _verb(verbs, "export", _export, "Write weights, config, model card and a torch.export program.")
     export.add_argument("run", type=Path, help="a run folder")
     export.add_argument("--out", type=Path, required=True, metavar="DIR")
+    export.add_argument("--overwrite", action="store_true", help="replace whatever DIR holds")
     infer = _verb(verbs, "infer", _infer, "Cameras, depth, points and a report page of one video.")
     infer.add_argument("video", type=Path, help="a video file or a folder of images")
     infer.add_argument("--model", type=Path, required=True, metavar="PATH", help="an exported folder or a run folder")
     infer.add_argument("--out", type=Path, required=True, metavar="DIR")
     infer.add_argument("--max-frames", type=int, default=24, help="spread evenly over the video (default 24)")
     infer.add_argument("--start", type=float, default=0.0, metavar="SECONDS", help="where in the video to begin")
-    infer.add_argument("--fps", type=float, default=None, help="frames per second to take instead of spreading")
+    infer.add_argument("--overwrite", action="store_true", help="replace whatever DIR holds")
+    infer.add_argument(
+        "--fps", type=float, default=None, help="take so many frames per second instead of spreading them"
+    )
 
 
 def _add_data_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
@@ -172,7 +176,7 @@ def _eval(arguments: argparse.Namespace) -> int:
 def _export(arguments: argparse.Namespace) -> int:
     from four_d.export import export
 
-    print(export(arguments.run, arguments.out))
+    print(export(arguments.run, arguments.out, overwrite=arguments.overwrite))
     return 0
 
 
@@ -184,7 +188,8 @@ def _infer(arguments: argparse.Namespace) -> int:
         report(folder / "report.html", result, title=arguments.video.name, summary=f"Seen by {arguments.model}")
 
     selection = Selection(max_frames=arguments.max_frames, start=arguments.start, fps=arguments.fps)
-    infer(load(arguments.model), arguments.video, arguments.out, selection=selection, page=page)
+    model, overwrite = load(arguments.model), arguments.overwrite
+    infer(model, arguments.video, arguments.out, selection=selection, page=page, overwrite=overwrite)
     print(arguments.out)
     return 0
 
@@ -229,7 +234,8 @@ def _data_stats(arguments: argparse.Namespace) -> int:
 def _data_show(arguments: argparse.Namespace) -> int:
     from four_d.data.show import show
 
-    show(arguments.folder, arguments.clip, arguments.out)
+    clip = int(arguments.clip) if arguments.clip.isdigit() else arguments.clip
+    show(arguments.folder, clip, arguments.out)
     print(arguments.out)
     return 0
 
