@@ -8,11 +8,14 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from four_d.data.contract import VERSION
 from four_d.errors import UserError
@@ -20,6 +23,26 @@ from four_d.errors import UserError
 MANIFEST = "manifest.json"
 _SHARD = re.compile(r"shard-(\d{6,})\.(tar|json)")
 _NAME = re.compile(r"[\w.-]+")
+
+
+class Members(Mapping[str, tuple[int, int, int]]):
+    """Extension to (byte offset in the tar, size, CRC-32), small enough for a million clips.
+
+    ``rows`` says which row of ``table`` belongs to which name; samples with the same members share it.
+    """
+
+    def __init__(self, rows: dict[str, int], table: NDArray[np.int64]) -> None:
+        self._rows, self._table = rows, table
+
+    def __getitem__(self, name: str) -> tuple[int, int, int]:
+        offset, size, crc = self._table[self._rows[name]].tolist()
+        return offset, size, crc
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +58,7 @@ class SampleIndex:
     """Seconds, one per frame."""
     camera_ids: list[int]
     modalities: list[str]
-    members: dict[str, tuple[int, int, int]] = field(repr=False)
+    members: Mapping[str, tuple[int, int, int]] = field(repr=False)
     """Extension to (byte offset in the tar, size, CRC-32)."""
 
     @property
@@ -133,8 +156,8 @@ def write_sidecar(folder: Path, sidecar: Sidecar) -> Path:
     """Say that a shard is whole."""
     path = folder / sidecar.info.sidecar
     samples = [
-        {name: value for name, value in dataclasses.asdict(sample).items() if name != "shard"}
-        | {"frames": sample.frames, "cameras": sample.cameras}
+        {field.name: getattr(sample, field.name) for field in dataclasses.fields(sample) if field.name != "shard"}
+        | {"members": dict(sample.members), "frames": sample.frames, "cameras": sample.cameras}
         for sample in sidecar.samples
     ]
     info = {name: value for name, value in dataclasses.asdict(sidecar.info).items() if name != "sidecar"}
@@ -155,12 +178,16 @@ def load_sidecar(path: Path) -> Sidecar:
             bytes=_int(content["bytes"]),
             sha256=str(content["sha256"]),
         )
-        samples = [_sample(shard, item) for item in _dicts(content["samples"])]
+        layouts: dict[tuple[str, ...], dict[str, int]] = {}
+        samples = [_sample(shard, item, layouts) for item in _dicts(content["samples"])]
         return Sidecar(info=info, sources=_sources(content["sources"]), samples=samples)
 
 
-def _sample(shard: str, item: dict[str, object]) -> SampleIndex:
+def _sample(shard: str, item: dict[str, object], layouts: dict[tuple[str, ...], dict[str, int]]) -> SampleIndex:
     members = cast(dict[str, list[int]], item["members"])
+    names = tuple(members)
+    rows = layouts.setdefault(names, {name: row for row, name in enumerate(names)})
+    table = np.array(list(members.values()), np.int64).reshape(-1, 3)
     return SampleIndex(
         key=str(item["key"]),
         source=str(item["source"]),
@@ -170,7 +197,7 @@ def _sample(shard: str, item: dict[str, object]) -> SampleIndex:
         times=[float(time) for time in cast(list[float], item["times"])],
         camera_ids=[int(camera) for camera in cast(list[int], item["camera_ids"])],
         modalities=[str(name) for name in cast(list[str], item["modalities"])],
-        members={name: (int(offset), int(size), int(crc)) for name, (offset, size, crc) in members.items()},
+        members=Members(rows, table),
     )
 
 

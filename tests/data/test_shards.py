@@ -360,7 +360,9 @@ class TestBadInput:
 
     def test_a_missing_member(self, folder: Path) -> None:
         reader = ShardReader(folder)
-        del reader.samples[0].members["f002.barycentric.npy.gz"]
+        members = dict(reader.samples[0].members)
+        del members["f002.barycentric.npy.gz"]
+        reader.samples[0] = dataclasses.replace(reader.samples[0], members=members)
         with pytest.raises(CorruptSample, match=r"f002.barycentric.npy.gz: is missing"):
             reader.read(0)
         reader.read(0, [0, 1])
