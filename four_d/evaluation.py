@@ -55,8 +55,6 @@ POSE_METRICS = (
     "pose_rpe_trans_sim3",
     "pose_rpe_rot_deg_sim3",
 )
-STILL = 1e-3
-"""Cameras whose centres move less than this share of the scene's mean distance stand still: no direction, no ATE."""
 HIGHER = ("depth_delta", "pose_rra", "pose_rta", "pose_auc")
 """What metrics begin with that are better when higher; the others are errors."""
 HEADLINES = (
@@ -459,14 +457,14 @@ def pose_scores(predicted: Cameras, targets: Clip) -> Scores:
     if cameras is None or frames < 2 or not (cameras.known is None or bool(cameras.known.all())):
         return scores
     mine, truth = predicted.world_from_camera.double(), cameras.world_from_camera.double()
-    pairs = pose.pair_errors(mine, truth, still=STILL)
+    pairs = pose.pair_errors(mine, truth, still=pose.STILL)
     scores["pose_rot_first_deg"] = float(pairs.rotation_deg[: frames - 1].mean())
     scores["pose_rot_pairs_deg"] = float(pairs.rotation_deg.mean())
     scores["pose_auc30"] = float(pose.auc(pairs))
     for degrees in DEGREES:
         scores[f"pose_rra{degrees}"] = float(pose.rra(pairs, degrees))
         scores[f"pose_rta{degrees}"] = float(pose.rta(pairs, degrees)) if bool(pairs.moving.any()) else None
-    if frames >= 3 and float(pose.extent(truth)) > STILL:
+    if frames >= 3 and float(pose.extent(truth)) > pose.STILL:
         unit = 1.0 if targets.scale is None else float(targets.scale)
         consecutive = targets.camera_ids[1:] == targets.camera_ids[:-1]
         steps = pose.rpe(mine, truth, "sim3", consecutive)

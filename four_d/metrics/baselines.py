@@ -9,24 +9,26 @@ that need no data; `fit` adds those that know what the training clips have in co
 | ``mean_depth`` | per pixel, the mean over training frames of depth divided by its frame's median |
 | ``median_depth`` | per pixel, the value with the least mean AbsRel over the same frames |
 | ``static_camera`` | the first frame's pose for all |
-| ``line_camera`` | uniform motion without rotation, in the mean training direction (forward if untrained) |
+| ``line_camera`` | uniform motion without rotation, in the most usual direction of training (forward if untrained) |
 | ``mean_trajectory`` | per frame index, the mean training pose relative to the first frame (chordal mean rotation) |
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import cast
 
 import roma
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from four_d import geometry
 from four_d.errors import UserError
+from four_d.metrics import pose
 from four_d.metrics.depth import masked_median
 from four_d.types import Cameras, Clip, Example, Prediction
 
@@ -34,6 +36,10 @@ Model = Callable[[Clip], Prediction]
 
 FOCAL = 1.0
 """Focal length over image size that untrained baselines assume (a field of view of 53°)."""
+USUAL_DEG = 15.0
+"""How near directions are that count as one for ``line_camera``."""
+CANDIDATES = 500
+"""Directions that are tried for it."""
 MEDIAN_SIZE = 64
 """Most rows and columns of ``median_depth``, which needs all frames at once."""
 
@@ -198,6 +204,22 @@ def absrel_median(frames: Float[Tensor, "n h w"], empty: float) -> Float[Tensor,
     return torch.where(chosen.isfinite(), chosen, empty)
 
 
+def usual_direction(directions: Float[Tensor, "n 3"]) -> Float[Tensor, "3"]:
+    """The unit vector whose line has most of the given ones within `USUAL_DEG`, towards where most of those point.
+
+    Chosen among the axes and `CANDIDATES` of the vectors. Not the mean: of cameras that go left and right alike that
+    would be anything but sideways.
+    """
+    axes = torch.eye(3, dtype=directions.dtype)
+    spread = torch.linspace(0, len(directions) - 1, min(CANDIDATES, len(directions))).round().long()
+    candidates = torch.cat([axes, directions[spread]])
+    cosines = candidates @ directions.T
+    near = cosines.abs() > math.cos(math.radians(USUAL_DEG))
+    best = int(near.sum(-1).argmax())
+    sign = 1.0 if float(cosines[best][near[best]].sum()) >= 0 else -1.0
+    return sign * candidates[best]
+
+
 @dataclass
 class MotionStatistics:
     """Running sums for the trajectories, in the first frame's camera coordinates."""
@@ -207,6 +229,7 @@ class MotionStatistics:
     centres: list[Tensor] = field(default_factory=list[Tensor])
     counts: list[int] = field(default_factory=list[int])
     directions: list[Tensor] = field(default_factory=list[Tensor])
+    """Per clip, unit vectors from frame i to j > i in i's camera coordinates: what RTA judges."""
     speeds: list[float] = field(default_factory=list[float])
     focals: list[Tensor] = field(default_factory=list[Tensor])
 
@@ -225,26 +248,28 @@ class MotionStatistics:
         size = torch.tensor([width, height], dtype=torch.float64)
         for clip in known.all(-1).nonzero()[:, 0].tolist():
             self._add_poses(poses[clip])
-            self._add_velocity(poses[clip, :, :3, 3], times[clip], ids[clip])
+            self._add_motion(poses[clip], times[clip], ids[clip])
             self.focals.append(intrinsics[clip].diagonal(dim1=-2, dim2=-1)[:, :2].mean(0) / size)
 
     def _add_poses(self, poses: Float[Tensor, "f 4 4"]) -> None:
-        for index, pose in enumerate(poses):
+        for index, world_from_camera in enumerate(poses):
             if index == len(self.counts):
                 self.rotations.append(torch.zeros(3, 3, dtype=torch.float64))
                 self.centres.append(torch.zeros(3, dtype=torch.float64))
                 self.counts.append(0)
-            self.rotations[index] += pose[:3, :3]
-            self.centres[index] += pose[:3, 3]
+            self.rotations[index] += world_from_camera[:3, :3]
+            self.centres[index] += world_from_camera[:3, 3]
             self.counts[index] += 1
 
-    def _add_velocity(self, centres: Float[Tensor, "f 3"], times: Float[Tensor, "f"], ids: Tensor) -> None:
-        """From the first frame to the last of the same camera."""
-        last = int((ids == ids[0]).nonzero()[-1])
-        elapsed, distance = float(times[last] - times[0]), float(centres[last].norm())
-        if elapsed > 0 and distance > 0:
-            self.directions.append(centres[last] / distance)
-            self.speeds.append(distance / elapsed)
+    def _add_motion(self, poses: Float[Tensor, "f 4 4"], times: Float[Tensor, "f"], ids: Int[Tensor, "f"]) -> None:
+        first, second = torch.triu_indices(len(poses), len(poses), offset=1)
+        steps = (geometry.invert_pose(poses[first]) @ poses[second])[:, :3, 3]
+        length = steps.norm(dim=-1, keepdim=True)
+        moving = length[:, 0] > pose.STILL
+        self.directions.append((steps / length.clamp_min(pose.NO_LENGTH))[moving])
+        elapsed = (times[second] - times[first]).abs()
+        timed = moving & (ids[first] == ids[second]) & (elapsed > 0)
+        self.speeds += [float((length[timed, 0] / elapsed[timed]).mean())] if bool(timed.any()) else []
 
     def models(self) -> dict[str, Model]:
         """The fitted trajectories."""
@@ -259,8 +284,8 @@ class MotionStatistics:
             "line_camera": LineCamera(focal=(x, y)),
             "mean_trajectory": MeanTrajectory(poses=poses, focal=(x, y)),
         }
-        if self.directions:
-            direction = torch.nn.functional.normalize(torch.stack(self.directions).mean(0), dim=0)
+        if self.speeds:
+            direction = usual_direction(torch.cat(self.directions))
             vx, vy, vz = (direction * (sum(self.speeds) / len(self.speeds))).tolist()
             models["line_camera"] = LineCamera(velocity=(vx, vy, vz), focal=(x, y))
         return models

@@ -27,8 +27,10 @@ from four_d.errors import UserError
 Alignment = Literal["none", "se3", "sim3"]
 Trajectory = Float[Tensor, "*b f 4 4"]
 
-STILL = 1e-9
-"""Distance below which a translation has no direction and a trajectory no extent, unless a caller says otherwise."""
+NO_LENGTH = 1e-9
+"""Distance below which a translation has no direction, unless a caller says otherwise."""
+STILL = 1e-3
+"""Share of a scene's mean distance: cameras whose centres move less stand still. For trajectories in that unit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,11 +113,11 @@ def _rms(values: Float[Tensor, "*b n"], valid: Bool[Tensor, "*b n"] | None = Non
     return (torch.where(valid, values, 0).square().sum(-1) / valid.sum(-1).clamp_min(1)).sqrt()
 
 
-def pair_errors(prediction: Trajectory, target: Trajectory, still: float = STILL) -> PairErrors:
+def pair_errors(prediction: Trajectory, target: Trajectory, still: float = NO_LENGTH) -> PairErrors:
     """Errors of relative poses of all pairs i < j, without alignment: neither world frame nor scale matters.
 
     Relative poses are (world_from_i)⁻¹ (world_from_j). A true translation no longer than ``still`` (target's unit) has
-    no direction; a predicted one is judged likewise, by `STILL`.
+    no direction; a predicted one is judged likewise, by `NO_LENGTH`.
     """
     first, second = torch.triu_indices(target.shape[-3], target.shape[-3], offset=1, device=target.device)
     relative_p = geometry.invert_pose(prediction[..., first, :, :]) @ prediction[..., second, :, :]
@@ -134,7 +136,7 @@ def _direction_error_deg(a: Float[Tensor, "*b 3"], b: Float[Tensor, "*b 3"]) -> 
     """Angle between the lines along ``a`` and ``b``; 90 where ``a`` has no length. By atan2, accurate near 0."""
     across = torch.linalg.cross(a, b).norm(dim=-1)
     angle = torch.atan2(across, (a * b).sum(-1).abs()).rad2deg()
-    return torch.where(a.norm(dim=-1) > STILL, angle, torch.full_like(angle, 90.0))
+    return torch.where(a.norm(dim=-1) > NO_LENGTH, angle, torch.full_like(angle, 90.0))
 
 
 def rra(errors: PairErrors, threshold_deg: float | int) -> Float[Tensor, "*b"]:

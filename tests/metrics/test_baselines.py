@@ -160,3 +160,15 @@ def test_a_clip_whose_camera_stands_still_gives_no_direction() -> None:
     cameras = baselines.fit([still])["line_camera"](still.inputs).cameras
     assert cameras is not None
     assert cameras.world_from_camera[0, :, 2, 3].tolist() == [0, 1, 2, 3]  # forward, as untrained
+
+
+def test_the_usual_direction_is_a_line_that_most_follow_not_the_mean() -> None:
+    ways = torch.tensor([[1.0, 0.05, 0], [-1, 0.05, 0], [-1, 0, 0.05], [0, 0, 1], [0, 1, 0], [0, 0.7, 0.7]])
+    usual = baselines.usual_direction(torch.nn.functional.normalize(ways, dim=-1))
+    assert usual.tolist() == [-1, 0, 0]  # sideways by three, two of them to the left
+    sideways = [path(TIMES[:, None] * torch.tensor([sign, 0.0, 0])) for sign in (1.0, -1.0, -1.0)]
+    onward = forward(1, TIMES)
+    clips = [example(torch.ones(4, 2, 2), poses, TIMES) for poses in (*sideways, onward)]
+    cameras = baselines.fit(clips)["line_camera"](clips[0].inputs).cameras
+    assert cameras is not None
+    assert cameras.world_from_camera[0, 1, :3, 3].tolist() == pytest.approx([-1, 0, 0])
