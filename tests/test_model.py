@@ -317,3 +317,15 @@ def test_learns_to_overfit_depth_of_one_clip() -> None:
 def test_map_tensors_keeps_the_names_of_rounds() -> None:
     tokens = build().backbone(make_clip())
     assert map_tensors(tokens, torch.Tensor.detach).rounds == tokens.rounds
+
+
+def test_encoder_weights_come_from_a_local_file(tmp_path: Path) -> None:
+    sizes = dataclasses.replace(VIT, image_size=32)
+    torch.manual_seed(3)
+    saved = sizes.build(8, 24)
+    path = tmp_path / "encoder.pth"
+    torch.save(saved.encoder.state_dict(), path)
+    torch.manual_seed(4)
+    loaded = dataclasses.replace(sizes, pretrained=str(path)).build(8, 24)
+    images = make_clip(h=32, w=32).images[0]
+    torch.testing.assert_close(loaded.eval()(images), saved.eval()(images))
