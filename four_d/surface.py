@@ -131,20 +131,22 @@ def time_indices(surface: Surface, times: Float[Tensor, "*q"]) -> Int[Tensor, "*
 
 def points(surface: Surface, times: Float[Tensor, "f"]) -> Points:
     """Where what frame i saw is at ``times[i]``, in the world. For the frames' own times: what they show."""
-    return _points(surface, time_indices(surface, times), _corner_ids(surface))
+    return _points(surface, time_indices(surface, times))
 
 
-def _corner_ids(surface: Surface) -> Int[Tensor, "f p 3"]:
-    faces = surface.faces.clamp_min(0)
-    return surface.triangles.index_select(0, faces.flatten()).long().view(len(faces), -1, 3)
+def _corners(surface: Surface, frame: int, time: int) -> Float[Tensor, "p 3 3"]:
+    """Where the three vertices of each pixel's face are; those of face 0 where nothing was hit."""
+    faces = surface.faces[frame].flatten().clamp_min(0)
+    ids = surface.triangles.index_select(0, faces).flatten()
+    return surface.vertices[time].index_select(0, ids).view(-1, 3, 3)
 
 
-def _points(surface: Surface, at: Int[Tensor, "f"], corner_ids: Int[Tensor, "f p 3"]) -> Points:
+def _points(surface: Surface, at: Int[Tensor, "f"]) -> Points:
     f, h, w = surface.faces.shape
     b = surface.barycentric.view(f, 2, -1, 1)
     found: list[Tensor] = []
     for frame, time in enumerate(at.tolist()):
-        corners = surface.vertices[time].index_select(0, corner_ids[frame].flatten()).view(-1, 3, 3)
+        corners = _corners(surface, frame, time)
         origin = corners[:, 0]
         found.append(
             torch.addcmul(
@@ -169,11 +171,11 @@ def depth_of(points_world: Points, cameras: Cameras, where: Mask) -> Float[Tenso
 def normals(surface: Surface, cameras: Cameras, times: Float[Tensor, "f"]) -> Points:
     """Unit normals of the faces seen (flat, not interpolated), in the world, towards the camera that saw them."""
     shape = surface.faces.shape
-    at, ids = time_indices(surface, times), _corner_ids(surface)
-    found = points(surface, times)
+    at = time_indices(surface, times)
+    found = _points(surface, at)
     result = torch.zeros_like(found)
     for frame, time in enumerate(at.tolist()):
-        corners = surface.vertices[time][ids[frame]]
+        corners = _corners(surface, frame, time)
         normal = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
         normal = torch.nn.functional.normalize(normal, dim=-1, eps=1e-20)
         view = found[frame].flatten(0, 1) - cameras.world_from_camera[frame, :3, 3]
@@ -194,8 +196,8 @@ def depth_and_dynamic(
     surface: Surface, cameras: Cameras | None, times: Float[Tensor, "f"], speed: float = DYNAMIC_SPEED
 ) -> tuple[Float[Tensor, "f h w"] | None, Mask]:
     """`depth` (None without cameras) and `dynamic` at the price of little more than one."""
-    at, ids = time_indices(surface, times), _corner_ids(surface)
-    now = _points(surface, at, ids)
+    at = time_indices(surface, times)
+    now = _points(surface, at)
     moves = torch.zeros_like(surface.faces, dtype=torch.bool)
     moving = _moving_faces(surface)
     if moving is not None:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from four_d.data.consistency import Measure, measure
+from four_d.data.agreement import Measure
+from four_d.data.consistency import measure
 from four_d.data.contract import KEY, modalities, problems
 from four_d.data.manifest import Manifest, SampleIndex, ShardInfo, check_size, load_manifest, load_sidecar
 from four_d.data.shards import CorruptSample, ShardReader

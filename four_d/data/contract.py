@@ -149,6 +149,8 @@ def _surface_problems(surface: SurfaceArrays, info: ClipInfo) -> Iterator[str]:
     m, v, k = len(surface.triangles), len(surface.vertices), len(surface.moving)
     if not info.surface_times:
         yield "clip.json: surface_times is missing but there is a surface"
+    if m == 0:
+        yield "triangles is empty; a source without meshes stores depth and tracks instead"
     yield from _array("faces", surface.faces, "int32", (f, h, w))
     yield from _array("barycentric", surface.barycentric, "uint16", (f, 2, h, w))
     yield from _array("triangles", surface.triangles, "int32", (m, 3))
