@@ -73,7 +73,7 @@ def make_data() -> None:
             held_out=held_out,
             settings=WORLDS,
         )
-    show(HELD_OUT, 0, RUN / "clip.png")
+    show(HELD_OUT, 0, RUN / "clip")
 
 
 def train_model() -> TrainResult:
@@ -111,9 +111,10 @@ def write_page(path: Path, result: Result, scores: Evaluation, stages: Stages) -
             for text, ours, theirs, which in rows
         ],
     )
-    pictures = [viewer.Picture(data=(RUN / "clip.png").read_bytes(), caption="A held-out clip and its truth")]
-    newest = sorted((RUN / "pictures").glob("clip-*.png"))[-2:]
-    pictures += [viewer.Picture(data=p.read_bytes(), caption=f"Prediction beside truth: {p.stem}") for p in newest]
+    newest = sorted((RUN / "pictures").glob("*.png"))[-2:]
+    pictures = [viewer.Picture(data=p.read_bytes(), caption=f"Prediction beside truth: {p.stem}") for p in newest]
+    truth = sorted((RUN / "clip").glob("*.png"))
+    pictures += [viewer.Picture(data=p.read_bytes(), caption=f"A held-out clip and its truth: {p.stem}") for p in truth]
     viewer.report(
         path,
         result,

@@ -121,7 +121,7 @@ def _add_data_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     show = _verb(data, "show", _data_show, "Draw a clip: frames, depth, mask, tracks, camera frusta.")
     show.add_argument("folder", type=Path)
     show.add_argument("--clip", default="0", metavar="INDEX|KEY")
-    show.add_argument("--out", type=Path, default=Path("clip.png"), metavar="PNG")
+    show.add_argument("--out", type=Path, default=Path(), metavar="DIR")
 
 
 def _add_config_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
@@ -235,8 +235,7 @@ def _data_show(arguments: argparse.Namespace) -> int:
     from four_d.data.show import show
 
     clip = int(arguments.clip) if arguments.clip.isdigit() else arguments.clip
-    show(arguments.folder, clip, arguments.out)
-    print(arguments.out)
+    print(*show(arguments.folder, clip, arguments.out), sep="\n")
     return 0
 
 

@@ -43,8 +43,9 @@ def test_check_stats_and_show(shards: Path, tmp_path: Path, capsys: Capture) -> 
     assert "all is well" in capsys.readouterr().out
     assert run("data", "stats", shards, "--json", tmp_path / "stats.json") == 0
     assert json.loads((tmp_path / "stats.json").read_text())
-    assert run("data", "show", shards, "--clip", 1, "--out", tmp_path / "clip.png") == 0
-    assert (tmp_path / "clip.png").stat().st_size > 1000
+    assert run("data", "show", shards, "--clip", 1, "--out", tmp_path / "pictures") == 0
+    assert all(picture.stat().st_size > 1000 for picture in (tmp_path / "pictures").iterdir())
+    assert len(list((tmp_path / "pictures").iterdir())) == 3
 
 
 def test_check_fails_with_1_where_data_is_wrong(shards: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -92,8 +93,8 @@ def test_bad_input_names_the_thing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_show_names_the_clips_there_are(shards: Path, tmp_path: Path, capsys: Capture) -> None:
-    assert "2" in refused(capsys, "data", "show", shards, "--clip", "99", "--out", tmp_path / "no.png")
+def test_show_names_the_clip_that_is_not_there(shards: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert "no clip '99'" in refused(capsys, "data", "show", shards, "--clip", "99", "--out", tmp_path / "no")
     assert list(tmp_path.iterdir()) == []
 
 
