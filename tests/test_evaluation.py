@@ -17,6 +17,7 @@ from four_d.data.contract import ClipInfo, RawClip
 from four_d.data.shards import CorruptSample, finalise, write_shard
 from four_d.errors import UserError
 from four_d.evaluation import Evaluation, EvaluationConfig, Score, evaluate, summary
+from four_d.metrics import baselines
 from four_d.types import Cameras, Clip, Example, Prediction
 
 FRAMES, HEIGHT, WIDTH = 6, 8, 10
@@ -380,3 +381,25 @@ def test_json_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         result.write(tmp_path / "file" / "scores.json")
+
+
+def test_the_page_explains_every_metric_and_predictor() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "evaluation.md").read_text()
+    example = _example([1])
+    result = evaluate(lambda _: Prediction(), [example], predictors=baselines.fit([example]))
+    for row, scores in result.rows.items():
+        assert f"`{row}`" in page or row == "model"
+        for metric in scores:
+            kind, score, *fit = metric.split("_")
+            words = [f"`{score}`", f"`{fit[0]}`", f"`_{fit[1]}`"] if kind == "depth" else [f"`{metric}`"]
+            assert all(word in page for word in words), metric
+    for field in dataclasses.fields(EvaluationConfig):
+        assert f"`{field.name}`" in page
+
+
+def test_print_shows_every_metric(capsys: pytest.CaptureFixture[str]) -> None:
+    examples = [_example([1])]
+    evaluate(Oracle(examples), examples).print()
+    text = capsys.readouterr().out
+    assert "pose_rpe_rot_deg_sim3" in text
+    assert "line_camera" in text
