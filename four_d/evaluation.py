@@ -66,6 +66,7 @@ HEADLINES = (
     "pose_rpe_trans_sim3",
 )
 BEST = "best_image_free"
+LOG_WIDTH = 160
 
 T = TypeVar("T")
 
@@ -196,6 +197,8 @@ class Evaluation:
     def print(self) -> None:
         """Both tables on stdout."""
         console = Console()
+        if not console.is_terminal:  # a log has no width, and 80 columns would cut names
+            console = Console(width=LOG_WIDTH)
         console.print(self.details())
         console.print(self.table())
 
