@@ -83,7 +83,15 @@ def crop(clip: Clip, size: tuple[int, int], zoom: float) -> Clip:
     columns, rows = _positions(corner[:, 0], pixel, size[1]), _positions(corner[:, 1], pixel, size[0])
     images = resize(clip.images, rows, columns, pixel)
     cameras = None if clip.cameras is None else _crop_cameras(clip.cameras, corner, pixel)
-    return _crop_maps(dataclasses.replace(clip, images=images, cameras=cameras), rows, columns)
+    depth, valid, dynamic = clip.depth, clip.valid, clip.dynamic
+    if depth is not None and valid is not None:
+        depth, valid = resample_depth(depth, valid, rows, columns)
+    if dynamic is not None:
+        dynamic = _nearest(dynamic, rows, columns)
+    surface = None if clip.surface is None else _crop_surface(clip.surface, rows, columns)
+    return dataclasses.replace(
+        clip, images=images, cameras=cameras, depth=depth, valid=valid, dynamic=dynamic, surface=surface
+    )
 
 
 def _centres(clip: Clip) -> Float[Tensor, "f 2"]:
@@ -105,19 +113,10 @@ def _crop_cameras(cameras: Cameras, corner: Float[Tensor, "f 2"], pixel: float) 
     return dataclasses.replace(cameras, intrinsics=intrinsics)
 
 
-def _crop_maps(clip: Clip, rows: Float[Tensor, "f h"], columns: Float[Tensor, "f w"]) -> Clip:
-    depth, valid, dynamic, surface = clip.depth, clip.valid, clip.dynamic, clip.surface
-    if depth is not None and valid is not None:
-        depth, valid = resample_depth(depth, valid, rows, columns)
-    if dynamic is not None:
-        dynamic = _nearest(dynamic, rows, columns)
-    if surface is not None:
-        surface = dataclasses.replace(
-            surface,
-            faces=_nearest(surface.faces, rows, columns),
-            barycentric=_nearest(surface.barycentric.transpose(0, 1), rows, columns).transpose(0, 1),
-        )
-    return dataclasses.replace(clip, depth=depth, valid=valid, dynamic=dynamic, surface=surface)
+def _crop_surface(surface: Surface, rows: Float[Tensor, "f h"], columns: Float[Tensor, "f w"]) -> Surface:
+    """Correspondence cannot be interpolated: the nearest pixel's is taken, up to half a pixel beside the new centre."""
+    barycentric = _nearest(surface.barycentric.transpose(0, 1), rows, columns).transpose(0, 1)
+    return dataclasses.replace(surface, faces=_nearest(surface.faces, rows, columns), barycentric=barycentric)
 
 
 def resize(

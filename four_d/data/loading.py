@@ -8,8 +8,9 @@ step; an exact resume needs no other state.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -283,16 +284,16 @@ def fit(clip: Clip, size: tuple[int, int]) -> Clip:
 
 
 class FromStep(Sampler[int]):
-    """Numbers of steps from ``start`` to ``stop``."""
+    """Numbers of steps from ``start`` on, without end."""
 
-    def __init__(self, start: int, stop: int) -> None:
-        self.start, self.stop = start, stop
+    def __init__(self, start: int) -> None:
+        self.start = start
 
     def __iter__(self) -> Iterator[int]:
-        return iter(range(self.start, self.stop))
+        return itertools.count(self.start)
 
 
-def loader(data: Dataset[Step], sampler: Sampler[int] | None, workers: int, *, pin_memory: bool) -> DataLoader[Step]:
+def loader(data: Dataset[Step], sampler: Iterable[int], workers: int, *, pin_memory: bool) -> DataLoader[Step]:
     """A loader that gives whole items in order. Its workers leave signals to the training process."""
     return DataLoader(
         data,

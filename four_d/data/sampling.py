@@ -268,7 +268,7 @@ def _stack_tracks(given: list[Tracks | None]) -> Tracks | None:
     if not present:
         return None
     first = present[0]
-    nothing = Tracks(points=first.points[:0], visible=first.visible[:0], valid=first.valid[:0], times=first.times[:1])
+    nothing = Tracks(points=first.points[:0], visible=first.visible[:0], valid=first.valid[:0], times=first.times)
     every = [nothing if tracks is None else tracks for tracks in given]
     names = [f.name for f in dataclasses.fields(Tracks)]
     return Tracks(**{name: pad([getattr(tracks, name) for tracks in every]) for name in names})

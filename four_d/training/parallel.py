@@ -85,6 +85,4 @@ def must_agree(facts: dict[str, int], device: torch.device) -> None:
         odd = [rank for rank, value in enumerate(values) if value != values[0]]
         if odd:
             ranks = ", ".join(map(str, odd))
-            raise UserError(
-                f"processes disagree: {name} is {values[0]} on rank 0, other on {ranks}; give all the same files"
-            )
+            raise UserError(f"processes disagree on {name}: {values[0]} on rank 0, other on {ranks}; give all the same")

@@ -70,15 +70,15 @@ class RunData(lightning.LightningDataModule):
     def __init__(self, config: RunConfig, world: World, start: int) -> None:
         super().__init__()
         data, loop = config.data, config.loop
-        self._workers, self._start, self._stop = data.workers, start, loop.max_steps
+        self._workers, self._start = data.workers, start
         self.training = TrainingSteps(
             data, config.seed, accumulate=loop.accumulate, rank=world.rank, world_size=world.size
         )
         self.validation = ValidationClips(data, rank=world.rank, world_size=world.size) if data.validation else None
 
     def train_dataloader(self) -> DataLoader[Step]:
-        """Steps in order, from where the run stands."""
-        return self._loader(self.training, FromStep(self._start, self._stop))
+        """Steps in order, from where the run stands; callbacks end the run, not the stream."""
+        return self._loader(self.training, FromStep(self._start))
 
     def val_dataloader(self) -> list[DataLoader[Step]]:
         """The fixed list."""
@@ -164,6 +164,7 @@ def make_trainer(config: RunConfig, world: World, callbacks: Sequence[lightning.
         max_epochs=1,
         val_check_interval=loop.epoch_steps,
         check_val_every_n_epoch=None,
+        limit_val_batches=1.0 if config.data.validation else 0,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         logger=False,

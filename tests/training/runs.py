@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from four_d.config import RunConfig, build
@@ -9,14 +10,17 @@ from four_d.data.shards import finalise, write_shard
 from tests.helpers import box_clip
 
 
-def make_data(folder: Path, seeds: range = range(4), frames: int = 6, size: int = 32) -> Path:
-    """A data set of box worlds."""
-    write_shard(folder, 0, [box_clip(seed, frames=frames, cameras=2, size=size) for seed in seeds], lossless=True)
+def make_data(folder: Path, seeds: range = range(4), frames: int = 6, size: int = 32, bare: int | None = None) -> Path:
+    """A data set of box worlds; clip ``bare`` has only images."""
+    clips = [box_clip(seed, frames=frames, cameras=2, size=size) for seed in seeds]
+    if bare is not None:
+        clips[bare] = dataclasses.replace(clips[bare], world_from_camera=None, intrinsics=None, surface=None)
+    write_shard(folder, 0, clips, lossless=True)
     finalise(folder, "boxes")
     return folder
 
 
-def tiny(shards: Path, folder: Path, **sections: dict[str, object]) -> RunConfig:
+def tiny(shards: Path, folder: Path, features: int = 16, **sections: object) -> RunConfig:
     """A model that steps in milliseconds; ``sections`` are merged into those of the config, one level deep."""
     plain: dict[str, dict[str, object]] = {
         "model": {
@@ -30,7 +34,7 @@ def tiny(shards: Path, folder: Path, **sections: dict[str, object]) -> RunConfig
             },
             "heads": {
                 "camera": {"kind": "camera", "width": 32, "depth": 1, "heads": 2},
-                "depth": {"kind": "dense", "output": "depth", "channels": [8, 8, 16, 16], "features": 16},
+                "depth": {"kind": "dense", "output": "depth", "channels": [8, 8, 16, 16], "features": features},
             },
         },
         "data": {
@@ -44,5 +48,13 @@ def tiny(shards: Path, folder: Path, **sections: dict[str, object]) -> RunConfig
         "loop": {"max_steps": 6, "epoch_steps": 3, "precision": "fp32", "accelerator": "cpu"},
         "logging": {"every": 1, "pictures": 1},
     }
-    merged = {name: {**plain.get(name, {}), **sections.get(name, {})} for name in {*plain, *sections}}
-    return build(RunConfig, {"name": "test", "folder": str(folder), **merged}, "config")
+    scalars = {name: value for name, value in sections.items() if not isinstance(value, dict)}
+    nested = {name: value for name, value in sections.items() if isinstance(value, dict)}
+    merged = {name: {**plain.get(name, {}), **nested.get(name, {})} for name in {*plain, *nested}}
+    return build(RunConfig, {"name": "test", "folder": str(folder), **merged, **scalars}, "config")
+
+
+def validated(shards: Path, folder: Path, data: dict[str, object] | None = None, **sections: object) -> RunConfig:
+    """`tiny` with two validation clips."""
+    held_out = {"validation": {"boxes": {"path": str(shards)}}, "validation_frames": 3, "validation_clips": 2}
+    return tiny(shards, folder, data={**held_out, **(data or {})}, **sections)

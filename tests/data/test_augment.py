@@ -1,0 +1,211 @@
+"""What is done to an image is done to its truth: reprojection holds after every augmentation."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from four_d import geometry, surface
+from four_d.data.augment import (
+    NO_AUGMENT,
+    AugmentConfig,
+    augment,
+    crop,
+    jitter,
+    mirror,
+    resample_depth,
+    resize,
+    turn_hue,
+)
+from four_d.data.sampling import to_clip
+from four_d.errors import UserError
+from four_d.types import Cameras, Clip
+from tests.helpers import box_clip
+
+
+@pytest.fixture(scope="module")
+def clip() -> Clip:
+    return to_clip(box_clip(5, frames=3, cameras=2, size=(48, 64)), with_surface=True)
+
+
+def plane_clip(normal: tuple[float, float, float], size: tuple[int, int] = (24, 40)) -> Clip:
+    """Two cameras, far principal points, before the plane n·x = 4; the image shows the point's place on it."""
+    intrinsics = torch.tensor([[30.0, 0, 17.3], [0, 32, 13.1], [0, 0, 1]]).repeat(2, 1, 1)
+    poses = torch.eye(4).repeat(2, 1, 1)
+    poses[1, :3, :3] = torch.linalg.matrix_exp(torch.tensor([[0.0, -0.1, 0.2], [0.1, 0, -0.05], [-0.2, 0.05, 0]]))
+    poses[1, :3, 3] = torch.tensor([0.3, -0.2, 0.1])
+    cameras = Cameras(world_from_camera=poses, intrinsics=intrinsics)
+    n = torch.tensor(normal)
+    pixels = geometry.pixel_centres(*size, n).reshape(-1, 2)
+    directions = geometry.rays(intrinsics, pixels.expand(2, -1, -1)) @ poses[:, :3, :3].mT
+    depth = (4 - poses[:, :3, 3] @ n)[:, None] / (directions @ n)
+    points = poses[:, None, :3, 3] + directions * depth[..., None]
+    images = ((points / 12) + 0.5).clamp(0, 1).mT.reshape(2, 3, *size)
+    depth = depth.reshape(2, *size)
+    return Clip(
+        images=images,
+        times=torch.zeros(2),
+        camera_ids=torch.arange(2),
+        cameras=cameras,
+        depth=depth,
+        valid=depth > 0,
+        dynamic=torch.zeros_like(depth, dtype=torch.bool),
+    )
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    seed=st.integers(0, 10**6),
+    height=st.integers(4, 60),
+    width=st.integers(4, 60),
+    mirrored=st.booleans(),
+)
+def test_reprojection_holds_on_a_slanted_plane(seed: int, height: int, width: int, mirrored: bool) -> None:
+    normal = (0.25, -0.2, 1.0)
+    config = dataclasses.replace(NO_AUGMENT, zoom=0.5, mirror_share=float(mirrored))
+    changed = augment(plane_clip(normal), (height, width), config, np.random.default_rng(seed))
+    assert changed.cameras is not None
+    assert changed.depth is not None
+    assert changed.valid is not None
+    points = geometry.unproject(changed.depth, changed.cameras)
+    flip = torch.tensor([-1.0 if mirrored else 1.0, 1, 1])
+    assert bool(changed.valid.all())
+    off = ((points * flip) @ torch.tensor(normal) - 4).abs()
+    assert float(off.max()) < 2e-4
+    if min(height, width) > 8:
+        # the colour was the place: it still is, but for the filter's blur at the border
+        shown = (changed.images.movedim(1, -1) - 0.5) * 12 * flip
+        inside = (slice(None), slice(2, -2), slice(2, -2))
+        assert float((shown - points)[inside].abs().max()) < 0.12
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 10**6), size=st.tuples(st.integers(16, 70), st.integers(16, 70)))
+def test_depth_agrees_with_the_surface_seen_by_the_changed_camera(seed: int, size: tuple[int, int]) -> None:
+    clip = to_clip(box_clip(5, frames=2, cameras=1, size=(48, 64)), with_surface=True)
+    config = dataclasses.replace(NO_AUGMENT, zoom=0.6, mirror_share=0.5)
+    changed = augment(clip, size, config, np.random.default_rng(seed))
+    assert changed.surface is not None
+    assert changed.cameras is not None
+    assert changed.depth is not None
+    stored = surface.points(changed.surface, changed.times)
+    pixels, z = geometry.project(stored.flatten(1, 2), changed.cameras)
+    centres = geometry.pixel_centres(*size, z).reshape(-1, 2)
+    # the nearest source pixel's surface lies within half a source pixel of the new centre
+    assert clip.cameras is not None
+    pixel = float(clip.cameras.intrinsics[0, 0, 0] / changed.cameras.intrinsics[0, 0, 0])
+    assert float((pixels - centres).abs().max()) <= 0.5 / pixel + 1e-3
+    close = (z.view_as(changed.depth) - changed.depth).abs() < 0.06 * changed.depth
+    assert float(close.float().mean()) > 0.97
+
+
+def test_the_principal_point_lands_on_the_centre_and_focal_lengths_scale(clip: Clip) -> None:
+    assert clip.cameras is not None
+    for size in ((48, 64), (30, 20), (64, 96)):
+        changed = crop(clip, size, 0.8)
+        assert changed.cameras is not None
+        expected = torch.tensor([size[1] / 2, size[0] / 2]).expand(6, 2)
+        torch.testing.assert_close(changed.cameras.intrinsics[:, :2, 2], expected, atol=1e-4, rtol=0)
+        ratio = changed.cameras.intrinsics[:, [0, 1], [0, 1]] / clip.cameras.intrinsics[:, [0, 1], [0, 1]]
+        torch.testing.assert_close(ratio, ratio[:1, :1].expand_as(ratio))
+
+
+def test_a_clip_that_fits_already_stays(clip: Clip) -> None:
+    assert clip.cameras is not None
+    intrinsics = clip.cameras.intrinsics.clone()
+    intrinsics[:, 0, 2], intrinsics[:, 1, 2] = 32, 24
+    centred = dataclasses.replace(clip, cameras=dataclasses.replace(clip.cameras, intrinsics=intrinsics))
+    assert crop(centred, (48, 64), 1.0) is centred
+
+
+def test_a_principal_point_outside_its_image_is_refused(clip: Clip) -> None:
+    assert clip.cameras is not None
+    intrinsics = clip.cameras.intrinsics.clone()
+    intrinsics[0, 0, 2] = 70
+    bad = dataclasses.replace(clip, cameras=dataclasses.replace(clip.cameras, intrinsics=intrinsics))
+    with pytest.raises(UserError, match="principal point lies outside"):
+        crop(bad, (24, 32), 1.0)
+
+
+def test_a_clip_without_truth_is_cropped_about_its_centre(clip: Clip) -> None:
+    plain = Clip(images=clip.images, times=clip.times, camera_ids=clip.camera_ids)
+    changed = crop(plain, (24, 24), 1.0)
+    assert changed.images.shape == (6, 3, 24, 24)
+    expected = torch.nn.functional.interpolate(clip.images[..., 8:56], (24, 24), mode="bilinear", antialias=True)
+    # at the sides ours sees the pixels beyond the window, where torch saw none
+    torch.testing.assert_close(changed.images[..., 1:-1], expected[..., 1:-1], atol=1e-5, rtol=0)
+
+
+def test_resizing_down_equals_the_antialiased_filter_of_torch() -> None:
+    image = torch.rand(2, 3, 20, 30, generator=torch.Generator().manual_seed(0))
+    for size in ((10, 15), (8, 12), (40, 60)):
+        pixel = 20 / size[0]
+        rows = ((torch.arange(size[0]) + 0.5) * pixel).expand(2, -1)
+        columns = ((torch.arange(size[1]) + 0.5) * pixel).expand(2, -1)
+        expected = torch.nn.functional.interpolate(image, size, mode="bilinear", antialias=True)
+        torch.testing.assert_close(resize(image, rows, columns, pixel), expected, atol=1e-5, rtol=0)
+
+
+def test_depth_is_never_mixed_across_an_edge_or_with_invalid_pixels() -> None:
+    depth = torch.tensor([[[1.0, 1.0, 5.0, 5.0, 0.0]]]).expand(1, 3, 5)
+    places = torch.linspace(0.5, 4.5, 33)[None]
+    found, valid = resample_depth(depth, depth > 0, torch.tensor([[0.5, 1.5, 2.5]]), places)
+    assert set(found.unique().tolist()) == {0.0, 1.0, 5.0}
+    assert torch.equal(valid, found > 0)
+    assert valid[0, :, places[0] < 3.9].all()
+    assert not valid[0, :, places[0] > 4.1].any()
+
+
+def test_mirroring_twice_is_nothing_and_once_keeps_reprojection(clip: Clip) -> None:
+    once = mirror(clip)
+    twice = mirror(once)
+    assert twice.cameras is not None
+    assert clip.cameras is not None
+    torch.testing.assert_close(twice.cameras.world_from_camera, clip.cameras.world_from_camera)
+    torch.testing.assert_close(twice.cameras.intrinsics, clip.cameras.intrinsics)
+    assert torch.equal(twice.images, clip.images)
+    assert once.surface is not None
+    assert once.cameras is not None
+    assert float(torch.linalg.det(once.cameras.world_from_camera[:, :3, :3]).min()) == pytest.approx(1, abs=1e-5)
+    derived = surface.depth(once.surface, once.cameras, once.times)
+    torch.testing.assert_close(derived, once.depth, atol=1e-4, rtol=0)
+
+
+def test_a_seed_gives_the_same_clip_and_another_gives_another(clip: Clip) -> None:
+    config = AugmentConfig(mirror_share=0.5)
+    a, b, c = (augment(clip, (24, 32), config, np.random.default_rng(s)) for s in (1, 1, 2))
+    assert torch.equal(a.images, b.images)
+    assert not torch.equal(a.images, c.images)
+
+
+def test_colours_change_for_the_clip_or_for_each_frame(clip: Clip) -> None:
+    still = clip.images[:1].expand(4, -1, -1, -1)
+    rng = np.random.default_rng(0)
+    together = jitter(still, AugmentConfig(per_frame_share=0.0), rng)
+    apart = jitter(still, AugmentConfig(per_frame_share=1.0), rng)
+    assert torch.equal(together[0], together[3])
+    assert not torch.equal(together[0], still[0])
+    assert float((apart[0] - apart[1]).abs().mean()) > 0.01
+    for images in (together, apart):
+        assert 0 <= float(images.min()) <= float(images.max()) <= 1
+
+
+def test_hue_turns_red_to_green_to_blue_and_leaves_grey() -> None:
+    red = torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1)
+    green = turn_hue(red, torch.tensor([2 * math.pi / 3]))
+    torch.testing.assert_close(green.flatten(), torch.tensor([0.0, 1, 0]), atol=1e-6, rtol=0)
+    blue = turn_hue(red, torch.tensor([-2 * math.pi / 3]))
+    torch.testing.assert_close(blue.flatten(), torch.tensor([0.0, 0, 1]), atol=1e-6, rtol=0)
+    grey = torch.full((1, 3, 1, 1), 0.4)
+    torch.testing.assert_close(turn_hue(grey, torch.tensor([1.0])), grey)
+
+
+def test_no_augmentation_changes_no_colour(clip: Clip) -> None:
+    plain = crop(clip, (24, 32), 1.0)
+    torch.testing.assert_close(augment(clip, (24, 32), NO_AUGMENT, np.random.default_rng(0)).images, plain.images)

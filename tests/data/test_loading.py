@@ -1,0 +1,217 @@
+"""The stream is a function of seed, step and manifests; corrupt clips are replaced and named."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from four_d.data.augment import NO_AUGMENT
+from four_d.data.loading import (
+    Batches,
+    DataConfig,
+    FromStep,
+    Mixture,
+    SourceConfig,
+    Step,
+    TrainingSteps,
+    ValidationClips,
+    loader,
+)
+from four_d.data.sampling import SamplingConfig
+from four_d.data.shards import ShardReader, finalise, write_shard
+from four_d.errors import UserError
+from four_d.types import map_tensors
+from tests.helpers import box_clip
+
+
+def write(folder: Path, seeds: range) -> Path:
+    write_shard(folder, 0, [box_clip(seed, frames=4, cameras=2, size=24) for seed in seeds])
+    finalise(folder, "boxes")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("data")
+    return write(root / "a", range(5)), write(root / "b", range(5, 8))
+
+
+@pytest.fixture
+def config(folders: tuple[Path, Path]) -> DataConfig:
+    return DataConfig(
+        sources={
+            "a": SourceConfig(path=str(folders[0]), weight=3.0),
+            "b": SourceConfig(path=str(folders[1]), weight=1.0),
+        },
+        validation={"a": SourceConfig(path=str(folders[0]))},
+        sampling=SamplingConfig(min_frames=2, max_frames=4),
+        image_size=(16, 16),
+        images_per_batch=12,
+        clips_multiple=2,
+        validation_clips=3,
+        validation_frames=3,
+    )
+
+
+def same(a: Step, b: Step) -> bool:
+    """Equal to the bit."""
+    if a.index != b.index or [x.key for x in a.batches] != [y.key for y in b.batches]:
+        return False
+    tensors: list[list[torch.Tensor]] = []
+    for step in (a, b):
+        found: list[torch.Tensor] = []
+        map_tensors(step, lambda tensor, found=found: found.append(tensor) or tensor)
+        tensors.append(found)
+    return all(torch.equal(x, y) for x, y in zip(*tensors, strict=True))
+
+
+def test_every_clip_comes_once_a_round_and_sources_by_weight() -> None:
+    mixture = Mixture([50, 7], [3.0, 1.0], seed=1)
+    picked = [mixture.pick(n) for n in range(9000)]
+    shares = Counter(source for source, _ in picked)
+    assert shares[0] / 9000 == pytest.approx(0.75, abs=0.02)
+    for source, length in ((0, 50), (1, 7)):
+        order = [index for s, index in picked if s == source]
+        rounds = [order[i : i + length] for i in range(0, len(order) - length, length)]
+        assert all(sorted(turn) == list(range(length)) for turn in rounds)
+        assert rounds[0] != rounds[1]
+
+
+def test_a_sample_does_not_depend_on_what_was_asked_before() -> None:
+    straight = Mixture([50, 7], [3.0, 1.0], seed=1)
+    expected = {n: straight.pick(n) for n in (0, 1, 4095, 4096, 9001, 20000)}
+    for n in sorted(expected, reverse=True):
+        assert Mixture([50, 7], [3.0, 1.0], seed=1).pick(n) == expected[n]
+    jumping = Mixture([50, 7], [3.0, 1.0], seed=1)
+    assert {n: jumping.pick(n) for n in sorted(expected, reverse=True)} == expected
+    assert [Mixture([50, 7], [3.0, 1.0], seed=2).pick(n) for n in range(20)] != [straight.pick(n) for n in range(20)]
+
+
+def test_batches_follow_each_other_without_a_gap(config: DataConfig) -> None:
+    batches = Batches(config, seed=3)
+    expected = 0
+    for number in range(5000):
+        frames, clips, first = batches.get(number)
+        assert 2 <= frames <= 4
+        assert clips == 12 // frames // 2 * 2
+        assert first == expected
+        expected += clips
+    assert {batches.get(n)[0] for n in range(100)} == {2, 3, 4}
+    assert Batches(config, seed=3).get(4500) == batches.get(4500)
+
+
+def test_a_step_is_the_same_whatever_was_read_before_and_whoever_reads(config: DataConfig) -> None:
+    steps = TrainingSteps(config, 7, accumulate=2)
+    later = steps[5]
+    assert not same(steps[4], dataclasses.replace(later, index=4))
+    assert same(TrainingSteps(config, 7, accumulate=2)[5], later)
+    for workers in (0, 2):
+        stream = iter(loader(steps, FromStep(4), workers, pin_memory=False))
+        next(stream)
+        assert same(next(stream), later)
+        del stream
+    assert not same(TrainingSteps(config, 8, accumulate=2)[5], later)
+
+
+def test_ranks_share_a_batch_without_changing_it(config: DataConfig) -> None:
+    whole = TrainingSteps(config, 7)
+    parts = [TrainingSteps(config, 7, rank=rank, world_size=2) for rank in range(2)]
+    for step in range(4):
+        (all_of_it,) = whole[step].batches
+        (first,), (second,) = (part[step].batches for part in parts)
+        assert [k for pair in zip(first.key, second.key, strict=True) for k in pair] == all_of_it.key
+        assert torch.equal(first.inputs.images, all_of_it.inputs.images[0::2])
+        assert torch.equal(second.inputs.images, all_of_it.inputs.images[1::2])
+
+
+def test_all_clips_of_a_batch_have_equally_many_frames(config: DataConfig) -> None:
+    steps = TrainingSteps(config, 0)
+    shapes = [steps[n].batches[0].inputs.images.shape for n in range(12)]
+    assert {shape[1] for shape in shapes} == {2, 3, 4}
+    assert all(shape[0] * shape[1] <= 12 and shape[0] % 2 == 0 for shape in shapes)
+
+
+def test_an_uneven_split_is_refused(config: DataConfig) -> None:
+    with pytest.raises(UserError, match=r"set data\.clips_multiple=3"):
+        TrainingSteps(config, 0, rank=0, world_size=3)
+
+
+def test_validation_is_a_fixed_list_that_ranks_share_evenly(config: DataConfig) -> None:
+    alone = ValidationClips(config)
+    keys = [alone[n].batches[0].key[0] for n in range(len(alone))]
+    assert keys == ["box-000000", "box-000002", "box-000004"]
+    assert same(alone[1], ValidationClips(config)[1])
+    ranks = [ValidationClips(config, rank=rank, world_size=2) for rank in range(2)]
+    assert [len(rank) for rank in ranks] == [2, 2]
+    places = [rank[n].index for n in range(2) for rank in ranks]
+    assert places == [0, 1, 2, 3]
+    counted = [rank[n].batches[0].key[0] for n in range(2) for rank in ranks if rank[n].index < rank.total]
+    assert counted == keys
+    with pytest.raises(IndexError):
+        alone[3]
+
+
+def damage(folder: Path, keys: list[int]) -> None:
+    reader = ShardReader(folder)
+    for sample in (reader.samples[i] for i in keys):
+        offset, size, _ = sample.members["cameras.npy"]
+        with (folder / sample.shard).open("r+b") as file:
+            file.seek(offset)
+            file.write(bytes(size))
+
+
+def test_a_corrupt_clip_gives_way_to_the_next_and_is_named(config: DataConfig, tmp_path: Path) -> None:
+    folder = write(tmp_path / "c", range(3))
+    damage(folder, [1])
+    broken = dataclasses.replace(
+        config, sources={"c": SourceConfig(path=str(folder))}, validation={"c": SourceConfig(path=str(folder))}
+    )
+    steps = TrainingSteps(broken, 0)
+    seen = [steps[n] for n in range(6)]
+    assert {key for step in seen for key in step.batches[0].key} == {"box-000000", "box-000002"}
+    lines = {line for step in seen for line in step.skipped}
+    assert len(lines) == 1
+    assert "box-000001" in lines.pop()
+    assert all(same(TrainingSteps(broken, 0)[n], step) for n, step in enumerate(seen[:2]))
+    assert ValidationClips(broken)[1].batches[0].key == ["box-000002"]
+
+
+def test_a_source_of_nothing_but_corrupt_clips_ends_the_run(config: DataConfig, tmp_path: Path) -> None:
+    folder = write(tmp_path / "d", range(2))
+    damage(folder, [0, 1])
+    broken = dataclasses.replace(config, sources={"d": SourceConfig(path=str(folder))})
+    with pytest.raises(UserError, match="2 clips in a row cannot be used"):
+        TrainingSteps(broken, 0)[0]
+
+
+def test_the_fingerprint_knows_the_clips(config: DataConfig, folders: tuple[Path, Path]) -> None:
+    whole = TrainingSteps(config, 0).sources.fingerprint()
+    assert whole == TrainingSteps(config, 5).sources.fingerprint()
+    fewer = dataclasses.replace(config, sources={"a": SourceConfig(path=str(folders[0]))})
+    assert TrainingSteps(fewer, 0).sources.fingerprint() != whole
+
+
+def test_without_augmentation_examples_still_have_the_right_size(config: DataConfig) -> None:
+    plain = dataclasses.replace(config, augment=NO_AUGMENT, image_size=(20, 28))
+    targets = TrainingSteps(plain, 0)[0].batches[0].targets
+    assert targets.images.shape[-2:] == (20, 28)
+    assert targets.depth is not None
+    assert targets.valid is not None
+    assert targets.scale is not None
+    assert np.isfinite(targets.depth.numpy()).all()
+    assert bool((targets.scale > 0).all())
+    assert float(targets.valid.float().mean()) > 0.5
+
+
+def test_impossible_configs_are_refused(config: DataConfig) -> None:
+    with pytest.raises(UserError, match="sources is empty"):
+        DataConfig(sources={})
+    with pytest.raises(UserError, match="images_per_batch is 3"):
+        dataclasses.replace(config, images_per_batch=3)
+    with pytest.raises(UserError, match="weight is 0"):
+        SourceConfig(path="x", weight=0.0)
