@@ -162,11 +162,13 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _eval(arguments: argparse.Namespace) -> int:
     from four_d import evaluation
-    from four_d.config import build, load_plain
+    from four_d.config import Plain, build, load_plain
     from four_d.inference import load
 
-    settings = build(evaluation.EvaluationConfig, load_plain([], arguments.values), "eval")
-    result = evaluation.run(load(arguments.checkpoint), settings)
+    model = load(arguments.checkpoint)
+    size: Plain = {"size": list(model.info.image_size)}
+    settings = build(evaluation.EvaluationConfig, {**size, **load_plain([], arguments.values)}, "eval")
+    result = evaluation.run(model.to(settings.device), settings)
     result.print()
     if arguments.json is not None:
         result.write(arguments.json)
