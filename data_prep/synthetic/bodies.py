@@ -31,7 +31,7 @@ def _shape(rng: Random, motion: MotionWord, held_out: bool) -> tuple[str, Mesh]:
         name, mesh = meshes.make_shape(rng, furniture)
         return name, meshes.moved(mesh, rng.uniform(0.8, 1.4))
     name, mesh = meshes.make_shape(rng, shapes)
-    size = rng.uniform(0.4, 1.1) if motion == "static" else rng.uniform(0.3, 0.75)
+    size = rng.uniform(0.4, 1.1) if motion == "static" else rng.uniform(0.35, 0.85)
     return name, meshes.moved(mesh, size)
 
 
@@ -101,9 +101,10 @@ def _free(body: Body, others: list[Body], bounds: Array) -> bool:
 def make_bodies(rng: Random, count: int, centre: Array, radius: float, bounds: Array, held_out: bool) -> list[Body]:
     """``count`` things (fewer where they find no room) about ``centre``, at least two of which start to move."""
     moving = max(2, round(count * rng.uniform(0.4, 0.75)))
-    words: list[MotionWord] = [STARTS[int(i)] for i in rng.integers(0, len(STARTS), moving)]
+    words: list[MotionWord] = []
+    words.extend(STARTS[int(i)] for i in rng.integers(0, len(STARTS), moving))
     still: tuple[MotionWord, ...] = ("static", "static", "resting")
-    words += [still[int(i)] for i in rng.integers(0, len(still), count - moving)]
+    words.extend(still[int(i)] for i in rng.integers(0, len(still), count - moving))
     bodies: list[Body] = []
     for word in sorted(words, key=lambda w: w != "static"):
         name, mesh = _shape(rng, word, held_out)

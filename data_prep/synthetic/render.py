@@ -129,7 +129,7 @@ def _light(
     lift: Floats = normal[lit] * np.float32(2e-3)
     free = ~moment.rays.blocked(points[lit] + lift, to_light[lit] - lift)
     lit = lit[free]
-    strength = light.reach**2 / np.maximum(distance2[lit], 0.25)
+    strength = 2 * light.reach**2 / (distance2[lit] + light.reach**2)
     incoming = (strength * facing[lit])[:, None] * light.colour
     received[lit] = incoming
     half = direction[lit] + view[lit]

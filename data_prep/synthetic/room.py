@@ -95,8 +95,8 @@ def make_lights(rng: Random, bounds: Array, lid: bool) -> tuple[list[Light], NDA
     tint = np.array([1 + warmth, 1.0, 1 - warmth])
     lights: list[Light] = []
     for number in range(int(rng.integers(2, 4))):
-        where = np.array([*rng.uniform(low[:2] * 0.8, high[:2] * 0.8), high[2] - rng.uniform(0.15, 0.5)])
-        strength = rng.uniform(0.8, 1.4) if number == 0 else rng.uniform(0.2, 0.6)
+        where = np.array([*rng.uniform(low[:2] * 0.6, high[:2] * 0.6), high[2] - rng.uniform(0.2, 0.7)])
+        strength = rng.uniform(1.0, 1.5) if number == 0 else rng.uniform(0.15, 0.5)
         reach = 2.6
         if not lid and number == 0:
             angle, rise = rng.uniform(0, 2 * np.pi), rng.uniform(0.6, 1.2)
@@ -104,5 +104,5 @@ def make_lights(rng: Random, bounds: Array, lid: bool) -> tuple[list[Light], NDA
             reach = 40.0
         colour = strength * tint * rng.uniform(0.9, 1.1, 3)
         lights.append(Light(position=where, colour=colour.astype(np.float32), reach=reach))
-    above = rng.uniform(0.25, 0.5) * (np.array([0.85, 1.0, 1.2]) if not lid else np.ones(3))
+    above = rng.uniform(0.16, 0.34) * (np.array([0.85, 1.0, 1.2]) if not lid else np.ones(3))
     return lights, np.stack([above, above * rng.uniform(0.35, 0.7) * tint]).astype(np.float32)

@@ -40,7 +40,7 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class Light:
-    """A point light; ``colour`` is what a surface facing it at ``reach`` metres receives."""
+    """A lamp of some size; ``colour`` is what a surface facing it at ``reach`` metres receives, near it at most twice."""
 
     position: Array
     colour: NDArray[np.float32]

@@ -132,7 +132,7 @@ def _teaches(seen: Probe) -> bool:
     return (
         seen.depth_ratio >= 3.1
         and seen.nearest >= 0.35
-        and 0.025 <= seen.moving <= 0.4
+        and 0.035 <= seen.moving <= 0.4
         and seen.bodies <= 0.65
         and seen.largest <= 0.6
     )
