@@ -21,12 +21,16 @@ AGREEMENT_LIMIT = 0.9
 """Share of the pixels that another frame confirms, of those that it confirms or contradicts."""
 DEPTH_SHARE = 0.02
 """Two depths within this share of each other are the same."""
-COLOUR_RATIO_LIMIT = 1.0
-"""Colour difference under the stored geometry over the smallest under a wrong one."""
+COLOUR_RATIO_LIMIT = 1.5
+"""Colour change under the stored geometry over the smallest under a wrong one."""
+COLOUR_EXPLAINED = 0.5
+"""A wrong geometry counts only if it leaves a colour change below this; 1 is chance."""
 COLOUR_FLOOR = 0.03
 """Colours that differ by less (of 1) are the same."""
 TRACK_RATIO_LIMIT = 0.6
 """Colour change along a track over that between tracks."""
+COLOUR_CHANGE_FLOOR = 0.1
+"""Colour changes below are equally good: what sampling alone does to a fine texture."""
 EDGE_RATIO = 1.1
 """Neighbouring depths further apart are an edge, where colours mix."""
 TRACKS_PER_FRAME = 30
@@ -93,7 +97,7 @@ class _Pair:
     seen: float
     """Share confirmed, of those inside the image."""
     colour: float
-    """Median colour difference of what is confirmed; NaN if too few."""
+    """`_colour_change` of what is confirmed."""
     moved: float
     """Median displacement in pixels."""
 
@@ -148,21 +152,22 @@ def _colour_measure(
 ) -> Measure:
     """The stored warp must beat wrong ones and no warp at all; else handedness or direction of the poses is wrong."""
     chosen = [number for number, pair in enumerate(stored) if pair in rated]
-    true = max(float(np.median([pair.colour for pair in rated])), COLOUR_FLOOR)
-    still = float(np.median([float((images[pair.a] - images[pair.b]).abs().mean(0).median()) for pair in rated]))
+    true = min(max(float(np.median([pair.colour for pair in rated])), COLOUR_CHANGE_FLOOR), 1.0)
+    still = [_colour_change(images[pair.a].flatten(1), images[pair.b].flatten(1)) for pair in rated]
     wrong = {"the images do not belong to these poses: check their order": still}
     for remedy, pairs in others.items():
-        colours = [pairs[number].colour for number in chosen]
-        fits = _score([pairs[number] for number in chosen]) > 0.9 * _score([stored[number] for number in chosen])
-        if fits and np.isfinite(colours).all():  # what depth refutes is no rival: its few pixels are chosen to match
-            wrong[remedy] = float(np.median(colours))
-    best = min(wrong, key=lambda remedy: wrong[remedy])
+        if _score([pairs[number] for number in chosen]) > 0.9 * _score([stored[number] for number in chosen]):
+            # what depth refutes is no rival: its few pixels are chosen to match
+            wrong[remedy] = [pairs[number].colour for number in chosen]
+    medians = {remedy: float(np.median(np.nan_to_num(values, nan=1.0))) for remedy, values in wrong.items()}
+    best = min(medians, key=lambda remedy: medians[remedy])
+    rival = max(medians[best], COLOUR_CHANGE_FLOOR) if medians[best] < COLOUR_EXPLAINED else 1.0
     return Measure(
         check="colours across frames",
-        value=true / max(wrong[best], COLOUR_FLOOR),
+        value=true / rival,
         limit=COLOUR_RATIO_LIMIT,
         frame=rated[0].a,
-        what=f"colour difference to other frames under the stored geometry ({true:.3f}) over that under a wrong one",
+        what=f"colour change to other frames under the stored geometry ({true:.2f}) over that under a wrong one",
         remedy=best,
     )
 
@@ -207,15 +212,28 @@ def _compare(images: Float[Tensor, "f 3 h w"], known: Truth, cameras: Cameras, a
     contradict = inside & (z < low * (1 - DEPTH_SHARE))
     counted = int(agree.sum() + contradict.sum())
     enough = int(inside.sum()) > max(30, 0.05 * h * w * len(chosen) / max(1, int(use.sum()))) and counted > 20
-    colours = (_sample(images[b], there) - _sample(images[a], here)).abs().mean(0)[agree]
+    colours = _sample(images[a], here), _sample(images[b], there)
     return _Pair(
         a=a,
         b=b,
         agreement=float(agree.sum()) / counted if enough else float("nan"),
         seen=float(agree.sum() / inside.sum().clamp_min(1)),
-        colour=float(colours.median()) if len(colours) > 20 else float("nan"),
+        colour=_colour_change(colours[0][:, agree], colours[1][:, agree]),
         moved=float((there - here).norm(dim=-1)[inside].median()) if enough else 0.0,
     )
+
+
+def _colour_change(a: Float[Tensor, "3 n"], b: Float[Tensor, "3 n"]) -> float:
+    """Difference of colours that should be the same over that of colours from different places; NaN if that is small.
+
+    Taken so, matching one bare wall with another is no success.
+    """
+    n = a.shape[1]
+    if n <= 20:
+        return float("nan")
+    between = torch.stack([(a - b.roll(n * k // 7, 1)).abs().mean(0).median() for k in range(1, 7)]).median()
+    same = (a - b).abs().mean(0).median()
+    return float(same / between) if float(between) > 2 * COLOUR_FLOOR else float("nan")
 
 
 def _depth_around(
