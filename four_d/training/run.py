@@ -113,8 +113,7 @@ def train(config: RunConfig, *, resume: Resume = "auto") -> TrainResult:
     _refuse_other_data(config.run_folder, data.training.sources.fingerprint(), start)
     if _is_over(config, start):
         return _result(config, start.step, start.elapsed, 0)
-    with _quiet(), warnings.catch_warnings():
-        _ignore_warnings()
+    with quiet():
         return _fit(config, world, data, start)
 
 
@@ -251,22 +250,19 @@ def _result(config: RunConfig, steps: int, seconds: float, exit_code: int) -> Tr
 
 
 @contextmanager
-def _quiet() -> Generator[None]:
-    """Lightning's notes and adverts off, its warnings on."""
+def quiet() -> Generator[None]:
+    """Without Lightning's notes and adverts, and without its warnings of what we chose or cannot mend from here."""
     loggers = [logging.getLogger(name) for name in ("lightning", "lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings():
+            # lightning 2.6.6 on torch >= 2.13, in its own code
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated.*")
+            # fewer workers than cores can be right, and is the user's choice
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            yield
     finally:
         for logger, level in zip(loggers, levels):
             logger.setLevel(level)
-
-
-def _ignore_warnings() -> None:
-    """Warnings about what we chose on purpose, or cannot mend from here."""
-    # lightning 2.6.6 on torch >= 2.13, in its own code
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated.*")
-    # fewer workers than cores can be right, and is the user's choice
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")

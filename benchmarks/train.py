@@ -1,0 +1,133 @@
+"""How fast a config trains: with a batch that lies in memory, and fed by the loader.
+
+    python benchmarks/train.py [--data DIR] [--config vggt --config overlays/tiny] [--steps 20] [key=value …]
+
+Without --data it makes a shard of synthetic clips first. The last line of the output is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import time
+from collections.abc import Iterator
+
+import lightning
+import torch
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from load import data_folder, parse, read_config
+from torch.utils.data import DataLoader, IterableDataset
+
+from four_d.config import RunConfig
+from four_d.data.loading import Step
+from four_d.progress import progress
+from four_d.training.module import TrainingModule
+from four_d.training.parallel import World
+from four_d.training.record import describe_machine
+from four_d.training.run import RunData, make_trainer, quiet
+
+WARM_UP = 3
+
+
+def main() -> None:
+    parser = parse()
+    parser.description = __doc__
+    parser.set_defaults(steps=20)
+    arguments = parser.parse_args()
+    with data_folder(arguments.data, arguments.clips, arguments.seed) as folder:
+        config = read_config(arguments, folder)
+        figures = {
+            **{f"memory_{name}": value for name, value in measure(config, arguments, in_memory=True).items()},
+            **{f"loader_{name}": value for name, value in measure(config, arguments, in_memory=False).items()},
+        }
+    module = TrainingModule(config)
+    settings = {
+        "configs": arguments.config or ["vggt", "overlays/tiny"],
+        "parameters": sum(p.numel() for p in module.parameters()),
+        "precision": config.loop.precision,
+        "images_per_batch": config.data.images_per_batch,
+        "image_size": list(config.data.image_size),
+        "steps": arguments.steps,
+        "seed": arguments.seed,
+        "workers": arguments.workers,
+    }
+    print(json.dumps({"benchmark": "train", **figures, **settings, **describe_machine()}))
+
+
+class Memory(IterableDataset[Step]):
+    """One step, again and again."""
+
+    def __init__(self, step: Step) -> None:
+        self._step = step
+
+    def __iter__(self) -> Iterator[Step]:
+        return itertools.repeat(self._step)
+
+
+class MemoryData(RunData):
+    """The run's first step without end."""
+
+    def train_dataloader(self) -> DataLoader[Step]:
+        """No reading, no decoding."""
+        return DataLoader(Memory(self.training[0]), batch_size=None)
+
+    def val_dataloader(self) -> list[DataLoader[Step]]:
+        """None."""
+        return []
+
+
+class Stopwatch(lightning.Callback):
+    """Counts what a number of steps saw and took, after a warm-up; then ends the run."""
+
+    def __init__(self, steps: int, tokens_per_image: int) -> None:
+        self._steps, self._tokens = steps, tokens_per_image
+        self._seen = self._images = 0
+        self._began = 0.0
+        self.figures: dict[str, float] = {}
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: STEP_OUTPUT,
+        batch: Step,
+        batch_idx: int,
+    ) -> None:
+        """Count."""
+        del pl_module, outputs, batch_idx
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self._seen += 1
+        if self._seen == WARM_UP:
+            self._began = time.perf_counter()
+        if self._seen > WARM_UP:
+            self._images += sum(example.inputs.images.shape[:2].numel() for example in batch.batches)
+        if self._seen == WARM_UP + self._steps:
+            seconds = time.perf_counter() - self._began
+            rates = {"steps": self._steps, "images": self._images, "tokens": self._images * self._tokens}
+            self.figures = {f"{name}_per_s": count / seconds for name, count in rates.items()}
+            trainer.should_stop = True
+
+
+def measure(config: RunConfig, arguments: argparse.Namespace, *, in_memory: bool) -> dict[str, float]:
+    """Steps, images and tokens per second of whole training steps."""
+    module = TrainingModule(config)
+    data = (MemoryData if in_memory else RunData)(config, World(), 0)
+    watch = Stopwatch(arguments.steps, tokens_per_image(module, data))
+    with progress("in memory" if in_memory else "through the loader", WARM_UP + arguments.steps, "step") as bar:
+        ticking = lightning.pytorch.callbacks.LambdaCallback(on_train_batch_end=lambda *_: bar.advance())
+        with quiet():
+            make_trainer(config, World(), [watch, ticking]).fit(module, datamodule=data)
+    return watch.figures
+
+
+@torch.no_grad()
+def tokens_per_image(module: TrainingModule, data: RunData) -> int:
+    """Patches and special tokens of one frame."""
+    tokens = module.model.backbone(data.training[0].batches[0].inputs)
+    return tokens.patches[0].shape[2] + tokens.special[0].shape[2]
+
+
+if __name__ == "__main__":
+    main()
