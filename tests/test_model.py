@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from four_d.backbones.alternating import AlternatingBackbone, AlternatingConfig
+from four_d.backbones.matching import MatchingConfig, describe, match
 from four_d.backbones.patches import ConvPatchConfig, PatchConfig, StemPatchConfig, TimmPatchConfig
 from four_d.errors import UserError
 from four_d.geometry import encode_cameras, make_pose
@@ -70,8 +71,9 @@ def frames(value: Prediction, order: list[int]) -> list[Tensor]:
     return [each[:, order] for each in outputs]
 
 
-def test_permuting_frames_other_than_the_first_permutes_outputs() -> None:
-    model, clip, order = build().double(), make_clip(f=4), [0, 3, 1, 2]
+@pytest.mark.parametrize("matching", [None, MatchingConfig()])
+def test_permuting_frames_other_than_the_first_permutes_outputs(matching: MatchingConfig | None) -> None:
+    model, clip, order = build(dataclasses.replace(BACKBONE, matching=matching)).double(), make_clip(f=4), [0, 3, 1, 2]
     clip = dataclasses.replace(clip, images=clip.images.double())
     with torch.no_grad():
         straight = model(clip)
@@ -83,9 +85,12 @@ def test_permuting_frames_other_than_the_first_permutes_outputs() -> None:
 
 
 @pytest.mark.parametrize("patches", [ConvPatchConfig(), StemPatchConfig(channels=(4, 8)), VIT], ids=lambda p: p.kind)
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_every_parameter_gets_a_gradient(patches: PatchConfig, checkpointing: bool) -> None:
-    model = build(dataclasses.replace(BACKBONE, patches=patches, checkpointing=checkpointing))
+@pytest.mark.parametrize(("checkpointing", "matching"), [(False, None), (True, None), (False, MatchingConfig())])
+def test_every_parameter_gets_a_gradient(
+    patches: PatchConfig, checkpointing: bool, matching: MatchingConfig | None
+) -> None:
+    changes = {"patches": patches, "checkpointing": checkpointing, "matching": matching}
+    model = build(dataclasses.replace(BACKBONE, **changes))
     clip = make_clip(b=2)
     total_loss(model(clip), make_targets(clip)).backward()
     without = [
@@ -226,6 +231,7 @@ def test_spread_rounds() -> None:
         ({"width": 30}, "heads"),
         ({"rounds": 3, "group": 2}, "group 2"),
         ({"patches": StemPatchConfig(channels=(4, 4, 4, 4))}, "patch_size 8"),
+        ({"matching": MatchingConfig(cells=3)}, "cells 3"),
         ({"patches": TimmPatchConfig(model="no_such_vit")}, "no_such_vit"),
         ({"patches": TimmPatchConfig(model="vit_tiny_patch16_224", pretrained="nowhere.bin")}, "nowhere.bin"),
     ],
@@ -265,6 +271,7 @@ sys.path.insert(0, {root!r})
 import torch
 from torch import nn
 from tests.test_model import build, BACKBONE, VIT
+from four_d.backbones.matching import MatchingConfig
 from four_d.backbones.patches import StemPatchConfig
 from four_d.types import Clip
 import dataclasses
@@ -280,8 +287,8 @@ class Plain(nn.Module):
         out = self.model(Clip(images=images, times=empty, camera_ids=empty.long()))
         return dict(depth=out.depth, points=out.points, poses=out.pose_encodings, k=out.cameras.intrinsics)
 
-for patches in (StemPatchConfig(channels=(4, 8)), VIT):
-    plain = Plain(build(dataclasses.replace(BACKBONE, patches=patches))).eval()
+for changes in (dict(patches=StemPatchConfig(channels=(4, 8)), matching=MatchingConfig()), dict(patches=VIT)):
+    plain = Plain(build(dataclasses.replace(BACKBONE, **changes))).eval()
     f = torch.export.Dim("f", min=1, max=64)
     program = torch.export.export(plain, (torch.rand(1, 4, 3, 16, 24),), dynamic_shapes=({{1: f}},))
     for count in (1, 2, 11):
@@ -329,3 +336,25 @@ def test_encoder_weights_come_from_a_local_file(tmp_path: Path) -> None:
     loaded = dataclasses.replace(sizes, pretrained=str(path)).build(8, 24)
     images = make_clip(h=32, w=32).images[0]
     torch.testing.assert_close(loaded.eval()(images), saved.eval()(images))
+
+
+def test_matching_finds_how_far_the_picture_moved() -> None:
+    """Content that moves right by two cells and down by one is found two to the left and one up in the first frame."""
+    generator = torch.Generator().manual_seed(5)
+    scene = torch.rand(1, 3, 24, 32, generator=generator)
+    scene = nn.functional.interpolate(scene, scale_factor=4, mode="bilinear")
+    frames = torch.cat([scene[..., 8:56, 16:80], scene[..., 4:52, 8:72]])
+    found = match(describe(frames, 4, 7).unflatten(0, (1, 2)), (12, 16), torch.tensor(200.0))
+    inside = found.unflatten(2, (12, 16))[0, :, 3:-3, 3:-3]
+    moved = inside[1, ..., :2].flatten(0, 1).median(0).values * (12 * 16) ** 0.5 / 4
+    assert moved.tolist() == pytest.approx([-2, -1], abs=0.1)
+    assert inside[0, ..., :2].abs().max() < 0.05
+    assert inside[1, ..., 2].median() > 0.95
+
+
+def test_matching_does_not_mind_brightness_and_contrast() -> None:
+    generator = torch.Generator().manual_seed(6)
+    images = torch.rand(2, 3, 32, 32, generator=generator)
+    away_from_the_border = slice(2 * 8 + 2, 2 * 8 + 6)
+    one, two = (describe(x, 4, 7)[..., away_from_the_border] for x in (images, 3 * images + 1))
+    torch.testing.assert_close(one, two)

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from four_d.backbones.matching import MatchingConfig
 from four_d.backbones.patches import ConvPatchConfig, PatchConfig
 from four_d.errors import UserError
 from four_d.layers import AttentionBackend, Block, Rotation, full_type, grid_positions, rotation_tables
@@ -27,6 +28,8 @@ class AlternatingConfig:
 
     kind: Literal["alternating"] = "alternating"
     patches: PatchConfig = field(default_factory=ConvPatchConfig)
+    matching: MatchingConfig | None = None
+    """Add to the patch tokens where the first frame's content has gone. None, as in VGGT: leave that to attention."""
     patch_size: int = 14
     width: int = 1024
     rounds: int = 24
@@ -67,6 +70,7 @@ class AlternatingConfig:
         ]
         return AlternatingBackbone(
             patches=self.patches.build(self.patch_size, self.width),
+            matching=None if self.matching is None else self.matching.build(self.patch_size, self.width),
             patch_size=self.patch_size,
             frame_blocks=blocks[: self.rounds],
             global_blocks=blocks[self.rounds :],
@@ -104,6 +108,7 @@ class AlternatingBackbone(nn.Module):
         global_blocks: Sequence[nn.Module],
         width: int,
         head_width: int,
+        matching: nn.Module | None = None,
         registers: int = 4,
         group: int = 1,
         special_std: float = 1e-6,
@@ -114,7 +119,7 @@ class AlternatingBackbone(nn.Module):
         self.rounds, self.token_width, self.patch_size = len(frame_blocks), 2 * width, patch_size
         self.head_width, self.group, self.rope_base = head_width, group, rope_base
         self.checkpointing = checkpointing
-        self.patches = patches
+        self.patches, self.matching = patches, matching
         self.camera_token = nn.Parameter(special_std * torch.randn(1, 2, 1, width))
         self.register_token = nn.Parameter(special_std * torch.randn(1, 2, registers, width))
         self.frame_blocks = nn.ModuleList(frame_blocks)
@@ -156,7 +161,10 @@ class AlternatingBackbone(nn.Module):
     def _embed(self, images: Float[Tensor, "b f 3 h w"]) -> Float[Tensor, "b f n c"]:
         """Camera token, registers, patches of every frame; first and other frames differ in the former two."""
         b, f = images.shape[:2]
-        patches = self.patches(normalise_images(images).flatten(0, 1)).unflatten(0, (b, f))
+        normalised = normalise_images(images)
+        patches = self.patches(normalised.flatten(0, 1)).unflatten(0, (b, f))
+        if self.matching is not None:
+            patches = patches + self.matching(normalised)
         slots = (torch.arange(f, device=images.device) > 0).long()
         special = torch.cat([self.camera_token, self.register_token], dim=2)[:, slots]
         return torch.cat([special.to(patches.dtype).expand(b, -1, -1, -1), patches], dim=2)
