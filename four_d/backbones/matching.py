@@ -2,7 +2,7 @@
 
 Attention can find correspondences by itself, but only after very many examples. With this, camera motion is nearly a
 linear function of the tokens from the first step on: on rotating synthetic views (16 images of 64 × 64 a step) the
-relative rotation error fell to 0.54 of a still camera's in 350 steps; without it, it stayed at 1.00. Ours, not VGGT's.
+mean rotation error fell to 0.24 of a still camera's in 350 steps; without it, it stayed at 1.00. Ours, not VGGT's.
 """
 
 from __future__ import annotations

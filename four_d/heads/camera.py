@@ -86,6 +86,9 @@ class CameraHead(nn.Module):
         self.trunk = nn.ModuleList(blocks)
         self.trunk_norm = nn.LayerNorm(width)
         self.pose_branch = Mlp(width, width // 2, ENCODING)
+        # Begin near `start`: steps of the usual size would first have to be unlearned.
+        nn.init.normal_(self.pose_branch.fc2.weight, std=1e-3)
+        nn.init.zeros_(self.pose_branch.fc2.bias)
 
     def forward(self, tokens: Tokens, clip: Clip) -> Prediction:
         """The last iteration, decoded, and all of them."""
