@@ -154,31 +154,29 @@ def resample_depth(
     rows: Float[Tensor, "f h"],
     columns: Float[Tensor, "f w"],
 ) -> tuple[Float[Tensor, "f h w"], Bool[Tensor, "f h w"]]:
-    """Depth at new pixel centres: 1/z, which is linear in the pixel on a plane, is interpolated where the four
-    neighbours are valid and of one surface; elsewhere the nearest pixel counts.
+    """Depth at new pixel centres.
+
+    Where the four neighbours are valid and of one surface, 1/z is interpolated (and continued by the last half pixel
+    at the image's border): it is linear in the pixel on a plane. Elsewhere the pixel that holds the centre counts.
     """
     y, x = rows - 0.5, columns - 0.5
-    y0, x0 = y.floor().long(), x.floor().long()
+    y0 = y.floor().long().clamp(0, max(depth.shape[-2] - 2, 0))
+    x0 = x.floor().long().clamp(0, max(depth.shape[-1] - 2, 0))
     inverse = torch.where(valid, 1 / depth.clamp_min(1e-12), torch.zeros_like(depth))
-    corners = [
-        _gather(inverse, (y0 + dy).clamp(0, depth.shape[-2] - 1), (x0 + dx).clamp(0, depth.shape[-1] - 1))
-        for dy in (0, 1)
-        for dx in (0, 1)
-    ]
-    v, u = (y - y0).clamp(0, 1)[:, :, None], (x - x0).clamp(0, 1)[:, None, :]
+    corners = torch.stack(
+        [
+            _gather(inverse, (y0 + dy).clamp_max(depth.shape[-2] - 1), (x0 + dx).clamp_max(depth.shape[-1] - 1))
+            for dy in (0, 1)
+            for dx in (0, 1)
+        ]
+    )
+    v, u = (y - y0)[:, :, None], (x - x0)[:, None, :]
     top, bottom = corners[0] * (1 - u) + corners[1] * u, corners[2] * (1 - u) + corners[3] * u
     smooth = top * (1 - v) + bottom * v
-    stack = torch.stack(corners)
-    one_surface = (stack.amin(0) > 0) & (stack.amax(0) <= EDGE * stack.amin(0))
-    inside = one_surface & _between(y, depth.shape[-2])[:, :, None] & _between(x, depth.shape[-1])[:, None, :]
-    nearest = _nearest(inverse, rows, columns)
-    chosen = torch.where(inside, smooth, nearest)
+    one_surface = (corners.amin(0) > 0) & (corners.amax(0) <= EDGE * corners.amin(0))
+    chosen = torch.where(one_surface, smooth, _nearest(inverse, rows, columns))
     new_valid = chosen > 0
     return torch.where(new_valid, 1 / chosen.clamp_min(1e-12), torch.zeros_like(chosen)), new_valid
-
-
-def _between(position: Tensor, length: int) -> Tensor:
-    return (position >= 0) & (position <= length - 1)
 
 
 def mirror(clip: Clip) -> Clip:

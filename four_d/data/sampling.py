@@ -35,7 +35,7 @@ class SamplingConfig:
     max_stride: int = 4
     """Neighbouring frames are 1 … max_stride frames of the source apart, where the clip is long enough."""
     shuffle_share: float = 0.0
-    """Share of the examples whose frames stand in random order; the others are sorted by time (cameras in random order)."""
+    """Share of the examples whose frames stand in random order; the others are sorted by time."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_frames <= self.max_frames:

@@ -23,15 +23,9 @@ def torchrun(config: RunConfig, folder: Path) -> subprocess.CompletedProcess[str
     file.write_text(to_yaml(config))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
     command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--no-python"]
+    command += [str(Path(sys.executable).parent / "four-d"), "train", str(file)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*command, four_d, "train", str(file)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment,
-        timeout=240,
-    )
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=240)
 
 
 def test_two_processes_give_the_curve_of_one(tmp_path: Path) -> None:
