@@ -40,7 +40,7 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class Light:
-    """A lamp of some size; ``colour`` is what a surface facing it at ``reach`` metres receives, near it at most twice."""
+    """A lamp; ``colour`` is what a surface facing it at ``reach`` metres receives; near by, at most twice that."""
 
     position: Array
     colour: NDArray[np.float32]
