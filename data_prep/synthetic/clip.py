@@ -17,7 +17,7 @@ from four_d.data.contract import ClipInfo, ObjectInfo, RawClip, SurfaceArrays
 VERSION = 1
 Array = NDArray[np.float64]
 Floats = NDArray[np.float32]
-SUBPIXELS = np.array([[0.125, 0.375], [0.375, -0.125], [-0.125, -0.375], [-0.375, 0.125]])
+SUBPIXELS = np.array([[0.09, 0.36], [0.27, -0.26], [-0.36, -0.1]])
 """Offsets of the extra rays from a border pixel's centre."""
 
 
@@ -117,7 +117,7 @@ def _assemble(
         generator={
             "name": "four_d.synthetic",
             "version": VERSION,
-            "settings": asdict(settings),
+            "settings": {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(settings).items()},
             "camera_motions": [path.kind for path in world.cameras],
         },
     )

@@ -25,7 +25,7 @@ class WorldSettings:
     duration_s: tuple[float, float] = (1.0, 2.0)
     """Range of a clip's length, independent of its frame count: the frame rate follows."""
     antialias: bool = True
-    """Average five rays per pixel in the image where two surfaces meet."""
+    """Average four rays per pixel in the image where two surfaces meet."""
 
     def __post_init__(self) -> None:
         for name, low, high in (("width", 8, 4096), ("height", 8, 4096), ("cameras", 1, 16), ("frames", 2, 999)):

@@ -71,7 +71,8 @@ def test_depth_of_the_stored_weights_is_the_rays_own(clip: RawClip) -> None:
     assert clip.world_from_camera is not None
     assert clip.intrinsics is not None
     for frame in range(len(clip.images)):
-        pose, corners = clip.world_from_camera[frame], vertices[frame % 6][surface.triangles[surface.faces[frame]]]
+        pose = clip.world_from_camera[frame]
+        corners = vertices[frame % 6][surface.triangles[surface.faces[frame]]]
         pixels = np.concatenate([pixel_grid(48, 32), np.ones((48 * 32, 1))], -1)
         rays = (pixels @ np.linalg.inv(clip.intrinsics[frame]).T @ pose[:3, :3].T).reshape(32, 48, 3)
         normal = np.cross(corners[..., 1, :] - corners[..., 0, :], corners[..., 2, :] - corners[..., 0, :])
@@ -161,7 +162,7 @@ def figures(seed: int) -> Figures:
 
 
 def test_two_hundred_worlds_teach() -> None:
-    """One test, since its clips are dear: depth range, motion, turning cameras, occlusion, free cameras, firm floors."""
+    """One test, since its clips are dear: depth range, motion, turning cameras, occlusion, free cameras, firm floor."""
     many = [figures(seed) for seed in range(150)] + [figures(HELD_OUT_SEED + seed) for seed in range(50)]
     assert np.mean([ratio >= 3 for found in many for ratio in found.ratios]) > 0.9
     assert np.mean([0.03 <= found.dynamic <= 0.4 for found in many]) > 0.95

@@ -99,7 +99,7 @@ def test_a_read_only_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"four_d\[synth\]"):
         make(tmp_path, range(1), 1, settings=TINY)
 
