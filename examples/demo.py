@@ -3,7 +3,7 @@
 `make demo` runs this; about ten minutes. What is already there is not made again: `rm -r runs/demo` starts over.
 The same by hand:
 
-    four-d data make --shards 0:16 --seed 1 --workers 2 --cameras 2 --frames 8 --size 64 runs/demo/data/train
+    four-d data make --shards 0:20 --seed 1 --workers 2 --cameras 2 --frames 8 --size 64 runs/demo/data/train
     four-d data make --shards 0:2 --seed 1 --held-out ... runs/demo/data/held_out
     four-d train vggt overlays/tiny overlays/demo
     four-d eval runs/demo data=runs/demo/data/held_out train_data=runs/demo/data/train
@@ -41,7 +41,7 @@ TRAIN, HELD_OUT = RUN / "data/train", RUN / "data/held_out"
 REAL_VIDEO = ROOT / "tests/data/bikes.mp4"
 WORLDS = WorldSettings(width=64, height=64, cameras=2, frames=8)
 CLIPS_PER_SHARD = 20
-TRAIN_SHARDS, HELD_OUT_SHARDS = range(16), range(2)
+TRAIN_SHARDS, HELD_OUT_SHARDS = range(20), range(2)
 T = TypeVar("T")
 
 

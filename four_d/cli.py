@@ -17,7 +17,7 @@ Command = Callable[[argparse.Namespace], int]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. 0 = done, 1 = a check failed, 2 = bad input, 143 = stopped by a signal after saving."""
-    parsed = _parser().parse_args(arguments)
+    parsed = parse(arguments)
     command: Command = parsed.command
     try:
         return command(parsed)
@@ -31,6 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("four-d: interrupted", file=sys.stderr)
         return 130
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments of one verb, checked in form; ``command`` is the function to call with them."""
+    return _parser().parse_args(arguments)
 
 
 _REMEDIES = {

@@ -43,7 +43,7 @@ def make_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.Ada
         {"params": [p for p in trained if id(p) not in matrices], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
 
 def learning_rate(share: float, config: OptimiserConfig) -> float:
