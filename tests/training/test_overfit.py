@@ -23,6 +23,7 @@ def overfitting(folder: Path) -> RunConfig:
         model={
             "backbone": {
                 "patches": {"kind": "stem", "channels": [16, 32, 64]},
+                "matching": {"kind": "matching"},
                 "patch_size": 8,
                 "width": 96,
                 "rounds": 2,
@@ -44,8 +45,8 @@ def overfitting(folder: Path) -> RunConfig:
                     "kind": "dense",
                     "output": "depth",
                     "channels": [16, 24, 32, 32],
-                    "features": 24,
-                    "last_features": 16,
+                    "features": 48,
+                    "last_features": 32,
                     "down_ratio": 1,
                 },
             },
@@ -53,14 +54,14 @@ def overfitting(folder: Path) -> RunConfig:
         losses={
             "camera": {"kind": "camera"},
             # every pixel counts in the figure, so none may be trimmed; and depth must not drown the camera's gradient
-            "depth": {"kind": "depth", "weight": 0.2, "pixels": {"quantile": None}},
+            "depth": {"kind": "depth", "weight": 0.5, "pixels": {"quantile": None}},
         },
         loop={"max_steps": 500, "epoch_steps": 250, "precision": "fp32", "accelerator": "cpu"},
         logging={"every": 50, "pictures": 2},
     )
     sampling = dataclasses.replace(config.data.sampling, min_frames=6, max_frames=6, one_camera_share=0.0)
     still = dataclasses.replace(config.data, sampling=sampling, augment=NO_AUGMENT)
-    optimiser = OptimiserConfig(lr=2e-3, weight_decay=0.0, warmup_share=0.1)
+    optimiser = OptimiserConfig(lr=3e-3, weight_decay=0.0, warmup_share=0.1)
     return dataclasses.replace(config, data=still, optimiser=optimiser)
 
 
