@@ -1,8 +1,6 @@
 """Train, evaluate and export feed-forward 4D models.
 
-    import four_d
-    model = four_d.load("runs/demo/model")
-    prediction = model("video.mp4")
+``four_d.load("runs/demo/model")("video.mp4")`` gives depth, points and cameras; the names below are the public ones.
 """
 
 from __future__ import annotations

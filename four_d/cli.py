@@ -206,7 +206,7 @@ def _data_make(arguments: argparse.Namespace) -> int:
 
     width, height = arguments.size
     settings = WorldSettings(width=width, height=height, frames=arguments.frames, cameras=arguments.cameras)
-    make(
+    manifest = make(
         arguments.out,
         shards=arguments.shards,
         seed=arguments.seed,
@@ -215,6 +215,10 @@ def _data_make(arguments: argparse.Namespace) -> int:
         settings=settings,
         held_out=arguments.held_out,
     )
+    if manifest is None:
+        print(f"{arguments.out}: other shards are still missing; whoever makes the last one writes the manifest")
+    else:
+        print(f"{arguments.out}: {manifest.clips} clips, {manifest.frames} frames, {manifest.bytes / 1e6:.0f} MB")
     return 0
 
 

@@ -242,6 +242,14 @@ def test_first_frames_without_depth_drop_their_clip_from_the_camera_loss() -> No
     assert prediction.pose_encodings.grad[:, 1].any()
 
 
+def test_clips_without_any_depth_count_in_the_camera_loss() -> None:
+    targets = make_targets()
+    targets.valid[0] = False
+    prediction = disturb(truth(targets))
+    CameraLoss()(prediction, None, targets).backward()
+    assert prediction.pose_encodings.grad[:, 0].any()
+
+
 def test_quantile_is_the_nearest_rank_and_strict() -> None:
     values = torch.arange(11.0)[None].repeat(3, 1)
     keep = torch.ones(3, 11, dtype=torch.bool)

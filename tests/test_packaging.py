@@ -14,7 +14,8 @@ pytestmark = pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="
 
 
 def run(*command: str | Path, cwd: Path) -> str:
-    result = subprocess.run([str(c) for c in command], cwd=cwd, capture_output=True, text=True, timeout=240, check=False)
+    words = [str(word) for word in command]
+    result = subprocess.run(words, cwd=cwd, capture_output=True, text=True, timeout=240, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
@@ -31,13 +32,22 @@ def test_wheel_installs_and_runs_elsewhere(tmp_path: Path) -> None:
     # its own folder ahead of everything: the working copy must not be what is imported
     site = tmp_path / "site"
     run(sys.executable, "-m", "uv", "pip", "install", "--quiet", "--no-deps", "--target", site, wheel, cwd=tmp_path)
-    show = f"import sys; sys.path.insert(0, {str(site)!r}); from four_d.cli import main; import four_d; print(four_d.__file__); "
-    shown = run(sys.executable, "-c", show + "sys.exit(main(['config', 'show', 'vggt', 'overlays/tiny']))", cwd=tmp_path)
+    source = "data.sources.s.path=x"
+    show = f"""
+import sys
+sys.path.insert(0, {str(site)!r})
+import four_d
+from four_d.cli import main
+print(four_d.__file__)
+sys.exit(main(["config", "show", "vggt", "overlays/tiny", {source!r}]))
+"""
+    shown = run(sys.executable, "-c", show, cwd=tmp_path)
     assert str(site) in shown.splitlines()[0]
     assert "kind: alternating" in shown
 
 
 def test_import_is_quick_and_light(tmp_path: Path) -> None:
     """`import four_d` loads neither torch nor anything heavier: names come when asked for."""
-    code = "import sys, four_d; print(*(m for m in ('torch', 'lightning', 'timm', 'wandb', 'gsplat') if m in sys.modules))"
+    heavy = ("torch", "lightning", "timm", "wandb", "gsplat")
+    code = f"import sys, four_d; print(*(name for name in {heavy} if name in sys.modules))"
     assert run(sys.executable, "-c", code, cwd=tmp_path).strip() == ""

@@ -50,8 +50,8 @@ class CameraLoss:
     huber_delta: float | None = None
     """None: absolute differences."""
     min_valid: int = 100
-    """Clips whose first frame has no more valid depth than this do not count: their scale is not to be trusted. Does
-    not apply where no clip of the batch has depth."""
+    """Clips with depth whose first frame has no more of it than this do not count: their scale is not to be trusted.
+    Clips without any depth have no such scale, and count."""
     over: Over = "clip"
 
     def __call__(self, prediction: Prediction, views: Views | None, targets: Clip) -> Float[Tensor, ""]:  # noqa: ARG002 - all terms have one signature
@@ -84,5 +84,6 @@ class CameraLoss:
         if targets.cameras is not None and targets.cameras.known is not None:
             keep = keep & targets.cameras.known
         if targets.valid is not None:
-            keep = keep & (targets.valid[:, 0].flatten(1).sum(-1) > self.min_valid)[:, None]
+            enough = targets.valid[:, 0].flatten(1).sum(-1) > self.min_valid
+            keep = keep & (enough | ~targets.valid.flatten(1).any(-1))[:, None]
         return keep
