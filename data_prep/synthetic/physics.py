@@ -49,6 +49,8 @@ class Motion:
     """t n 3 3, world_from_body"""
     deepest: float
     """The deepest overlap of any two bodies at the first time, in metres."""
+    stable: bool
+    """False where MuJoCo lost hold of the bodies and began anew in the middle."""
 
 
 def simulate(bodies: list[Body], room: Array, times: Array) -> Motion:
@@ -59,7 +61,12 @@ def simulate(bodies: list[Body], room: Array, times: Array) -> Motion:
         raise UserError('the generator needs mujoco: pip install "four_d[synth]"') from error
     deepest = simulation.deepest_overlap()
     poses = [simulation.poses_at(float(time)) for time in times]
-    return Motion(positions=np.stack([p for p, _ in poses]), rotations=np.stack([r for _, r in poses]), deepest=deepest)
+    return Motion(
+        positions=np.stack([p for p, _ in poses]),
+        rotations=np.stack([r for _, r in poses]),
+        deepest=deepest,
+        stable=simulation.stable,
+    )
 
 
 def rotation_matrix(q: Array) -> Array:
@@ -72,6 +79,10 @@ def rotation_matrix(q: Array) -> Array:
             [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
         ]
     )
+
+
+def _keep_quiet(_: str) -> None:
+    """What was wrong stands in the simulation's own counters."""
 
 
 class _Simulation:
@@ -91,13 +102,20 @@ class _Simulation:
         self._set_off([body for body in bodies if body.motion != "static"])
         mujoco.mj_forward(self._model, self._data)
 
+    @property
+    def stable(self) -> bool:
+        return not any(warning.number for warning in self._data.warning)
+
     def deepest_overlap(self) -> float:
         return -min((float(contact.dist) for contact in self._data.contact), default=0.0)
 
     def poses_at(self, time: float) -> tuple[Array, Array]:
         """Positions (n 3) and rotations (n 3 3) at a time not before the last one asked for."""
-        while self._data.time < time - STEP_S / 2:
+        # without a handler MuJoCo writes its warnings into a file where the user happens to stand
+        self._mujoco.set_mju_user_warning(_keep_quiet)
+        while self.stable and self._data.time < time - STEP_S / 2:
             self._mujoco.mj_step(self._model, self._data)
+        self._mujoco.set_mju_user_warning(None)
         self._mujoco.mj_kinematics(self._model, self._data)
         return self._data.xpos[1:].copy(), self._data.xmat[1:].reshape(-1, 3, 3).copy()
 

@@ -77,7 +77,8 @@ def _require_sane(motion: Motion, bounds: Array) -> None:
     """Nothing starts inside another, leaves the room or flies apart."""
     where = motion.positions
     inside = (where[..., :2] > bounds[0, :2]) & (where[..., :2] < bounds[1, :2])
-    if motion.deepest > 0.01 or not np.isfinite(where).all() or not inside.all() or (where[..., 2] < 0).any():
+    sound = motion.stable and motion.deepest <= 0.01 and np.isfinite(where).all()
+    if not sound or not inside.all() or (where[..., 2] < 0).any():
         raise RejectedError("physics")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -158,6 +160,13 @@ def test_bodies_rest_on_the_floor_and_on_each_other_and_stay_in_the_room() -> No
     assert motion.positions[-1, 1, 2] == pytest.approx(3 * low, abs=0.01)
     assert motion.positions[:, 2, 0].max() < 4
     assert (motion.positions[:, 2, 2] > low - 0.02).all()
+
+
+def test_a_simulation_that_breaks_says_so_and_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert simulate([_ball("thrown", [0, 0, 2], [1, 0, 0])], ROOM, np.array([0.0, 0.1])).stable
+    assert not simulate([_ball("thrown", [0, 0, 2], [1e12, 0, 0])], ROOM, np.array([0.0, 0.1])).stable
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_spin_is_about_world_axes() -> None:
