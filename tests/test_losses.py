@@ -116,7 +116,6 @@ def with_unknown_cameras(targets: Clip) -> Clip:
         (PointsLoss(), with_unknown_cameras),
         (CameraLoss(), without_cameras),
         (CameraLoss(), with_unknown_cameras),
-        (CameraLoss(), without_valid),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
