@@ -116,7 +116,7 @@ def score_rows(scores: Evaluation) -> list[list[str]]:
 def write_page(path: Path, result: Result, scores: Evaluation, stages: Stages) -> None:
     """The report: the video first, then scores, a clip of the training worlds and the course of training."""
     table = viewer.Table(columns=SCORE_COLUMNS, rows=score_rows(scores))
-    newest = sorted((RUN / "pictures").glob("*.png"))[-2:]
+    newest = sorted((RUN / "pictures").glob("*.png"), key=lambda picture: picture.stem[-7:])[-2:]  # by step
     pictures = [viewer.Picture(data=p.read_bytes(), caption=f"Prediction beside truth: {p.stem}") for p in newest]
     truth = sorted((RUN / "clip").glob("*.png"))
     pictures += [viewer.Picture(data=p.read_bytes(), caption=f"A held-out clip and its truth: {p.stem}") for p in truth]
