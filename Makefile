@@ -16,7 +16,7 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
 	  || { echo "four_d needs Python 3.11 to 3.13, and $(PYTHON) is another; say which: make PYTHON=python3.12 …"; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
-	  || { echo "$(PYTHON) makes no virtual environments here; on Debian: apt-get install python3-venv"; exit 2; }
+	  || { rm -rf $(VENV); echo "$(PYTHON) makes no virtual environments here; on Debian: apt-get install python3-venv"; exit 2; }
 	@test -x $(BIN)/uv || $(BIN)/pip install --quiet --disable-pip-version-check uv==$(UV)
 	$(BIN)/uv pip sync --quiet --require-hashes --python $(BIN)/python requirements.lock
 	$(BIN)/uv pip install --quiet --no-deps --no-build-isolation --python $(BIN)/python --editable .

@@ -43,6 +43,9 @@ _REMEDIES = {
     errno.EDQUOT: "your quota is used up: free some space or choose another folder",
     errno.EACCES: "choose a folder that you may write to (or fix its permissions)",
     errno.EPERM: "choose a folder that you may write to (or fix its permissions)",
+    errno.ENOTDIR: "a file is in the way of a folder: choose another place",
+    errno.EEXIST: "something is in the way: choose another place",
+    errno.EISDIR: "a folder is in the way of a file: choose another place",
     errno.EROFS: "the disk is read-only: choose another folder",
 }
 
@@ -121,7 +124,7 @@ def _add_data_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     stats = _verb(data, "stats", _data_stats, "Count what is in the shards.")
     for verb in (check, stats):
         verb.add_argument("folder", type=Path)
-        verb.add_argument("--clips", type=int, default=None, help="look at that many clips, evenly spread")
+        verb.add_argument("--clips", type=_count, default=None, help="look at that many clips, evenly spread")
     stats.add_argument("--json", type=Path, metavar="FILE")
     show = _verb(data, "show", _data_show, "Draw a clip: frames, depth, mask, tracks, camera frusta.")
     show.add_argument("folder", type=Path)
@@ -143,6 +146,12 @@ def _range(text: str) -> range:
     if not (first.isdigit() and last.isdigit() and int(first) < int(last)):
         raise argparse.ArgumentTypeError(f"{text!r} is not A:B with A < B, as 0:64")
     return range(int(first), int(last))
+
+
+def _count(text: str) -> int:
+    if not (text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+    return int(text)
 
 
 def _size(text: str) -> tuple[int, int]:

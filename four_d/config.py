@@ -47,6 +47,12 @@ class OptimiserConfig:
     frozen: tuple[str, ...] = ()
     """Patterns that freeze again what ``trainable`` matched."""
 
+    def __post_init__(self) -> None:
+        if self.lr <= 0 or self.weight_decay < 0 or self.clip_norm <= 0:
+            raise UserError("lr and clip_norm must be positive, weight_decay at least 0")
+        if not (0 <= self.warmup_share < 1 and 0 <= self.final_lr_share <= 1):
+            raise UserError("warmup_share and final_lr_share are shares of 1; choose 0 ≤ warmup_share < 1")
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
@@ -67,6 +73,12 @@ class LoopConfig:
     best: str = "loss"
     """Validation figure whose lowest value marks ``best.ckpt``: loss, a term, depth_absrel_median, rotation_deg."""
 
+    def __post_init__(self) -> None:
+        if min(self.max_steps, self.epoch_steps, self.accumulate) < 1:
+            raise UserError("max_steps, epoch_steps and accumulate must be at least 1")
+        if (self.max_minutes is not None and self.max_minutes <= 0) or not (self.ema is None or 0 <= self.ema < 1):
+            raise UserError("max_minutes must be positive and ema in [0, 1), or null")
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoggingConfig:
@@ -78,6 +90,10 @@ class LoggingConfig:
     """Clips drawn at each validation."""
     wandb: Literal["off", "offline", "online"] = "off"
     wandb_project: str = "four_d"
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.pictures < 0:
+            raise UserError("every must be at least 1, pictures at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
