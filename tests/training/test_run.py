@@ -174,15 +174,15 @@ def test_a_damaged_checkpoint_is_named(data: Path, tmp_path: Path) -> None:
 
 
 def test_a_time_budget_ends_the_run_and_bends_the_schedule(data: Path, tmp_path: Path) -> None:
-    config = tiny(data, tmp_path, loop={"max_steps": 1_000_000, "max_minutes": 2 / 60, "epoch_steps": 100_000})
+    config = tiny(data, tmp_path, loop={"max_steps": 1_000_000, "max_minutes": 8 / 60, "epoch_steps": 100_000})
     began = time.monotonic()
     result = train(config)
-    assert 1.9 < time.monotonic() - began < 15
-    assert 5 < result.steps < 10_000
+    assert 7.9 < time.monotonic() - began < 60
+    assert 1 < result.steps < 100_000
     rates = [line["lr"] for line in curve(config)]
     assert max(rates) == pytest.approx(1e-3, rel=0.1)
     assert rates[-1] < 0.1 * max(rates)
-    assert last(config)["run"]["elapsed"] >= 2
+    assert last(config)["run"]["elapsed"] >= 8
 
 
 def test_the_average_is_what_is_saved_and_validated(data: Path, tmp_path: Path) -> None:
