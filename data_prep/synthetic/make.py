@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import multiprocessing
 import os
 import queue
@@ -82,6 +83,8 @@ def make(
         settings=settings or WorldSettings(),
     )
     missing = [index for index in shards if not shard_done(out, index)]
+    for index in set(shards) - set(missing):
+        _require_same(job, index)
     total = len(shards) * clips_per_shard
     with progress("synthetic clips", total, "clip") as bar:
         bar.resume(total - len(missing) * clips_per_shard)
@@ -91,6 +94,18 @@ def make(
         else:
             _spread(job, missing, min(workers, len(missing)), bar.advance)
     return finalise(out, name) if _all_there(out) else None
+
+
+def _require_same(job: Job, index: int) -> None:
+    """UserError if a shard that is there was made with another seed, size or count of clips than ``job``'s."""
+    wanted = job.settings
+    file = job.folder / f"shard-{index:06d}.json"
+    samples = json.loads(file.read_text())["samples"]
+    seeds = [clip_seed(job.seed, index, number, held_out=job.held_out) for number in range(job.clips_per_shard)]
+    sizes = {(s["width"], s["height"], s["cameras"], s["frames"]) for s in samples}
+    expected = {(wanted.width, wanted.height, wanted.cameras, wanted.cameras * wanted.frames)}
+    if sizes != expected or [int(s["key"].rsplit("-", 1)[-1]) for s in samples] != seeds:
+        raise UserError(f"{file} was made with another seed, size or count of clips; choose another folder")
 
 
 def make_shard(job: Job, index: int, done: Callable[[], None]) -> Path:

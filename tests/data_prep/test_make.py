@@ -110,3 +110,12 @@ def test_a_worker_s_error_reaches_the_parent(tmp_path: Path) -> None:
     with pytest.raises((UserError, RuntimeError)):
         make(tmp_path, range(2), 1, clips_per_shard=1, settings=TINY, workers=2)
     assert not (tmp_path / "manifest.json").exists()
+
+
+def test_shards_made_otherwise_are_refused(tmp_path: Path) -> None:
+    small = WorldSettings(width=16, height=16, cameras=2, frames=2)
+    make(tmp_path, range(1), 1, clips_per_shard=1, settings=small)
+    make(tmp_path, range(1), 1, clips_per_shard=1, settings=small)
+    for seed, held_out in ((2, False), (1, True)):
+        with pytest.raises(UserError, match="another seed, size or count"):
+            make(tmp_path, range(1), seed, clips_per_shard=1, held_out=held_out, settings=small)
