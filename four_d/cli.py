@@ -119,6 +119,9 @@ def _add_data_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     make.add_argument("--cameras", type=int, default=4)
     make.add_argument("--frames", type=int, default=24, help="per camera")
     make.add_argument("--size", type=_size, default=(128, 128), metavar="WxH", help="as 128 or 160x120")
+    make.add_argument(
+        "--moving", type=_shares, default=(0.035, 0.4), metavar="A:B", help="share of the picture that moves, as 0.1:0.5"
+    )
     make.add_argument("--held-out", action="store_true", help="worlds with textures and shapes never trained on")
     check = _verb(data, "check", _data_check, "Verify shards against the layout and their geometry; exit 1 if wrong.")
     stats = _verb(data, "stats", _data_stats, "Count what is in the shards.")
@@ -146,6 +149,14 @@ def _range(text: str) -> range:
     if not (first.isdigit() and last.isdigit() and int(first) < int(last)):
         raise argparse.ArgumentTypeError(f"{text!r} is not A:B with A < B, as 0:64")
     return range(int(first), int(last))
+
+
+def _shares(text: str) -> tuple[float, float]:
+    try:
+        low, high = (float(part) for part in text.split(":"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not A:B, as 0.1:0.5") from None
+    return low, high
 
 
 def _count(text: str) -> int:
@@ -214,7 +225,9 @@ def _data_make(arguments: argparse.Namespace) -> int:
     from data_prep.synthetic import WorldSettings, make
 
     width, height = arguments.size
-    settings = WorldSettings(width=width, height=height, frames=arguments.frames, cameras=arguments.cameras)
+    settings = WorldSettings(
+        width=width, height=height, frames=arguments.frames, cameras=arguments.cameras, moving=arguments.moving
+    )
     manifest = make(
         arguments.out,
         shards=arguments.shards,

@@ -83,6 +83,8 @@ class Clip:
     """Frames whose ``dynamic`` mask is truth; the others hold False as a placeholder."""
     surface: Surface | None = None
     tracks: Tracks | None = None
+    query_points: Float[Tensor, "*b n 3"] | None = None
+    """(frame, x, y) of pixels to follow through the video."""
     metric: Bool[Tensor, "*b"] | None = None
     """True where lengths times ``scale`` are metres."""
     scale: Float[Tensor, "*b"] | None = None
@@ -112,6 +114,8 @@ class Tokens:
     """Frame of each token row."""
     rounds: tuple[int, ...]
     """Which round of the backbone each map is of, so that a head finds those it asked for."""
+    dynamic_logits: Float[Tensor, "b r p"] | None = None
+    """Of each patch showing something that moves; None if the backbone does not look for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +152,18 @@ class Prediction:
     depth_confidence: Float[Tensor, "*b f h w"] | None = None
     points: Float[Tensor, "*b f h w 3"] | None = None
     points_confidence: Float[Tensor, "*b f h w"] | None = None
+    dynamic: Float[Tensor, "*b f h w"] | None = None
+    """Probability that a pixel shows something that moves in the world."""
+    dynamic_logits: Float[Tensor, "*b f r c"] | None = None
+    """The same per patch, before the sigmoid; r rows and c columns of patches."""
+    pixel_tracks: Float[Tensor, "*b f n 2"] | None = None
+    """(x, y) of every query point in every frame."""
+    pixel_tracks_visible: Float[Tensor, "*b f n"] | None = None
+    """Probability that the point is seen there."""
+    pixel_tracks_confidence: Float[Tensor, "*b f n"] | None = None
+    """Probability that the position is right to within a few pixels."""
+    pixel_track_stages: Float[Tensor, "i *b f n 2"] | None = None
+    """Every refinement of the track head, the last one last."""
     gaussians: Gaussians | None = None
 
 

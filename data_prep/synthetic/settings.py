@@ -22,6 +22,8 @@ class WorldSettings:
     """Frames per camera."""
     objects: tuple[int, int] = (3, 12)
     """Fewest and most objects, both included; at least two of them can move."""
+    moving: tuple[float, float] = (0.035, 0.4)
+    """Least and largest share of a camera's picture that moves, as a coarse look at a few moments finds it."""
     duration_s: tuple[float, float] = (1.0, 2.0)
     """Range of a clip's length, independent of its frame count: the frame rate follows."""
     antialias: bool = True
@@ -34,6 +36,8 @@ class WorldSettings:
                 raise UserError(f"world setting {name} is {value}; choose a number from {low} to {high}")
         if not 3 <= self.objects[0] <= self.objects[1] <= 40:
             raise UserError(f"world setting objects is {self.objects}; choose 3 ≤ fewest ≤ most ≤ 40")
+        if not 0 <= self.moving[0] <= self.moving[1] <= 1 or self.moving[1] - self.moving[0] < 0.05:
+            raise UserError(f"world setting moving is {self.moving}; choose shares 0 ≤ least < most ≤ 1, 0.05 apart")
         if not 0.2 <= self.duration_s[0] <= self.duration_s[1] <= 10:
             raise UserError(f"world setting duration_s is {self.duration_s}; choose 0.2 ≤ shortest ≤ longest ≤ 10")
         if self.cameras * self.frames > 999:

@@ -122,19 +122,19 @@ def choose_cameras(
     chosen: list[CameraPath] = []
     for _ in range(40 + 15 * settings.cameras):
         path = propose(rng, action, times, settings.width, settings.height)
-        if is_clear(path, stage, pieces, action.room, 0.3) and _teaches(probe(path, moments, times, settings)):
+        if is_clear(path, stage, pieces, action.room, 0.3) and _teaches(probe(path, moments, times, settings), settings):
             chosen.append(path)
         if len(chosen) == settings.cameras:
             return chosen
     raise RejectedError("too few cameras see enough")
 
 
-def _teaches(seen: Probe) -> bool:
+def _teaches(seen: Probe, settings: WorldSettings) -> bool:
     return (
         seen.depth_ratio >= 3.1
         and seen.nearest >= 0.35
-        and 0.035 <= seen.moving <= 0.4
-        and seen.bodies <= 0.65
+        and settings.moving[0] <= seen.moving <= settings.moving[1]
+        and seen.bodies <= max(0.65, settings.moving[1])
         and seen.largest <= 0.6
     )
 
