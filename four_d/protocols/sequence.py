@@ -1,0 +1,44 @@
+"""One video of a published evaluation set, as its reader gives it: listed at once, loaded when asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from four_d.types import Cameras
+
+Task = Literal["pose", "video_depth", "depth", "points", "mask"]
+"""``depth`` is of single frames, each aligned alone; ``video_depth`` has one alignment per sequence."""
+
+Depth = tuple[NDArray[np.float32], NDArray[np.bool_]]
+"""z-depths f h w in metres (0 where invalid), and where they are valid (finite and > 0). No cap is applied."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sequence:
+    """One video with its truth. What is a function reads files when it is called; nothing is read before.
+
+    The functions raise `UserError` with the file's name where one is missing, damaged or of a wrong size.
+    """
+
+    name: str
+    frames: int
+    times: tuple[float, ...]
+    """Seconds from the first frame; where a set says no rate, that of its publication."""
+    tasks: tuple[Task, ...]
+    """What this sequence counts for; a part of its protocol's tasks."""
+    images: Callable[[], NDArray[np.uint8]]
+    """f h w 3, RGB."""
+    cameras: Callable[[], Cameras] | None = None
+    """world_from_camera f 4 4 (OpenCV axes, metres), intrinsics f 3 3 in pixels of ``images`` with corner origin, and
+    known f: False where the set has no pose of a frame. All of float64."""
+    depth: Callable[[], Depth] | None = None
+    """May have another size than ``images``; both show the same field of view."""
+    masks: Callable[[], NDArray[np.bool_]] | None = None
+    """f h w: annotated foreground, or what moves in the world."""
+    mask_frames: int | None = None
+    """How many frames, counted from the first, ``masks`` has a truth for; None = all. The others are False."""
