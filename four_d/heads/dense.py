@@ -152,7 +152,80 @@ class Fusion(nn.Module):
         return resize(self.out_conv(self.unit(x)), size)
 
 
-class DenseHead(nn.Module):
+class DenseFeatures(nn.Module):
+    """One feature map per frame out of four rounds' tokens, at 1 / ``down_ratio`` of the image's size.
+
+    ``positions``: add to the maps where in the image each cell is. Always in full precision.
+    """
+
+    def __init__(
+        self,
+        *,
+        token_width: int,
+        rounds: tuple[int, ...],
+        channels: tuple[int, ...],
+        features: int,
+        out_features: int,
+        patch_size: int,
+        down_ratio: int = 1,
+        chunk: int = 8,
+        positions: bool = True,
+    ) -> None:
+        super().__init__()
+        self.rounds, self.patch_size, self.down_ratio, self.chunk = rounds, patch_size, down_ratio, chunk
+        self.positions = positions
+        self.norm = nn.LayerNorm(token_width)
+        self.projects = nn.ModuleList(nn.Conv2d(token_width, width, 1) for width in channels)
+        self.resizes = nn.ModuleList(
+            [
+                nn.ConvTranspose2d(channels[0], channels[0], 4, stride=4),
+                nn.ConvTranspose2d(channels[1], channels[1], 2, stride=2),
+                nn.Identity(),
+                nn.Conv2d(channels[3], channels[3], 3, stride=2, padding=1),
+            ]
+        )
+        self.laterals = nn.ModuleList(nn.Conv2d(width, features, 3, padding=1, bias=False) for width in channels)
+        self.fusions = nn.ModuleList(Fusion(features, lateral=level < LEVELS - 1) for level in range(LEVELS))
+        self.narrow = nn.Conv2d(features, out_features, 3, padding=1)
+
+    def maps(self, tokens: Tokens) -> Float[Tensor, "b f o h w"]:
+        """`decode` of every frame; ``chunk`` frames at once, which changes results only by rounding."""
+        levels = [tokens.patches[tokens.rounds.index(index)] for index in self.rounds]
+        b, f = levels[0].shape[:2]
+        flat = [level.flatten(0, 1) for level in levels]
+        with full_precision(flat[0].device):
+            # A loop over the frame count would fix it in an exported program.
+            if torch.compiler.is_exporting():
+                return self.decode(flat, tokens.grid).unflatten(0, (b, f))
+            pieces = zip(*(level.split(self.chunk) for level in flat), strict=True)
+            return torch.cat([self.decode(list(piece), tokens.grid) for piece in pieces]).unflatten(0, (b, f))
+
+    def decode(self, levels: list[Float[Tensor, "n p c"]], grid: tuple[int, int]) -> Float[Tensor, "n o h w"]:
+        """Feature maps, from one token map per level."""
+        height, width = grid[0] * self.patch_size, grid[1] * self.patch_size
+        x = self.fuse([self.lay_out(index, level, grid) for index, level in enumerate(levels)])
+        x = resize(self.narrow(x), (height // self.down_ratio, width // self.down_ratio))
+        return add_position(x, width / height) if self.positions else x
+
+    def lay_out(self, index: int, level: Float[Tensor, "n p c"], grid: tuple[int, int]) -> Float[Tensor, "n e h w"]:
+        """One level's tokens as an image of its own resolution: 4, 2, 1 and ½ of the grid."""
+        x = self.projects[index](self.norm(level.to(full_type(level.dtype))).mT.unflatten(-1, grid))
+        if self.positions:
+            x = add_position(x, grid[1] / grid[0])
+        return self.laterals[index](self.resizes[index](x))
+
+    def fuse(self, levels: list[Float[Tensor, "n c _h _w"]]) -> Float[Tensor, "n c h w"]:
+        """From the coarsest level to the finest, and once more to twice its size."""
+        sizes = [(level.shape[-2], level.shape[-1]) for level in levels]
+        targets = [(2 * sizes[0][0], 2 * sizes[0][1]), *sizes[:-1]]
+        x = None
+        for fusion, level, size in zip(reversed(self.fusions), reversed(levels), reversed(targets)):
+            x = fusion(x, level, size)
+        assert x is not None
+        return x
+
+
+class DenseHead(DenseFeatures):
     """Sets depth or points, with confidence, at the image's size. Always in full precision.
 
     Depth is exp(y), points are sign(y)(exp|y| − 1), confidences 1 + exp(y).
@@ -171,58 +244,27 @@ class DenseHead(nn.Module):
         down_ratio: int = 1,
         chunk: int = 8,
     ) -> None:
-        super().__init__()
-        self.rounds, self.patch_size, self.down_ratio, self.chunk = rounds, patch_size, down_ratio, chunk
-        last_width, self.interpret = OUTPUTS[output]
-        self.norm = nn.LayerNorm(token_width)
-        self.projects = nn.ModuleList(nn.Conv2d(token_width, width, 1) for width in channels)
-        self.resizes = nn.ModuleList(
-            [
-                nn.ConvTranspose2d(channels[0], channels[0], 4, stride=4),
-                nn.ConvTranspose2d(channels[1], channels[1], 2, stride=2),
-                nn.Identity(),
-                nn.Conv2d(channels[3], channels[3], 3, stride=2, padding=1),
-            ]
+        super().__init__(
+            token_width=token_width,
+            rounds=rounds,
+            channels=channels,
+            features=features,
+            out_features=features // 2,
+            patch_size=patch_size,
+            down_ratio=down_ratio,
+            chunk=chunk,
         )
-        self.laterals = nn.ModuleList(nn.Conv2d(width, features, 3, padding=1, bias=False) for width in channels)
-        self.fusions = nn.ModuleList(Fusion(features, lateral=level < LEVELS - 1) for level in range(LEVELS))
-        self.narrow = nn.Conv2d(features, features // 2, 3, padding=1)
+        last_width, self.interpret = OUTPUTS[output]
         self.last = nn.Conv2d(features // 2, last_features, 3, padding=1)
         self.out = nn.Conv2d(last_features, last_width, 1)
 
-    def forward(self, tokens: Tokens, clip: Clip) -> Prediction:
-        """Maps of every frame; ``chunk`` frames at once, which changes results only by rounding."""
-        b, f = clip.images.shape[:2]
-        levels = [tokens.patches[tokens.rounds.index(index)].flatten(0, 1) for index in self.rounds]
-        with full_precision(clip.images.device):
-            # A loop over the frame count would fix it in an exported program.
-            if torch.compiler.is_exporting():
-                raw = self.decode(levels, tokens.grid)
-            else:
-                pieces = zip(*(level.split(self.chunk) for level in levels), strict=True)
-                raw = torch.cat([self.decode(list(piece), tokens.grid) for piece in pieces])
-            return self.interpret(raw.unflatten(0, (b, f)))
+    def forward(self, tokens: Tokens, clip: Clip) -> Prediction:  # noqa: ARG002 - all heads have one signature
+        """Maps of every frame."""
+        raw = self.maps(tokens)
+        with full_precision(raw.device):
+            return self.interpret(raw)
 
     def decode(self, levels: list[Float[Tensor, "n p c"]], grid: tuple[int, int]) -> Float[Tensor, "n o h w"]:
         """Raw output channels at the image's size, from one token map per level."""
-        height, width = grid[0] * self.patch_size, grid[1] * self.patch_size
-        x = self.fuse([self.lay_out(index, level, grid) for index, level in enumerate(levels)])
-        x = resize(self.narrow(x), (height // self.down_ratio, width // self.down_ratio))
-        x = self.out(functional.relu(self.last(add_position(x, width / height))))
-        return x if self.down_ratio == 1 else resize(x, (height, width))
-
-    def lay_out(self, index: int, level: Float[Tensor, "n p c"], grid: tuple[int, int]) -> Float[Tensor, "n e h w"]:
-        """One level's tokens as an image of its own resolution: 4, 2, 1 and ½ of the grid."""
-        x = self.norm(level.to(full_type(level.dtype))).mT.unflatten(-1, grid)
-        x = add_position(self.projects[index](x), grid[1] / grid[0])
-        return self.laterals[index](self.resizes[index](x))
-
-    def fuse(self, levels: list[Float[Tensor, "n c _h _w"]]) -> Float[Tensor, "n c h w"]:
-        """From the coarsest level to the finest, and once more to twice its size."""
-        sizes = [(level.shape[-2], level.shape[-1]) for level in levels]
-        targets = [(2 * sizes[0][0], 2 * sizes[0][1]), *sizes[:-1]]
-        x = None
-        for fusion, level, size in zip(reversed(self.fusions), reversed(levels), reversed(targets)):
-            x = fusion(x, level, size)
-        assert x is not None
-        return x
+        x = self.out(functional.relu(self.last(super().decode(levels, grid))))
+        return x if self.down_ratio == 1 else resize(x, (grid[0] * self.patch_size, grid[1] * self.patch_size))
