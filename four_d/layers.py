@@ -15,12 +15,20 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-AttentionBackend = Literal["sdpa", "matmul"]
+from four_d.errors import UserError
+
+AttentionBackend = Literal["sdpa", "matmul", "xformers"]
 """Who computes attention. Chosen by configuration, never by what happens to be installed.
 
 ``sdpa`` is torch's fused kernel. ``matmul`` writes the formula out: memory grows with n·m, but training in bfloat16 on
-a CPU with short sequences takes a fourth of the time (`tests/test_layers.py` holds the two equal).
+a CPU with short sequences takes a fourth of the time. ``xformers`` is its memory-efficient kernel: CUDA, extra
+``xformers``. `tests/test_layers.py` holds them equal.
 """
+
+RankOne = tuple[Float[Tensor, "b n"], Float[Tensor, "b m"]]
+"""A factor per query and one per key, whose product is added to the attention logits of every head."""
+FOLD = 8
+"""Channels that a rank-one bias adds to each head: fused kernels want multiples of 8."""
 
 Rotation = tuple[Float[Tensor, "n 2 q"], Float[Tensor, "n 2 q"]]
 """Cosine and sine per token, per axis (row, column), per frequency; q is a quarter of the head's width."""
@@ -31,14 +39,53 @@ def attention(
     k: Float[Tensor, "b heads m d"],
     v: Float[Tensor, "b heads m d"],
     backend: AttentionBackend = "sdpa",
+    bias: RankOne | None = None,
 ) -> Float[Tensor, "b heads n d"]:
-    """softmax(q·kᵀ/√d)·v, the only place where attention is computed. Queries and keys are cast to the values' type."""
+    """softmax(q·kᵀ/√d + r·cᵀ)·v with ``bias`` (r, c), the only place where attention is computed.
+
+    Queries and keys are cast to the values' type. UserError for ``xformers`` where it is not installed.
+    """
+    width, scale = v.shape[-1], q.shape[-1] ** -0.5
+    if bias is not None:
+        q, k, v = fold(q, k, v, bias)
     q, k = q.to(v.dtype), k.to(v.dtype)
     match backend:
         case "sdpa":
-            return functional.scaled_dot_product_attention(q, k, v)
+            mixed = functional.scaled_dot_product_attention(q, k, v, scale=scale)
         case "matmul":
-            return (q * q.shape[-1] ** -0.5 @ k.mT).softmax(-1).to(v.dtype) @ v
+            mixed = (q * scale @ k.mT).softmax(-1).to(v.dtype) @ v
+        case "xformers":
+            mixed = xformers_attention(q, k, v, scale)
+    return mixed if bias is None else mixed[..., :width]
+
+
+def fold(
+    q: Float[Tensor, "b heads n d"], k: Float[Tensor, "b heads m d"], v: Float[Tensor, "b heads m d"], bias: RankOne
+) -> tuple[Float[Tensor, "b heads n e"], Float[Tensor, "b heads m e"], Float[Tensor, "b heads m e"]]:
+    """A rank-one bias as one more channel of queries and keys: no n × m matrix is made, and fused kernels still fit.
+
+    (PAGE-4D's released code, arXiv 2510.17568.) The channel holds r·√d and c, since logits are divided by √d.
+    """
+    rows, keys = (each[:, None, :, None].to(q.dtype) for each in bias)
+    heads, width = q.shape[1], q.shape[-1]
+    rows, keys = rows.expand(-1, heads, -1, -1), keys.expand(-1, heads, -1, -1)
+    q = functional.pad(torch.cat([q, rows * width**0.5], dim=-1), (0, FOLD - 1))
+    k = functional.pad(torch.cat([k.to(q.dtype), keys], dim=-1), (0, FOLD - 1))
+    return q, k, functional.pad(v, (0, FOLD))
+
+
+def xformers_attention(
+    q: Float[Tensor, "b heads n e"], k: Float[Tensor, "b heads m e"], v: Float[Tensor, "b heads m e"], scale: float
+) -> Float[Tensor, "b heads n e"]:
+    """The memory-efficient kernel of xformers. UserError where it is not installed."""
+    try:
+        from xformers.ops import memory_efficient_attention  # here, not above: an optional dependency
+    except ImportError as error:
+        raise UserError(
+            "attention: xformers is not installed; pip install 'four_d[xformers]' or choose sdpa"
+        ) from error
+    q, k, v = (each.transpose(1, 2) for each in (q, k, v))
+    return memory_efficient_attention(q, k, v, scale=scale).transpose(1, 2)
 
 
 def grid_positions(rows: int, columns: int, special: int, device: torch.device) -> Float[Tensor, "n 2"]:
@@ -120,13 +167,15 @@ class Attention(nn.Module):
         self.k_norm = nn.LayerNorm(width // heads) if qk_norm else nn.Identity()
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Float[Tensor, "b n c"], rotation: Rotation | None = None) -> Float[Tensor, "b n c"]:
+    def forward(
+        self, x: Float[Tensor, "b n c"], rotation: Rotation | None = None, bias: RankOne | None = None
+    ) -> Float[Tensor, "b n c"]:
         """Tokens mixed within each row of the batch."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
-        mixed = attention(q, k, v, self.backend)
+        mixed = attention(q, k, v, self.backend, bias)
         return self.proj(mixed.transpose(1, 2).flatten(-2))
 
 
@@ -151,7 +200,9 @@ class Block(nn.Module):
         self.mlp = Mlp(width, int(width * mlp_ratio), width)
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
 
-    def forward(self, x: Float[Tensor, "b n c"], rotation: Rotation | None = None) -> Float[Tensor, "b n c"]:
-        """Tokens mixed within each row of the batch; ``rotation`` holds their positions."""
-        x = x + self.ls1(self.attn(self.norm1(x), rotation))
+    def forward(
+        self, x: Float[Tensor, "b n c"], rotation: Rotation | None = None, bias: RankOne | None = None
+    ) -> Float[Tensor, "b n c"]:
+        """Tokens mixed within each row of the batch; ``rotation`` holds their positions, ``bias`` what draws them."""
+        x = x + self.ls1(self.attn(self.norm1(x), rotation, bias))
         return x + self.ls2(self.mlp(self.norm2(x)))

@@ -53,6 +53,10 @@ class FourD(nn.Module):
         """Of what image sides must be multiples."""
         return self.backbone.patch_size
 
+    def at_step(self, step: int) -> None:
+        """Set what follows a schedule for a training step; it is stored with the weights."""
+        self.backbone.at_step(step)
+
     def forward(self, clip: Clip) -> Prediction:
         """``clip`` has one batch axis and any number of frames; the images' sides are multiples of `patch_size`."""
         tokens = self.backbone(clip)

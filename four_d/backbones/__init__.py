@@ -26,6 +26,10 @@ class Backbone(Protocol):
         """Give the token maps of these rounds from now on, and no others."""
         ...
 
+    def at_step(self, step: int) -> None:
+        """Set what follows a schedule for a training step."""
+        ...
+
     def __call__(self, clip: Clip) -> Tokens:
         """UserError if the images' sides are not multiples of `patch_size`."""
         ...

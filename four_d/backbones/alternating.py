@@ -11,10 +11,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from four_d.backbones.dynamics import Dynamics, DynamicsConfig, patch_shares
 from four_d.backbones.matching import MatchingConfig
 from four_d.backbones.patches import ConvPatchConfig, PatchConfig
 from four_d.errors import UserError
-from four_d.layers import AttentionBackend, Block, Rotation, full_type, grid_positions, rotation_tables
+from four_d.layers import AttentionBackend, Block, RankOne, Rotation, full_type, grid_positions, rotation_tables
 from four_d.types import Clip, Tokens
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
@@ -30,6 +31,8 @@ class AlternatingConfig:
     patches: PatchConfig = field(default_factory=ConvPatchConfig)
     matching: MatchingConfig | None = None
     """Add to the patch tokens where the first frame's content has gone. None, as in VGGT: leave that to attention."""
+    dynamics: DynamicsConfig | None = None
+    """Keep what moves from steering the cameras, as PAGE-4D. None: VGGT."""
     patch_size: int = 14
     width: int = 1024
     rounds: int = 24
@@ -57,6 +60,8 @@ class AlternatingConfig:
             )
         if self.rounds % self.group:
             raise UserError(f"backbone.rounds {self.rounds} must be a multiple of group {self.group}")
+        if self.dynamics is not None and self.group != 1:
+            raise UserError(f"backbone.dynamics needs group 1, it is {self.group}; change one of them")
         blocks = [
             Block(
                 self.width,
@@ -71,6 +76,7 @@ class AlternatingConfig:
         return AlternatingBackbone(
             patches=self.patches.build(self.patch_size, self.width),
             matching=None if self.matching is None else self.matching.build(self.patch_size, self.width),
+            dynamics=None if self.dynamics is None else self.dynamics.build(self.width, self.rounds),
             patch_size=self.patch_size,
             frame_blocks=blocks[: self.rounds],
             global_blocks=blocks[self.rounds :],
@@ -109,6 +115,7 @@ class AlternatingBackbone(nn.Module):
         width: int,
         head_width: int,
         matching: nn.Module | None = None,
+        dynamics: Dynamics | None = None,
         registers: int = 4,
         group: int = 1,
         special_std: float = 1e-6,
@@ -119,7 +126,7 @@ class AlternatingBackbone(nn.Module):
         self.rounds, self.token_width, self.patch_size = len(frame_blocks), 2 * width, patch_size
         self.head_width, self.group, self.rope_base = head_width, group, rope_base
         self.checkpointing = checkpointing
-        self.patches, self.matching = patches, matching
+        self.patches, self.matching, self.dynamics = patches, matching, dynamics
         self.camera_token = nn.Parameter(special_std * torch.randn(1, 2, 1, width))
         self.register_token = nn.Parameter(special_std * torch.randn(1, 2, registers, width))
         self.frame_blocks = nn.ModuleList(frame_blocks)
@@ -139,14 +146,20 @@ class AlternatingBackbone(nn.Module):
         grid = self._grid(*clip.images.shape[-2:])
         x = self._embed(clip.images)
         special = 1 + self.register_token.shape[2]
-        maps = self._alternate(x, grid, special)
+        maps, dynamic_logits = self._alternate(x, grid, special, clip)
         return Tokens(
             patches=tuple(each[:, :, special:] for each in maps),
             special=tuple(each[:, :, :special] for each in maps),
             grid=grid,
             frames=torch.arange(x.shape[1], device=x.device),
             rounds=self.kept,
+            dynamic_logits=dynamic_logits,
         )
+
+    def at_step(self, step: int) -> None:
+        """Tell the schedule of `Dynamics`, if there is one, which training step comes."""
+        if self.dynamics is not None:
+            self.dynamics.at_step(step)
 
     def _grid(self, height: int, width: int) -> tuple[int, int]:
         size = self.patch_size
@@ -170,34 +183,57 @@ class AlternatingBackbone(nn.Module):
         return torch.cat([special.to(patches.dtype).expand(b, -1, -1, -1), patches], dim=2)
 
     def _alternate(
-        self, x: Float[Tensor, "b f n c"], grid: tuple[int, int], special: int
-    ) -> list[Float[Tensor, "b f n d"]]:
+        self, x: Float[Tensor, "b f n c"], grid: tuple[int, int], special: int, clip: Clip
+    ) -> tuple[list[Float[Tensor, "b f n d"]], Float[Tensor, "b f p"] | None]:
+        """The kept rounds' token maps, and logits of what moves."""
         b, f, n, _ = x.shape
         positions = grid_positions(*grid, special, x.device)
         in_frame = rotation_tables(positions, self.head_width, self.rope_base, full_type(x.dtype))
         cosine, sine = (table.repeat(f, 1, 1) for table in in_frame)
         maps: list[Tensor] = []
+        logits, bias = None, None
         for start in range(0, self.rounds, self.group):
             span = range(start, start + self.group)
             x, local = self._run(self.frame_blocks, span, x.reshape(b * f, n, -1), in_frame)
-            x, common = self._run(self.global_blocks, span, x.reshape(b, f * n, -1), (cosine, sine))
+            if self.dynamics is not None and start == self.dynamics.after:
+                logits = self.dynamics(x.unflatten(0, (b, f))[:, :, special:], grid)
+                bias = self._bias(self.dynamics, logits, grid, special, clip)
+            drawn = bias if self.dynamics is not None and start in self.dynamics.masked else None
+            x, common = self._run(self.global_blocks, span, x.reshape(b, f * n, -1), (cosine, sine), drawn)
             maps += [
                 torch.cat([one.reshape(b, f, n, -1), two.reshape(b, f, n, -1)], dim=-1)
                 for one, two in zip(local, common)
             ]
-        return maps
+        return maps, logits
+
+    @staticmethod
+    def _bias(
+        dynamics: Dynamics, logits: Float[Tensor, "b f p"], grid: tuple[int, int], special: int, clip: Clip
+    ) -> RankOne:
+        """By the user's own mask in the frames that have one, else by the predicted one."""
+        if clip.dynamic is None:
+            return dynamics.bias(logits, special)
+        if clip.dynamic.shape[-2:] != clip.images.shape[-2:]:
+            sizes = " and ".join(f"{h} × {w}" for h, w in (clip.dynamic.shape[-2:], clip.images.shape[-2:]))
+            raise UserError(f"the mask of what moves and the images are {sizes} (height × width); resize the mask")
+        return dynamics.bias(logits, special, patch_shares(clip.dynamic, grid), clip.dynamic_known)
 
     def _run(
-        self, blocks: nn.ModuleList, span: range, x: Float[Tensor, "r n c"], rotation: Rotation
+        self,
+        blocks: nn.ModuleList,
+        span: range,
+        x: Float[Tensor, "r n c"],
+        rotation: Rotation,
+        bias: RankOne | None = None,
     ) -> tuple[Float[Tensor, "r n c"], list[Float[Tensor, "r n c"]]]:
         """Apply the blocks of ``span``; also what the kept ones of them gave."""
         outputs: list[Tensor] = []
         for index in span:
             block = blocks[index]
             if self.checkpointing and self.training and torch.is_grad_enabled():
-                x = cast(Tensor, checkpoint(block, x, rotation, use_reentrant=False))
+                x = cast(Tensor, checkpoint(block, x, rotation, bias, use_reentrant=False))
             else:
-                x = block(x, rotation)
+                x = block(x, rotation, bias)
             if index in self.kept:
                 outputs.append(x)
         return x, outputs

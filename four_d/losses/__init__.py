@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from four_d.losses.camera import CameraLoss
 from four_d.losses.dense import DepthLoss, PointsLoss
+from four_d.losses.dynamic import DynamicLoss
 
-LossConfig = CameraLoss | DepthLoss | PointsLoss
+LossConfig = CameraLoss | DepthLoss | PointsLoss | DynamicLoss
 """All terms there are: ``term(prediction, views, targets) -> scalar``, not yet multiplied by ``term.weight``."""
