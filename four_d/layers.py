@@ -6,6 +6,7 @@ rotation, LayerNorm with eps 1e-5, exact GELU.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Literal
@@ -79,13 +80,13 @@ def xformers_attention(
 ) -> Float[Tensor, "b heads n e"]:
     """The memory-efficient kernel of xformers. UserError where it is not installed."""
     try:
-        from xformers.ops import memory_efficient_attention  # here, not above: an optional dependency
+        kernel = importlib.import_module("xformers.ops").memory_efficient_attention  # an optional dependency
     except ImportError as error:
         raise UserError(
             "attention: xformers is not installed; pip install 'four_d[xformers]' or choose sdpa"
         ) from error
     q, k, v = (each.transpose(1, 2) for each in (q, k, v))
-    return memory_efficient_attention(q, k, v, scale=scale).transpose(1, 2)
+    return kernel(q, k, v, scale=scale).transpose(1, 2)
 
 
 def grid_positions(rows: int, columns: int, special: int, device: torch.device) -> Float[Tensor, "n 2"]:
