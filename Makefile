@@ -8,7 +8,7 @@ UV := 0.13.8
 FAST := not slow and not gpu and not network
 SLOW := slow and not gpu and not network
 
-.PHONY: setup demo test test-slow check lock clean
+.PHONY: setup demo test test-slow study-page4d check lock clean
 
 setup: $(VENV)/.ready
 
@@ -31,6 +31,10 @@ test: setup
 
 test-slow: setup
 	$(RUN) pytest -m "$(SLOW)"
+
+# ONLY=variant SEEDS=0,1: those runs again; otherwise what has no raw line yet
+study-page4d: setup
+	$(BIN)/python benchmarks/study.py page_4d $(if $(ONLY),--only $(ONLY)) $(if $(SEEDS),--seeds $(SEEDS))
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -1,0 +1,58 @@
+"""Studies: what is compared, as data. `benchmarks/study.py` runs them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+DATA = Path("runs/studies/data")
+"""Shards of all studies; those that are there are not made again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSet:
+    """Arguments of ``four-d data make``."""
+
+    name: str
+    arguments: tuple[str, ...]
+
+    @property
+    def path(self) -> Path:
+        """Where its shards lie."""
+        return DATA / self.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Arguments of ``four-d train`` or ``finetune`` (which starts from another training's result)."""
+
+    values: tuple[str, ...]
+    start: str | None = None
+    """The training whose weights it starts from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Key:
+    """A figure of ``four-d eval --json``'s summary."""
+
+    name: str
+    label: str
+    higher_is_better: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """Variants under the same budget and seeds, scored on the same held-out clips."""
+
+    name: str
+    data: tuple[DataSet, ...]
+    shared: dict[str, Training]
+    """Trained once, with the first seed; variants may start from them."""
+    variants: dict[str, Training]
+    seeds: tuple[int, ...]
+    evaluation: tuple[str, ...]
+    """Arguments of ``four-d eval`` after the checkpoint."""
+    keys: tuple[Key, ...]
+    piece_minutes: float = 15.0
+    """A run that takes longer is stopped, and goes on in the next piece."""
+    environment: dict[str, str] = field(default_factory=lambda: {"OMP_NUM_THREADS": "1"})

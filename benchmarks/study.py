@@ -1,0 +1,300 @@
+"""Run a study: every variant with every seed, resumable, one raw line per run; then the table and the plot.
+
+    python benchmarks/study.py page_4d [--only VARIANT] [--seeds 0,1] [--jobs 2] [--summary]
+
+Each run is ``four-d train`` or ``finetune``, then ``four-d eval --json``; its line goes to
+``docs/results/raw/NAME.jsonl`` when it ends. Runs that have a line are not run again, unless ``--only`` or ``--seeds``
+names them. ``docs/results/NAME.json`` and ``NAME.png`` follow from the raw lines (``--summary``: only that).
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib
+import json
+import os
+import platform
+import shlex
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.studies import Study, Training  # noqa: E402 - this script is run by its path
+
+RUNS = Path("runs/studies")
+RESULTS = ROOT / "docs" / "results"
+STOPPED = 143
+"""Exit code of a training that was asked to stop, and saved."""
+
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training of a variant."""
+
+    study: Study
+    variant: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Its folder among the runs."""
+        return f"{self.study.name}/{self.variant}-{self.seed}"
+
+
+def four_d(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "four_d.cli", *arguments]
+
+
+def call(study: Study, command: list[str], log: Path, limit_s: float | None = None) -> int:
+    """The exit code of a command whose output goes to ``log``; after ``limit_s`` seconds it is asked to stop."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file:
+        file.write(f"$ {shlex.join(command)}\n")
+        file.flush()
+        process = subprocess.Popen(command, stdout=file, stderr=file, env={**os.environ, **study.environment})
+        try:
+            return process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGTERM)
+            return process.wait()
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+
+
+def finish(code: int, log: Path) -> None:
+    """End with the log's last lines if a command failed."""
+    if code:
+        raise SystemExit("\n".join([*log.read_text().splitlines()[-5:], f"exit code {code}; the log is {log}"]))
+
+
+def make_data(study: Study) -> None:
+    for data in study.data:
+        log = RUNS / "logs" / f"data-{data.name}.log"
+        workers = str(os.cpu_count() or 1)
+        finish(call(study, four_d("data", "make", *data.arguments, "--workers", workers, str(data.path)), log), log)
+
+
+def train(study: Study, training: Training, name: str, seed: int) -> float:
+    """Train in pieces; what is done already is not done again. Minutes that this call took."""
+    values = [*training.values, f"folder={RUNS}", f"name={name}", f"seed={seed}"]
+    verb = "train" if training.start is None else "finetune"
+    if training.start is not None:
+        values.append(f"weights.path={RUNS / study.name / training.start}")
+    log, began = RUNS / "logs" / f"{name.replace('/', '-')}.log", time.monotonic()
+    code = STOPPED
+    while code == STOPPED:
+        code = call(study, four_d(verb, *values), log, 60 * study.piece_minutes)
+    finish(code, log)
+    return (time.monotonic() - began) / 60
+
+
+def evaluate(run: Run) -> Line:
+    log, out = RUNS / "logs" / f"{run.name.replace('/', '-')}.log", RUNS / run.name / "scores.json"
+    command = four_d("eval", str(RUNS / run.name), *run.study.evaluation, "--json", str(out))
+    finish(call(run.study, command, log), log)
+    return cast(Line, json.loads(out.read_text()))
+
+
+def execute(run: Run) -> Line:
+    """One run from its start to its raw line."""
+    minutes = train(run.study, run.study.variants[run.variant], run.name, run.seed)
+    scores = evaluate(run)
+    summary = scores["summary"]
+    lines = [json.loads(text) for text in (RUNS / run.name / "metrics.jsonl").read_text().splitlines()]
+    return {
+        "study": run.study.name,
+        "variant": run.variant,
+        "seed": run.seed,
+        **{key.name: summary.get(key.name) for key in run.study.keys},
+        "image_free": {key.name: summary["image_free"].get(key.name) for key in run.study.keys},
+        "digest": scores["digest"],
+        "steps": max(line["step"] for line in lines),
+        "minutes": round(minutes, 2),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "commit": commit(),
+        "machine": f"{os.cpu_count()} × {processor()}, Python {platform.python_version()}",
+        "command": shlex.join(["python", "benchmarks/study.py", *sys.argv[1:]]),
+    }
+
+
+def commit() -> str:
+    found = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return found.stdout.strip() or "unknown"
+
+
+def processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def raw_file(study: Study) -> Path:
+    return RESULTS / "raw" / f"{study.name}.jsonl"
+
+
+def read_raw(study: Study) -> list[Line]:
+    """The newest line of each variant and seed, in the study's order."""
+    file = raw_file(study)
+    lines = [json.loads(text) for text in file.read_text().splitlines()] if file.is_file() else []
+    newest = {(line["variant"], line["seed"]): line for line in lines}
+    order = [(variant, seed) for variant in study.variants for seed in study.seeds]
+    return [newest[key] for key in order if key in newest]
+
+
+def summarise(study: Study, lines: list[Line]) -> Line:
+    """Per variant and key: the mean over seeds and each seed's value; and the best image-free predictor's."""
+    result: Line = {}
+    for variant in study.variants:
+        own = [line for line in lines if line["variant"] == variant]
+        if not own:
+            continue
+        result[variant] = {key.name: over_seeds({line["seed"]: line[key.name] for line in own}) for key in study.keys}
+    if lines:
+        result["image_free"] = lines[-1]["image_free"]
+        result["digest"] = lines[-1]["digest"]
+    if len({line["digest"] for line in lines}) > 1:
+        raise SystemExit(f"{raw_file(study)} mixes runs scored on different clips; run the older ones again")
+    return result
+
+
+def over_seeds(values: dict[int, float | None]) -> Line:
+    known = [value for value in values.values() if value is not None]
+    return {
+        "mean": statistics.fmean(known) if known else None,
+        "per_seed": {str(seed): value for seed, value in values.items()},
+    }
+
+
+def table(study: Study, summary: Line) -> str:
+    """Markdown: one row per variant, mean and range over seeds."""
+    rows = [["", *(f"{key.label} {'↑' if key.higher_is_better else '↓'}" for key in study.keys)]]
+    for variant in (v for v in study.variants if v in summary):
+        cells = [summary[variant][key.name] for key in study.keys]
+        rows.append([variant, *(cell_text(cell) for cell in cells)])
+    free = summary.get("image_free", {})
+    rows.append(
+        ["ignoring the image", *("" if free.get(k.name) is None else f"{free[k.name]:.3g}" for k in study.keys)]
+    )
+    text = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([text[0], "|" + " --- |" * len(rows[0]), *text[1:]])
+
+
+def cell_text(cell: Line) -> str:
+    known = [value for value in cell["per_seed"].values() if value is not None]
+    return f"{cell['mean']:.3g} ({min(known):.3g}–{max(known):.3g})" if known else ""
+
+
+def plot(study: Study, summary: Line, file: Path) -> None:
+    """A panel per key: a dot per seed, a bar at the mean, a line for the best predictor that ignores the image."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    variants = [variant for variant in study.variants if variant in summary]
+    columns = 3
+    rows = -(-len(study.keys) // columns)
+    figure, panels = plt.subplots(rows, columns, figsize=(4.2 * columns, 3.1 * rows), constrained_layout=True)
+    for panel, key in zip(panels.flat, study.keys):
+        for place, variant in enumerate(variants):
+            values = [v for v in summary[variant][key.name]["per_seed"].values() if v is not None]
+            if values:
+                panel.plot([place] * len(values), values, "o", color=f"C{place}", alpha=0.7)
+                panel.hlines(statistics.fmean(values), place - 0.25, place + 0.25, color=f"C{place}", lw=3)
+        free = summary["image_free"].get(key.name)
+        if free is not None:
+            panel.axhline(free, color="0.4", ls="--", lw=1, label="ignoring the image")
+            panel.legend(fontsize=7)
+        panel.set_xticks(range(len(variants)), [v.replace("_", "\n") for v in variants], fontsize=8)
+        panel.set_xlim(-0.6, len(variants) - 0.4)
+        panel.margins(y=0.15)
+        panel.set_title(f"{key.label} ({'higher' if key.higher_is_better else 'lower'} is better)", fontsize=9)
+        panel.grid(axis="y", alpha=0.3)
+    for panel in list(panels.flat)[len(study.keys) :]:
+        panel.set_visible(False)
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
+def publish(study: Study) -> None:
+    """Write what follows from the raw lines; print the table."""
+    lines = read_raw(study)
+    if not lines:
+        raise SystemExit(f"{raw_file(study)} has no runs yet")
+    summary = summarise(study, lines)
+    (RESULTS / f"{study.name}.json").write_text(json.dumps(summary, indent=1) + "\n")
+    plot(study, summary, RESULTS / f"{study.name}.png")
+    print(table(study, summary))
+
+
+def wanted(study: Study, only: str | None, seeds: Iterable[int] | None) -> list[Run]:
+    """All runs without a raw line; those named, even with one."""
+    if only is not None and only not in study.variants:
+        raise SystemExit(f"{study.name} has no variant {only!r}; choose one of {', '.join(study.variants)}")
+    chosen = [
+        Run(study=study, variant=variant, seed=seed)
+        for seed in (study.seeds if seeds is None else seeds)
+        for variant in study.variants
+        if only in (None, variant)
+    ]
+    done = {(line["variant"], line["seed"]) for line in read_raw(study)}
+    named = only is not None or seeds is not None
+    return [run for run in chosen if named or (run.variant, run.seed) not in done]
+
+
+def run_all(study: Study, runs: list[Run], jobs: int) -> None:
+    """Data, shared trainings, then the runs, ``jobs`` at a time."""
+    make_data(study)
+    for name, training in study.shared.items():
+        print(f"{study.name}: shared training {name}", file=sys.stderr, flush=True)
+        train(study, training, f"{study.name}/{name}", study.seeds[0])
+    raw_file(study).parent.mkdir(parents=True, exist_ok=True)
+    done = {(line["variant"], line["seed"]) for line in read_raw(study)}
+    for run in runs:
+        if (run.variant, run.seed) in done:  # asked for again: from its start
+            shutil.rmtree(RUNS / run.name, ignore_errors=True)
+    with ThreadPoolExecutor(jobs) as pool:
+        for number, future in enumerate(as_completed([pool.submit(execute, run) for run in runs]), start=1):
+            line = future.result()
+            with raw_file(study).open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            text = f"{number}/{len(runs)} {line['variant']} seed {line['seed']}, {line['minutes']} min"
+            print(f"{study.name}: {text}", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name")
+    parser.add_argument("--only", metavar="VARIANT")
+    parser.add_argument("--seeds", type=lambda text: [int(part) for part in text.split(",")])
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each (default 2)")
+    parser.add_argument("--summary", action="store_true", help="only the table and the plot of what was run")
+    arguments = parser.parse_args()
+    study: Study = importlib.import_module(f"benchmarks.studies.{arguments.name}").STUDY
+    if not arguments.summary:
+        run_all(study, wanted(study, arguments.only, arguments.seeds), arguments.jobs)
+    publish(study)
+
+
+if __name__ == "__main__":
+    main()
