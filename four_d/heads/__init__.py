@@ -7,9 +7,10 @@ from typing import Protocol, runtime_checkable
 from four_d.heads.camera import CameraHeadConfig
 from four_d.heads.dense import DenseHeadConfig
 from four_d.heads.dynamic import DynamicHeadConfig
+from four_d.heads.track import TrackHeadConfig
 from four_d.types import Clip, Prediction, Tokens
 
-HeadConfig = CameraHeadConfig | DenseHeadConfig | DynamicHeadConfig
+HeadConfig = CameraHeadConfig | DenseHeadConfig | DynamicHeadConfig | TrackHeadConfig
 """All heads there are; the config's ``kind`` says which."""
 
 
