@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
+from typing import Protocol as TypingProtocol
 
+from four_d.errors import UserError
+from four_d.protocols import davis, depths, dycheck, folder, rgbd, scenes, sintel
 from four_d.protocols.sequence import Sequence, Task
 
 Alignment = Literal["metric", "median", "scale", "scaleshift"]
@@ -35,18 +38,27 @@ class PointSettings:
     """Whether normal consistency is part of the protocol."""
 
 
+class Reader(TypingProtocol):
+    """Lists the sequences under a root; reads no picture."""
+
+    def __call__(self, root: Path, only: tuple[str, ...] | None = None) -> list[Sequence]:
+        """Sequences in the protocol's order, those named in ``only`` (all if None)."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
     """One published protocol: what to read and how to score it."""
 
     name: str
     tasks: tuple[Task, ...]
-    open: Callable[[Path], list[Sequence]]
-    """Lists the sequences under a root; reads no picture. `UserError` names what is missing and the layout expected."""
+    reader: Reader
     source: str
     """Whose published code it follows, and where papers differ."""
     layout: str
     """What lies under the root, in one line."""
+    sequences: int | None = None
+    """How many videos (NYU: pictures) the published figures are over; None where a user's own."""
     max_depth: float | None = None
     """Truth at or beyond this (m) is not scored."""
     clip_depth: float | None = None
@@ -55,13 +67,185 @@ class Protocol:
     """Of ``video_depth``: one fit per sequence."""
     frame_alignments: tuple[Alignment, ...] = ()
     """Of ``depth``: one fit per frame."""
-    scaleshift_rate: float = 1e-4
-    """Step of Adam in the published scale-and-shift fit."""
     long_side: int = 518
     """Longest side of the pictures that the model sees."""
     window: Window | None = None
     """None: the whole sequence in one pass."""
     points: PointSettings | None = None
 
+    def open(self, root: Path, only: tuple[str, ...] | None = None) -> list[Sequence]:
+        """The sequences under ``root``, in the set's own layout. Reads no picture and no depth.
 
-PROTOCOLS: dict[str, Protocol] = {}
+        Several may share a name where a set takes other frames for another task (`Sequence.tasks`). Raises `UserError`
+        that names what is missing and the layout expected; so does a name in ``only`` that the protocol has not.
+        """
+        if not root.is_dir():
+            raise UserError(f"{root} is no folder; {self.name} expects there: {self.layout}")
+        return self.reader(root, only)
+
+
+_VIDEO: tuple[Alignment, ...] = ("scale", "scaleshift", "metric")
+_FRAME: tuple[Alignment, ...] = ("median",)
+_ICP = PointSettings(crop=(224, 224), alignment="icp", icp_distance=0.1, normals=True)
+
+_SINTEL = Protocol(
+    name="sintel",
+    tasks=("pose", "video_depth", "depth", "mask"),
+    reader=sintel.read,
+    source="MonST3R and CUT3R: pose on 14 sequences, depth on all 23 (both launch with the full list), caps 70 m; "
+    "masks by MonST3R's recipe with the README's threshold of 0.1 px (the script's default is 13.75)",
+    layout=sintel.LAYOUT,
+    sequences=23,
+    max_depth=70.0,
+    clip_depth=70.0,
+    alignments=_VIDEO,
+    frame_alignments=_FRAME,
+)
+_BONN = Protocol(
+    name="bonn",
+    tasks=("pose", "video_depth", "depth"),
+    reader=rgbd.read_bonn,
+    source="MonST3R, CUT3R, PAGE-4D (after DepthCrafter): frames 30 to 139; pictures, depth and poses cut by index, "
+    "not matched in time, and poses those of the tracked body: for pose see bonn_matched",
+    layout=rgbd.BONN_LAYOUT,
+    sequences=5,
+    max_depth=70.0,
+    alignments=_VIDEO,
+    frame_alignments=_FRAME,
+)
+_DAVIS = Protocol(
+    name="davis16",
+    tasks=("mask",),
+    reader=partial(davis.read, names=davis.VAL_2016),
+    source="DAS3R, Easi3R, VGGT4D with the davis2017 evaluator: objects merged, 480p; DAVIS-16 validation",
+    layout=davis.LAYOUT,
+    sequences=20,
+)
+_SEVEN_SCENES = Protocol(
+    name="seven_scenes",
+    tasks=("points",),
+    reader=scenes.read_seven_scenes,
+    source="Spann3R and CUT3R: test sequences, a key frame every 200, registered depth up to 10 m, central 224 × 224 "
+    "of 512 × 384",
+    layout=scenes.SEVEN_SCENES_LAYOUT,
+    sequences=18,
+    long_side=512,
+    points=_ICP,
+)
+
+_ENTRIES = (
+    _SINTEL,
+    replace(
+        _SINTEL,
+        name="sintel_14",
+        reader=partial(sintel.read, depth=sintel.POSE),
+        source="depth on the 14 pose sequences only: what MonST3R's and CUT3R's scorers take when given no more",
+    ),
+    replace(
+        _SINTEL,
+        name="sintel_page4d",
+        reader=partial(sintel.read, depth=tuple(name for name in sintel.ALL if name != "market_5")),
+        source="PAGE-4D: its video-depth script skips market_5 (22 sequences) and, as released, stretches pictures to "
+        "518 × 518; the paper's pose table says 10 frames of each sequence, the script takes all",
+    ),
+    Protocol(
+        name="tum",
+        tasks=("pose",),
+        reader=rgbd.read_tum_dynamics,
+        source="MonST3R's later preparation, CUT3R, PAGE-4D: 90 frames at stride 3. MonST3R's first version (ATE 0.098) "
+        "was on other data, VGGT4D and Easi3R use stride 30: never in one table",
+        layout=rgbd.TUM_LAYOUT,
+        sequences=8,
+    ),
+    _BONN,
+    replace(
+        _BONN,
+        name="bonn_matched",
+        reader=partial(rgbd.read_bonn, by_time=True),
+        source="ours: the same pictures as bonn, with depth and pose nearest in time (0.02 s) and poses of the camera",
+    ),
+    Protocol(
+        name="scannet",
+        tasks=("pose",),
+        reader=scenes.read_scannet,
+        source="MonST3R and CUT3R: scenes 0707 to 0806, first take, first 90 frames at stride 3. D4RT takes others",
+        layout=scenes.SCANNET_LAYOUT,
+        sequences=100,
+    ),
+    Protocol(
+        name="kitti",
+        tasks=("video_depth", "depth"),
+        reader=depths.read_kitti,
+        source="MonST3R and CUT3R (after DepthCrafter): 13 drives, first 110 frames with depth, camera 02, no cap",
+        layout=depths.KITTI_LAYOUT,
+        sequences=13,
+        alignments=_VIDEO,
+        frame_alignments=_FRAME,
+    ),
+    Protocol(
+        name="nyu",
+        tasks=("depth",),
+        reader=depths.read_nyu,
+        source="MonST3R and CUT3R: 654 test pictures, no crop, no cap",
+        layout=depths.NYU_LAYOUT,
+        sequences=654,
+        frame_alignments=_FRAME,
+    ),
+    Protocol(
+        name="dycheck",
+        tasks=("video_depth", "depth", "pose", "points"),
+        reader=dycheck.read,
+        source="PAGE-4D: 13 captures, camera 0; first 120 frames for depth (cap 70 m; none frame by frame, where lidar "
+        "ends at 3 m anyway), stride 10 for pose; points as Easi3R, on the pose frames (their choice is not published)",
+        layout=dycheck.LAYOUT,
+        sequences=13,
+        max_depth=70.0,
+        alignments=_VIDEO,
+        frame_alignments=_FRAME,
+        points=PointSettings(crop=None, alignment="trajectory", icp_distance=None, normals=False),
+    ),
+    _SEVEN_SCENES,
+    replace(
+        _SEVEN_SCENES,
+        name="seven_scenes_raw",
+        reader=partial(scenes.read_seven_scenes, registered=False),
+        source="ours: seven_scenes with depth as downloaded, not registered to colour: does not compare with papers",
+    ),
+    Protocol(
+        name="nrgbd",
+        tasks=("points",),
+        reader=scenes.read_nrgbd,
+        source="Spann3R and CUT3R: a key frame every 500 (or half the scene), depth up to 10 m, central 224 × 224 of "
+        "512 × 384",
+        layout=scenes.NRGBD_LAYOUT,
+        sequences=9,
+        long_side=512,
+        points=_ICP,
+    ),
+    _DAVIS,
+    replace(
+        _DAVIS,
+        name="davis17",
+        reader=partial(davis.read, names=davis.VAL_2017),
+        source=_DAVIS.source.replace("DAVIS-16", "DAVIS-17"),
+        sequences=30,
+    ),
+    replace(
+        _DAVIS,
+        name="davis_all",
+        reader=davis.read,
+        source=_DAVIS.source.replace("DAVIS-16 validation", "every annotated video found (training and validation)"),
+        sequences=90,
+    ),
+    Protocol(
+        name="folder",
+        tasks=("pose", "video_depth", "depth", "points", "mask"),
+        reader=folder.read,
+        source="ours: a folder of one's own; no cap, points without crop",
+        layout=folder.LAYOUT,
+        alignments=_VIDEO,
+        frame_alignments=_FRAME,
+        points=PointSettings(crop=None, alignment="icp", icp_distance=0.1, normals=True),
+    ),
+)
+PROTOCOLS: dict[str, Protocol] = {entry.name: entry for entry in _ENTRIES}

@@ -1,0 +1,250 @@
+"""Files of published data sets, decoded: pictures, depth, flow, cameras, trajectories, masks.
+
+Every function takes a path and raises `UserError` with the file's name and a remedy where the file is missing,
+truncated or of another kind. Nothing here knows a data set.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from four_d.errors import UserError
+
+AGAIN = "unpack or download it again"
+SINTEL_TAG = 202021.25
+"""First float32 of .flo, .dpt and .cam; its bytes spell PIEH."""
+LARGEST_SIDE = 20_000
+"""Images in a header larger than this are taken for damage."""
+
+T = TypeVar("T")
+
+
+def _refused(path: Path, why: object, remedy: str = AGAIN) -> UserError:
+    return UserError(f"{path} {why}; {remedy}")
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _refused(path, f"cannot be read ({error.strerror or error})") from error
+
+
+def _text(path: Path) -> str:
+    try:
+        return _content(path).decode()
+    except UnicodeDecodeError as error:
+        raise _refused(path, "is not a text file") from error
+
+
+def _picture(path: Path, take: Callable[[Image.Image], T]) -> T:
+    """``take`` of the opened picture, loading errors named."""
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            return take(picture)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise _refused(path, f"is no readable picture ({error})") from error
+
+
+def image(path: Path) -> NDArray[np.uint8]:
+    """RGB, h w 3; greyscale is repeated, alpha dropped."""
+    return _picture(path, lambda picture: np.array(picture.convert("RGB")))
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Height and width, from the header alone."""
+    try:
+        with Image.open(path) as picture:
+            return picture.height, picture.width
+    except (OSError, SyntaxError) as error:
+        raise _refused(path, f"is no readable picture ({error})") from error
+
+
+def depth_png(path: Path, per_metre: float) -> NDArray[np.float32]:
+    """z-depth in metres of a PNG of 16 bits with ``per_metre`` counts to the metre; 0 = invalid."""
+
+    def take(picture: Image.Image) -> NDArray[np.float32]:
+        if not picture.mode.startswith("I"):
+            raise _refused(
+                path, f"has mode {picture.mode}, not one channel of 16 bits", "use the set's own depth files"
+            )
+        return (np.array(picture).astype(np.float64) / per_metre).astype(np.float32)
+
+    return _picture(path, take)
+
+
+def depth_npy(path: Path) -> NDArray[np.float32]:
+    """Depth as stored: h w, or h w 1 as DyCheck has it."""
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise _refused(path, f"is no readable .npy ({error})") from error
+    if values.ndim == 3 and values.shape[-1] == 1:
+        values = values[..., 0]
+    if values.ndim != 2 or values.dtype.kind not in "fiu":
+        raise _refused(
+            path, f"holds {values.dtype} {values.shape}, not depth of h × w", "use the set's own depth files"
+        )
+    return values.astype(np.float32)
+
+
+def _tagged(path: Path, channels: int) -> NDArray[np.float32]:
+    """Values, h w channels, of a file with tag, int32 width, int32 height and float32 values."""
+    content = _content(path)
+    if len(content) < 12 or np.frombuffer(content, "<f4", 1)[0] != SINTEL_TAG:
+        raise _refused(path, f"does not begin with the tag {SINTEL_TAG}")
+    width, height = (int(side) for side in np.frombuffer(content, "<i4", 2, offset=4))
+    if not (0 < width <= LARGEST_SIDE and 0 < height <= LARGEST_SIDE):
+        raise _refused(path, f"says it is {width} × {height}")
+    expected = 12 + 4 * channels * width * height
+    if len(content) != expected:
+        raise _refused(path, f"has {len(content)} bytes, {expected} are needed for {width} × {height}")
+    return np.frombuffer(content, "<f4", offset=12).reshape(height, width, channels).astype(np.float32)
+
+
+def depth_dpt(path: Path) -> NDArray[np.float32]:
+    """Sintel's .dpt: depth h w as stored; the sky is large and finite."""
+    return _tagged(path, 1)[..., 0]
+
+
+def flow_flo(path: Path) -> NDArray[np.float32]:
+    """Middlebury's .flo: h w (u, v) in pixels to the next frame."""
+    return _tagged(path, 2)
+
+
+def camera_cam(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sintel's .cam: intrinsics 3 3 as stored (pixels count from the centre) and camera_from_world 4 4."""
+    content = _content(path)
+    if len(content) < 4 or np.frombuffer(content, "<f4", 1)[0] != SINTEL_TAG:
+        raise _refused(path, f"does not begin with the tag {SINTEL_TAG}")
+    if len(content) != 4 + 8 * 21:
+        raise _refused(path, f"has {len(content)} bytes, a camera has {4 + 8 * 21}")
+    values = np.frombuffer(content[4:], "<f8")
+    if not np.isfinite(values).all():
+        raise _refused(path, "holds values that are not finite")
+    pose = np.eye(4)
+    pose[:3] = values[9:].reshape(3, 4)
+    return values[:9].reshape(3, 3).copy(), pose
+
+
+def pfm(path: Path) -> NDArray[np.float32]:
+    """PFM: h w (Pf) or h w 3 (PF), rows turned to top first; the sign of the scale line is the byte order."""
+    content = _content(path)
+    head = re.match(rb"(P[Ff])\s+(\d+)\s+(\d+)\s+(-?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)\s", content[:200])
+    if head is None:
+        raise _refused(path, "is no PFM")
+    channels = 3 if head[1] == b"PF" else 1
+    width, height, order = int(head[2]), int(head[3]), "<f4" if float(head[4]) < 0 else ">f4"
+    expected = head.end() + 4 * channels * width * height
+    if len(content) != expected:
+        raise _refused(path, f"has {len(content)} bytes, {expected} are needed for {width} × {height}")
+    values = np.frombuffer(content, order, offset=head.end()).reshape(height, width, channels)[::-1]
+    return (values if channels == 3 else values[..., 0]).astype(np.float32)
+
+
+def mask(path: Path) -> NDArray[np.bool_]:
+    """Where any object is annotated, h w. In a palette 0 is background and 255, void, counts as background too."""
+
+    def take(picture: Image.Image) -> NDArray[np.bool_]:
+        if picture.mode == "P":
+            values = np.array(picture)
+            return (values > 0) & (values < 255)
+        if picture.mode.startswith("I"):
+            return np.array(picture) > 0
+        return np.array(picture.convert("RGB")).any(-1)
+
+    return _picture(path, take)
+
+
+def matrix(path: Path, rows: int, columns: int) -> NDArray[np.float64]:
+    """Numbers of a text file, separated by spaces and line ends; may hold inf and nan (ScanNet's lost poses)."""
+    return matrices(path, rows, columns, most=1)[0]
+
+
+def matrices(path: Path, rows: int, columns: int, most: int | None = None) -> NDArray[np.float64]:
+    """As `matrix`, as many as the file holds: n rows columns."""
+    words = _text(path).split()
+    size = rows * columns
+    try:
+        values = np.array([float(word) for word in words])
+    except ValueError as error:
+        raise _refused(path, f"holds what is no number ({error})") from error
+    count = len(values) // size
+    if not count or len(values) != count * size or (most is not None and count > most):
+        raise _refused(path, f"holds {len(values)} numbers, a matrix has {rows} × {columns}")
+    return values.reshape(count, rows, columns)
+
+
+def stamped(path: Path) -> tuple[NDArray[np.float64], list[str]]:
+    """Times (s) and the rest of each line of a list like TUM's rgb.txt; # begins a comment; commas count as spaces."""
+    times: list[float] = []
+    rest: list[str] = []
+    for number, line in enumerate(_text(path).splitlines(), start=1):
+        words = line.replace(",", " ").split(maxsplit=1)
+        if not words or words[0].startswith("#"):
+            continue
+        try:
+            times.append(float(words[0]))
+            rest.append(words[1].strip())
+        except (ValueError, IndexError) as error:
+            raise UserError(f"{path}:{number} is not 'time name': {line[:60]!r}; {AGAIN}") from error
+    if not times:
+        raise _refused(path, "lists nothing; expected lines 'time name'")
+    return np.array(times), rest
+
+
+def associate(
+    a: NDArray[np.float64], b: NDArray[np.float64], within: float
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Indices of times that belong together, ascending in ``a``: the closest pair first, each time used once.
+
+    As TUM's own tool: pairs differ by less than ``within`` seconds. (`metrics.pose.associate` is evo's rule.)
+    """
+    order = np.argsort(b, kind="stable")
+    ranked = b[order]
+    low, high = np.searchsorted(ranked, a - within, "left"), np.searchsorted(ranked, a + within, "right")
+    first = np.repeat(np.arange(len(a)), high - low)
+    second = np.concatenate([order[i:j] for i, j in zip(low, high)] or [order[:0]])
+    apart = np.abs(a[first] - b[second])
+    ranking = np.lexsort((b[second], a[first], apart))
+    pairs: dict[int, int] = {}
+    used: set[int] = set()
+    for i, j in zip(first[ranking].tolist(), second[ranking].tolist()):
+        if i not in pairs and j not in used and abs(a[i] - b[j]) < within:
+            pairs[i] = j
+            used.add(j)
+    chosen = sorted(pairs, key=lambda i: float(a[i]))
+    return np.array(chosen, np.intp), np.array([pairs[i] for i in chosen], np.intp)
+
+
+def camera_nerfies(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64], tuple[int, int]]:
+    """A camera as JSON of Nerfies and DyCheck: world_from_camera 4 4, intrinsics 3 3, (height, width) it is for.
+
+    ``orientation`` holds the rotation of camera_from_world, ``position`` the camera's centre; axes are OpenCV's and
+    pixel (0, 0) is the corner (Nerfies casts rays through x + 0.5). Distortion must be zero.
+    """
+    try:
+        content = json.loads(_text(path))
+        rotation = np.array(content["orientation"], np.float64).reshape(3, 3)
+        pose = np.eye(4)
+        pose[:3, :3], pose[:3, 3] = rotation.T, np.array(content["position"], np.float64)
+        focal, aspect = float(content["focal_length"]), float(content.get("pixel_aspect_ratio", 1.0))
+        x, y = map(float, content["principal_point"])
+        skew, (width, height) = float(content.get("skew", 0.0)), content["image_size"]
+        bent = np.array([*content.get("radial_distortion", ()), *content.get("tangential_distortion", ())], np.float64)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _refused(path, f"is no camera of Nerfies or DyCheck ({error!r})") from error
+    if np.abs(bent).max(initial=0.0) > 1e-9 or abs(skew) > 1e-9:
+        raise _refused(path, "has distortion or skew", "undistort the pictures first")
+    return pose, np.array([[focal, 0, x], [0, focal * aspect, y], [0, 0, 1]]), (int(height), int(width))

@@ -1,0 +1,142 @@
+"""Static rooms: ScanNet (pose), 7-Scenes and Neural RGB-D (point maps)."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from four_d.errors import UserError
+from four_d.protocols import decode, files
+from four_d.protocols.sequence import Sequence, Task
+from four_d.types import Cameras
+
+SCANNET_LAYOUT = "scene0707_00/{color/0.jpg,pose/0.txt,intrinsic/intrinsic_color.txt} and so on (unpacked .sens)"
+SCANNET_STRIDE, SCANNET_FRAMES, SCANNET_FPS = 3, 90, 30.0
+
+SEVEN_SCENES_LAYOUT = "chess/{TestSplit.txt,seq-03/frame-000000.{color.png,depth.proj.png,pose.txt}} and so on"
+SEVEN_SCENES_CAMERA = (525.0, 525.0, 320.0, 240.0)
+"""fx fy cx cy that published evaluations take; nominal, the picture's middle, so from the corner."""
+
+NRGBD_LAYOUT = "breakfast_room/{images/img0.png,depth/depth0.png,poses.txt} and so on"
+NRGBD_CAMERA = (554.2562584220408, 554.2562584220408, 320.0, 240.0)
+"""Of the renderer, from the corner."""
+
+FARTHEST = 10.0
+"""Depth beyond this (m) is no truth in either set."""
+_POINTS: tuple[Task, ...] = ("points",)
+
+
+def read_scannet(root: Path, only: tuple[str, ...] | None = None) -> list[Sequence]:
+    """Every scene found: frames 0, 3, …, 267. Frames whose pose was lost (-inf) have unknown cameras."""
+    scenes = sorted(path.name for path in files.folder(root, SCANNET_LAYOUT).glob("scene*") if path.is_dir())
+    if not scenes:
+        raise files.missing(root / "scene*", SCANNET_LAYOUT)
+    return [_scannet(root / name) for name in files.chosen(scenes, only)]
+
+
+def _scannet(where: Path) -> Sequence:
+    pictures = files.listed(where / "color", "*.jpg", SCANNET_LAYOUT, key=files.number)
+    pictures = pictures[: SCANNET_STRIDE * SCANNET_FRAMES : SCANNET_STRIDE]
+    poses = [files.file(where / "pose" / f"{path.stem}.txt", SCANNET_LAYOUT) for path in pictures]
+    intrinsics = files.file(where / "intrinsic" / "intrinsic_color.txt", SCANNET_LAYOUT)
+    return Sequence(
+        name=where.name,
+        frames=len(pictures),
+        times=files.frame_times(len(pictures), SCANNET_FPS / SCANNET_STRIDE),
+        tasks=("pose",),
+        images=partial(files.images, pictures),
+        cameras=partial(_scannet_cameras, poses, intrinsics),
+    )
+
+
+def _scannet_cameras(poses: list[Path], intrinsics: Path) -> Cameras:
+    """The calibration is OpenCV's: its principal point counts from pixel centres."""
+    k = decode.matrix(intrinsics, 4, 4)[:3, :3].copy()
+    k[:2, 2] += 0.5
+    return files.cameras(np.stack([decode.matrix(path, 4, 4) for path in poses]), k)
+
+
+def read_seven_scenes(
+    root: Path, only: tuple[str, ...] | None = None, *, every: int = 200, registered: bool = True
+) -> list[Sequence]:
+    """The test sequences of every scene found, a key frame every ``every``; named ``chess/seq-03``.
+
+    Args:
+        root: holds the scenes' folders.
+        only: names to list; None = all.
+        every: frames from one key frame to the next.
+        registered: read ``depth.proj.png``, depth carried into the colour camera (made by scripts that several
+            relocalisation projects share), as published code does. False: ``depth.png`` as downloaded, which is
+            another camera's; figures on it do not compare.
+
+    """
+    splits = files.listed(root, "*/TestSplit.txt", SEVEN_SCENES_LAYOUT, key=lambda path: path.parent.name)
+    names = [f"{path.parent.name}/{name}" for path in splits for name in _split(path)]
+    depth = "depth.proj.png" if registered else "depth.png"
+    return [_seven_scenes(root / name, name, every, depth) for name in files.chosen(names, only)]
+
+
+def _split(path: Path) -> list[str]:
+    """``sequence3`` of a line → ``seq-03``."""
+    try:
+        lines = path.read_text().split()
+        return [f"seq-{int(''.join(filter(str.isdigit, line))):02d}" for line in lines]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a list like 'sequence3' ({error}); unpack it again") from error
+
+
+def _seven_scenes(where: Path, name: str, every: int, depth: str) -> Sequence:
+    pictures = files.listed(where, "frame-*.color.png", SEVEN_SCENES_LAYOUT, key=files.number)[::every]
+    stems = [path.name.removesuffix(".color.png") for path in pictures]
+    layout = SEVEN_SCENES_LAYOUT + "; with depth.png alone use protocol=seven_scenes_raw"
+    maps = [files.file(where / f"{stem}.{depth}", layout) for stem in stems]
+    poses = [files.file(where / f"{stem}.pose.txt", SEVEN_SCENES_LAYOUT) for stem in stems]
+    return Sequence(
+        name=name,
+        frames=len(pictures),
+        times=files.frame_times(len(pictures), 30.0 / every),
+        tasks=_POINTS,
+        images=partial(files.images, pictures),
+        cameras=partial(_posed, poses),
+        depth=partial(files.depth, maps, files.millimetres(), FARTHEST),
+    )
+
+
+def _posed(poses: list[Path]) -> Cameras:
+    k = files.pinhole(*SEVEN_SCENES_CAMERA, centre_origin=False)
+    return files.cameras(np.stack([decode.matrix(path, 4, 4) for path in poses]), k)
+
+
+def read_nrgbd(root: Path, only: tuple[str, ...] | None = None, *, every: int = 500) -> list[Sequence]:
+    """Every scene found, a key frame every ``every``, or every half of its frames if that is less."""
+    scenes = files.listed(root, "*/poses.txt", NRGBD_LAYOUT, key=lambda path: path.parent.name)
+    names = [path.parent.name for path in scenes]
+    return [_nrgbd(root / name, every) for name in files.chosen(names, only)]
+
+
+def _nrgbd(where: Path, every: int) -> Sequence:
+    pictures = files.listed(where / "images", "img*.png", NRGBD_LAYOUT, key=files.number)
+    stride = max(1, min(every, len(pictures) // 2))
+    pictures = pictures[::stride]
+    numbers = [files.number(path) for path in pictures]
+    maps = [files.file(where / "depth" / f"depth{n}.png", NRGBD_LAYOUT) for n in numbers]
+    return Sequence(
+        name=where.name,
+        frames=len(pictures),
+        times=files.frame_times(len(pictures), 30.0 / stride),
+        tasks=_POINTS,
+        images=partial(files.images, pictures),
+        cameras=partial(_nrgbd_cameras, where / "poses.txt", numbers),
+        depth=partial(files.depth, maps, files.millimetres(), FARTHEST),
+    )
+
+
+def _nrgbd_cameras(path: Path, numbers: list[int]) -> Cameras:
+    """poses.txt holds world_from_camera with OpenGL's axes, four lines a frame; nan where it was lost."""
+    poses = decode.matrices(path, 4, 4)
+    if len(poses) <= max(numbers):
+        raise UserError(f"{path} has {len(poses)} poses, none for img{max(numbers)}; unpack the scene again")
+    k = files.pinhole(*NRGBD_CAMERA, centre_origin=False)
+    return files.cameras(poses[numbers] @ np.diag([1.0, -1, -1, 1]), k)
