@@ -5,6 +5,7 @@ from __future__ import annotations
 from four_d.losses.camera import CameraLoss
 from four_d.losses.dense import DepthLoss, PointsLoss
 from four_d.losses.dynamic import DynamicLoss
+from four_d.losses.track import TrackLoss
 
-LossConfig = CameraLoss | DepthLoss | PointsLoss | DynamicLoss
+LossConfig = CameraLoss | DepthLoss | PointsLoss | DynamicLoss | TrackLoss
 """All terms there are: ``term(prediction, views, targets) -> scalar``, not yet multiplied by ``term.weight``."""

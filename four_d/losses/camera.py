@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from four_d.errors import UserError
 from four_d.geometry import encode_cameras
+from four_d.layers import full_precision
 from four_d.losses.reduction import Over, group_mean, grouped, nothing
 from four_d.types import Clip, Prediction, Views
 
@@ -61,7 +62,8 @@ class CameraLoss:
             raise UserError("the camera loss needs pose encodings; add a head of kind camera or remove the loss")
         if targets.cameras is None:
             return nothing(encodings)
-        target = encode_cameras(targets.cameras, *targets.images.shape[-2:])
+        with full_precision(encodings.device):
+            target = encode_cameras(targets.cameras, *targets.images.shape[-2:])
         errors = encoding_errors(encodings, target.to(encodings.dtype), self.huber_delta)
         keep = self.counted(targets)
         total = nothing(encodings)

@@ -1,6 +1,7 @@
 """Depth and point terms: error, error weighed by confidence, and shape (VGGT, arXiv 2503.11651 §3.4).
 
-Where paper and released training differ, this is the released training.
+Where paper and released training differ, the defaults are the released training, and the overlay vggt_paper_losses is
+the paper.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch.nn import functional
 
 from four_d.errors import UserError
 from four_d.geometry import unproject
+from four_d.layers import full_precision
 from four_d.losses.reduction import Over, below_quantile, group_mean, grouped, nothing
 from four_d.types import Clip, Prediction, Views
 
@@ -28,6 +30,9 @@ SMALLEST = 1e-16
 
 Maps = Float[Tensor, "b f h w c"]
 Masks = Bool[Tensor, "b f h w"]
+Weighing = Literal["plain", "confidence", "likelihood"]
+"""How errors of gradients count: as they are (released training); times the confidence (paper); or as errors of pixels,
+γ·e·c − α·log c, the logarithm also where nothing is valid (an option of the released training)."""
 
 
 def confidence_weighted(
@@ -49,12 +54,27 @@ def gradient_errors(predicted: Maps, target: Maps, valid: Masks) -> list[Float[T
     return results
 
 
-def gradient_term(predicted: Maps, target: Maps, valid: Masks, over: Over = "clip") -> Float[Tensor, "g"]:
-    """Sum of `gradient_errors` per valid number, averaged over four scales (every 1st, 2nd, 4th, 8th pixel)."""
+def gradient_term(
+    predicted: Maps,
+    target: Maps,
+    valid: Masks,
+    over: Over = "clip",
+    confidence: Float[Tensor, "b f h w"] | None = None,
+    gamma: float = 1.0,
+    alpha: float = 0.0,
+) -> Float[Tensor, "g"]:
+    """Sum of `gradient_errors` per valid number, averaged over four scales (every 1st, 2nd, 4th, 8th pixel).
+
+    With ``confidence`` they are first weighed by that of the right or the lower one of the two pixels.
+    """
     total = grouped(predicted, over)[:, :0].sum(-1)
     for step in (2**scale for scale in range(GRADIENT_SCALES)):
         mask = valid[..., ::step, ::step]
         errors = gradient_errors(predicted[..., ::step, ::step, :], target[..., ::step, ::step, :], mask)
+        if confidence is not None:
+            sure = confidence[..., ::step, ::step, None]
+            seconds = (sure[..., 1:, :], sure[..., 1:, :, :])
+            errors = [confidence_weighted(e, c.expand_as(e), gamma, alpha) for e, c in zip(errors, seconds)]
         summed = sum(grouped(each, over).sum(-1) for each in errors)
         total = total + summed / (grouped(mask, over).sum(-1) * predicted.shape[-1]).clamp_min(1)
     return total / GRADIENT_SCALES
@@ -114,6 +134,7 @@ class PixelTerms:
     """Weight of the error weighed by confidence."""
     gamma: float = 1.0
     alpha: float = 0.2
+    gradient_by: Weighing = "plain"
     quantile: float | None = 0.98
     """Errors above this quantile are left out, where more than 1,000 are; None: never."""
     min_valid: int = 100
@@ -127,6 +148,14 @@ class PixelTerms:
         limited = errors.clamp_max(LIMIT)
         weighed = confidence_weighted(limited, confidence, self.gamma, self.alpha).clamp(-LIMIT, LIMIT)
         return self.regression * self.mean(limited, valid) + self.confidence * self.mean(weighed, valid)
+
+    def gradients(
+        self, predicted: Maps, target: Maps, confidence: Float[Tensor, "b f h w"], valid: Masks
+    ) -> Float[Tensor, "g"]:
+        """`gradient_term` of each group, weighed as ``gradient_by`` says."""
+        sure = None if self.gradient_by == "plain" else confidence
+        alpha = self.alpha if self.gradient_by == "likelihood" else 0.0
+        return gradient_term(predicted, target, valid, self.over, sure, self.gamma, alpha)
 
     def mean(self, errors: Float[Tensor, "b f h w"], valid: Masks) -> Float[Tensor, "g"]:
         """Trimmed mean of each group."""
@@ -160,13 +189,16 @@ class DepthLoss:
             return nothing(depth, confidence)
         truth, valid = targets.depth, targets.valid
         values = self.pixels((depth - truth).abs(), confidence, valid)
-        values = values + self.gradient * gradient_term(depth[..., None], truth[..., None], valid, self.pixels.over)
+        if self.gradient:
+            values = values + self.gradient * self.pixels.gradients(
+                depth[..., None], truth[..., None], confidence, valid
+            )
         return self.pixels.reduce(values, valid)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PointsLoss:
-    """Error of points in the first frame's camera coordinates, in the clip's unit, and of their normals.
+    """Error of points in the first frame's camera coordinates, in the clip's unit, and of their shape.
 
     Truth comes from depth and cameras.
     """
@@ -175,7 +207,9 @@ class PointsLoss:
     weight: float = 1.0
     pixels: PixelTerms = field(default_factory=PixelTerms)
     normal: float = 1.0
-    """Weight of `normal_term`."""
+    """Weight of `normal_term` (released training)."""
+    gradient: float = 0.0
+    """Weight of `gradient_term` (paper)."""
 
     def __call__(self, prediction: Prediction, views: Views | None, targets: Clip) -> Float[Tensor, ""]:  # noqa: ARG002 - all terms have one signature
         """UserError without a points head; 0 without true depth and cameras."""
@@ -184,9 +218,13 @@ class PointsLoss:
             raise UserError("the points loss needs points; add a head {kind: dense, output: points} or remove the loss")
         if targets.depth is None or targets.valid is None or targets.cameras is None:
             return nothing(points, confidence)
-        truth, valid = unproject(targets.depth, targets.cameras), targets.valid
+        with full_precision(points.device):
+            truth, valid = unproject(targets.depth, targets.cameras), targets.valid
         if targets.cameras.known is not None:
             valid = valid & targets.cameras.known[..., None, None]
         values = self.pixels(length(points - truth, -1), confidence, valid)
-        values = values + self.normal * normal_term(points, truth, valid, self.pixels.over)
+        if self.normal:
+            values = values + self.normal * normal_term(points, truth, valid, self.pixels.over)
+        if self.gradient:
+            values = values + self.gradient * self.pixels.gradients(points, truth, confidence, valid)
         return self.pixels.reduce(values, valid)
