@@ -162,7 +162,7 @@ def mask(path: Path) -> NDArray[np.bool_]:
             return (values > 0) & (values < 255)
         if picture.mode.startswith("I"):
             return np.array(picture) > 0
-        return np.array(picture.convert("RGB")).any(-1)
+        return np.array(picture.convert("RGB")).max(-1) > 0
 
     return _picture(path, take)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from four_d.errors import UserError
 from four_d.protocols import decode, files
-from four_d.protocols.sequence import Sequence
+from four_d.protocols.sequence import Sequence, Task
 from four_d.types import Cameras
 
 LAYOUT = "apple/{rgb/1x/0_00000.png,depth/1x/0_00000.npy,camera/0_00000.json} and so on"
@@ -36,7 +36,7 @@ def _capture(where: Path) -> list[Sequence]:
     pictures = files.listed(where / "rgb" / "1x", "0_*.png", LAYOUT, key=files.number)
     rate = _rate(where / "extra.json")
     first, tenth = pictures[:DEPTH_FRAMES], pictures[::POSE_STRIDE]
-    parts = [(first, ("video_depth", "depth")), (tenth, ("pose", "points"))]
+    parts: list[tuple[list[Path], tuple[Task, ...]]] = [(first, ("video_depth", "depth")), (tenth, ("pose", "points"))]
     result: list[Sequence] = []
     for chosen, tasks in parts:
         maps = [files.file(where / "depth" / "1x" / f"{path.stem}.npy", LAYOUT) for path in chosen]

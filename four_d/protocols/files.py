@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from four_d.errors import UserError
 from four_d.protocols import decode
 from four_d.protocols.sequence import Depth
 from four_d.types import Cameras
+
+N = TypeVar("N", bound=np.generic)
 
 PICTURES = (".png", ".jpg", ".jpeg")
 
@@ -94,7 +97,7 @@ def cameras(poses: NDArray[np.float64], intrinsics: NDArray[np.float64]) -> Came
         intrinsics: 3 3 or f 3 3, corner origin.
 
     """
-    known = np.isfinite(poses).all((1, 2))
+    known = np.asarray(np.isfinite(poses).all((1, 2)))
     poses = np.where(known[:, None, None], poses, np.eye(4))
     return Cameras(
         world_from_camera=torch.from_numpy(poses),
@@ -127,7 +130,7 @@ def millimetres() -> Callable[[Path], NDArray[np.float32]]:
     return partial(decode.depth_png, per_metre=1000.0)
 
 
-def _stacked(frames: Sequence[NDArray[np.generic]], paths: Sequence[Path]) -> NDArray:
+def _stacked(frames: Sequence[NDArray[N]], paths: Sequence[Path]) -> NDArray[N]:
     for frame, path in zip(frames, paths, strict=True):
         if frame.shape != frames[0].shape:
             raise UserError(

@@ -47,7 +47,7 @@ def _sequence(where: Path) -> Sequence:
     if posed:
         tasks.append("pose")
     if depth is not None:
-        tasks += ["video_depth", "depth"]
+        tasks.extend(("video_depth", "depth"))
     if posed and depth is not None:
         tasks.append("points")
     if masks is not None:

@@ -62,7 +62,7 @@ def _sequence(training: Path, name: str, parts: set[str], for_depth: bool, thres
     if "camdata_left" in parts and name in POSE:
         tasks.append("pose")
     if "depth" in parts and for_depth:
-        tasks += ["video_depth", "depth"]
+        tasks.extend(("video_depth", "depth"))
     moving = parts == kinds.keys()
     if moving:
         tasks.append("mask")
@@ -83,7 +83,8 @@ def _cameras(paths: list[Path]) -> Cameras:
     stored = [decode.camera_cam(path) for path in paths]
     intrinsics = np.stack([k for k, _ in stored])
     intrinsics[:, :2, 2] += 0.5
-    return files.cameras(np.linalg.inv(np.stack([pose for _, pose in stored])), intrinsics)
+    poses = np.linalg.inv(np.stack([pose for _, pose in stored])).astype(np.float64)
+    return files.cameras(poses, intrinsics)
 
 
 def _masks(depth: list[Path], cameras: list[Path], flow: list[Path], threshold: float) -> NDArray[np.bool_]:

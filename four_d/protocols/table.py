@@ -152,8 +152,8 @@ _ENTRIES = (
         name="tum",
         tasks=("pose",),
         reader=rgbd.read_tum_dynamics,
-        source="MonST3R's later preparation, CUT3R, PAGE-4D: 90 frames at stride 3. MonST3R's first version (ATE 0.098) "
-        "was on other data, VGGT4D and Easi3R use stride 30: never in one table",
+        source="MonST3R's later preparation, CUT3R, PAGE-4D: 90 frames at stride 3. MonST3R's first (ATE 0.098) was on "
+        "other data, VGGT4D and Easi3R use stride 30: never in one table",
         layout=rgbd.TUM_LAYOUT,
         sequences=8,
     ),
