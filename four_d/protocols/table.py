@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
-from typing import Protocol as TypingProtocol
 
 from four_d.errors import UserError
 from four_d.protocols import davis, depths, dycheck, folder, rgbd, scenes, sintel
@@ -38,21 +38,14 @@ class PointSettings:
     """Whether normal consistency is part of the protocol."""
 
 
-class Reader(TypingProtocol):
-    """Lists the sequences under a root; reads no picture."""
-
-    def __call__(self, root: Path, only: tuple[str, ...] | None = None) -> list[Sequence]:
-        """Sequences in the protocol's order, those named in ``only`` (all if None)."""
-        ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
     """One published protocol: what to read and how to score it."""
 
     name: str
     tasks: tuple[Task, ...]
-    reader: Reader
+    reader: Callable[[Path, tuple[str, ...] | None], list[Sequence]]
+    """What `open` calls."""
     source: str
     """Whose published code it follows, and where papers differ."""
     layout: str
