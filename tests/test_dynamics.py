@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from four_d.backbones.alternating import AlternatingConfig
 from four_d.backbones.dynamics import Dynamics, DynamicsConfig, patch_shares, schedule
@@ -67,6 +68,13 @@ def test_a_rank_one_bias_equals_an_explicit_additive_mask(backend: str) -> None:
         torch.autograd.grad(folded.sin().sum(), leaves), torch.autograd.grad(explicit.sin().sum(), leaves)
     ):
         torch.testing.assert_close(one, two, atol=1e-12, rtol=0)
+
+
+def test_a_biased_attention_needs_no_mask_and_runs_on_the_fused_kernel() -> None:
+    q, k, v, rows, keys = (draw(*shape, dtype=torch.float32) for shape in [(1, 2, 9, 16)] * 3 + [(1, 9)] * 2)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # which takes no mask, and raises where it cannot run
+        fused = attention(q, k, v, "sdpa", (rows, keys))
+    torch.testing.assert_close(fused, attention(q, k, v, "matmul", (rows, keys)))
 
 
 @pytest.mark.gpu
@@ -189,6 +197,13 @@ def test_the_mask_follows_the_frames_but_for_the_first() -> None:
     model, images = make_model(), draw(1, 4, 3, 16, 24).sigmoid()
     order = [0, 3, 1, 2]
     torch.testing.assert_close(model(clip_of(images[:, order])).dynamic, model(clip_of(images)).dynamic[:, order])
+
+
+def test_images_with_an_alpha_channel_are_one_clear_error() -> None:
+    clip = clip_of(draw(1, 2, 3, 16, 24).sigmoid())
+    object.__setattr__(clip, "images", torch.rand(1, 2, 4, 16, 24))  # past the type checks that only tests have
+    with pytest.raises(UserError, match="4 channels, the model takes RGB"):
+        make_model()(clip)
 
 
 @pytest.mark.parametrize("wrong", [{"after": 3}, {"rounds": (1, 1)}, {"rounds": (2, 4)}, {"hold": (5, 2)}])

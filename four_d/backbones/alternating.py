@@ -142,8 +142,8 @@ class AlternatingBackbone(nn.Module):
         self.kept = kept
 
     def forward(self, clip: Clip) -> Tokens:
-        """Raises UserError if the image's sides are not multiples of the patch size."""
-        grid = self._grid(*clip.images.shape[-2:])
+        """Raises UserError if images are not RGB or their sides not multiples of the patch size."""
+        grid = self._grid(*clip.images.shape[-3:])
         x = self._embed(clip.images)
         special = 1 + self.register_token.shape[2]
         maps, dynamic_logits = self._alternate(x, grid, special, clip)
@@ -161,8 +161,10 @@ class AlternatingBackbone(nn.Module):
         if self.dynamics is not None:
             self.dynamics.at_step(step)
 
-    def _grid(self, height: int, width: int) -> tuple[int, int]:
+    def _grid(self, channels: int, height: int, width: int) -> tuple[int, int]:
         size = self.patch_size
+        if channels != 3:
+            raise UserError(f"images have {channels} channels, the model takes RGB; convert them (and drop any alpha)")
         if height % size or width % size:
             near = (max(round(height / size), 1) * size, max(round(width / size), 1) * size)
             raise UserError(
