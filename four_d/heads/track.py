@@ -389,11 +389,13 @@ class TrackHead(nn.Module):
         return functional.gelu(self.feature_step(normed))
 
 
-def check_queries(queries: Float[Tensor, "b n 3"], clip: Clip) -> None:
+def check_queries(queries: Float[Tensor, "*b"], clip: Clip) -> None:
     """UserError unless every point is a pixel of the clip, and all clips of the batch ask for the same frames."""
     b, f, _, height, width = clip.images.shape
     if queries.ndim != 3 or queries.shape[0] != b or queries.shape[2] != 3 or not queries.shape[1]:
         raise UserError(f"query_points are {tuple(queries.shape)}; give ({b}, n, 3) numbers: frame, x, y")
+    if bool((queries[..., 0] != queries[..., 0].floor()).any()):
+        raise UserError("query_points hold a frame that is not a whole number; they are (frame, x, y)")
     most = torch.tensor([f - 1, width, height], device=queries.device, dtype=queries.dtype)
     inside = ((queries >= 0) & (queries <= most)).all(-1)
     if not bool(inside.all()):

@@ -28,9 +28,9 @@ NEAREST = 1e-6
 class PixelTruth:
     """Where points truly are in every frame."""
 
-    pixels: Float[Tensor, "b f n 2"]
-    visible: Bool[Tensor, "b f n"]
-    valid: Bool[Tensor, "b f n"]
+    pixels: Float[Tensor, "*b f n 2"]
+    visible: Bool[Tensor, "*b f n"]
+    valid: Bool[Tensor, "*b f n"]
     """Where ``pixels`` means something, seen or not."""
 
 
