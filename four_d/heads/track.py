@@ -253,9 +253,11 @@ class UpdateTransformer(nn.Module):
         self.points_from_virtual = blocks(cross=True)
         self.norm_out = nn.LayerNorm(hidden)
         self.out = nn.Linear(hidden, out)
-        # Small first steps. The published initialisation, in effect.
-        nn.init.trunc_normal_(self.out.weight, std=0.001)
-        nn.init.zeros_(self.out.bias)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.trunc_normal_(self.out.weight, std=0.001)  # small first steps
 
     def forward(self, tokens: Float[Tensor, "b f n c"]) -> Float[Tensor, "b f n o"]:
         """One row per point and frame."""
