@@ -136,8 +136,9 @@ def test_aria_digital_twin_through_folder(tmp_path: Path) -> None:
     order = [frame["camera"] for frame in meta["frames"] if frame["camera"].startswith("slam")]
     left, right = order.index("slam_left"), order.index("slam_right")
     assert_only_this_reading_fits(depth, cameras, (left, right), 0.003)
-    shifted = replace(cameras, intrinsics=cameras.intrinsics + torch.tensor([[0, 0, 8.0], [0, 0, 8.0], [0, 0, 0]]))
-    assert carried(depth, shifted, left, right) > 2 * carried(depth, cameras, left, right)
+    for shift in (-0.5, 0.5):  # so half a pixel of the principal point is seen: the corner origin is right
+        moved = replace(cameras, intrinsics=cameras.intrinsics + torch.from_numpy(2 * shift * HALF).float())
+        assert carried(depth, moved, left, right) > 1.3 * carried(depth, cameras, left, right)
 
 
 def test_aria_depth_read_along_the_ray_does_not_fit(tmp_path: Path) -> None:
