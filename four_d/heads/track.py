@@ -277,7 +277,7 @@ class UpdateTransformer(nn.Module):
 class TrackHead(nn.Module):
     """Sets the ``pixel_track`` fields for ``clip.query_points``, or for its own grid. Always in full precision.
 
-    In a query's own frame the track is the query, exactly. Points of different frames are followed separately, each
+    In a query's own frame the track is the query. Points of different frames are followed separately, each
     with its frame as the first: the transformer tells only that one from the others. Without any points to follow
     nothing is set.
     """
@@ -337,7 +337,7 @@ class TrackHead(nn.Module):
             order = torch.arange(maps.shape[1], device=maps.device)
             order = torch.cat([order[frame : frame + 1], order[:frame], order[frame + 1 :]])
             chosen.append((frames == frame).nonzero()[:, 0])
-            found = self.follow(maps[:, order], queries[:, chosen[-1], 1:])
+            found = self.follow(maps[:, order] if frame else maps, queries[:, chosen[-1], 1:])
             groups.append([each.index_select(-3, order.argsort()) for each in found])
         place = torch.cat(chosen).argsort()
         stages, visible, confidence = (torch.cat(each, dim=-2).index_select(-2, place) for each in zip(*groups))
