@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run_verbs(verbs)
     _add_file_verbs(verbs)
     _add_data_verbs(verbs)
+    _add_weights_verbs(verbs)
     _add_config_verbs(verbs)
     return parser
 
@@ -120,7 +121,11 @@ def _add_data_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     make.add_argument("--frames", type=int, default=24, help="per camera")
     make.add_argument("--size", type=_size, default=(128, 128), metavar="WxH", help="as 128 or 160x120")
     make.add_argument(
-        "--moving", type=_shares, default=(0.035, 0.4), metavar="A:B", help="share of the picture that moves, as 0.1:0.5"
+        "--moving",
+        type=_shares,
+        default=(0.035, 0.4),
+        metavar="A:B",
+        help="share of the picture that moves, as 0.1:0.5",
     )
     make.add_argument("--held-out", action="store_true", help="worlds with textures and shapes never trained on")
     check = _verb(data, "check", _data_check, "Verify shards against the layout and their geometry; exit 1 if wrong.")
@@ -133,6 +138,32 @@ def _add_data_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     show.add_argument("folder", type=Path)
     show.add_argument("--clip", default="0", metavar="INDEX|KEY")
     show.add_argument("--out", type=Path, default=Path(), metavar="DIR")
+
+
+def _add_weights_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    weights = verbs.add_parser("weights", help="list, convert and verify weights of other projects")
+    weights = weights.add_subparsers(required=True, metavar="VERB")
+    _verb(weights, "list", _weights_list, "Weights that can be converted, their licences, and reference models here.")
+    convert = _verb(weights, "convert", _weights_convert, "Write other projects' weights as a model of ours, or back.")
+    convert.add_argument("kind", metavar="KIND", help="vggt, page_4d or dinov2")
+    convert.add_argument("source", type=Path, metavar="SRC", help="a .safetensors, .pt or .pth file")
+    convert.add_argument(
+        "out", type=Path, metavar="OUT", help="the folder to make (with --reverse: a .safetensors file)"
+    )
+    convert.add_argument(
+        "--config",
+        nargs="+",
+        default=[],
+        metavar="CONFIG|key=value",
+        help="the model's sizes, as vggt overlays/large (default: by the tensors' shapes)",
+    )
+    convert.add_argument("--name", help="which of `weights list` it is: its source and licence go onto the card")
+    convert.add_argument("--reverse", action="store_true", help="SRC is a model of ours, OUT gets KIND's names")
+    convert.add_argument("--overwrite", action="store_true", help="replace whatever OUT holds")
+    verify = _verb(
+        weights, "verify", _weights_verify, "Compare our outputs with a golden case's; exit 1 if they differ."
+    )
+    verify.add_argument("case", type=Path, metavar="CASE_DIR", help="case.json, weights, inputs and outputs")
 
 
 def _add_config_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
@@ -270,6 +301,33 @@ def _data_show(arguments: argparse.Namespace) -> int:
     clip = int(arguments.clip) if arguments.clip.isdigit() else arguments.clip
     print(*show(arguments.folder, clip, arguments.out), sep="\n")
     return 0
+
+
+def _weights_list(arguments: argparse.Namespace) -> int:  # noqa: ARG001 - all commands have one signature
+    from four_d.weights import show
+
+    show()
+    return 0
+
+
+def _weights_convert(arguments: argparse.Namespace) -> int:
+    from four_d.weights import convert, convert_back
+
+    kind, source, out = arguments.kind, arguments.source, arguments.out
+    if arguments.reverse:
+        print(convert_back(kind, source, out, overwrite=arguments.overwrite))
+        return 0
+    configs, name = arguments.config, arguments.name
+    print(convert(kind, source, out, configs=configs, name=name, overwrite=arguments.overwrite))
+    return 0
+
+
+def _weights_verify(arguments: argparse.Namespace) -> int:
+    from four_d.weights import verify
+
+    report = verify(arguments.case)
+    report.print()
+    return 0 if report.good else 1
 
 
 def _config_show(arguments: argparse.Namespace) -> int:

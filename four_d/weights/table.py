@@ -1,0 +1,95 @@
+"""Published weights that an adapter reads. Nothing here is ever downloaded: the user brings the file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from four_d.checkpoints import CONFIG, read_info
+
+AdapterKind = Literal["vggt", "page_4d", "dinov2"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownWeights:
+    """What is known of one published weight file."""
+
+    name: str
+    kind: AdapterKind
+    """Which adapter reads it: the KIND of ``four-d weights convert``."""
+    what: str
+    source: str
+    """Who publishes it, in words."""
+    licence: str
+    """Of the weights, in words; not of the code."""
+    sha256: str | None = None
+    """None: not recorded, so the file cannot be recognised."""
+
+
+KNOWN: tuple[KnownWeights, ...] = (
+    KnownWeights(
+        name="vggt-1b",
+        kind="vggt",
+        what="VGGT-1B: cameras, depth, points, pixel tracks; 1,257 M parameters",
+        source="the authors of VGGT (facebookresearch/vggt), original release",
+        licence="non-commercial",
+    ),
+    KnownWeights(
+        name="vggt-1b-commercial",
+        kind="vggt",
+        what="the same model, trained anew",
+        source="the authors of VGGT, behind a form",
+        licence="commercial use allowed, except military",
+    ),
+    KnownWeights(
+        name="page4d-mask",
+        kind="page_4d",
+        what="PAGE-4D with its mask head (checkpoint_mask.pt); no track head",
+        source="the authors of PAGE-4D (kaichen-z/PAGE4D), data set zhouk777/PAGE4D",
+        licence="none stated; tuned from VGGT-1B, whose licence is non-commercial",
+    ),
+    KnownWeights(
+        name="page4d-nomask",
+        kind="page_4d",
+        what="PAGE-4D whose mask was faded out in training (checkpoint_nomask.pt): VGGT's shape; the authors' choice",
+        source="the authors of PAGE-4D (kaichen-z/PAGE4D), data set zhouk777/PAGE4D",
+        licence="none stated; tuned from VGGT-1B, whose licence is non-commercial",
+    ),
+    *(
+        KnownWeights(
+            name=f"dinov2-{size}",
+            kind="dinov2",
+            what=f"DINOv2 ViT-{size[0].upper()}/14 with 4 registers or without: the image encoder alone",
+            source="the authors of DINOv2, or timm's conversion of it",
+            licence="not recorded here; see its publisher's",
+        )
+        for size in ("small", "base", "large")
+    ),
+)
+"""In order of strictness within a kind: the first one's licence is assumed where the user does not say which it is."""
+REFERENCES = Path("checkpoints")
+"""Where models of ours lie, one export folder each."""
+
+
+def show(references: Path = REFERENCES, console: Console | None = None) -> None:
+    """Print the known weights, and our own models in the folder ``references`` (which may be missing).
+
+    UserError if one of those is damaged.
+    """
+    foreign = Table(
+        "name", "KIND", "what", "published by", "licence of the weights", "sha256", title="Can be converted"
+    )
+    for each in KNOWN:
+        foreign.add_row(each.name, each.kind, each.what, each.source, each.licence, each.sha256 or "not recorded")
+    own = Table("name", "folder", "trained on", title="Models of ours that are here")
+    for file in sorted(references.glob(f"*/{CONFIG}")):
+        info = read_info(file)
+        data = ", ".join(f"{source} ({licence})" for source, licence in info.trained_on.items())
+        own.add_row(info.name or file.parent.name, str(file.parent), data or "not recorded")
+    console = console or Console()
+    console.print(foreign)
+    console.print(own if own.row_count else f"No models of ours in {references}/.")
