@@ -16,9 +16,18 @@ from four_d import evaluation, geometry
 from four_d.data.contract import ClipInfo, RawClip
 from four_d.data.shards import CorruptSample, finalise, write_shard
 from four_d.errors import UserError
-from four_d.evaluation import Evaluation, EvaluationConfig, Score, evaluate, summary
+from four_d.evaluation import (
+    Evaluation,
+    EvaluationConfig,
+    Score,
+    Scores,
+    evaluate,
+    image_free,
+    score_clip,
+    summary,
+)
 from four_d.metrics import baselines
-from four_d.types import Cameras, Clip, Example, Prediction
+from four_d.types import Cameras, Clip, Example, Prediction, map_tensors
 
 FRAMES, HEIGHT, WIDTH = 6, 8, 10
 
@@ -55,12 +64,14 @@ def _example(seeds: list[int], scale: float = 2.0) -> Example:
         valid=torch.ones_like(depth, dtype=torch.bool),
         cameras=geometry.rebase(cameras),
         scale=torch.full((batch,), scale),
+        dynamic=depth > 1.6,
+        dynamic_known=torch.ones(batch, FRAMES, dtype=torch.bool),
     )
     return Example(inputs=inputs, targets=targets, key=[f"clip-{seed}" for seed in seeds])
 
 
 class Oracle:
-    """Knows the examples' truth; says it with a wrong depth factor, another world and unit, and turned cameras."""
+    """Knows the examples' truth; says it in another world and unit (``depth_factor``), with turned cameras."""
 
     def __init__(self, examples: list[Example], depth_factor: float = 1.0, turn_deg: float = 0.0) -> None:
         self.examples = iter(examples)
@@ -74,9 +85,10 @@ class Oracle:
         turns[1:, 0] = math.radians(self.turn_deg)
         turn = geometry.make_pose(roma.rotvec_to_rotmat(turns), torch.zeros(FRAMES, 3))
         poses = targets.cameras.world_from_camera @ turn
-        poses = geometry.make_pose(poses[..., :3, :3], poses[..., :3, 3] * 3)
+        poses = geometry.make_pose(poses[..., :3, :3], poses[..., :3, 3] * self.depth_factor)
         cameras = Cameras(world_from_camera=_path(99, 1) @ poses, intrinsics=targets.cameras.intrinsics)
-        return Prediction(depth=targets.depth * self.depth_factor, cameras=cameras)
+        dynamic = None if targets.dynamic is None else targets.dynamic.float()
+        return Prediction(depth=targets.depth * self.depth_factor, cameras=cameras, dynamic=dynamic)
 
 
 def test_a_perfect_prediction_scores_perfectly_and_beats_every_image_free_one() -> None:
@@ -86,6 +98,9 @@ def test_a_perfect_prediction_scores_perfectly_and_beats_every_image_free_one() 
     assert scores["depth_absrel_median_frame"].mean < 1e-6
     assert scores["depth_delta125_scaleshift_clip"].mean == 1
     assert scores["depth_absrel_none_clip"].mean == pytest.approx(4)
+    assert scores["points_accuracy"].mean < 1e-5
+    assert scores["points_completeness_median"].mean < 1e-5
+    assert scores["mask_iou"].mean == scores["mask_f"].mean == 1
     assert scores["pose_ate_sim3"].mean < 1e-5
     assert scores["pose_rpe_trans_sim3"].mean < 1e-5
     assert scores["pose_rot_pairs_deg"].mean < 1e-3
@@ -144,11 +159,111 @@ def test_a_model_without_a_head_lacks_its_metrics_but_the_baselines_stand() -> N
         "depth_absrel_baseline",
         "rot_baseline_deg",
         "ate_baseline",
+        "absrel",
+        "absrel_dynamic",
     }
 
 
 def _without(example: Example, **changes: object) -> Example:
     return dataclasses.replace(example, targets=dataclasses.replace(example.targets, **changes))  # pyright: ignore[reportArgumentType]
+
+
+def _of_moving(example: Example, moving: float, still: float) -> Scores:
+    """A prediction with these relative errors of depth on moving and still pixels."""
+    depth, dynamic = example.targets.depth, example.targets.dynamic
+    assert depth is not None
+    assert dynamic is not None
+    return score_clip(Prediction(depth=(depth * (1 + torch.where(dynamic, moving, still)))[0]), _first(example))
+
+
+def _first(example: Example) -> Clip:
+    return map_tensors(example.targets, lambda tensor: tensor[0])
+
+
+def test_depth_of_what_moves_is_scored_under_the_fit_to_all_pixels() -> None:
+    example = _example([1])
+    depth = torch.ones(1, FRAMES, HEIGHT, WIDTH)
+    dynamic = torch.zeros(1, FRAMES, HEIGHT, WIDTH, dtype=torch.bool)
+    dynamic[:, 1:, :2] = True  # a minority, so that the medians are those of the still pixels; frame 0 has none
+    example = _without(example, depth=depth, dynamic=dynamic)
+    scores = _of_moving(example, moving=0.3, still=0.0)
+    assert scores["depth_absrel_median_dynamic"] == pytest.approx(0.3, rel=1e-5)
+    assert scores["depth_absrel_median_static"] == pytest.approx(0, abs=1e-6)
+    assert scores["depth_absrel_median_frame"] == pytest.approx(0.3 * 0.25 * 5 / 6, rel=1e-5)
+    unknown = _without(example, dynamic_known=torch.zeros(1, FRAMES, dtype=torch.bool))
+    scores = _of_moving(unknown, moving=0.3, still=0.0)
+    assert scores["depth_absrel_median_dynamic"] is None
+    assert scores["depth_absrel_median_static"] is None
+
+
+def test_point_errors_are_in_source_units_and_blind_to_the_models_own() -> None:
+    one, two = (_first(_example([1], scale)) for scale in (1.0, 2.5))
+    noise = 0.05 * torch.randn(FRAMES, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
+    assert one.depth is not None
+    assert one.cameras is not None
+    mine = geometry.unproject(one.depth + noise, one.cameras)
+    turned = 7 * mine @ _path(3)[2, :3, :3] + 4
+    first, again, larger = (
+        score_clip(Prediction(points=points), truth) for points, truth in ((mine, one), (turned, one), (mine, two))
+    )
+    for metric, value in first.items():
+        assert value is not None
+        assert value > 0
+        assert again[metric] == pytest.approx(value, rel=1e-4)
+        assert larger[metric] == pytest.approx(2.5 * value, rel=1e-5)
+
+
+def test_a_mirrored_prediction_is_no_similarity_of_the_truth() -> None:
+    truth = _first(_example([1]))
+    assert truth.depth is not None
+    assert truth.cameras is not None
+    points = geometry.unproject(truth.depth, truth.cameras)
+    accuracy = score_clip(Prediction(points=points * torch.tensor([-1.0, 1, 1])), truth)["points_accuracy"]
+    assert accuracy is not None
+    assert accuracy > 0.05
+
+
+def test_depth_and_cameras_make_points_where_the_model_has_no_point_map() -> None:
+    truth = _first(_example([1]))
+    scores = score_clip(Prediction(depth=truth.depth, cameras=truth.cameras), truth)
+    assert scores["points_accuracy"] == pytest.approx(0, abs=1e-5)
+    assert "points_accuracy" not in score_clip(Prediction(depth=truth.depth), truth)
+
+
+def test_masks_of_frames_without_truth_are_left_out() -> None:
+    example = _example([1])
+    known = torch.ones(1, FRAMES, dtype=torch.bool)
+    known[:, 3:] = False
+    truth = _first(_without(example, dynamic_known=known))
+    assert truth.dynamic is not None
+    wrong_later = truth.dynamic.clone()
+    wrong_later[3:] = ~wrong_later[3:]
+    assert score_clip(Prediction(dynamic=wrong_later.float()), truth)["mask_iou"] == 1
+    blind = _first(_without(example, dynamic_known=torch.ones(1, FRAMES, dtype=torch.bool)))
+    assert score_clip(Prediction(dynamic=torch.zeros(FRAMES, HEIGHT, WIDTH)), blind)["mask_iou"] == 0
+    none = _first(_without(example, dynamic_known=torch.zeros(1, FRAMES, dtype=torch.bool)))
+    assert score_clip(Prediction(dynamic=wrong_later.float()), none)["mask_iou"] is None
+
+
+def test_studies_find_their_figures_and_the_best_image_free_ones() -> None:
+    examples = [_example([1, 2])]
+    names = ["ate", "rot_error_deg", "absrel", "absrel_dynamic", "points_accuracy", "mask_iou"]
+    result = evaluate(Oracle(examples), examples)
+    free = image_free(result)
+    assert list(free) == names
+    assert set(names) < set(summary(result))
+    assert result.to_dict()["summary"] == {**summary(result), "image_free": free}
+    assert free["points_accuracy"] == min(
+        result.rows[f"{n}_points"]["points_accuracy"].mean for n in ("line", "static")
+    )
+    assert free["mask_iou"] == result.rows["all_moving"]["mask_iou"].mean
+    assert result.rows["none_moving"]["mask_iou"].mean == 0
+
+
+def test_a_device_that_is_not_there_is_named() -> None:
+    for device in ("cuda:99", "abacus"):
+        with pytest.raises(UserError, match=rf"device is '{device}'.*choose one of cpu"):
+            evaluation.run(lambda _: Prediction(), EvaluationConfig(data="nowhere", device=device))
 
 
 def test_what_the_truth_does_not_allow_is_excluded_and_counted() -> None:
@@ -171,22 +286,22 @@ def test_what_the_truth_does_not_allow_is_excluded_and_counted() -> None:
 
 
 def test_a_metric_that_no_clip_allows_is_absent() -> None:
-    example = _without(_example([1]), depth=None, valid=None, cameras=None)
+    example = _without(_example([1]), depth=None, valid=None, cameras=None, dynamic=None, dynamic_known=None)
     result = evaluate(lambda _: Prediction(depth=torch.ones(1, FRAMES, HEIGHT, WIDTH)), [example])
     assert result.rows["model"] == {}
     assert summary(result) == {}
 
 
 def test_means_and_their_errors() -> None:
-    score = evaluation._score([1.0, None, 2.0, 6.0], ["a", "b", "c", "d"])
+    score = evaluation.score_of([1.0, None, 2.0, 6.0], ["a", "b", "c", "d"])
     assert (score.mean, score.videos, score.excluded) == (3, 3, 1)
     assert score.standard_error == pytest.approx(math.sqrt((4 + 1 + 9) / 2 / 3))
-    assert evaluation._score([5.0], ["a"]).standard_error == 0
+    assert evaluation.score_of([5.0], ["a"]).standard_error == 0
 
 
 def test_videos_of_one_clip_are_not_taken_for_independent() -> None:
-    apart = evaluation._score([1.0, 3.0, 8.0], ["a/0", "b/0", "c/0"])
-    copies = evaluation._score([1.0, 1.0, 3.0, 3.0, 8.0, 8.0], ["a/0", "a/1", "b/0", "b/1", "c/0", "c/1"])
+    apart = evaluation.score_of([1.0, 3.0, 8.0], ["a/0", "b/0", "c/0"])
+    copies = evaluation.score_of([1.0, 1.0, 3.0, 3.0, 8.0, 8.0], ["a/0", "a/1", "b/0", "b/1", "c/0", "c/1"])
     assert (copies.mean, copies.videos) == (4, 6)
     assert copies.standard_error == pytest.approx(apart.standard_error)
 
@@ -303,6 +418,10 @@ def test_run_scores_every_camera_of_every_clip_beside_fitted_baselines(shards: t
         "flat_depth",
         "static_camera",
         "line_camera",
+        "all_moving",
+        "none_moving",
+        "static_points",
+        "line_points",
         "mean_depth",
         "median_depth",
         "mean_trajectory",

@@ -1,1 +1,1 @@
-"""Scores of predictions as pure functions: `depth` and `pose`. No files but trajectories, no models, no state."""
+"""Scores of predictions as pure functions: `depth`, `pose`, `points`, `masks`. No files but trajectories, no models."""

@@ -11,6 +11,11 @@ that need no data; `fit` adds those that know what the training clips have in co
 | ``static_camera`` | the first frame's pose for all |
 | ``line_camera`` | uniform motion without rotation, in the most usual direction of training (forward if untrained) |
 | ``mean_trajectory`` | per frame index, the mean training pose relative to the first frame (chordal mean rotation) |
+| ``static_points`` | points of ``mean_depth`` (``flat_depth`` if untrained) seen from ``static_camera`` |
+| ``line_points`` | the same seen from ``line_camera`` |
+| ``all_moving`` | a mask of everything |
+| ``none_moving`` | a mask of nothing |
+| ``mean_mask`` | per pixel, whether the share of training frames in which it moves exceeds the best threshold there |
 """
 
 from __future__ import annotations
@@ -28,7 +33,7 @@ from torch.nn.functional import interpolate
 
 from four_d import geometry
 from four_d.errors import UserError
-from four_d.metrics import pose
+from four_d.metrics import masks, pose
 from four_d.metrics.depth import masked_median
 from four_d.types import Cameras, Clip, Example, Prediction
 
@@ -41,7 +46,9 @@ USUAL_DEG = 15.0
 CANDIDATES = 500
 """Directions that are tried for it."""
 MEDIAN_SIZE = 64
-"""Most rows and columns of ``median_depth``, which needs all frames at once."""
+"""Most rows and columns of ``median_depth`` and ``mean_mask``, which need all frames at once."""
+THRESHOLDS = 50
+"""Values tried as the threshold of ``mean_mask``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +62,34 @@ class DepthMap:
         *batch, _, height, width = clip.images.shape
         resized = _resize(self.depth.to(clip.images), (height, width), "bilinear")
         return Prediction(depth=resized.expand(*batch, height, width).contiguous())
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskMap:
+    """The same mask for every frame; resized to the nearest pixel where sizes differ."""
+
+    dynamic: Float[Tensor, "h w"]
+
+    def __call__(self, clip: Clip) -> Prediction:
+        """A probability for every pixel of the clip."""
+        *batch, _, height, width = clip.images.shape
+        resized = _resize(self.dynamic.to(clip.images), (height, width), "nearest")
+        return Prediction(dynamic=resized.expand(*batch, height, width).contiguous())
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointMap:
+    """What one predictor's depth is, seen from another's cameras. Says points only: its parts are rows too."""
+
+    depth: Model
+    cameras: Model
+
+    def __call__(self, clip: Clip) -> Prediction:
+        """Points of every pixel."""
+        depth, cameras = self.depth(clip).depth, self.cameras(clip).cameras
+        assert depth is not None
+        assert cameras is not None
+        return Prediction(points=geometry.unproject(depth, cameras))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,11 +151,22 @@ def _resize(image: Float[Tensor, "h w"], size: tuple[int, int], mode: str) -> Fl
 
 def untrained() -> dict[str, Model]:
     """The baselines that need no data."""
-    return {
-        "flat_depth": DepthMap(depth=torch.ones(1, 1)),
-        "static_camera": StaticCamera(),
-        "line_camera": LineCamera(),
-    }
+    return _with_points(
+        {
+            "flat_depth": DepthMap(depth=torch.ones(1, 1)),
+            "static_camera": StaticCamera(),
+            "line_camera": LineCamera(),
+            "all_moving": MaskMap(dynamic=torch.ones(1, 1)),
+            "none_moving": MaskMap(dynamic=torch.zeros(1, 1)),
+        }
+    )
+
+
+def _with_points(models: dict[str, Model]) -> dict[str, Model]:
+    """The models, and those of points that depth and cameras of these make."""
+    depth = models.get("mean_depth", models["flat_depth"])
+    kinds = ("static", "line")
+    return models | {f"{kind}_points": PointMap(depth=depth, cameras=models[f"{kind}_camera"]) for kind in kinds}
 
 
 def fit(examples: Iterable[Example]) -> dict[str, Model]:
@@ -128,15 +174,16 @@ def fit(examples: Iterable[Example]) -> dict[str, Model]:
 
     Raises `UserError` where there is no example at all.
     """
-    depth, motion = DepthStatistics(), MotionStatistics()
+    depth, motion, moving = DepthStatistics(), MotionStatistics(), MaskStatistics()
     count = 0
     for example in examples:
         count += len(example.key)
         depth.add(example.targets)
         motion.add(example.targets)
+        moving.add(example.targets)
     if count == 0:
         raise UserError("there is no training clip to fit the image-free baselines on; check the training data's path")
-    return {**untrained(), **depth.models(), **motion.models()}
+    return _with_points({**untrained(), **depth.models(), **motion.models(), **moving.models()})
 
 
 @dataclass
@@ -218,6 +265,35 @@ def usual_direction(directions: Float[Tensor, "n 3"]) -> Float[Tensor, "3"]:
     best = int(near.sum(-1).argmax())
     sign = 1.0 if float(cosines[best][near[best]].sum()) >= 0 else -1.0
     return sign * candidates[best]
+
+
+@dataclass
+class MaskStatistics:
+    """Masks of what moves, at low resolution."""
+
+    small: list[Tensor] = field(default_factory=list[Tensor])
+
+    def add(self, targets: Clip) -> None:
+        """Take in every frame whose mask is known; frames of other sizes than the first are resized to it."""
+        if targets.dynamic is None:
+            return
+        frames = targets.dynamic.flatten(0, -3).cpu()
+        if targets.dynamic_known is not None:
+            frames = frames[targets.dynamic_known.flatten().cpu()]
+        for frame in frames:
+            height, width = self.small[0].shape if self.small else frame.shape
+            size = min(height, MEDIAN_SIZE), min(width, MEDIAN_SIZE)
+            self.small.append(_resize(frame.float(), size, "nearest") > 0)
+
+    def models(self) -> dict[str, Model]:
+        """The mean mask, cut at the threshold with the best mean J over the frames."""
+        if not self.small:
+            return {}
+        frames = torch.stack(self.small)
+        mean = frames.float().mean(0)
+        cuts = torch.linspace(0, float(mean.max()), THRESHOLDS + 1)[:-1]
+        overlaps = torch.stack([masks.region((mean > cut).expand(frames.shape), frames).mean() for cut in cuts])
+        return {"mean_mask": MaskMap(dynamic=(mean > cuts[overlaps.argmax()]).float())}
 
 
 @dataclass

@@ -105,18 +105,23 @@ def scores(
     valid: Bool[Tensor, "*b f h w"],
     alignment: Alignment,
     region: Region,
+    where: Bool[Tensor, "*b f h w"] | None = None,
 ) -> DepthScores:
     """AbsRel and δ of clips, in float64.
 
     ``region="clip"``: one alignment and one mean over all valid pixels. ``region="frame"``: each frame is aligned and
     scored alone; the clip's value is the plain mean over its frames with a valid pixel. Pixels whose target is not
-    positive and finite are left out even where ``valid``.
+    positive and finite are left out even where ``valid``. ``where`` says which of the valid pixels are scored (and
+    counted); the alignment is over all of them.
     """
     valid = valid & (target > 0) & target.isfinite()
     rows = _grouped(valid, region)
     p = torch.where(rows, _grouped(prediction, region).double(), 0.0)
     g = torch.where(rows, _grouped(target, region).double(), 0.0)
     aligned = align(p, g, rows, alignment)
+    if where is not None:
+        valid = valid & where
+        rows = _grouped(valid, region)
     scored = rows.any(-1)
     return DepthScores(
         absrel=masked_mean(absrel(aligned, g, rows), scored),

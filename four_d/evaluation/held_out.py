@@ -1,0 +1,198 @@
+"""Scores of a model on held-out clips, beside those of predictors that ignore the image.
+
+`run` is ``four-d eval``; `evaluate` takes any model and examples. What is scored is fixed (`frame_lists`): each camera
+of each clip in turn is one monocular video of ``frames`` frames evenly spread over it, first one first, unaugmented.
+A sample that cannot be read ends the run: skipping it would make a figure that looks comparable and is not.
+A digest of exactly what was seen stands beside every figure, so that two figures can be known to be comparable.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from four_d.data.loading import fit
+from four_d.data.sampling import collate, normalise, to_clip, to_example
+from four_d.data.shards import ShardReader, load_manifest
+from four_d.errors import UserError
+from four_d.evaluation.result import Evaluation, score_of
+from four_d.evaluation.scores import Scores, columns, score_batch
+from four_d.metrics import baselines
+from four_d.metrics.baselines import Model
+from four_d.progress import progress
+from four_d.types import Example
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """What ``four-d eval`` scores on."""
+
+    data: str
+    """Folder of held-out shards."""
+    train_data: str | None = None
+    """Folder of the training shards, on which the image-free predictors are fitted; without it only those that need no
+    data stand beside the model."""
+    frames: int = 8
+    """Frames per video, shared among its cameras; a camera with fewer gives all it has."""
+    cameras: int = 1
+    """Cameras per video: 1 is monocular, 2 joins each camera with the next one of its clip."""
+    size: tuple[int, int] | None = None
+    """Rows and columns to which images are cropped around the principal point and resized; None = as stored."""
+    clips: int | None = None
+    """Videos to score, taken evenly from all; None = all."""
+    train_clips: int = 200
+    """Videos to fit the image-free predictors on, taken evenly from all."""
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if min(self.cameras, self.train_clips, 1 if self.clips is None else self.clips) < 1:
+            raise UserError("cameras, clips and train_clips must be at least 1")
+        if self.frames < 2 or self.frames % self.cameras:
+            raise UserError(
+                f"frames is {self.frames}; choose a multiple of cameras ({self.cameras}) that is at least 2"
+            )
+
+
+def run(model: Model, config: EvaluationConfig) -> Evaluation:
+    """Score a loaded model as ``config`` says; the image-free predictors are fitted on ``train_data`` first."""
+    device = usable(config.device)
+    predictors, fitted_on = baselines.untrained(), "untrained"
+    if config.train_data is not None:
+        fitting = Videos.open(Path(config.train_data), config, config.train_clips)
+        predictors = baselines.fit(fitting.shown("fitting image-free predictors"))
+        fitted_on = f"fitted on {len(fitting.lists)} videos of {config.train_data}"
+    videos = Videos.open(Path(config.data), config, config.clips)
+    cameras = "1 camera" if config.cameras == 1 else f"{config.cameras} cameras"
+    note = f"{config.data}: {config.frames} frames of {cameras} per video; image-free predictors {fitted_on}"
+    return evaluate(model, videos.shown("evaluating"), predictors=predictors, device=device, note=note)
+
+
+def usable(name: str) -> torch.device:
+    """The device of that name; `UserError` where this machine or this build of torch has none."""
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError):
+        found = ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
+        raise UserError(f"device is {name!r}, which this machine does not have; choose one of {found}") from None
+    return device
+
+
+@dataclass(frozen=True, kw_only=True)
+class Videos:
+    """The fixed videos of a data set, read one at a time."""
+
+    reader: ShardReader
+    lists: tuple[tuple[int, tuple[int, ...]], ...]
+    """Sample of the reader and its frames, in order."""
+    size: tuple[int, int] | None
+
+    @staticmethod
+    def open(folder: Path, config: EvaluationConfig, count: int | None) -> Videos:
+        """``count`` videos (or all) of a data set; `UserError` where no clip has enough cameras and frames."""
+        reader = ShardReader(load_manifest(folder))
+        lists = frame_lists([sample.camera_ids for sample in reader.samples], config.frames, config.cameras)
+        if not lists:
+            raise UserError(
+                f"{folder} has no clip of {config.cameras} camera(s) with 2 frames; set cameras=1, or other data"
+            )
+        return Videos(reader=reader, lists=tuple(evenly(lists, count)), size=config.size)
+
+    def __iter__(self) -> Iterator[Example]:
+        """Batches of one video."""
+        for index, frames in self.lists:
+            raw = self.reader.read(index, frames)
+            clip = to_clip(raw)
+            clip = clip if self.size is None else fit(clip, self.size)
+            yield collate([to_example(normalise(clip), f"{raw.key}/{raw.info.camera_ids[0]}")])
+
+    def shown(self, description: str) -> Iterator[Example]:
+        """The same, with a progress bar."""
+        with progress(description, len(self.lists), "video") as bar:
+            for example in self:
+                yield example
+                bar.advance()
+
+
+def frame_lists(
+    camera_ids: Sequence[Sequence[int]], frames: int, cameras: int = 1
+) -> list[tuple[int, tuple[int, ...]]]:
+    """Of each sample, each camera in turn: ``frames`` of its frames evenly spread, its first and last included.
+
+    With several ``cameras`` each is joined by the next ones of its sample (cyclically), camera by camera with
+    ``frames // cameras`` frames each. A camera with fewer frames gives all of them; lists of one frame are left out.
+    """
+    lists: list[tuple[int, tuple[int, ...]]] = []
+    for sample, ids in enumerate(camera_ids):
+        own = {c: [frame for frame, identity in enumerate(ids) if identity == c] for c in sorted(set(ids))}
+        names = list(own)
+        for place in range(len(names) if len(names) >= cameras else 0):
+            group = [names[(place + step) % len(names)] for step in range(cameras)]
+            chosen = tuple(frame for camera in group for frame in evenly(own[camera], frames // cameras))
+            lists += [(sample, chosen)] if len(chosen) >= 2 else []
+    return lists
+
+
+def evenly(items: Sequence[T], count: int | None) -> list[T]:
+    """``count`` of the items, evenly spread from the first to the last; all if there are no more."""
+    if count is None or count >= len(items):
+        return list(items)
+    return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]
+
+
+def evaluate(
+    model: Model,
+    examples: Iterable[Example],
+    *,
+    predictors: Mapping[str, Model] | None = None,
+    name: str = "model",
+    device: str | torch.device = "cpu",
+    note: str = "",
+) -> Evaluation:
+    """Score a model and image-free ``predictors`` (`baselines.untrained` by default) on the same batched examples.
+
+    Every video counts alike. The model sees ``inputs`` only, and must be in evaluation mode.
+
+    Raises:
+        UserError: there is no example, or a predicted value is not finite (predictor and clip are named).
+
+    """
+    models = {name: model, **(baselines.untrained() if predictors is None else predictors)}
+    keys: list[str] = []
+    results: dict[str, list[Scores]] = {row: [] for row in models}
+    digest = hashlib.sha256()
+    for example in examples:
+        keys += example.key
+        digest.update(_seen(example).encode())
+        for row, predictor in models.items():
+            results[row] += score_batch(predictor, example, row, torch.device(device))
+    if not keys:
+        raise UserError("there is nothing to evaluate on: no clip came out of the data")
+    per_video = {row: columns(scores) for row, scores in results.items()}
+    return Evaluation(
+        name=name,
+        rows={
+            row: {metric: score_of(values, keys) for metric, values in columns.items()}
+            for row, columns in per_video.items()
+        },
+        keys=tuple(keys),
+        per_video=per_video,
+        digest=digest.hexdigest()[:12],
+        note=note,
+    )
+
+
+def _seen(example: Example) -> str:
+    """What identifies a batch: keys, cameras, times in microseconds, image size."""
+    inputs = example.inputs
+    times = (inputs.times.double() * 1e6).round().long().tolist()
+    return json.dumps([example.key, inputs.camera_ids.tolist(), times, list(inputs.images.shape[-2:])])
