@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from four_d import __version__, config
 from four_d.data.manifest import load_manifest
@@ -112,6 +115,9 @@ def _read_run(file: Path) -> Checkpoint:
             f"{file} is no checkpoint of a run or is damaged ({_short(error)}); take another one"
         ) from error
     info = _run_info(config.build(config.RunConfig, plain, f"{file}: config"), steps)
+    origin = cast(config.Plain, run.get("origin", {}))
+    licences = cast(dict[str, str], origin.get("trained_on", {}))
+    info = dataclasses.replace(info, trained_on={**licences, **info.trained_on})
     weights = {k.removeprefix("model."): v for k, v in stored.items() if k.startswith("model.")}
     return Checkpoint(model=_build(info, weights, file), info=info, path=file)
 
@@ -143,15 +149,54 @@ def _short(error: Exception) -> str:
     return text.splitlines()[0][:120] if text else type(error).__name__
 
 
+def fill(
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    source: str,
+    *,
+    fresh: Sequence[str] = (),
+    dropped: Sequence[str] = (),
+) -> None:
+    """Copy ``weights`` into the model, all of them into all of it, but for what the shell patterns name.
+
+    Args:
+        model: whose parameters and buffers are set.
+        weights: by name.
+        source: where they come from, for errors.
+        fresh: the model's names that stay as they are.
+        dropped: the source's names that are left out.
+
+    Raises:
+        UserError: a name that is missing, extra or of another shape (the nearest names are given), or a pattern that
+            matches nothing. The model is then as it was.
+
+    """
+    expected = model.state_dict()
+    for pattern, names, what in [(p, expected, "fresh") for p in fresh] + [(p, weights, "dropped") for p in dropped]:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UserError(f"weights.{what}: pattern {pattern!r} matches no name; {_nearest(pattern, names)}")
+    wanted = [name for name in expected if not any(fnmatchcase(name, pattern) for pattern in fresh)]
+    given = [name for name in weights if not any(fnmatchcase(name, pattern) for pattern in dropped)]
+    missing, extra = set(wanted) - set(given), set(given) - set(wanted)
+    for name in wanted:
+        if name in missing:
+            raise UserError(f"{source} lacks the weight {name}; {_nearest(name, given)}, or name it in weights.fresh")
+    for name in given:
+        if name in extra:
+            hint = f"{_nearest(name, wanted)}, or name it in weights.dropped"
+            raise UserError(f"{source} has, but the model lacks, the weight {name}; {hint}")
+        if weights[name].shape != expected[name].shape:
+            sizes = f"{tuple(weights[name].shape)} instead of {tuple(expected[name].shape)}"
+            raise UserError(f"{source}: {name} is {sizes}; its config is of another size")
+    model.load_state_dict({**expected, **{name: weights[name] for name in given}})
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(names), n=2, cutoff=0.3)
+    return f"the nearest are {' and '.join(near)}" if near else "nothing is near it"
+
+
 def _build(info: ModelInfo, weights: Mapping[str, Tensor], file: Path) -> FourD:
     model = info.model.build().eval()
-    expected = model.state_dict()
-    for key in [*expected, *weights]:
-        if key not in weights or key not in expected:
-            where = "lacks" if key not in weights else "has, but the model lacks,"
-            raise UserError(f"{file} {where} the weight {key}; it does not belong to the config beside it")
-        if weights[key].shape != expected[key].shape:
-            sizes = f"{tuple(weights[key].shape)} instead of {tuple(expected[key].shape)}"
-            raise UserError(f"{file}: {key} is {sizes}; it does not belong to the config beside it")
-    model.load_state_dict(dict(weights))
+    fill(model, weights, str(file))
     return model.requires_grad_(False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -78,13 +79,17 @@ def _verb(verbs: Verbs[argparse.ArgumentParser], name: str, command: Command, te
 
 def _add_run_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     train = _verb(verbs, "train", _train, "Train what the configs say; continue if the run folder has a checkpoint.")
-    train.add_argument("values", nargs="+", metavar="CONFIG|key=value", help="config files, merged left to right")
-    train.add_argument(
-        "--resume",
-        choices=["auto", "never", "always"],
-        default="auto",
-        help="auto (default): continue if there is a checkpoint; never: start anew in an empty folder; always: insist",
+    tune = _verb(
+        verbs, "finetune", _finetune, "Train from weights=PATH; score them on held-out clips before and after."
     )
+    for verb in (train, tune):
+        verb.add_argument("values", nargs="+", metavar="CONFIG|key=value", help="config files, merged left to right")
+        verb.add_argument(
+            "--resume",
+            choices=["auto", "never", "always"],
+            default="auto",
+            help="auto (default): go on if there is a checkpoint; never: start anew in an empty folder; always: insist",
+        )
 
 
 def _add_file_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
@@ -204,8 +209,10 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _split(values: list[str]) -> tuple[list[str], list[str]]:
-    """Config files and key=value overrides, which may come in any order."""
-    return [v for v in values if "=" not in v], [v for v in values if "=" in v]
+    """Config files and key=value overrides, which may come in any order; weights=PATH is short for weights.path."""
+    overrides = [v for v in values if "=" in v]
+    short = re.compile(r"^weights=(?!null$)")
+    return [v for v in values if "=" not in v], [short.sub("weights.path=", v, count=1) for v in overrides]
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -214,6 +221,14 @@ def _train(arguments: argparse.Namespace) -> int:
 
     files, overrides = _split(arguments.values)
     return train(load(files, overrides), resume=arguments.resume).exit_code
+
+
+def _finetune(arguments: argparse.Namespace) -> int:
+    from four_d.config import load
+    from four_d.training import finetune
+
+    files, overrides = _split(arguments.values)
+    return finetune(load(files, overrides), resume=arguments.resume).exit_code
 
 
 def _eval(arguments: argparse.Namespace) -> int:

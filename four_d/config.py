@@ -32,6 +32,29 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
+class WeightsConfig:
+    """What a new run starts from. Every name of the source and of the model must be met, but for the patterns below."""
+
+    path: str | None = None
+    """An exported folder, a run folder or one checkpoint of a run; required where there is this section at all."""
+    fresh: tuple[str, ...] = ()
+    """Shell patterns of the model's names that stay as initialised."""
+    dropped: tuple[str, ...] = ()
+    """Shell patterns of the source's names that are left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupConfig:
+    """Parameters with settings of their own; None: the run's."""
+
+    parameters: tuple[str, ...]
+    """Shell patterns of names."""
+    lr: float | None = None
+    weight_decay: float | None = None
+    warmup_share: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimiserConfig:
     """AdamW with linear warm-up and cosine decay to ``final_lr_share`` of the peak."""
 
@@ -42,6 +65,10 @@ class OptimiserConfig:
     """Share of the run (steps, or minutes where a budget is set) for warm-up."""
     final_lr_share: float = 0.01
     clip_norm: float = 1.0
+    clip: Literal["all", "groups"] = "all"
+    """Whose gradient's norm is limited: that of everything together, or of each of ``groups`` (and of the rest)."""
+    groups: dict[str, GroupConfig] = field(default_factory=dict[str, GroupConfig])
+    """Parts that train at another rate; what is in none is the rest."""
     trainable: tuple[str, ...] = ("*",)
     """Shell patterns of parameter names; what matches none stays frozen."""
     frozen: tuple[str, ...] = ()
@@ -104,6 +131,8 @@ class RunConfig:
     model: ModelConfig
     data: DataConfig
     losses: dict[str, LossConfig]
+    weights: WeightsConfig | None = None
+    """None: from scratch."""
     folder: str = "runs"
     """The run lives in ``folder/name``."""
     seed: int = 0

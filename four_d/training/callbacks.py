@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from four_d.data.loading import Step
+from four_d.errors import UserError
 from four_d.progress import Bar
 from four_d.training import parallel
 from four_d.training.module import Terms, TrainingModule
@@ -196,12 +197,15 @@ class BestKeeper(Callback):
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Save the weights if no earlier validation had a lower figure."""
         step = cast(TrainingModule, pl_module).step
-        value = self._reporter.validation.get(self._figure)
+        if self._figure not in self._reporter.validation:
+            known = ", ".join(self._reporter.validation)
+            raise UserError(f"loop.best is {self._figure!r}, which no validation gives; choose one of {known}")
+        value = self._reporter.validation[self._figure]
         lines = [line for line in read_metrics(self._folder) if line["split"] == "validation"]
         earlier = [line[self._figure] for line in lines if line["step"] != step and self._figure in line]
         known = [cast(float, other) for other in earlier if other is not None]
         # the first rank wrote these lines: let it decide for all
-        better = [float(value is not None and all(value < other for other in known))]
+        better = [float(all(value < other for other in known))]
         if parallel.from_first(better, pl_module.device)[0]:
             save(trainer, self._folder / BEST, weights_only=True)
 

@@ -12,12 +12,13 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from four_d.config import Plain, RunConfig, to_plain
+from four_d.checkpoints import Checkpoint, fill
+from four_d.config import Plain, RunConfig, WeightsConfig, to_plain
 from four_d.data.loading import Step
 from four_d.errors import UserError
 from four_d.model import FourD, compile_blocks
 from four_d.training.averaging import Average
-from four_d.training.optimiser import freeze, learning_rate, make_optimiser
+from four_d.training.optimiser import freeze, group_rate, make_optimiser
 from four_d.types import Example, Prediction
 
 MAX_BAD_STEPS = 20
@@ -29,13 +30,16 @@ Terms = dict[str, Tensor]
 class TrainingModule(lightning.LightningModule):
     """Model, losses and update. Where a run stands is ``step`` (updates done) and ``elapsed`` (seconds, all starts)."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, start: Checkpoint | None = None) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.config = config
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             self.model: FourD = config.model.build()
+        self.origin: Plain = {}
+        if start is not None:
+            self._start_from(start)
         freeze(self.model, config.optimiser.trainable, config.optimiser.frozen)
         if config.loop.compile:
             compile_blocks(self.model)
@@ -43,6 +47,13 @@ class TrainingModule(lightning.LightningModule):
         self.average = None if ema is None else Average(self.model, ema)
         self._averaged = ExitStack()
         self.step, self.elapsed, self.bad_steps = 0, 0.0, 0
+
+    def _start_from(self, start: Checkpoint) -> None:
+        """Take over another model's weights, and remember whose they are."""
+        chosen = self.config.weights or WeightsConfig()
+        weights = start.model.state_dict()
+        fill(self.model, weights, str(start.path), fresh=chosen.fresh, dropped=chosen.dropped)
+        self.origin = {"path": str(start.path), "name": start.info.name, "trained_on": start.info.trained_on}
 
     @property
     def share(self) -> float:
@@ -65,6 +76,7 @@ class TrainingModule(lightning.LightningModule):
         """One update. Its terms, averaged over the accumulated batches, with lr and gradient_norm (before clipping)."""
         # stochastic layers must not depend on how often a run was resumed
         torch.manual_seed(_seed(self.config.seed, step.index, self.global_rank))
+        self.model.at_step(self.step)
         optimiser = cast(LightningOptimizer, self.optimizers())
         rate = self._set_rate(optimiser)
         optimiser.zero_grad()
@@ -85,10 +97,9 @@ class TrainingModule(lightning.LightningModule):
     def _set_rate(self, optimiser: LightningOptimizer) -> float:
         # the end of the step counts: at its beginning the first rate would be 0, and that step lost
         share = min(1.0, max(self.share, (self.step + 1) / self.config.loop.max_steps))
-        rate = learning_rate(share, self.config.optimiser)
         for group in optimiser.param_groups:
-            group["lr"] = rate
-        return rate
+            group["lr"] = group_rate(share, self.config.optimiser, group)
+        return cast(float, optimiser.param_groups[0]["lr"])
 
     def _gather_gradients(self, last: bool) -> AbstractContextManager[None]:
         """Ranks exchange gradients once per update, in the backward of the last batch."""
@@ -98,7 +109,9 @@ class TrainingModule(lightning.LightningModule):
     def _clip(self) -> Tensor:
         """Clip the gradient; drop it where it is not finite, so that the update does nothing. Its norm before."""
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        norm = torch.nn.utils.clip_grad_norm_(trained, self.config.optimiser.clip_norm)
+        config = self.config.optimiser
+        groups = self._parts() if config.clip == "groups" else [trained]
+        norm = torch.stack([torch.nn.utils.clip_grad_norm_(group, config.clip_norm) for group in groups]).norm()
         if bool(norm.isfinite()):
             self.bad_steps = 0
             return norm
@@ -108,6 +121,13 @@ class TrainingModule(lightning.LightningModule):
         for parameter in trained:
             parameter.grad = None
         return norm
+
+    def _parts(self) -> list[list[Tensor]]:
+        """The parameters of each of the optimiser's groups."""
+        found: dict[str, list[Tensor]] = {}
+        for group in cast(LightningOptimizer, self.optimizers()).param_groups:
+            found.setdefault(group["part"], []).extend(group["params"])
+        return list(found.values())
 
     def validation_step(self, step: Step, _: int) -> dict[str, Prediction | Terms]:
         """Prediction and terms of one clip, under the averaged weights if there are any."""
@@ -130,6 +150,8 @@ class TrainingModule(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: Plain) -> None:
         """``state_dict`` holds the weights to use, the averaged ones if there are any; plain containers only."""
         run: Plain = {"step": self.step, "elapsed": self.elapsed, "config": to_plain(self.config)}
+        if self.origin:
+            run["origin"] = self.origin
         if self.average is not None and "optimizer_states" in checkpoint:
             state = cast(dict[str, Tensor], checkpoint["state_dict"])
             run["trained"] = {name: state[f"model.{name}"] for name in self.average.weights}
@@ -144,6 +166,7 @@ class TrainingModule(lightning.LightningModule):
         """The inverse; a run that began without averaging, or goes on without, is fine."""
         run = cast(Plain, checkpoint["run"])
         self.step, self.elapsed = cast(int, run["step"]), cast(float, run["elapsed"])
+        self.origin = cast(Plain, run.get("origin", {}))
         state = cast(dict[str, Tensor], checkpoint["state_dict"])
         if self.average is not None:
             used = {name.removeprefix("model."): value for name, value in state.items()}

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import cast
 
 import torch
 from torch import nn
 
-from four_d.config import OptimiserConfig
+from four_d.config import GroupConfig, OptimiserConfig
 from four_d.errors import UserError
 
 DECAYING = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -35,15 +37,51 @@ def freeze(model: nn.Module, trainable: Sequence[str], frozen: Sequence[str]) ->
 
 
 def make_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019) over what trains, in two groups: with and without weight decay."""
+    """AdamW (Loshchilov & Hutter 2019) over what trains: each part of `parts` with and without weight decay.
+
+    Every parameter group knows its ``part``, and ``peak`` and ``warmup_share`` of its rate (`group_rate`).
+    """
     matrices = {id(m.weight) for m in model.modules() if isinstance(m, DECAYING)}
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if id(p) in matrices], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if id(p) not in matrices], "weight_decay": 0.0},
-    ]
+    groups: list[dict[str, object]] = []
+    for name, parameters in parts(model, config).items():
+        own = config.groups[name] if name in config.groups else GroupConfig(parameters=())
+        decay = config.weight_decay if own.weight_decay is None else own.weight_decay
+        peak = config.lr if own.lr is None else own.lr
+        warmup = config.warmup_share if own.warmup_share is None else own.warmup_share
+        settings: dict[str, object] = {"part": name, "lr": peak, "peak": peak, "warmup_share": warmup}
+        groups += [
+            {**settings, "params": [p for p in parameters if id(p) in matrices], "weight_decay": decay},
+            {**settings, "params": [p for p in parameters if id(p) not in matrices], "weight_decay": 0.0},
+        ]
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+
+
+def parts(model: nn.Module, config: OptimiserConfig) -> dict[str, list[nn.Parameter]]:
+    """What trains, by the groups' patterns; what is in none stands under "".
+
+    UserError for a pattern that matches no parameter that trains, and for a parameter in two groups.
+    """
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    owners: dict[str, str] = {}
+    for group, settings in config.groups.items():
+        for pattern in settings.parameters:
+            matched = [name for name in trained if fnmatchcase(name, pattern)]
+            if not matched:
+                raise UserError(f"optimiser.groups.{group}: pattern {pattern!r} matches nothing that trains")
+            for name in matched:
+                if owners.setdefault(name, group) != group:
+                    raise UserError(f"{name} is in two groups, {owners[name]} and {group}; narrow their patterns")
+    found: dict[str, list[nn.Parameter]] = {group: [] for group in ("", *config.groups)}
+    for name, parameter in trained.items():
+        found[owners.get(name, "")].append(parameter)
+    return found
+
+
+def group_rate(share: float, config: OptimiserConfig, group: Mapping[str, object]) -> float:
+    """`learning_rate` of one of the optimiser's groups."""
+    own = {"lr": cast(float, group["peak"]), "warmup_share": cast(float, group["warmup_share"])}
+    return learning_rate(share, dataclasses.replace(config, **own))
 
 
 def learning_rate(share: float, config: OptimiserConfig) -> float:

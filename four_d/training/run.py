@@ -9,16 +9,20 @@ import sys
 import warnings
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast
 
 import lightning
 import torch
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from rich.console import Console
+from rich.table import Table
 from torch import distributed
 from torch.utils.data import DataLoader
 
+from four_d import checkpoints
+from four_d.checkpoints import Checkpoint
 from four_d.config import Plain, RunConfig, diff, load_plain, to_plain
 from four_d.data.loading import FromStep, Step, TrainingSteps, ValidationClips, loader
 from four_d.errors import UserError
@@ -52,7 +56,15 @@ class TrainResult:
     """Of training and validation, over all starts of the run."""
     validation: dict[str, float]
     """Figures of the last validation; empty without one."""
+    before: dict[str, float] = field(default_factory=dict[str, float])
+    """Figures of the weights that a run started from; empty where it started from scratch or has no validation."""
     exit_code: int = 0
+
+    @property
+    def worse(self) -> tuple[str, ...]:
+        """Figures that got worse since the start, by more than a thousandth; all of them are errors."""
+        start = {name: value + 1e-3 * abs(value) for name, value in self.before.items()}
+        return tuple(name for name, value in self.validation.items() if value > start.get(name, value))
 
 
 @dataclass(frozen=True)
@@ -108,6 +120,8 @@ def train(config: RunConfig, *, resume: Resume = "auto") -> TrainResult:
 
     """
     world = parallel.discover()
+    if config.weights is not None and config.weights.path is None:
+        raise UserError("weights.path is missing; give weights=PATH, or weights=null to train from scratch")
     start = _find_start(config, resume, told=world.rank == 0)
     data = RunData(config, world, start.step)
     _refuse_other_data(config.run_folder, data.training.sources.fingerprint(), start)
@@ -117,12 +131,48 @@ def train(config: RunConfig, *, resume: Resume = "auto") -> TrainResult:
         return _fit(config, world, data, start)
 
 
+def finetune(config: RunConfig, *, resume: Resume = "auto") -> TrainResult:
+    """`train` from given weights, which are scored on the validation data before and after.
+
+    Says on stderr which figures got worse.
+
+    Raises:
+        UserError: no weights or no validation data; and what `train` raises.
+
+    """
+    if config.weights is None or config.weights.path is None:
+        raise UserError("fine-tuning starts from weights; give weights=PATH (an exported folder or a run folder)")
+    if not config.data.validation:
+        raise UserError("fine-tuning is judged on held-out clips; give data.validation.NAME.path=DIR (or use train)")
+    result = train(config, resume=resume)
+    if result.exit_code == 0 and parallel.discover().rank == 0:
+        compare(result)
+    return result
+
+
+def compare(result: TrainResult) -> None:
+    """Print the figures before and after; say on stderr which got worse."""
+    table = Table(title=f"{result.folder}: held-out clips, lower is better")
+    for heading in ("", "before", "after"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for name, value in result.validation.items():
+        mark = " ✗" if name in result.worse else ""
+        table.add_row(name, f"{result.before.get(name, float('nan')):.4g}", f"{value:.4g}{mark}")
+    Console().print(table)
+    if result.worse:
+        print(
+            f"warning: worse than the weights it started from: {', '.join(result.worse)}; the best of the run is in "
+            f"{result.best or result.checkpoint}. Train longer, at a lower optimiser.lr, or on more data",
+            file=sys.stderr,
+        )
+
+
 def _fit(config: RunConfig, world: World, data: RunData, start: _Start) -> TrainResult:
     folder, loop = config.run_folder, config.loop
     fingerprint = data.training.sources.fingerprint()
+    module = TrainingModule(config, _weights(config, start))
     record = RunRecord(folder, config, fingerprint, start.step) if world.rank == 0 else None
     exit_code = 1
-    module = TrainingModule(config)
     try:
         with progress(f"training {config.name}", loop.max_steps, "step", shown=world.rank == 0) as bar:
             bar.resume(start.step)
@@ -140,9 +190,18 @@ def _fit(config: RunConfig, world: World, data: RunData, start: _Start) -> Train
     return _result(config, module.step, module.elapsed, exit_code)
 
 
+def _weights(config: RunConfig, start: _Start) -> Checkpoint | None:
+    """What a new run starts from."""
+    if start.checkpoint is not None or config.weights is None or config.weights.path is None:
+        return None
+    return checkpoints.read(config.weights.path)
+
+
 def _run(trainer: lightning.Trainer, module: TrainingModule, data: RunData, start: _Start) -> int:
     checkpoint = None if start.checkpoint is None else str(start.checkpoint)
     try:
+        if module.origin and checkpoint is None and data.validation is not None:
+            trainer.validate(module, datamodule=data, verbose=False)
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except Stopped:
         return STOPPED
@@ -236,17 +295,22 @@ def _is_over(config: RunConfig, start: _Start) -> bool:
 def _result(config: RunConfig, steps: int, seconds: float, exit_code: int) -> TrainResult:
     folder = config.run_folder
     lines = [line for line in read_metrics(folder) if line["split"] == "validation"]
-    figures = lines[-1].items() if lines else ()
-    last = {name: value for name, value in figures if isinstance(value, float) and name != "elapsed_s"}
+    first = [line for line in lines[:1] if line["step"] == 0]
     return TrainResult(
         folder=folder,
         checkpoint=folder / LAST,
         best=folder / BEST if (folder / BEST).is_file() else None,
         steps=steps,
         seconds=seconds,
-        validation=last,
+        validation=_figures(lines[-1:]),
+        before=_figures(first),
         exit_code=exit_code,
     )
+
+
+def _figures(lines: list[Plain]) -> dict[str, float]:
+    named = [item for line in lines for item in line.items()]
+    return {name: value for name, value in named if isinstance(value, float) and name != "elapsed_s"}
 
 
 @contextmanager

@@ -1,0 +1,187 @@
+"""Starting from weights: what is taken over, what is refused, and how the result is judged."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from four_d import checkpoints
+from four_d.config import GroupConfig, OptimiserConfig, RunConfig, WeightsConfig
+from four_d.errors import UserError
+from four_d.training import finetune, train
+from four_d.training.module import TrainingModule
+from four_d.training.optimiser import group_rate, make_optimiser, parts
+from tests.training.runs import make_data, tiny, validated
+
+DYNAMICS = {"kind": "dynamics", "after": 0, "rounds": [1, 1], "hidden": 4, "hold": [2, 4]}
+
+
+def small() -> nn.Module:
+    return nn.ModuleDict({"one": nn.Linear(2, 2), "two": nn.Linear(2, 3), "three": nn.Linear(1, 1)})
+
+
+def test_weights_are_taken_over_whole() -> None:
+    source, model = small().state_dict(), small()
+    checkpoints.fill(model, source, "file")
+    assert all(torch.equal(value, source[name]) for name, value in model.state_dict().items())
+
+
+def test_what_is_fresh_stays_and_what_is_dropped_is_left_out() -> None:
+    source, model = small().state_dict(), small()
+    source["old.bias"] = torch.zeros(3)
+    del source["two.weight"], source["two.bias"]
+    before = model["two"].weight.detach().clone()
+    checkpoints.fill(model, source, "file", fresh=["two.*"], dropped=["old.*"])
+    assert torch.equal(model["two"].weight, before)
+    assert torch.equal(model["one"].weight, source["one.weight"])
+
+
+@pytest.mark.parametrize(
+    ("change", "fresh", "dropped", "message"),
+    [
+        (
+            {"two.weight": None},
+            [],
+            [],
+            r"file lacks the weight two\.weight; the nearest are .*or name it in weights\.fresh",
+        ),
+        ({"two.weihgt": torch.zeros(1)}, [], [], r"the weight two\.weihgt; .* or name it in weights\.dropped"),
+        ({"two.weight": torch.zeros(2, 2)}, [], [], r"file: two\.weight is \(2, 2\) instead of \(3, 2\)"),
+        ({}, ["four.*"], [], r"weights\.fresh: pattern 'four\.\*' matches no name"),
+        ({}, [], ["four.*"], r"weights\.dropped: pattern 'four\.\*' matches no name"),
+    ],
+)
+def test_what_does_not_fit_is_one_error_and_changes_nothing(
+    change: dict[str, torch.Tensor | None], fresh: list[str], dropped: list[str], message: str
+) -> None:
+    source, model = {**small().state_dict(), **change}, small()
+    weights = {name: value for name, value in source.items() if value is not None}
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(UserError, match=message):
+        checkpoints.fill(model, weights, "file", fresh=fresh, dropped=dropped)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_data(tmp_path_factory.mktemp("shards"))
+
+
+@pytest.fixture(scope="module")
+def source(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plain model's run."""
+    return train(tiny(shards, tmp_path_factory.mktemp("source"), loop={"max_steps": 2, "epoch_steps": 2})).folder
+
+
+def tuned(shards: Path, folder: Path, source: Path, **loop: object) -> RunConfig:
+    """The same with a mask, from the source's weights."""
+    config = validated(shards, folder, loop={"max_steps": 6, "epoch_steps": 4, **loop})
+    plain = dataclasses.asdict(config)
+    plain["model"]["backbone"]["dynamics"] = DYNAMICS
+    plain["model"]["heads"]["dynamic"] = {"kind": "dynamic"}
+    plain["weights"] = {"path": str(source), "fresh": ["backbone.dynamics.*"]}
+    plain["optimiser"]["trainable"] = ["backbone.global_blocks.1.*", "backbone.dynamics.*"]
+    from four_d.config import build
+
+    return build(RunConfig, plain, "config")
+
+
+def test_finetuning_starts_from_the_weights_and_trains_only_what_it_should(
+    shards: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = finetune(tuned(shards, tmp_path, source))
+    old, new = checkpoints.read(source).model.state_dict(), checkpoints.read(result.folder).model.state_dict()
+    changed = {name for name in old if not torch.equal(old[name], new[name])}
+    assert changed
+    assert all(name.startswith("backbone.global_blocks.1.") for name in changed)
+    lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["split"] == "validation"] == [0, 4, 6]
+    assert result.before["depth_absrel_median"] > 0
+    assert result.before.keys() == result.validation.keys()
+    table = capsys.readouterr().out
+    assert "before" in table
+    assert "after" in table
+
+
+def test_alpha_follows_the_steps_and_is_stored(shards: Path, source: Path, tmp_path: Path) -> None:
+    for steps, alpha in ((4, 0.5), (6, 0.0)):  # set by the steps before
+        result = finetune(tuned(shards, tmp_path, source, max_steps=steps))
+        found = checkpoints.read(result.folder).model.state_dict()["backbone.dynamics.alpha"]
+        assert found.item() == pytest.approx(alpha), steps
+
+
+def test_the_origin_and_its_licences_stay_known(shards: Path, source: Path, tmp_path: Path) -> None:
+    result = finetune(tuned(shards, tmp_path, source))
+    run = torch.load(result.checkpoint, weights_only=True)["run"]
+    assert run["origin"]["path"].startswith(str(source))
+    assert checkpoints.read(source).info.trained_on.items() <= checkpoints.read(result.folder).info.trained_on.items()
+
+
+def test_a_run_that_got_worse_says_so(
+    shards: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tuned(shards, tmp_path, source)
+    config = dataclasses.replace(config, optimiser=dataclasses.replace(config.optimiser, lr=1.0, trainable=("*",)))
+    result = finetune(config)
+    assert "loss" in result.worse
+    assert "warning: worse than the weights it started from: " in capsys.readouterr().err
+
+
+def test_finetuning_needs_weights_and_held_out_clips(shards: Path, source: Path, tmp_path: Path) -> None:
+    config = tuned(shards, tmp_path, source)
+    with pytest.raises(UserError, match="give weights=PATH"):
+        finetune(dataclasses.replace(config, weights=None))
+    with pytest.raises(UserError, match=r"give data\.validation"):
+        finetune(dataclasses.replace(config, data=dataclasses.replace(config.data, validation={})))
+    with pytest.raises(UserError, match=r"weights\.path is missing"):
+        train(dataclasses.replace(config, weights=WeightsConfig()))
+    with pytest.raises(UserError, match="does not exist"):
+        train(dataclasses.replace(config, weights=WeightsConfig(path=str(tmp_path / "nothing"))))
+    assert not config.run_folder.exists()
+
+
+def test_a_best_figure_that_nobody_gives_is_an_error(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"loop\.best is 'los', which no validation gives; choose one of loss, "):
+        train(validated(shards, tmp_path, loop={"best": "los", "max_steps": 2, "epoch_steps": 2}))
+
+
+def test_groups_have_rates_and_decays_of_their_own() -> None:
+    config = OptimiserConfig(
+        lr=1e-3,
+        weight_decay=0.1,
+        warmup_share=0.5,
+        groups={"head": GroupConfig(parameters=("two.*",), lr=1e-2, weight_decay=0.2, warmup_share=0.1)},
+    )
+    optimiser = make_optimiser(small(), config)
+    found = {(g["part"], g["weight_decay"]): round(group_rate(0.1, config, g), 6) for g in optimiser.param_groups}
+    assert found == {("", 0.1): 2e-4, ("", 0.0): 2e-4, ("head", 0.2): 1e-2, ("head", 0.0): 1e-2}
+
+
+def test_groups_that_do_not_fit_are_named() -> None:
+    twice = {name: GroupConfig(parameters=(pattern,)) for name, pattern in (("a", "one.*"), ("b", "one.bias"))}
+    with pytest.raises(UserError, match=r"one\.bias is in two groups, a and b"):
+        parts(small(), OptimiserConfig(groups=twice))
+    with pytest.raises(UserError, match=r"optimiser\.groups\.a: pattern 'four' matches nothing"):
+        parts(small(), OptimiserConfig(groups={"a": GroupConfig(parameters=("four",))}))
+
+
+def test_clipping_by_groups_limits_each_norm(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = {"heads": {"parameters": ["heads.*"]}}
+    norms: list[list[float]] = []
+
+    def look(self: TrainingModule) -> torch.Tensor:
+        total = clip(self)
+        grouped = [[p for p in part if p.grad is not None] for part in self._parts()]
+        norms.append([float(torch.stack([p.grad.norm() for p in part]).norm()) for part in grouped])
+        return total
+
+    clip = TrainingModule._clip
+    monkeypatch.setattr(TrainingModule, "_clip", look)
+    train(tiny(shards, tmp_path, optimiser={"clip": "groups", "groups": groups, "clip_norm": 1e-3}))
+    assert all(norm == pytest.approx(1e-3, rel=1e-3) for each in norms for norm in each)
+    assert all(len(each) == 2 for each in norms)
