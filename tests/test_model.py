@@ -213,9 +213,9 @@ def test_state_dict_has_no_buffers() -> None:
 
 def test_position_embedding_knows_left_from_right_and_the_aspect() -> None:
     zero = torch.zeros(1, 8, 2, 3)
-    embedded = add_position(zero, 1.5)
+    embedded = add_position(zero.clone(), 1.5)
     assert (embedded[..., 0] - embedded[..., 2]).abs().max() > 0.01
-    assert (embedded - add_position(zero, 1.0)).abs().max() > 0.001
+    assert (embedded - add_position(zero.clone(), 1.0)).abs().max() > 0.001
     assert embedded.abs().max() <= 0.1
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from four_d.errors import UserError
+from four_d.layers import Linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,10 +119,13 @@ class TimmPatches(nn.Module):
 
     def __init__(self, encoder: nn.Module, width: int) -> None:
         super().__init__()
+        for module in encoder.modules():
+            if type(module) is nn.Linear:
+                module.__class__ = Linear
         self.encoder = encoder
         inner = cast(int, encoder.num_features)
         self.dropped = cast(int, encoder.num_prefix_tokens)
-        self.project = nn.Identity() if inner == width else nn.Linear(inner, width)
+        self.project = nn.Identity() if inner == width else Linear(inner, width)
 
     def forward(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n p c"]:
         """Patches in row-major order."""

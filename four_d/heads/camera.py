@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from four_d.errors import UserError
 from four_d.geometry import decode_cameras
-from four_d.layers import AttentionBackend, Block, Mlp, full_precision, full_type
+from four_d.layers import AttentionBackend, Block, Linear, Mlp, full_precision, full_type
 from four_d.types import Clip, Prediction, Tokens
 
 ENCODING = 9
@@ -78,10 +78,10 @@ class CameraHead(nn.Module):
         self.rounds = (last_round,)
         self.iterations, self.start = iterations, start
         self.token_norm = nn.LayerNorm(token_width)
-        self.project = nn.Identity() if width == token_width else nn.Linear(token_width, width)
+        self.project = nn.Identity() if width == token_width else Linear(token_width, width)
         self.empty_pose = nn.Parameter(torch.zeros(1, 1, ENCODING))
-        self.embed_pose = nn.Linear(ENCODING, width)
-        self.modulation = nn.Linear(width, 3 * width)
+        self.embed_pose = Linear(ENCODING, width)
+        self.modulation = Linear(width, 3 * width)
         self.plain_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.trunk = nn.ModuleList(blocks)
         self.trunk_norm = nn.LayerNorm(width)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from four_d.errors import UserError
-from four_d.layers import full_precision, full_type
+from four_d.layers import full_precision, full_type, linear
 from four_d.types import Clip, Prediction, Tokens
 
 LEVELS = 4
@@ -37,7 +39,11 @@ class DenseHeadConfig:
     down_ratio: int = 1
     """Compute at 1 / down_ratio of the image's side, then enlarge: cheaper, softer."""
     chunk: int = 8
-    """Frames at once (bounds memory outside training)."""
+    """Frames at once on the way from tokens to the second finest level (bounds memory outside training)."""
+    fine_chunk: int = 1
+    """Frames at once from there to the image's size, where maps are large."""
+    precision: Literal["full", "loop"] = "full"
+    """``full``: float32 whatever the loop's precision is. ``loop``: follow it; faster, and less exact."""
 
     def build(self, *, token_width: int, rounds: int, patch_size: int) -> DenseHead:
         """Raises UserError where sizes do not fit each other."""
@@ -58,6 +64,8 @@ class DenseHeadConfig:
             patch_size=patch_size,
             down_ratio=self.down_ratio,
             chunk=self.chunk,
+            fine_chunk=self.fine_chunk,
+            precision=self.precision,
         )
 
 
@@ -101,20 +109,71 @@ def axis_embedding(count: int, span: float, width: int, like: Tensor) -> Float[T
 
 
 def add_position(x: Float[Tensor, "n c h w"], aspect: float) -> Float[Tensor, "n c h w"]:
-    """Add where each cell is in the image, whose width over height is ``aspect``; its diagonal is 2 long."""
+    """Add where each cell is in the image, whose width over height is ``aspect``; its diagonal is 2 long. In place."""
     channels, rows, columns = x.shape[1:]
     diagonal = math.hypot(aspect, 1)
     across = axis_embedding(columns, aspect / diagonal, channels // 2, x)
     down = axis_embedding(rows, 1 / diagonal, channels // 2, x)
-    embedding = torch.cat(
-        [across.T[:, None, :].expand(-1, rows, -1), down.T[:, :, None].expand(-1, -1, columns)], dim=0
-    )
-    return x + EMBEDDING_GAIN * embedding
+    # Channels lie side by side in memory here, as in the maps.
+    embedding = torch.cat([across.expand(rows, -1, -1), down[:, None].expand(-1, columns, -1)], dim=-1)
+    return x.add_(embedding.permute(2, 0, 1), alpha=EMBEDDING_GAIN)
 
 
 def resize(x: Float[Tensor, "n c h w"], size: tuple[int, int]) -> Float[Tensor, "n c p q"]:
     """Bilinear, corner pixels on corner pixels."""
     return functional.interpolate(x, size=size, mode="bilinear", align_corners=True)
+
+
+def sides(x: Tensor) -> tuple[int, int]:
+    """Height and width of maps."""
+    return x.shape[-2], x.shape[-1]
+
+
+def enlarge(x: Float[Tensor, "n c h w"], size: tuple[int, int], aspect: float | None) -> Float[Tensor, "n c p q"]:
+    """`resize`, then `add_position` unless ``aspect`` is None."""
+    large = resize(x, size)
+    return large if aspect is None else add_position(large, aspect)
+
+
+def convolve_enlarged(
+    x: Float[Tensor, "n c h w"], size: tuple[int, int], aspect: float | None, convolution: nn.Conv2d
+) -> Float[Tensor, "n o p q"]:
+    """A 3 × 3 convolution of `enlarge`, of which the backward pass keeps only ``x``: the large map is made again."""
+    if torch.compiler.is_compiling():
+        return convolution(enlarge(x, size, aspect))
+    assert convolution.bias is not None
+    weight, bias = convolution.weight.to(x.dtype), convolution.bias.to(x.dtype)
+    return ConvolveEnlarged.apply(x, weight, bias, size, aspect)
+
+
+class ConvolveEnlarged(torch.autograd.Function):
+    """`convolve_enlarged`: with nothing but convolutions kept, training holds half of what it would."""
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, size: tuple[int, int], aspect: float | None
+    ) -> Tensor:
+        """One pixel of zeros around."""
+        ctx.save_for_backward(x, weight)
+        ctx.enlarged = (size, aspect)
+        return functional.conv2d(enlarge(x, size, aspect), weight, bias, padding=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The convolution's own, then the interpolation's."""
+        x, weight = ctx.saved_tensors
+        wanted = [bool(each) for each in ctx.needs_input_grad[:3]]
+        large = enlarge(x, *ctx.enlarged)
+        ones = [1, 1]
+        grad_large, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+            grad, large, weight, [weight.shape[0]], ones, ones, ones, False, [0, 0], 1, wanted
+        )
+        del large
+        grad_x = None
+        if wanted[0]:
+            grad_x = torch.ops.aten.upsample_bilinear2d_backward(grad_large, ctx.enlarged[0], x.shape, True)
+        return grad_x, grad_weight, grad_bias, None, None
 
 
 class ResidualUnit(nn.Module):
@@ -126,13 +185,13 @@ class ResidualUnit(nn.Module):
         self.conv2 = nn.Conv2d(features, features, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        """Same size."""
-        rectified = functional.relu(x)
-        return rectified + self.conv2(functional.relu(self.conv1(rectified)))
+        """Same size; ``x`` is overwritten."""
+        rectified = functional.relu_(x)
+        return self.conv2(functional.relu_(self.conv1(rectified))).add_(rectified)
 
 
 class Fusion(nn.Module):
-    """Join a coarse map with the next finer level's, then enlarge."""
+    """Join a coarse map with the next finer level's."""
 
     def __init__(self, features: int, *, lateral: bool) -> None:
         super().__init__()
@@ -141,15 +200,20 @@ class Fusion(nn.Module):
         self.out_conv = nn.Conv2d(features, features, 1)
 
     def forward(
-        self, coarse: Float[Tensor, "n c h w"] | None, level: Float[Tensor, "n c h w"], size: tuple[int, int]
-    ) -> Float[Tensor, "n c p q"]:
-        """``size`` is the result's; without lateral unit there is no ``coarse``."""
+        self, coarse: Float[Tensor, "n c h w"] | None, level: Float[Tensor, "n c h w"]
+    ) -> Float[Tensor, "n c h w"]:
+        """Still to be enlarged; ``level`` is overwritten. Without lateral unit there is no ``coarse``."""
         x = level
         if self.lateral is not None:
             assert coarse is not None
-            x = coarse + self.lateral(level)
-        # The 1 × 1 convolution commutes with the interpolation; this side of it, it has a quarter of the pixels.
-        return resize(self.out_conv(self.unit(x)), size)
+            x = self.lateral(level).add_(coarse)
+        # VGGT's 1 × 1 convolution comes after the interpolation. It commutes, and here it has a quarter of the pixels.
+        return pointwise(self.unit(x), self.out_conv)
+
+
+def pointwise(x: Float[Tensor, "n c h w"], convolution: nn.Conv2d) -> Float[Tensor, "n o h w"]:
+    """A 1 × 1 convolution as what it is, a product; free of copies where channels lie side by side."""
+    return linear(x.movedim(1, -1), convolution.weight.flatten(1), convolution.bias).movedim(-1, 1)
 
 
 class DenseFeatures(nn.Module):
@@ -169,11 +233,13 @@ class DenseFeatures(nn.Module):
         patch_size: int,
         down_ratio: int = 1,
         chunk: int = 8,
+        fine_chunk: int = 1,
+        precision: Literal["full", "loop"] = "full",
         positions: bool = True,
     ) -> None:
         super().__init__()
-        self.rounds, self.patch_size, self.down_ratio, self.chunk = rounds, patch_size, down_ratio, chunk
-        self.positions = positions
+        self.rounds, self.patch_size, self.down_ratio = rounds, patch_size, down_ratio
+        self.chunk, self.fine_chunk, self.precision, self.positions = chunk, fine_chunk, precision, positions
         self.norm = nn.LayerNorm(token_width)
         self.projects = nn.ModuleList(nn.Conv2d(token_width, width, 1) for width in channels)
         self.resizes = nn.ModuleList(
@@ -193,36 +259,64 @@ class DenseFeatures(nn.Module):
         levels = [tokens.patches[tokens.rounds.index(index)] for index in self.rounds]
         b, f = levels[0].shape[:2]
         flat = [level.flatten(0, 1) for level in levels]
-        with full_precision(flat[0].device):
+        with full_precision(flat[0].device) if self.precision == "full" else nullcontext():
             # A loop over the frame count would fix it in an exported program.
             if torch.compiler.is_exporting():
-                return self.decode(flat, tokens.grid).unflatten(0, (b, f))
+                return self.finish(self.coarse(flat[1:], tokens.grid), flat[0], tokens.grid).unflatten(0, (b, f))
             pieces = zip(*(level.split(self.chunk) for level in flat), strict=True)
-            return torch.cat([self.decode(list(piece), tokens.grid) for piece in pieces]).unflatten(0, (b, f))
+            maps = [each for piece in pieces for each in self.decode(list(piece), tokens.grid)]
+            return torch.cat(maps).unflatten(0, (b, f))
 
-    def decode(self, levels: list[Float[Tensor, "n p c"]], grid: tuple[int, int]) -> Float[Tensor, "n o h w"]:
-        """Feature maps, from one token map per level."""
-        height, width = grid[0] * self.patch_size, grid[1] * self.patch_size
-        x = self.fuse([self.lay_out(index, level, grid) for index, level in enumerate(levels)])
-        x = resize(self.narrow(x), (height // self.down_ratio, width // self.down_ratio))
-        return add_position(x, width / height) if self.positions else x
+    def decode(self, levels: list[Float[Tensor, "n p c"]], grid: tuple[int, int]) -> Iterator[Float[Tensor, "m o h w"]]:
+        """Feature maps, ``fine_chunk`` frames at once, from one token map per level, the finest first."""
+        coarse = self.coarse(levels[1:], grid).split(self.fine_chunk)
+        for piece, finest in zip(coarse, levels[0].split(self.fine_chunk), strict=True):
+            yield self.finish(piece, finest, grid)
 
-    def lay_out(self, index: int, level: Float[Tensor, "n p c"], grid: tuple[int, int]) -> Float[Tensor, "n e h w"]:
+    def coarse(self, levels: list[Float[Tensor, "n p c"]], grid: tuple[int, int]) -> Float[Tensor, "n e h w"]:
+        """All levels but the finest, fused, from the coarsest to the finest."""
+        x = None
+        for index in reversed(range(1, LEVELS)):
+            x = self.join(index, x, levels[index - 1], grid)
+        assert x is not None
+        return x
+
+    def join(
+        self,
+        index: int,
+        coarse: Float[Tensor, "n e _h _w"] | None,
+        tokens: Float[Tensor, "n p c"],
+        grid: tuple[int, int],
+    ) -> Float[Tensor, "n e h w"]:
+        """Fuse a level with what is coarser."""
+        level = self.level(index, tokens, grid)
+        return self.fusions[index](None if coarse is None else resize(coarse, sides(level)), level)
+
+    def level(self, index: int, tokens: Float[Tensor, "n p c"], grid: tuple[int, int]) -> Float[Tensor, "n e h w"]:
         """One level's tokens as an image of its own resolution: 4, 2, 1 and ½ of the grid."""
-        x = self.projects[index](self.norm(level.to(full_type(level.dtype))).mT.unflatten(-1, grid))
+        laid = self.norm(tokens.to(full_type(tokens.dtype))).unflatten(1, grid).movedim(-1, 1)
+        x = pointwise(laid, self.projects[index])
         if self.positions:
             x = add_position(x, grid[1] / grid[0])
         return self.laterals[index](self.resizes[index](x))
 
-    def fuse(self, levels: list[Float[Tensor, "n c _h _w"]]) -> Float[Tensor, "n c h w"]:
-        """From the coarsest level to the finest, and once more to twice its size."""
-        sizes = [(level.shape[-2], level.shape[-1]) for level in levels]
-        targets = [(2 * sizes[0][0], 2 * sizes[0][1]), *sizes[:-1]]
-        x = None
-        for fusion, level, size in zip(reversed(self.fusions), reversed(levels), reversed(targets)):
-            x = fusion(x, level, size)
-        assert x is not None
-        return x
+    def finish(
+        self, coarse: Float[Tensor, "n e _h _w"], finest: Float[Tensor, "n p c"], grid: tuple[int, int]
+    ) -> Float[Tensor, "n o h w"]:
+        """Feature maps at their own size, of the finest level's tokens and what is coarser."""
+        return enlarge(self.narrowed(coarse, finest, grid), *self.frame(grid))
+
+    def narrowed(
+        self, coarse: Float[Tensor, "n e _h _w"], finest: Float[Tensor, "n p c"], grid: tuple[int, int]
+    ) -> Float[Tensor, "n o h w"]:
+        """The last fusion, at twice the finest level's size."""
+        x = self.join(0, coarse, finest, grid)
+        return convolve_enlarged(x, (2 * x.shape[-2], 2 * x.shape[-1]), None, self.narrow)
+
+    def frame(self, grid: tuple[int, int]) -> tuple[tuple[int, int], float | None]:
+        """Size of the feature maps, and the image's aspect if positions are to be added."""
+        height, width = grid[0] * self.patch_size, grid[1] * self.patch_size
+        return (height // self.down_ratio, width // self.down_ratio), width / height if self.positions else None
 
 
 class DenseHead(DenseFeatures):
@@ -243,6 +337,8 @@ class DenseHead(DenseFeatures):
         patch_size: int,
         down_ratio: int = 1,
         chunk: int = 8,
+        fine_chunk: int = 1,
+        precision: Literal["full", "loop"] = "full",
     ) -> None:
         super().__init__(
             token_width=token_width,
@@ -253,6 +349,8 @@ class DenseHead(DenseFeatures):
             patch_size=patch_size,
             down_ratio=down_ratio,
             chunk=chunk,
+            fine_chunk=fine_chunk,
+            precision=precision,
         )
         last_width, self.interpret = OUTPUTS[output]
         self.last = nn.Conv2d(features // 2, last_features, 3, padding=1)
@@ -264,7 +362,10 @@ class DenseHead(DenseFeatures):
         with full_precision(raw.device):
             return self.interpret(raw)
 
-    def decode(self, levels: list[Float[Tensor, "n p c"]], grid: tuple[int, int]) -> Float[Tensor, "n o h w"]:
-        """Raw output channels at the image's size, from one token map per level."""
-        x = self.out(functional.relu(self.last(super().decode(levels, grid))))
+    def finish(
+        self, coarse: Float[Tensor, "n e _h _w"], finest: Float[Tensor, "n p c"], grid: tuple[int, int]
+    ) -> Float[Tensor, "n o h w"]:
+        """Raw output channels at the image's size, of the finest level's tokens and what is coarser."""
+        x = convolve_enlarged(self.narrowed(coarse, finest, grid), *self.frame(grid), self.last)
+        x = pointwise(functional.relu_(x), self.out)
         return x if self.down_ratio == 1 else resize(x, (grid[0] * self.patch_size, grid[1] * self.patch_size))
