@@ -9,9 +9,13 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from four_d import __version__
 from four_d.errors import UserError
+
+if TYPE_CHECKING:
+    from four_d.config import Plain
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -93,18 +97,29 @@ def _add_run_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
 
 
 def _add_file_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
-    evaluate = _verb(verbs, "eval", _eval, "Score a checkpoint on held-out shards, beside image-free predictors.")
+    evaluate = _verb(verbs, "eval", _eval, "Score a checkpoint on held-out shards or under a published protocol.")
     evaluate.add_argument("checkpoint", type=Path, help="an exported folder or a run folder")
-    evaluate.add_argument("values", nargs="+", metavar="key=value", help="data=DIR; train_data=DIR, frames=8, clips=64")
+    text = "data=DIR with train_data=DIR, frames=8, clips=64; or protocol=sintel root=DIR with sequences=a,b tasks=pose"
+    evaluate.add_argument("values", nargs="+", metavar="key=value", help=text)
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     export = _verb(verbs, "export", _export, "Write weights, config, model card and a torch.export program.")
     export.add_argument("run", type=Path, help="a run folder")
     export.add_argument("--out", type=Path, required=True, metavar="DIR")
+    export.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32", help="of the weights on disk")
+    export.add_argument("--scores", type=Path, metavar="FILE", help="of four-d eval --json: they go onto the card")
+    export.add_argument("--no-program", action="store_true", help="leave the torch.export program out")
     export.add_argument("--overwrite", action="store_true", help="replace whatever DIR holds")
     infer = _verb(verbs, "infer", _infer, "Cameras, depth, points and a report page of one video.")
     infer.add_argument("video", type=Path, help="a video file or a folder of images")
-    infer.add_argument("--model", type=Path, required=True, metavar="PATH", help="an exported folder or a run folder")
+    infer.add_argument(
+        "--model", type=Path, metavar="PATH", help="an exported folder or a run folder (default: the best reference)"
+    )
     infer.add_argument("--out", type=Path, required=True, metavar="DIR")
+    infer.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    infer.add_argument(
+        "--mask", type=Path, metavar="PATH", help="what moves (nonzero): an image for all frames, or a folder of them"
+    )
+    infer.add_argument("--static-points", action="store_true", help="leave what moves out of the point cloud")
     infer.add_argument("--max-frames", type=int, default=24, help="spread evenly over the video (default 24)")
     infer.add_argument("--start", type=float, default=0.0, metavar="SECONDS", help="where in the video to begin")
     infer.add_argument("--overwrite", action="store_true", help="replace whatever DIR holds")
@@ -233,36 +248,73 @@ def _finetune(arguments: argparse.Namespace) -> int:
 
 def _eval(arguments: argparse.Namespace) -> int:
     from four_d import evaluation
-    from four_d.config import Plain, build, load_plain
+    from four_d.config import build, load_plain
     from four_d.inference import load
 
+    values = load_plain([], arguments.values)
+    if "protocol" in values:
+        return _eval_published(arguments, values)
     model = load(arguments.checkpoint)
     size: Plain = {"size": list(model.info.image_size)}
-    settings = build(evaluation.EvaluationConfig, {**size, **load_plain([], arguments.values)}, "eval")
-    result = evaluation.run(model.to(settings.device), settings)
+    settings = build(evaluation.EvaluationConfig, {**size, **values}, "eval")
+    result = evaluation.run(model.to(evaluation.usable(settings.device)), settings)
     result.print()
     if arguments.json is not None:
         result.write(arguments.json)
     return 0
 
 
-def _export(arguments: argparse.Namespace) -> int:
-    from four_d.export import export
+def _eval_published(arguments: argparse.Namespace, values: Plain) -> int:
+    from four_d import evaluation
+    from four_d.config import build
+    from four_d.inference import load
 
-    print(export(arguments.run, arguments.out, overwrite=arguments.overwrite))
+    lists = {key: str(values[key]).split(",") for key in ("sequences", "tasks") if isinstance(values.get(key), str)}
+    settings = build(evaluation.PublishedConfig, {**values, **lists}, "eval")
+    device, model = evaluation.usable(settings.device), load(arguments.checkpoint)
+    patch, trained = model.model.patch_size, model.info.image_size
+    result = evaluation.run_protocol(model.to(device), settings, patch=patch, trained=trained)
+    result.print()
+    if arguments.json is not None:
+        result.write(arguments.json)
+    return 1 if result.failed or not result.rows else 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from four_d.checkpoints import WEIGHTS, sha256_of
+    from four_d.export import export, read_scores
+
+    scores = None if arguments.scores is None else read_scores(arguments.scores)
+    dtype, program, overwrite = arguments.dtype, not arguments.no_program, arguments.overwrite
+    out = export(arguments.run, arguments.out, scores=scores, dtype=dtype, program=program, overwrite=overwrite)
+    weights = out / WEIGHTS
+    print(out, f"{weights.name}: {weights.stat().st_size} bytes, sha256 {sha256_of(weights)}", sep="\n")
     return 0
 
 
 def _infer(arguments: argparse.Namespace) -> int:
+    from four_d.checkpoints import best_reference
     from four_d.inference import Result, Selection, infer, load
     from four_d.viewer import report
 
-    def page(result: Result, folder: Path) -> None:
-        report(folder / "report.html", result, title=arguments.video.name, summary=f"Seen by {arguments.model}")
+    source = arguments.model
+    if source is None:
+        source, reference = best_reference()
+        print(f"no --model given: taking {source} ({reference.summary}; {reference.licence})", file=sys.stderr)
 
-    selection = Selection(max_frames=arguments.max_frames, start=arguments.start, fps=arguments.fps)
-    model, overwrite = load(arguments.model), arguments.overwrite
-    infer(model, arguments.video, arguments.out, selection=selection, page=page, overwrite=overwrite)
+    def page(result: Result, folder: Path) -> None:
+        report(folder / "report.html", result, title=arguments.video.name, summary=f"Seen by {source}")
+
+    infer(
+        load(source).to(arguments.device),
+        arguments.video,
+        arguments.out,
+        selection=Selection(max_frames=arguments.max_frames, start=arguments.start, fps=arguments.fps),
+        mask=arguments.mask,
+        static_points=arguments.static_points,
+        page=page,
+        overwrite=arguments.overwrite,
+    )
     print(arguments.out)
     return 0
 

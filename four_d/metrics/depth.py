@@ -134,3 +134,114 @@ def scores(
 def _grouped(values: Tensor, region: Region) -> Tensor:
     """``*b f h w`` to ``*b groups n``."""
     return values.flatten(-2) if region == "frame" else values.flatten(-3).unsqueeze(-2)
+
+
+PublishedAlignment = Literal["metric", "median", "scale", "scaleshift"]
+"""How the code behind published tables aligns; `published` says what each does."""
+WEISZFELD_ROUNDS = 10
+ADAM_STEPS = 1000
+ADAM_RATE = 1e-4
+ADAM_ENDS = 1e-6
+"""Change of the summed error below which the fit of scale and shift ends."""
+LEAST_LOG = 1e-5
+"""Depth below which log RMSE and δ take this value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedScores:
+    """Of all pixels together, as in MonST3R's and CUT3R's tables. Lengths in the target's unit."""
+
+    absrel: float
+    sqrel: float
+    rmse: float
+    logrmse: float
+    delta125: float
+    delta125_2: float
+    """Ratio below 1.25²."""
+    delta125_3: float
+    pixels: int
+    """Weight in the mean over sequences."""
+
+
+def published(
+    prediction: Float[Tensor, "n"],
+    target: Float[Tensor, "n"],
+    alignment: PublishedAlignment,
+    clip: float | None = None,
+) -> PublishedScores:
+    """Scores of valid pixels (targets > 0, at least one) after an alignment as published code runs it.
+
+    - ``metric``: none; ``median``: times median(g) / median(p), the lower middle value of an even count;
+    - ``scale``: about the least Σ |s·p − g|: ten Weiszfeld rounds from mean(g) / mean(p), at least 1e-3;
+    - ``scaleshift``: towards the least Σ |s·p + t − g|: at most 1000 steps of Adam at rate 1e-4 from the median ratio
+      and t = 0. It moves s and t by at most about 0.1 each, which is part of the protocol.
+
+    ``clip``: the greatest depth after alignment.
+    """
+    aligned = align_published(prediction, target, alignment)
+    aligned = aligned if clip is None else aligned.clamp_max(clip)
+    error = aligned - target
+    safe = aligned.clamp_min(LEAST_LOG)
+    ratio = torch.maximum(safe / target, target / safe)
+    return PublishedScores(
+        absrel=float((error.abs() / target).mean()),
+        sqrel=float((error.square() / target).mean()),
+        rmse=float(error.square().mean().sqrt()),
+        logrmse=float((safe.log() - target.log()).square().mean().sqrt()),
+        delta125=float((ratio < THRESHOLD).double().mean()),
+        delta125_2=float((ratio < THRESHOLD**2).double().mean()),
+        delta125_3=float((ratio < THRESHOLD**3).double().mean()),
+        pixels=len(target),
+    )
+
+
+def align_published(
+    prediction: Float[Tensor, "n"], target: Float[Tensor, "n"], alignment: PublishedAlignment
+) -> Float[Tensor, "n"]:
+    """The prediction after one of the alignments of `published`."""
+    if alignment == "metric":
+        return prediction
+    if alignment == "median":
+        return prediction * (target.median() / prediction.median())
+    if alignment == "scale":
+        return prediction * _weiszfeld(prediction, target)
+    scale, shift = _adam(prediction, target)
+    return prediction * scale + shift
+
+
+def _weiszfeld(prediction: Float[Tensor, "n"], target: Float[Tensor, "n"]) -> Float[Tensor, ""]:
+    scale = target.mean() / prediction.mean()
+    for _ in range(WEISZFELD_ROUNDS):
+        weighted = prediction / ((scale * prediction - target).abs() + 1e-8)
+        scale = (weighted * target).sum() / (weighted * prediction).sum()
+    return scale.clamp_min(1e-3)
+
+
+def _adam(prediction: Float[Tensor, "n"], target: Float[Tensor, "n"]) -> tuple[float, float]:
+    """Scale and shift after Adam's steps (β 0.9 and 0.999) on the summed absolute error, whose gradient is exact."""
+    fitted = torch.tensor([float(target.median() / prediction.median()), 0.0], dtype=torch.float64)
+    first, second = torch.zeros_like(fitted), torch.zeros_like(fitted)
+    before = torch.inf
+    for step in range(1, ADAM_STEPS + 1):
+        error = prediction * float(fitted[0]) + float(fitted[1]) - target
+        sign = error.sign()
+        gradient = torch.tensor([float((sign * prediction).sum()), float(sign.sum())], dtype=torch.float64)
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.999 * second + 0.001 * gradient.square()
+        corrected = first / (1 - 0.9**step), second / (1 - 0.999**step)
+        fitted = fitted - ADAM_RATE * corrected[0] / (corrected[1].sqrt() + 1e-8)
+        loss = float(error.abs().sum())
+        if abs(before - loss) < ADAM_ENDS:
+            break
+        before = loss
+    return float(fitted[0]), float(fitted[1])
+
+
+def resize(prediction: Float[Tensor, "f r c"], size: tuple[int, int]) -> Float[Tensor, "f h w"]:
+    """Maps at another size by cubic convolution (a = −0.75, pixel centres at half, edges repeated, no low-pass).
+
+    The arithmetic of OpenCV's ``INTER_CUBIC``, which published code resizes predictions with.
+    """
+    if tuple(prediction.shape[-2:]) == size:
+        return prediction
+    return torch.nn.functional.interpolate(prediction[:, None], size, mode="bicubic", align_corners=False)[:, 0]
