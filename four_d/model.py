@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
+import torch
 from torch import nn
 
 from four_d.backbones import Backbone, BackboneConfig
 from four_d.backbones.alternating import AlternatingConfig
+from four_d.backbones.patches import TimmPatches
 from four_d.errors import UserError
 from four_d.heads import Head, HeadConfig
+from four_d.heads.dense import DenseFeatures
 from four_d.layers import Block
 from four_d.types import Clip, Prediction, merge_predictions
 
@@ -63,8 +67,27 @@ class FourD(nn.Module):
         return merge_predictions([head(tokens, clip) for head in self.heads.values()])
 
 
+VARIANTS = 64
+"""Frame and global, trained and frozen, biased, in training and validation: blocks of one kind differ in more ways than
+torch's 8, beyond which it silently stops compiling."""
+
+
 def compile_blocks(model: nn.Module) -> None:
     """Compile every transformer block of the model in place; names of weights stay."""
+    dynamo = importlib.import_module("torch._dynamo.config")
+    dynamo.recompile_limit = max(dynamo.recompile_limit, VARIANTS)
     for module in model.modules():
         if isinstance(module, Block):
             module.compile()
+
+
+def compile_model(model: nn.Module) -> None:
+    """`compile_blocks`, and what else takes time: an image encoder's blocks, the dense heads."""
+    compile_blocks(model)
+    for module in model.modules():
+        if isinstance(module, TimmPatches):
+            for block in module.encoder.get_submodule("blocks"):  # pyright: ignore[reportGeneralTypeIssues]
+                block.compile()
+        if isinstance(module, DenseFeatures):
+            module.coarse = torch.compile(module.coarse)
+            module.finish = torch.compile(module.finish)
