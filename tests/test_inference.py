@@ -1,5 +1,6 @@
 """Videos of every kind become frames, frames become a result in original pixels, and results become files."""
 
+import dataclasses
 import struct
 import sys
 from pathlib import Path
@@ -13,14 +14,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import four_d.inference
+from four_d.backbones.dynamics import DynamicsConfig
 from four_d.checkpoints import ModelInfo
 from four_d.errors import UserError
 from four_d.formats.cameras import read_cameras, read_colmap
 from four_d.formats.clouds import read_ply
 from four_d.formats.depth import read_depth
 from four_d.geometry import project
-from four_d.inference import LoadedModel, Selection, infer, load, read
-from four_d.inference.fit import fit, resize
+from four_d.heads.dynamic import DynamicHeadConfig
+from four_d.inference import LoadedModel, Selection, Video, infer, load, read
+from four_d.inference.fit import fit, resize, resize_masks
+from four_d.inference.mask import as_masks
 from four_d.inference.run import as_frames
 from four_d.types import Cameras, Clip, Prediction
 from tests.test_export import RUN, TINY, tiny_model, write_run
@@ -392,3 +396,160 @@ def test_known_camera_stays_out_of_the_way() -> None:
     moved = fit((272, 640), (64, 64), 8).original_cameras(cameras)
     assert torch.equal(moved.world_from_camera, cameras.world_from_camera)
     assert moved.known is cameras.known
+
+
+# what moves
+
+MOVING = dataclasses.replace(
+    TINY,
+    backbone=dataclasses.replace(TINY.backbone, dynamics=DynamicsConfig(after=0, rounds=(1, 1), hidden=8)),
+    heads={**TINY.heads, "dynamic": DynamicHeadConfig()},
+)
+
+
+def moving_model() -> LoadedModel:
+    torch.manual_seed(0)
+    return LoadedModel(MOVING.build().eval(), ModelInfo(model=MOVING, image_size=(32, 48), frames=8))
+
+
+def write_mask(path: Path, mask: NDArray[np.generic], mode: str | None = None) -> Path:
+    Image.fromarray(mask.astype(np.uint8), mode).save(path)
+    return path
+
+
+def some_video(frames: int = 3, total: int | None = None, indices: tuple[int, ...] | None = None) -> Video:
+    times = np.arange(frames) / 25
+    return Video(frames=gradient(20, 30, frames), times=times, total=total or frames, indices=indices)
+
+
+def test_a_mask_of_each_frame_or_of_all_of_the_video_or_one_for_all(tmp_path: Path) -> None:
+    masks = np.arange(6)[:, None, None] == np.ones((20, 30))[None] * np.arange(6)[:, None, None]
+    masks[3, :10] = False
+    masks[5] = False
+    video = some_video(3, total=6, indices=(0, 3, 5))
+    for index, mask in enumerate(masks):
+        write_mask(tmp_path / f"{index}.png", mask)
+    np.testing.assert_array_equal(as_masks(tmp_path, video), masks[[0, 3, 5]])
+    np.testing.assert_array_equal(as_masks(masks, video), masks[[0, 3, 5]])
+    np.testing.assert_array_equal(as_masks(torch.from_numpy(masks[:3]), video), masks[:3])
+    np.testing.assert_array_equal(as_masks(masks[3], video), np.stack([masks[3]] * 3))
+    np.testing.assert_array_equal(as_masks(str(tmp_path / "3.png"), video), np.stack([masks[3]] * 3))
+
+
+def test_masks_of_every_kind_of_picture(tmp_path: Path) -> None:
+    mask = np.zeros((20, 30), bool)
+    mask[2:5, 3:9] = True
+    label = Image.fromarray(mask.astype(np.uint8), "P")
+    label.putpalette([255, 255, 255, 0, 0, 0])  # the background is white: the index counts, not the colour
+    label.save(tmp_path / "p.png")
+    grey = Image.fromarray(mask.astype(np.uint8) * 7)
+    grey.save(tmp_path / "l.png")
+    Image.merge("RGB", [grey, Image.new("L", grey.size), Image.new("L", grey.size)]).save(tmp_path / "rgb.png")
+    Image.merge("LA", [grey, Image.new("L", grey.size, 255)]).save(tmp_path / "la.png")
+    Image.merge("RGBA", [grey] * 3 + [Image.new("L", grey.size, 255)]).save(tmp_path / "rgba.png")
+    Image.fromarray(mask).save(tmp_path / "1.png")
+    Image.fromarray(mask.astype(np.uint16) * 300).save(tmp_path / "i.png")
+    for file in sorted(tmp_path.iterdir()):
+        np.testing.assert_array_equal(as_masks(file, some_video(1))[0], mask, err_msg=file.name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("m.png", np.zeros((20, 31)), r"mask .*m\.png is 31×20, the frames are 30×20"),
+        ("m.jpg", np.zeros((20, 30)), r"m\.jpg is a JPEG"),
+        ("m.png", b"no image", r"m\.png does not decode"),
+        (None, np.zeros((2, 20, 30), bool), "there are 2 masks, and 3 frames were taken of 9"),
+        (None, np.zeros((3, 21, 30), bool), "the mask is 30×21, the frames are 30×20"),
+        (None, np.zeros((20, 30), np.float32), "the mask is float32"),
+        (None, [1], "the mask is list"),
+        (None, "nowhere", "nowhere does not exist"),
+        (None, Path(), "holds no images"),
+    ],
+)
+def test_a_wrong_mask_is_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str | None, content: object, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    video = some_video(3, total=9, indices=(0, 4, 8))
+    if isinstance(content, bytes) and name is not None:
+        (tmp_path / name).write_bytes(content)
+    elif isinstance(content, np.ndarray) and name is not None:
+        write_mask(tmp_path / name, content)
+    with pytest.raises(UserError, match=message) as raised:
+        as_masks(tmp_path / name if name is not None else content, video)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("size", [(272, 640), (640, 273), (20, 30), (32, 48)])
+def test_masks_go_the_way_of_the_frames(size: tuple[int, int]) -> None:
+    """A mask drawn where a picture is bright covers, on the model's grid, where that picture is bright."""
+    y, x = np.mgrid[: size[0], : size[1]]
+    bright = (x > 0.3 * size[1]) & (y < 0.7 * size[0])
+    chosen = fit(size, (32, 48), 8)
+    mask = resize_masks(bright[None], chosen)[0]
+    picture = resize(np.repeat(bright[None, ..., None], 3, -1).astype(np.uint8) * 255, chosen)[0, 0] > 0.5
+    assert mask.shape == picture.shape == chosen.model
+    assert (mask != picture).float().mean() < 0.03
+    assert 0.2 < mask.float().mean() < 0.8
+
+
+def test_a_users_mask_reaches_the_cameras_and_stands_beside_the_models_own() -> None:
+    frames = gradient(32, 48)
+    mask = np.zeros((32, 48), bool)
+    mask[:16] = True
+    still, plain, whole = (moving_model()(frames, mask=m) for m in (mask, None, np.ones((32, 48), bool)))
+    assert still.cameras is not None
+    assert plain.cameras is not None
+    assert whole.cameras is not None
+    assert not torch.equal(still.cameras.world_from_camera, plain.cameras.world_from_camera)
+    assert not torch.equal(still.cameras.world_from_camera, whole.cameras.world_from_camera)
+    assert torch.equal(still.prediction.dynamic, plain.prediction.dynamic)
+    assert torch.equal(still.moving, torch.from_numpy(np.stack([mask] * 4)))
+    assert torch.equal(plain.moving, plain.prediction.dynamic > 0.5)
+    everything, rest = still.cloud(), still.cloud(static=True)
+    assert everything is not None
+    assert rest is not None
+    assert 0 < len(rest) < len(everything)
+    nothing = whole.cloud(static=True)
+    assert nothing is not None
+    assert len(nothing) == 0
+
+
+def test_a_mask_without_use_is_refused() -> None:
+    mask = np.zeros((32, 48), bool)
+    with pytest.raises(UserError, match=r"backbone\.dynamics is off"):
+        model()(gradient(32, 48), mask=mask)
+    with pytest.raises(UserError, match="says what moves"):
+        model()(gradient(32, 48)).cloud(static=True)
+    times = torch.zeros(1, 2)
+    clip = Clip(images=torch.zeros(1, 2, 3, 32, 48), times=times, camera_ids=times.long())
+    with pytest.raises(UserError, match=r"Clip\.dynamic"):
+        moving_model()(clip, mask=mask)  # pyright: ignore[reportCallIssue]
+
+
+def test_the_predicted_mask_is_written(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = infer(moving_model(), BIKES, out, selection=Selection(max_frames=2), static_points=True)
+    assert result.prediction.dynamic is not None
+    with np.load(out / "prediction.npz") as arrays:
+        np.testing.assert_array_equal(arrays["dynamic"], result.prediction.dynamic.numpy())
+    for index in range(2):
+        with Image.open(out / "mask" / f"{index:06d}.png") as image:
+            written = np.asarray(image) / 255
+        np.testing.assert_allclose(written, result.prediction.dynamic[index], atol=0.5 / 255 + 1e-6)
+
+
+def test_a_device_that_is_not_there_is_one_clear_error() -> None:
+    for device in ("cuda:99", "abacus"):
+        with pytest.raises(UserError, match=f"no device '{device}'") as raised:
+            model().to(device)
+        assert len(str(raised.value).splitlines()) == 1
+    assert model().to("cpu")(gradient(32, 48, 2)).depth is not None
+
+
+def test_transparent_frames_given_as_arrays_name_their_shape() -> None:
+    with pytest.raises(UserError, match=r"uint8 \(2, 8, 8, 4\); give uint8 \(frames, height, width, 3\)"):
+        as_frames(np.zeros((2, 8, 8, 4), np.uint8))
+    with pytest.raises(UserError, match=r"\(2, 4, 8, 8\); give floats in \[0, 1\], \(frames, 3, height, width\)"):
+        as_frames(torch.zeros(2, 4, 8, 8))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -81,10 +81,20 @@ def resize(frames: UInt8[np.ndarray, "f h w 3"] | Float[Tensor, "f 3 h w"], to: 
     return torch.from_numpy(np.stack([np.stack([_resize(plane, to) for plane in frame]) for frame in planes]))
 
 
-def _resize(plane: NDArray[np.float32], to: Fit) -> NDArray[np.float32]:
+def resize_masks(masks: Bool[np.ndarray, "f h w"], to: Fit) -> Bool[Tensor, "f r c"]:
+    """Masks on the model's grid: a pixel is set where more than half of what it covers is."""
+    if to.original == to.model:
+        return torch.from_numpy(np.ascontiguousarray(masks))
+    shares = [_resize(mask.astype(np.float32), to, Image.Resampling.BOX) for mask in masks]
+    return torch.from_numpy(np.stack(shares) > 0.5)
+
+
+def _resize(
+    plane: NDArray[np.float32], to: Fit, by: Image.Resampling = Image.Resampling.BICUBIC
+) -> NDArray[np.float32]:
     height, width = to.original
     # rounding errors must not reach beyond the picture
     left, top = max(to.left, 0.0), max(to.top, 0.0)
     box = (left, top, min(width - left, width), min(height - top, height))
-    image = Image.fromarray(plane).resize((to.model[1], to.model[0]), Image.Resampling.BICUBIC, box=box)
+    image = Image.fromarray(plane).resize((to.model[1], to.model[0]), by, box=box)
     return np.asarray(image).clip(0, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import cast, overload
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -22,7 +23,8 @@ from four_d.formats.clouds import PointCloud, fuse, world_points, write_ply
 from four_d.formats.depth import write_depth
 from four_d.formats.folders import new_folder
 from four_d.inference import video as videos
-from four_d.inference.fit import Fit, fit, resize
+from four_d.inference.fit import Fit, fit, resize, resize_masks
+from four_d.inference.mask import Mask, as_masks, write_masks
 from four_d.inference.video import Selection, Video
 from four_d.model import FourD
 from four_d.types import Cameras, Clip, Prediction, map_tensors
@@ -48,6 +50,15 @@ class Result:
     """Seconds; 25 frames per second where the input does not say."""
     fit: Fit
     """How model pixels and original pixels belong together."""
+    mask: Bool[Tensor, "f r c"] | None = None
+    """What the user said moves."""
+
+    @property
+    def moving(self) -> Bool[Tensor, "f r c"] | None:
+        """What moves: as the user said, or else as the model says; None if neither does."""
+        if self.mask is not None or self.prediction.dynamic is None:
+            return self.mask
+        return self.prediction.dynamic > 0.5
 
     @property
     def depth(self) -> Float[Tensor, "f r c"] | None:
@@ -66,9 +77,16 @@ class Result:
         cameras = self.prediction.cameras
         return None if cameras is None else self.fit.original_cameras(cameras)
 
-    def cloud(self) -> PointCloud | None:
-        """The reliable points of all frames, coloured (`formats.clouds.fuse`)."""
-        return fuse(self.images, self.prediction)
+    def cloud(self, *, static: bool = False) -> PointCloud | None:
+        """The reliable points of all frames, coloured (`formats.clouds.fuse`); ``static``: without what moves.
+
+        UserError if that is asked for and nobody says what moves.
+        """
+        if not static:
+            return fuse(self.images, self.prediction)
+        if self.moving is None:
+            raise UserError("neither the model nor a mask says what moves; give one with --mask, or take all points")
+        return fuse(self.images, _without(self.prediction, self.moving))
 
 
 @dataclass(frozen=True)
@@ -81,39 +99,60 @@ class LoadedModel:
     @overload
     def __call__(self, frames: Clip) -> Prediction: ...
     @overload
-    def __call__(self, frames: Frames, *, selection: Selection | None = None) -> Result: ...
-    def __call__(self, frames: Clip | Frames, *, selection: Selection | None = None) -> Prediction | Result:
+    def __call__(self, frames: Frames, *, selection: Selection | None = None, mask: Mask | None = None) -> Result: ...
+    def __call__(
+        self, frames: Clip | Frames, *, selection: Selection | None = None, mask: Mask | None = None
+    ) -> Prediction | Result:
         """A batched `Clip` gives a batched `Prediction`; a video gives a `Result` of its frames.
 
         A video is cropped and resized as little as the model allows (`fit`). ``selection`` chooses frames of a file or
-        folder (by default at most 24, spread evenly); arrays and lists are taken whole.
+        folder (by default at most 24, spread evenly); arrays and lists are taken whole. ``mask`` says what moves, in
+        place of the model's own guess (`mask.as_masks`); the prediction still holds that guess.
 
         Raises:
-            UserError: an input of another kind, shape or range, or a file that does not decode.
+            UserError: an input of another kind, shape or range, a file that does not decode, or a mask for a model
+                that has no use for one.
 
         """
         if isinstance(frames, Clip):
+            if mask is not None:
+                raise UserError("a clip brings its own mask; set Clip.dynamic")
             with torch.no_grad():
                 return self.model(frames)
+        if mask is not None and self.info.model.backbone.dynamics is None:
+            raise UserError("this model does not ask what moves (backbone.dynamics is off); leave the mask out")
         if isinstance(frames, str | Path):
-            return self._run(videos.read(Path(frames), selection))
+            return self._run(videos.read(Path(frames), selection), mask=mask)
         if selection is not None:
             raise UserError("selection chooses frames of a file; slice an array or list yourself")
         array, floats = as_frames(frames)
         times = np.arange(len(array)) / videos.IMAGE_RATE
-        return self._run(Video(frames=array, times=times, total=len(array)), floats)
+        return self._run(Video(frames=array, times=times, total=len(array)), floats, mask)
 
     def to(self, device: str | torch.device) -> LoadedModel:
-        """The same model on a device (it is moved, not copied)."""
-        return LoadedModel(self.model.to(device), self.info)
+        """The same model on a device (it is moved, not copied). UserError if there is no such device."""
+        try:
+            return LoadedModel(self.model.to(device), self.info)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"no device {str(device)!r} here ({reason}); choose cpu, or cuda where there is a GPU"
+            ) from error
 
-    def _run(self, video: Video, floats: Tensor | None = None) -> Result:
+    def _run(self, video: Video, floats: Tensor | None = None, mask: Mask | None = None) -> Result:
         height, width = video.frames.shape[1:3]
         chosen = fit((height, width), self.info.image_size, self.model.patch_size)
         images = resize(video.frames if floats is None else floats, chosen)
         device = next(self.model.parameters()).device
         times = torch.tensor(video.times, dtype=torch.float32)[None]
-        clip = Clip(images=images[None], times=times, camera_ids=torch.zeros_like(times, dtype=torch.long))
+        moving = None if mask is None else resize_masks(as_masks(mask, video), chosen)
+        clip = Clip(
+            images=images[None],
+            times=times,
+            camera_ids=torch.zeros_like(times, dtype=torch.long),
+            dynamic=None if moving is None else moving[None],
+            dynamic_known=None if moving is None else torch.ones_like(times, dtype=torch.bool),
+        )
         prediction = self(map_tensors(clip, lambda tensor: tensor.to(device)))
         return Result(
             prediction=_unbatch(prediction),
@@ -121,6 +160,7 @@ class LoadedModel:
             frames=video.frames,
             times=[float(t) for t in video.times],
             fit=chosen,
+            mask=moving,
         )
 
 
@@ -175,6 +215,8 @@ def infer(
     out: Path,
     *,
     selection: Selection | None = None,
+    mask: Mask | None = None,
+    static_points: bool = False,
     overwrite: bool = False,
     page: Callable[[Result, Path], None] | None = None,
 ) -> Result:
@@ -185,6 +227,8 @@ def infer(
         video: a file or a folder of images.
         out: is made; an earlier result there is replaced.
         selection: which frames.
+        mask: what moves, by the user.
+        static_points: leave what moves out of ``points.ply`` and of the COLMAP projects' points.
         overwrite: replace whatever ``out`` holds.
         page: writes further files into the folder it is given, such as ``report.html``.
 
@@ -192,17 +236,21 @@ def infer(
         UserError: bad input, or a folder that cannot be written.
 
     """
-    result = model(video, selection=selection)
+    result = model(video, selection=selection, mask=mask)
     with new_folder(out, "inference", overwrite=overwrite) as folder:
-        write(result, folder)
+        write(result, folder, static_points=static_points)
         if page is not None:
             page(result, folder)
     return result
 
 
-def write(result: Result, folder: Path) -> None:
-    """Write ``cameras.json``, ``colmap/``, ``depth/``, ``points.ply`` and ``prediction.npz``: what the model gives."""
-    cloud = result.cloud()
+def write(result: Result, folder: Path, *, static_points: bool = False) -> None:
+    """Write what the model gives: ``cameras.json``, ``colmap/``, ``depth/``, ``mask/``, ``points.ply``,
+    ``prediction.npz``; see `infer`.
+    """
+    cloud = result.cloud(static=static_points)
+    if result.prediction.dynamic is not None:
+        write_masks(folder / "mask", result.prediction.dynamic.numpy())
     if result.depth is not None:
         write_depth(folder / "depth", result.depth.numpy(), UNIT)
     if cloud is not None:
@@ -247,6 +295,7 @@ def _arrays(result: Result) -> dict[str, NDArray[np.generic]]:
         "depth_confidence": prediction.depth_confidence,
         "points": prediction.points,
         "points_confidence": prediction.points_confidence,
+        "dynamic": prediction.dynamic,
         "world_from_camera": None if cameras is None else cameras.world_from_camera,
         "intrinsics": None if cameras is None else cameras.intrinsics,
         "intrinsics_original": None if cameras is None else result.fit.to_original(cameras.intrinsics),
@@ -255,7 +304,17 @@ def _arrays(result: Result) -> dict[str, NDArray[np.generic]]:
     return {**arrays, "times": np.array(result.times)}
 
 
+def _without(prediction: Prediction, moving: Bool[Tensor, "f r c"]) -> Prediction:
+    """No geometry where something moves."""
+    depth, points = prediction.depth, prediction.points
+    return dataclasses.replace(
+        prediction,
+        depth=None if depth is None else depth.masked_fill(moving, 0),
+        points=None if points is None else points.masked_fill(moving[..., None], 0),
+    )
+
+
 def _unbatch(prediction: Prediction) -> Prediction:
-    """Drop the batch axis of one, on the CPU. Pose encodings, whose batch axis is the second, are a training matter."""
-    rest = {**vars(prediction), "pose_encodings": None}
+    """Drop the batch axis of one, on the CPU. Refinements, whose batch axis is the second, are a training matter."""
+    rest = {**vars(prediction), "pose_encodings": None, "pixel_track_stages": None}
     return map_tensors(Prediction(**rest), lambda tensor: tensor[0].cpu())

@@ -68,6 +68,8 @@ class Video:
     """f seconds from the video's first frame."""
     total: int
     """Frames the source has."""
+    indices: tuple[int, ...] | None = None
+    """Which of them these are; None: all, or not from a source."""
 
 
 def read(path: Path, selection: Selection | None = None) -> Video:
@@ -111,7 +113,9 @@ def _read_folder(folder: Path, selection: Selection) -> Video:
                 raise UserError(f"{files[index]} is {size}, {files[chosen[0]].name} is {first}; make all one size")
             frames.append(frame)
             bar.advance()
-    return Video(frames=np.stack(frames), times=np.array([times[i] for i in chosen]), total=len(files))
+    return Video(
+        frames=np.stack(frames), times=np.array([times[i] for i in chosen]), total=len(files), indices=tuple(chosen)
+    )
 
 
 def _read_image(path: Path) -> NDArray[np.uint8]:
@@ -151,7 +155,8 @@ def _read_file(path: Path, selection: Selection) -> Video:
         raise UserError(f"{path} does not decode as a video ({reason}); convert it to H.264 MP4 or images") from error
     if len({frame.shape for frame in frames}) > 1:
         raise UserError(f"{path} changes its picture size on the way; convert it to one size")
-    return Video(frames=np.stack(frames), times=np.array([times[i] - times[0] for i in chosen]), total=len(times))
+    stamps = np.array([times[i] - times[0] for i in chosen])
+    return Video(frames=np.stack(frames), times=stamps, total=len(times), indices=tuple(chosen))
 
 
 def _some(chosen: list[int], path: Path, times: list[float]) -> list[int]:
