@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from four_d.backbones.dynamics import Dynamics, DynamicsConfig, patch_shares
 from four_d.backbones.matching import MatchingConfig
-from four_d.backbones.patches import ConvPatchConfig, PatchConfig
+from four_d.backbones.patches import ConvPatchConfig, PatchConfig, TimmPatches
 from four_d.errors import UserError
 from four_d.layers import AttentionBackend, Block, RankOne, Rotation, full_type, grid_positions, rotation_tables
 from four_d.types import Clip, Tokens
@@ -62,6 +62,9 @@ class AlternatingConfig:
             raise UserError(f"backbone.rounds {self.rounds} must be a multiple of group {self.group}")
         if self.dynamics is not None and self.group != 1:
             raise UserError(f"backbone.dynamics needs group 1, it is {self.group}; change one of them")
+        patches = self.patches.build(self.patch_size, self.width)
+        if isinstance(patches, TimmPatches):
+            patches.checkpointing = self.checkpointing
         blocks = [
             Block(
                 self.width,
@@ -74,7 +77,7 @@ class AlternatingConfig:
             for _ in range(2 * self.rounds)
         ]
         return AlternatingBackbone(
-            patches=self.patches.build(self.patch_size, self.width),
+            patches=patches,
             matching=None if self.matching is None else self.matching.build(self.patch_size, self.width),
             dynamics=None if self.dynamics is None else self.dynamics.build(self.width, self.rounds),
             patch_size=self.patch_size,

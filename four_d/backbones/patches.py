@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -115,7 +116,12 @@ class ConvPatches(nn.Module):
 
 
 class TimmPatches(nn.Module):
-    """Patch tokens after a timm transformer's last norm."""
+    """Patch tokens after a timm transformer's last norm.
+
+    Attributes:
+        checkpointing: recompute its blocks in the backward pass.
+
+    """
 
     def __init__(self, encoder: nn.Module, width: int) -> None:
         super().__init__()
@@ -123,11 +129,14 @@ class TimmPatches(nn.Module):
             if type(module) is nn.Linear:
                 module.__class__ = Linear
         self.encoder = encoder
+        self.checkpointing = False
         inner = cast(int, encoder.num_features)
         self.dropped = cast(int, encoder.num_prefix_tokens)
         self.project = nn.Identity() if inner == width else Linear(inner, width)
 
     def forward(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n p c"]:
         """Patches in row-major order."""
+        recompute = self.checkpointing and self.training and torch.is_grad_enabled()
+        self.encoder.set_grad_checkpointing(recompute)  # pyright: ignore[reportCallIssue]
         tokens = self.encoder.forward_features(images)  # pyright: ignore[reportCallIssue]
         return self.project(tokens[:, self.dropped :])

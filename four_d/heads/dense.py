@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -151,7 +151,12 @@ class ConvolveEnlarged(torch.autograd.Function):
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, size: tuple[int, int], aspect: float | None
+        ctx: Any,  # noqa: ANN401 - torch gives it no type
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        size: tuple[int, int],
+        aspect: float | None,
     ) -> Tensor:
         """One pixel of zeros around."""
         ctx.save_for_backward(x, weight)
@@ -160,7 +165,10 @@ class ConvolveEnlarged(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any,  # noqa: ANN401
+        grad: Tensor,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         """The convolution's own, then the interpolation's."""
         x, weight = ctx.saved_tensors
         wanted = [bool(each) for each in ctx.needs_input_grad[:3]]
@@ -295,7 +303,7 @@ class DenseFeatures(nn.Module):
     def level(self, index: int, tokens: Float[Tensor, "n p c"], grid: tuple[int, int]) -> Float[Tensor, "n e h w"]:
         """One level's tokens as an image of its own resolution: 4, 2, 1 and ½ of the grid."""
         laid = self.norm(tokens.to(full_type(tokens.dtype))).unflatten(1, grid).movedim(-1, 1)
-        x = pointwise(laid, self.projects[index])
+        x = pointwise(laid, cast(nn.Conv2d, self.projects[index]))
         if self.positions:
             x = add_position(x, grid[1] / grid[0])
         return self.laterals[index](self.resizes[index](x))
