@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 import json
 import pickle
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +25,8 @@ from four_d.model import FourD, ModelConfig
 
 FORMAT = 1
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+REFERENCES, MODELS = Path("checkpoints"), "models.json"
+"""Where the reference models lie, and the list of them there."""
 LAST = Path("checkpoints/last.ckpt")
 """Where a run folder keeps its newest checkpoint."""
 
@@ -42,6 +45,8 @@ class ModelInfo:
     """Source → licence of the training data, by their manifests; "unknown" where a manifest is gone."""
     steps: int = 0
     scores: dict[str, float] = field(default_factory=dict[str, float])
+    recipe: dict[str, str] = field(default_factory=dict[str, str])
+    """How it was made, in words: command, hardware, minutes, commit, as far as known."""
     four_d: str = __version__
     """Version of the package that wrote it."""
     format: int = FORMAT
@@ -54,6 +59,21 @@ class Checkpoint:
     model: FourD
     info: ModelInfo
     path: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """A line of ``models.json``: one of our own models, an exported folder beside that file."""
+
+    name: str
+    """Of the folder."""
+    sha256: str
+    """Of its ``model.safetensors``."""
+    bytes: int
+    rank: int
+    """1 is the best."""
+    licence: str
+    summary: str
 
 
 def read(path: str | Path) -> Checkpoint:
@@ -97,6 +117,7 @@ def write_info(file: Path, info: ModelInfo) -> None:
 def _read_export(folder: Path) -> Checkpoint:
     info = read_info(folder / CONFIG)
     file = folder / WEIGHTS
+    _verify_reference(folder)
     try:
         weights = load_file(file)
     except (OSError, SafetensorError) as error:
@@ -200,3 +221,42 @@ def _build(info: ModelInfo, weights: Mapping[str, Tensor], file: Path) -> FourD:
     model = info.model.build().eval()
     fill(model, weights, str(file))
     return model.requires_grad_(False)
+
+
+def references(folder: Path = REFERENCES) -> list[Reference]:
+    """What ``models.json`` lists, the best first; nothing where there is no such file. UserError if it is damaged."""
+    file = folder / MODELS
+    if not file.is_file():
+        return []
+    try:
+        plain = cast(object, json.loads(file.read_text()))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({_short(error)}); restore it from the repository") from error
+    if not isinstance(plain, list):
+        raise UserError(f"{file} holds no list of models; restore it from the repository")
+    found = [config.build(Reference, each, f"{file}[{n}]") for n, each in enumerate(cast(list[object], plain))]
+    return sorted(found, key=lambda each: each.rank)
+
+
+def best_reference(folder: Path = REFERENCES) -> tuple[Path, Reference]:
+    """Where the best reference model lies of those that are there, and what is said of it. UserError if none is."""
+    listed = references(folder)
+    for each in listed:
+        if (folder / each.name / CONFIG).is_file() and (folder / each.name / WEIGHTS).is_file():
+            return folder / each.name, each
+    why = f"none of those listed in {folder / MODELS} is there" if listed else f"{folder / MODELS} lists none"
+    raise UserError(f"no reference model here ({why}); name a model with --model, or go to the working copy's root")
+
+
+def sha256_of(file: Path) -> str:
+    """Hexadecimal SHA-256 of a file's content."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _verify_reference(folder: Path) -> None:
+    """UserError if the folder is listed as a reference model and its weights are others."""
+    file = folder / WEIGHTS
+    for each in references(folder.parent):
+        if each.name == folder.name and file.is_file() and sha256_of(file) != each.sha256:
+            raise UserError(f"{file} is not what {folder.parent / MODELS} lists (sha256 differs); fetch it again")

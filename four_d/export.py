@@ -6,8 +6,9 @@ import dataclasses
 import io
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -23,6 +24,10 @@ from four_d.progress import progress
 from four_d.types import Cameras, Clip, Prediction
 
 PROGRAM, PROGRAM_NOTE = "model.pt2", "export.json"
+CODE = ("command", "commit")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+ENVIRONMENT, METRICS = "environment.json", "metrics.jsonl"
+"""Of a run folder: where it ran and by which command, and how long."""
 TRACED_FRAMES, CHECKED_FRAMES = 3, (2, 17)
 """Frames of the trace, and of the checks against the model itself."""
 TOLERANCE = 1e-3
@@ -32,7 +37,13 @@ IGNORED_WARNINGS = ("isinstance\\(treespec, LeafSpec\\)", "The tensor attributes
 
 
 def export(
-    run: str | Path, out: str | Path, *, scores: Mapping[str, float] | None = None, overwrite: bool = False
+    run: str | Path,
+    out: str | Path,
+    *,
+    scores: Mapping[str, float] | None = None,
+    dtype: Literal["fp32", "bf16"] = "fp32",
+    program: bool = True,
+    overwrite: bool = False,
 ) -> Path:
     """Write the newest (averaged) weights of a run, or an export anew, as a folder that appears whole or not at all.
 
@@ -44,6 +55,8 @@ def export(
         run: what `checkpoints.read` reads.
         out: is made; an earlier export there is replaced.
         scores: metric → value on held-out data, for the card.
+        dtype: of the weights on disk; reading them gives float32 again, and the program computes with what is read.
+        program: also write ``model.pt2`` and ``export.json``.
         overwrite: replace whatever ``out`` holds.
 
     Raises:
@@ -51,21 +64,93 @@ def export(
 
     """
     found = checkpoints.read(run)
-    info = dataclasses.replace(found.info, scores={**found.info.scores, **(scores or {})}, four_d=__version__)
+    round_weights(found.model, DTYPES[dtype])
+    info = dataclasses.replace(
+        found.info,
+        scores={**found.info.scores, **(scores or {})},
+        recipe=found.info.recipe or recipe(Path(run)),
+        four_d=__version__,
+    )
     out = Path(out)
     with new_folder(out, "export", overwrite=overwrite) as folder, progress("export", 3, "file") as bar:
-        (folder / WEIGHTS).write_bytes(save({k: v.contiguous() for k, v in found.model.state_dict().items()}))
+        (folder / WEIGHTS).write_bytes(save(_stored(found.model, DTYPES[dtype])))
         checkpoints.write_info(folder / CONFIG, info)
         bar.advance()
-        program, errors = to_program(found.model, info.image_size)
-        buffer = io.BytesIO()
-        torch.export.save(program, buffer)
-        (folder / PROGRAM).write_bytes(buffer.getvalue())
+        outputs = _write_program(folder, found.model, info) if program else output_names(found.model, info.image_size)
         bar.advance()
-        (folder / PROGRAM_NOTE).write_text(json.dumps(_program_note(info, errors), indent=1) + "\n")
-        (folder / CARD).write_text(card(info, found.model, errors))
+        (folder / CARD).write_text(card(info, found.model, outputs))
         bar.advance()
     return out
+
+
+def round_weights(model: nn.Module, dtype: torch.dtype) -> None:
+    """Let the model compute, in its own precision, with the values that a file of this dtype will hold."""
+    for name, value in _stored(model, dtype).items():
+        model.state_dict()[name].copy_(value)
+
+
+def _stored(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    state = model.state_dict().items()
+    return {name: (value.to(dtype) if value.is_floating_point() else value).contiguous() for name, value in state}
+
+
+def recipe(run: Path) -> dict[str, str]:
+    """How a run was made, of what it left in its folder; paths of the machine are cut to their last part."""
+    folder = run.parent.parent if run.is_file() else run
+    try:
+        machine = cast(dict[str, object], json.loads((folder / ENVIRONMENT).read_text()))
+        lines = (folder / METRICS).read_text().splitlines()
+        minutes = {f"{float(json.loads(lines[-1])['elapsed_s']) / 60:.1f}"} if lines else set[str]()
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    command = cast(list[str], machine.get("command", []))
+    devices = cast(list[str], machine.get("devices") or [])
+    found = {
+        "command": " ".join([Path(command[0]).name, *(_shorten(part) for part in command[1:])]) if command else "",
+        "hardware": ", ".join(devices) or f"{machine.get('cpus')} CPU cores ({machine.get('machine')})",
+        "minutes": "".join(minutes),
+        "commit": str(machine.get("commit") or ""),
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def _shorten(argument: str) -> str:
+    key, equals, value = argument.rpartition("=")
+    return f"{key}{equals}…/{Path(value).name}" if value.startswith("/") else argument
+
+
+def read_scores(file: Path) -> dict[str, float]:
+    """The figures of ``four-d eval --json FILE``, or of any JSON mapping of names to numbers. UserError otherwise."""
+    try:
+        content = cast(object, json.loads(file.read_text()))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read as JSON ({error}); write it with four-d eval … --json FILE") from error
+    figures = cast(dict[str, object], content).get("summary", content) if isinstance(content, dict) else None
+    if not isinstance(figures, dict):
+        raise UserError(f"{file} holds no scores; write it with four-d eval … --json FILE")
+    named = cast(dict[str, object], figures)
+    free = cast(dict[str, object], named.get("image_free") or {})
+    scores = {**named, **{f"image_free_{name}": value for name, value in free.items()}}
+    numbers = {name: float(v) for name, v in scores.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    if not numbers:
+        raise UserError(f"{file} holds no scores; write it with four-d eval … --json FILE")
+    return numbers
+
+
+def _write_program(folder: Path, model: FourD, info: ModelInfo) -> tuple[str, ...]:
+    """The names of the program's outputs."""
+    program, errors = to_program(model, info.image_size)
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    (folder / PROGRAM).write_bytes(buffer.getvalue())
+    (folder / PROGRAM_NOTE).write_text(json.dumps(_program_note(info, errors), indent=1) + "\n")
+    return tuple(errors)
+
+
+def output_names(model: FourD, image_size: tuple[int, int]) -> tuple[str, ...]:
+    """What a model gives, by name."""
+    with torch.no_grad():
+        return tuple(_Named(model).eval()(torch.zeros(1, 2, 3, *image_size)))
 
 
 def to_program(model: FourD, image_size: tuple[int, int]) -> tuple[torch.export.ExportedProgram, dict[str, float]]:
@@ -107,12 +192,13 @@ def relative_error(given: Tensor, expected: Tensor) -> float:
     return float((given - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
 
 
-def card(info: ModelInfo, model: nn.Module, errors: Mapping[str, float]) -> str:
+def card(info: ModelInfo, model: nn.Module, outputs: Iterable[str]) -> str:
     """The model card: what it is, how to use it, what it was trained on, what it scores, what it cannot."""
     count = sum(p.numel() for p in model.parameters())
     rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in info.scores.items())
     scores = f"| metric | value |\n| --- | --- |\n{rows}" if rows else "Not measured at export; `four-d eval` measures."
     licences = ", ".join(f"{name} is {licence}" for name, licence in info.trained_on.items())
+    steps = "\n".join(f"- {name}: {f'`{value}`' if name in CODE else value}" for name, value in info.recipe.items())
     height, width = info.image_size
     return f"""---
 library_name: four_d
@@ -120,7 +206,7 @@ tags: [video, depth, camera-pose, 4d-reconstruction]
 ---
 # {info.name or "A four_d model"}
 
-{count / 1e6:.2f} M parameters; video in, {", ".join(errors)} out. Written by four_d {info.four_d}.
+{count / 1e6:.2f} M parameters; video in, {", ".join(outputs)} out. Written by four_d {info.four_d}.
 
 ```python
 import four_d
@@ -133,6 +219,8 @@ result = model("video.mp4")  # result.depth, result.cameras, result.points
 
 {info.steps} steps on {", ".join(info.trained_on) or "unrecorded data"}, images of {height} × {width} pixels (rows
 first), at most {info.frames} frames at once. `config.json` holds the whole model config.
+
+{steps or "The command and the hardware are not recorded."}
 
 ## Scores
 
@@ -170,6 +258,7 @@ def _outputs(prediction: Prediction) -> dict[str, Tensor]:
         "depth_confidence": prediction.depth_confidence,
         "points": prediction.points,
         "points_confidence": prediction.points_confidence,
+        "dynamic": prediction.dynamic,
         "world_from_camera": None if cameras is None else cameras.world_from_camera,
         "intrinsics": None if cameras is None else cameras.intrinsics,
     }

@@ -2,21 +2,24 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file
 
 import four_d.export
-from four_d import checkpoints
+from four_d import checkpoints, cli
 from four_d.backbones.alternating import AlternatingConfig
 from four_d.checkpoints import ModelInfo
 from four_d.config import RunConfig, to_plain
 from four_d.data.loading import DataConfig, SourceConfig
 from four_d.errors import UserError
-from four_d.export import export, to_program
+from four_d.export import export, read_scores, round_weights, to_program
 from four_d.heads import CameraHeadConfig, DenseHeadConfig
 from four_d.model import FourD, ModelConfig, compile_blocks
 from four_d.types import Clip, Prediction
@@ -65,6 +68,9 @@ def predict(model: FourD, frames: int = 3) -> Prediction:
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export")
     run = write_run(folder / "run", tiny_model())
+    made = {"command": ["/some/where/four-d", "train", "vggt", "data.sources.s.path=/home/me/worlds", "seed=1"]}
+    (run / "environment.json").write_text(json.dumps({**made, "cpus": 2, "machine": "x86_64", "commit": "abc"}))
+    (run / "metrics.jsonl").write_text('{"step": 7, "elapsed_s": 90.0}\n')
     return export(run, folder / "model", scores={"depth_absrel_median_frame": 0.25})
 
 
@@ -106,8 +112,140 @@ def test_card_says_what_it_is(exported: Path) -> None:
         "32 × 48",
         "| depth_absrel_median_frame | 0.25 |",
         "unknown",
+        "- command: `four-d train vggt data.sources.s.path=…/worlds seed=1`",
+        "- hardware: 2 CPU cores (x86_64)",
+        "- minutes: 1.5",
+        "- commit: `abc`",
     ):
         assert text in card
+    assert "/home" not in card
+
+
+def test_half_precision_on_disk_is_what_the_model_then_computes_with(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", tiny_model())
+    out = export(run, tmp_path / "model", dtype="bf16", program=False)
+    weights = load_file(out / "model.safetensors")
+    assert {value.dtype for value in weights.values()} == {torch.bfloat16}
+    found, original = checkpoints.read(out).model.state_dict(), tiny_model().state_dict()
+    assert {value.dtype for value in found.values()} == {torch.float32}
+    for name, value in found.items():
+        assert torch.equal(value, original[name].bfloat16().float())
+    assert {p.name for p in out.iterdir()} == {".four_d.json", "README.md", "config.json", "model.safetensors"}
+    assert "depth_confidence, points" in (out / "README.md").read_text()
+    rounded = tiny_model()
+    round_weights(rounded, torch.bfloat16)
+    assert torch.equal(predict(rounded).depth, predict(checkpoints.read(out).model).depth)
+    # once rounded it stays so
+    again = export(out, tmp_path / "again", dtype="bf16", program=False)
+    assert (again / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "scores"),
+    [
+        (
+            {"model": "m", "summary": {"ate": 0.5, "mask_iou": 1, "image_free": {"ate": 2.0}}},
+            {"ate": 0.5, "mask_iou": 1.0, "image_free_ate": 2.0},
+        ),
+        ({"ate": 0.5, "note": "x"}, {"ate": 0.5}),
+    ],
+)
+def test_scores_of_an_evaluation(tmp_path: Path, content: object, scores: dict[str, float]) -> None:
+    (tmp_path / "scores.json").write_text(json.dumps(content))
+    assert read_scores(tmp_path / "scores.json") == scores
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"summary": 3}', '{"summary": {"a": "b"}}'])
+def test_scores_that_are_none(tmp_path: Path, content: str) -> None:
+    (tmp_path / "scores.json").write_text(content)
+    with pytest.raises(UserError, match=r"scores\.json"):
+        read_scores(tmp_path / "scores.json")
+
+
+# reference models
+
+
+def make_reference(folder: Path, model: Path, **changes: object) -> Path:
+    """`checkpoints/models.json` with one model that is there and a better one that is not."""
+    shutil.copytree(model, folder / "here")
+    line = {"licence": "CC0-1.0", "summary": "of boxes", "bytes": 1, "sha256": "0", "rank": 1}
+    listed = {
+        **line,
+        "name": "here",
+        "rank": 2,
+        "sha256": checkpoints.sha256_of(model / "model.safetensors"),
+        **changes,
+    }
+    (folder / "models.json").write_text(json.dumps([listed, {**line, "name": "gone"}]))
+    return folder
+
+
+def test_the_best_reference_that_is_there_is_taken(exported: Path, tmp_path: Path) -> None:
+    folder = make_reference(tmp_path / "checkpoints", exported)
+    path, reference = checkpoints.best_reference(folder)
+    assert (path, reference.rank, reference.licence) == (folder / "here", 2, "CC0-1.0")
+    assert [each.name for each in checkpoints.references(folder)] == ["gone", "here"]
+    assert checkpoints.read(path).info.name == "tiny"
+
+
+def test_a_reference_that_was_changed_is_refused(exported: Path, tmp_path: Path) -> None:
+    folder = make_reference(tmp_path / "checkpoints", exported, sha256="0" * 64)
+    with pytest.raises(UserError, match=r"sha256 differs"):
+        checkpoints.read(folder / "here")
+    # anywhere else it is just an export
+    assert checkpoints.read(shutil.copytree(folder / "here", tmp_path / "copy")).info.name == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"no reference model here \(.*models\.json lists none\); name a model with --model"),
+        ("[]", "lists none"),
+        ("{", r"models\.json cannot be read"),
+        ("{}", r"models\.json holds no list"),
+        ('[{"name": "x"}]', r"models\.json\[0\]\.sha256 is missing"),
+        ('[{"nam": "x"}]', r"models\.json\[0\]\.nam is not a setting"),
+        (
+            '[{"name": "x", "sha256": "0", "bytes": 1, "rank": 1, "licence": "l", "summary": "s"}]',
+            "none of those listed in .* is there",
+        ),
+    ],
+)
+def test_no_reference(tmp_path: Path, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "models.json").write_text(content)
+    with pytest.raises(UserError, match=message) as raised:
+        checkpoints.best_reference(tmp_path)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_infer_without_a_model_says_which_it_takes(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    video = tmp_path / "video"
+    video.mkdir()
+    for index in range(2):
+        Image.new("RGB", (48, 32), (index * 90, 10, 20)).save(video / f"{index}.png")
+    assert cli.main(["infer", "video", "--out", "out"]) == 2
+    assert "no reference model here" in capsys.readouterr().err
+    make_reference(tmp_path / "checkpoints", exported)
+    assert cli.main(["infer", "video", "--out", "out"]) == 0
+    assert f"taking {Path('checkpoints/here')} (of boxes; CC0-1.0)" in capsys.readouterr().err
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_export_verb_prints_the_digest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "run", tiny_model())
+    (tmp_path / "scores.json").write_text('{"summary": {"ate": 0.125}}')
+    arguments = ["--dtype", "bf16", "--no-program", "--scores", "scores.json"]
+    assert cli.main(["export", "run", "--out", "model", *arguments]) == 0
+    digest = checkpoints.sha256_of(tmp_path / "model" / "model.safetensors")
+    assert digest in capsys.readouterr().out
+    assert "| ate | 0.125 |" in (tmp_path / "model" / "README.md").read_text()
 
 
 def test_program_runs_without_this_package(exported: Path) -> None:
@@ -188,7 +326,7 @@ def damage(folder: Path, what: str) -> None:
         ("weights gone", r"model\.safetensors cannot be read"),
         ("not json", r"config\.json cannot be read"),
         ("newer", "format 99"),
-        ("other width", "does not belong to the config"),
+        ("other width", "config is of another size"),
         ("one head less", "model lacks, the weight heads.points"),
         ("unknown key", "colour is not a setting"),
     ],
