@@ -106,20 +106,29 @@ class Adapter:
             UserError: a tensor of either that has no counterpart, or another shape; it names the nearest ones.
 
         """
-        filled: dict[str, Tensor] = {}
-        for name, value in self.fold(source).items():
-            if self.is_dropped(name):
+        folded = self.fold(source)
+        named = self._named(folded, target, where)
+        fresh = {name: self._fresh(name, target[name], source, where) for name in target if name not in named}
+        for ours, (theirs, _) in named.items():
+            _same_shape(theirs, folded[theirs], target[ours], where)
+        return {name: fresh[name] if name in fresh else self._ordered(folded, *named[name]) for name in target}
+
+    def _named(self, source: State, target: State, where: str) -> dict[str, tuple[str, Rule]]:
+        """Our name → theirs, and the rule, of all that ``source`` has."""
+        named: dict[str, tuple[str, Rule]] = {}
+        for theirs in source:
+            if self.is_dropped(theirs):
                 continue
-            found = self.our_name(name)
+            found = self.our_name(theirs)
             if found is None or found[0] not in target:
                 known = (each[0] for each in map(self.their_name, target) if each is not None)
-                raise UserError(f"{where} has {name}, for which the model has no place{_nearest(name, known)}")
-            ours, rule = found
-            _same_shape(name, value, target[ours], where)
-            filled[ours] = self.order.to_ours(value, rule.axis) if self.order and rule.axis is not None else value
-        return {
-            name: filled[name] if name in filled else self._new(name, target[name], source, where) for name in target
-        }
+                raise UserError(f"{where} has {theirs}, for which the model has no place{_nearest(theirs, known)}")
+            named[found[0]] = (theirs, found[1])
+        return named
+
+    def _ordered(self, source: State, theirs: str, rule: Rule) -> Tensor:
+        value = source[theirs]
+        return self.order.to_ours(value, rule.axis) if self.order and rule.axis is not None else value
 
     def to_theirs(self, ours: State, where: str) -> dict[str, Tensor]:
         """The same weights in their names. UserError if they have no place for one of ours."""
@@ -135,7 +144,7 @@ class Adapter:
             named[theirs] = self.order.to_theirs(value, rule.axis) if self.order and rule.axis is not None else value
         return self.unfold(named)
 
-    def _new(self, name: str, like: Tensor, source: State, where: str) -> Tensor:
+    def _fresh(self, name: str, like: Tensor, source: State, where: str) -> Tensor:
         fresh = self.is_fresh(name)
         if fresh is None:
             found = self.their_name(name)

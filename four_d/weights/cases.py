@@ -25,14 +25,13 @@ from four_d.heads.dense import DenseHeadConfig
 from four_d.heads.dynamic import DynamicHeadConfig
 from four_d.heads.track import TrackHeadConfig
 from four_d.model import ModelConfig
-from four_d.weights import page_4d
+from four_d.weights import page_4d, vggt
 from four_d.weights.adapter import State
 from four_d.weights.dinov2 import REGISTERS, encoder_config
 from four_d.weights.reading import read_state
 
 DESCRIPTION = "case.json"
 FLOOR = "fp32_vs_fp64_max_abs_diff"
-PREFIX = "aggregator."
 FIXED = {"norm_eps": 1e-5, "aa_order": ["frame", "global"]}
 FIXED_ENCODER = {"norm_eps": 1e-6, "mlp_ratio": 4.0, "interpolate_antialias": True, "interpolate_offset": 0.0}
 FIXED_CAMERA = {"pose_encoding": "absT_quaR_FoV"}
@@ -119,9 +118,7 @@ def read_case(folder: str | Path) -> Case:
     )
     exact = folder / files["outputs_fp64"]
     inputs = read_state(folder / files["inputs"])
-    weights = read_state(folder / files["weights"])
-    whole = any(name.startswith(PREFIX) for name in weights)
-    weights = weights if whole else {PREFIX + name: value for name, value in weights.items()}
+    weights = vggt.whole(read_state(folder / files["weights"]))
     outputs, noise = read_state(folder / files["outputs"]), sizes.section(FLOOR)
     return Case(
         name=sizes.get("name", str, folder.name),

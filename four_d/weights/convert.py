@@ -71,9 +71,9 @@ def convert(
 
     """
     way, known = _kind(kind), _known(kind, name)
-    state = read_state(source)
+    state = vggt.whole(read_state(source))
     model = _model(configs) if configs else way.infer(state)
-    weights = way.adapter.to_ours(state, _target(way, model), str(source))
+    weights = way.adapter.to_ours(state, target_of(way, model), str(source))
     info = ModelInfo(
         model=model,
         image_size=_image_size(model),
@@ -83,7 +83,7 @@ def convert(
     )
     out = Path(out)
     with new_folder(out, "export", overwrite=overwrite) as folder:
-        save_file({key: value.contiguous() for key, value in weights.items()}, folder / WEIGHTS)
+        _save(weights, folder / WEIGHTS)
         checkpoints.write_info(folder / CONFIG, info)
         (folder / CARD).write_text(
             _card(info, known, way, Path(source), weights, inferred=not configs, named=bool(name))
@@ -107,14 +107,19 @@ def convert_back(kind: str, source: str | Path, out: str | Path, *, overwrite: b
     state = way.adapter.to_theirs(checkpoints.read(source).model.state_dict(), str(source))
     part = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
-        save_file({key: value.contiguous() for key, value in state.items()}, part)
+        _save(state, part)
         part.replace(out)
     finally:
         part.unlink(missing_ok=True)
     return out
 
 
-def _target(kind: Kind, model: ModelConfig) -> dict[str, Tensor]:
+def _save(weights: State, file: Path) -> None:
+    save_file({name: value.contiguous() for name, value in weights.items()}, file)
+    file.chmod(0o644)  # the library leaves it readable to the owner alone
+
+
+def target_of(kind: Kind, model: ModelConfig) -> dict[str, Tensor]:
     """Names and shapes of the model's weights, and real values if some of them stay."""
     if not kind.partial:
         with torch.device("meta"):

@@ -63,19 +63,27 @@ ADAPTER = Adapter(
     dropped=(UNUSED,),
     fresh=tuple(
         Fresh(ours=name, reason="DINOv2 is an image encoder alone")
-        for name in ("backbone.*_token", "backbone.*_blocks.*", "backbone.patches.project.*", "heads.*")
+        for name in (
+            "backbone.camera_token",
+            "backbone.register_token",
+            "backbone.frame_blocks.*",
+            "backbone.global_blocks.*",
+            "backbone.patches.project.*",
+            "heads.*",
+        )
     ),
     fold=fold,
     unfold=unfold,
 )
 
 
-def common(state: State, pattern: str, axis: int = 0) -> int | None:
-    """The most frequent size along an axis of the tensors whose names match; one that is misshapen is outvoted."""
+def common(state: State, *places: tuple[str, int]) -> int | None:
+    """The most frequent size at some places: tensors whose names match, and an axis. What is misshapen is outvoted."""
     sizes = Counter(
         value.shape[axis]
+        for pattern, axis in places
         for name, value in state.items()
-        if re.fullmatch(pattern, name) and -value.ndim <= axis < value.ndim
+        if re.fullmatch(pattern, name) and axis < value.ndim
     )
     return sizes.most_common(1)[0][0] if sizes else None
 
@@ -86,16 +94,19 @@ def count(state: State, prefix: str) -> int:
     return max(numbers, default=-1) + 1
 
 
-def infer_encoder(state: State, prefix: str = "", head_width: int = HEAD_WIDTH) -> tuple[TimmPatchConfig, int, int]:
-    """Config, patch size and width of the encoder under ``prefix``; heads are as wide as DINOv2's if it is one."""
+def infer_encoder(
+    state: State, prefix: str = "", head_width: int = HEAD_WIDTH, *, registered: bool | None = None
+) -> tuple[TimmPatchConfig, int, int]:
+    """Config, patch size and width of the encoder under ``prefix``; ``registered``: it must have registers."""
     at = re.escape(prefix)
-    width, depth = common(state, rf"{at}blocks\.\d+\.norm[12]\.weight"), count(state, f"{prefix}blocks.")
+    width, depth = common(state, (rf"{at}blocks\.\d+\.norm[12]\.weight", 0)), count(state, f"{prefix}blocks.")
     if width is None:
         raise UserError(f"these weights have no {prefix}blocks.0.norm1.weight: no DINOv2 encoder; give other weights")
-    patch = common(state, rf"{at}patch_embed\.proj\.weight", 3) or 14
-    registered = f"{prefix}register_tokens" in state or f"{prefix}reg_token" in state
-    cells = common(state, rf"{at}pos_embed", 1) or 1370
-    side = patch * round((cells - (0 if f"{prefix}reg_token" in state else 1)) ** 0.5)
+    patch = common(state, (rf"{at}patch_embed\.proj\.weight", 3)) or 14
+    if registered is None:
+        registered = f"{prefix}register_tokens" in state or f"{prefix}reg_token" in state
+    cells = common(state, (rf"{at}pos_embed", 1)) or 1370
+    side = patch * max(round(max(cells - (f"{prefix}reg_token" not in state), 0) ** 0.5), 1)
     return encoder_config(width, depth, side, registered=registered, heads=width // head_width), patch, width
 
 

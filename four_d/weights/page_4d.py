@@ -28,7 +28,8 @@ ADAPTER = dataclasses.replace(
 
 def mask_width(state: State) -> int | None:
     """Channels within the mask head; None if there is no such head."""
-    return common(state, MASK_HEAD.replace(".", r"\.") + r"2\.\w+")
+    at = MASK_HEAD.replace(".", r"\.")
+    return common(state, (at + r"2\.\w+", 0), (at + r"4\.weight", 1))
 
 
 def infer(state: State) -> ModelConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -87,7 +88,9 @@ def _parts(index: Path) -> dict[str, Tensor]:
 def _pickle(file: Path) -> object:
     try:
         whole = zipfile.is_zipfile(file)
-        return cast(object, torch.load(file, map_location="cpu", weights_only=True, mmap=whole))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            return cast(object, torch.load(file, map_location="cpu", weights_only=True, mmap=whole))
     except pickle.UnpicklingError as error:
         forbidden = re.search(
             r"(?:Unsupported (?:global|class|operand)\S*|GLOBAL|Trying to \w+)\s*(.{0,80})", str(error)

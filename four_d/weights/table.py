@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
-from rich.table import Table
 
 from four_d.checkpoints import CONFIG, read_info
 
@@ -80,16 +79,13 @@ def show(references: Path = REFERENCES, console: Console | None = None) -> None:
 
     UserError if one of those is damaged.
     """
-    foreign = Table(
-        "name", "KIND", "what", "published by", "licence of the weights", "sha256", title="Can be converted"
-    )
+    console = console or Console()
+    console.print("Weights that can be converted (four-d weights convert KIND SRC OUT):")
     for each in KNOWN:
-        foreign.add_row(each.name, each.kind, each.what, each.source, each.licence, each.sha256 or "not recorded")
-    own = Table("name", "folder", "trained on", title="Models of ours that are here")
+        console.print(f"\n[bold]{each.name}[/bold]  KIND {each.kind}\n  {each.what}\n  published by {each.source}")
+        console.print(f"  licence of the weights: {each.licence}; sha256: {each.sha256 or 'not recorded'}")
+    console.print(f"\nModels of ours in {references}/:")
     for file in sorted(references.glob(f"*/{CONFIG}")):
         info = read_info(file)
-        data = ", ".join(f"{source} ({licence})" for source, licence in info.trained_on.items())
-        own.add_row(info.name or file.parent.name, str(file.parent), data or "not recorded")
-    console = console or Console()
-    console.print(foreign)
-    console.print(own if own.row_count else f"No models of ours in {references}/.")
+        data = ", ".join(f"{source} ({licence})" for source, licence in info.trained_on.items()) or "not recorded"
+        console.print(f"\n[bold]{file.parent}[/bold]  {info.name}\n  trained on {data}, {info.steps} steps")

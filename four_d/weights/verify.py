@@ -82,9 +82,9 @@ def verify(folder: str | Path) -> Report:
     """
     case = read_case(folder)
     model = build(case)
-    rows = _compare(case, case.outputs, _outputs(model, case), exact=False)
+    rows = _compare(case, case.outputs, run_case(model, case), exact=False)
     if case.outputs_fp64:
-        rows += _compare(case, case.outputs_fp64, _outputs(model.double(), case), exact=True)
+        rows += _compare(case, case.outputs_fp64, run_case(model.double(), case), exact=True)
     return Report(case=case.name, rows=rows)
 
 
@@ -130,7 +130,7 @@ def clip_of(case: Case, dtype: torch.dtype) -> Clip:
     )
 
 
-def _outputs(model: FourD | Headless, case: Case) -> dict[str, Tensor]:
+def run_case(model: FourD | Headless, case: Case) -> dict[str, Tensor]:
     """Everything we can say of the case, under the published names."""
     clip, dynamics = clip_of(case, next(model.parameters()).dtype), _backbone(model).dynamics
     if dynamics is None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
+from torch import Tensor
+
 from four_d.backbones.alternating import AlternatingConfig
 from four_d.backbones.patches import ConvPatchConfig, PatchConfig
 from four_d.errors import UserError
@@ -101,6 +103,12 @@ ADAPTER = Adapter(
 )
 
 
+def whole(state: State) -> dict[str, Tensor]:
+    """The names of an aggregator that was saved alone get its prefix; others stay."""
+    alone = any(name.startswith("frame_blocks.") for name in state)
+    return {f"aggregator.{name}": value for name, value in state.items()} if alone else dict(state)
+
+
 def infer(state: State) -> ModelConfig:
     """Sizes by the shapes of VGGT's tensors. Shapes do not tell the numbers of attention heads in the encoder and the
     camera head (taken to be the backbone's), the rounds that dense heads read, iterations, nor ``group``: VGGT-1B's.
@@ -124,68 +132,77 @@ def infer(state: State) -> ModelConfig:
 def infer_backbone(state: State) -> AlternatingConfig:
     """Sizes of the aggregator."""
     blocks = r"aggregator\.(frame|global)_blocks\.\d+\."
-    width = common(state, blocks + r"norm[12]\.weight")
+    width = common(state, (blocks + r"norm[12]\.weight", 0))
     if width is None:
         raise UserError("these weights have no aggregator.frame_blocks: no VGGT checkpoint; give other weights")
-    head_width = common(state, blocks + r"attn\.[qk]_norm\.weight")
-    heads = 16 if head_width is None else width // head_width
+    head_width = common(state, (blocks + r"attn\.[qk]_norm\.weight", 0))
+    heads = 16 if head_width is None else max(width // head_width, 1)
     patches, patch_size = _patches(state, width // heads)
-    registers = common(state, r"aggregator\.register_token", 2)
+    registers = common(state, (r"aggregator\.register_token", 2))
     return AlternatingConfig(
         patches=patches,
         patch_size=patch_size,
         width=width,
         rounds=max(count(state, f"aggregator.{each}_blocks.") for each in ("frame", "global")),
         heads=heads,
-        mlp_ratio=(common(state, blocks + r"mlp\.fc1\.weight") or 4 * width) / width,
+        mlp_ratio=_mlp_ratio(state, blocks, width),
         registers=4 if registers is None else registers,
         qk_norm=head_width is not None,
-        layer_scale=None if common(state, blocks + r"ls[12]\.gamma") is None else 0.01,
+        layer_scale=None if common(state, (blocks + r"ls[12]\.gamma", 0)) is None else 0.01,
     )
 
 
 def _patches(state: State, head_width: int) -> tuple[PatchConfig, int]:
     if count(state, f"{ENCODER}blocks."):
-        encoder, patch_size, _ = dinov2.infer_encoder(state, ENCODER, head_width)
+        encoder, patch_size, _ = dinov2.infer_encoder(state, ENCODER, head_width, registered=True)
         return encoder, patch_size
-    return ConvPatchConfig(), common(state, r"aggregator\.patch_embed\.proj\.weight", 3) or 14
+    return ConvPatchConfig(), common(state, (r"aggregator\.patch_embed\.proj\.weight", 3)) or 14
+
+
+def _mlp_ratio(state: State, blocks: str, width: int) -> float:
+    hidden = common(state, (blocks + r"mlp\.fc1\.\w+", 0), (blocks + r"mlp\.fc2\.weight", 1))
+    return 4.0 if hidden is None else hidden / width
 
 
 def _camera(state: State, heads: int) -> CameraHeadConfig:
     blocks = r"camera_head\.trunk\.\d+\."
-    width = common(state, blocks + r"norm[12]\.weight") or 1
-    ratio = (common(state, blocks + r"mlp\.fc1\.weight") or 4 * width) / width
+    width = common(state, (blocks + r"norm[12]\.weight", 0)) or 1
+    ratio = _mlp_ratio(state, blocks, width)
     return CameraHeadConfig(depth=count(state, "camera_head.trunk."), heads=heads, mlp_ratio=ratio)
 
 
 def _channels(state: State, head: str) -> tuple[int, ...]:
     usual = DenseHeadConfig().channels
-    return tuple(common(state, rf"{head}\.projects\.{i}\.\w+") or usual[i] for i in range(len(usual)))
+    found = (
+        common(state, (rf"{head}\.projects\.{i}\.\w+", 0), (rf"{head}\.scratch\.layer{i + 1}_rn\.weight", 1))
+        for i in range(len(usual))
+    )
+    return tuple(each or usual[i] for i, each in enumerate(found))
 
 
 def _dense(state: State, head: str, rounds: int) -> DenseHeadConfig:
-    usual = DenseHeadConfig()
+    usual, last = DenseHeadConfig(), head + r"\.scratch\.output_conv2\."
     return DenseHeadConfig(
         output="depth" if head == "depth_head" else "points",
         rounds=dinov2.dense_rounds(rounds),
         channels=_channels(state, head),
-        features=common(state, head + r"\.scratch\.layer\d_rn\.weight") or usual.features,
-        last_features=common(state, head + r"\.scratch\.output_conv2\.0\.\w+") or usual.last_features,
+        features=common(state, (head + r"\.scratch\.layer\d_rn\.weight", 0)) or usual.features,
+        last_features=common(state, (last + r"0\.\w+", 0), (last + r"2\.weight", 1)) or usual.last_features,
     )
 
 
 def _track(state: State, rounds: int) -> TrackHeadConfig:
     usual, extractor, tracker = TrackHeadConfig(), "track_head.feature_extractor", "track_head.tracker"
-    seen = common(state, tracker + r"\.corr_mlp\.fc1\.weight", 1) or usual.levels * (2 * usual.radius + 1) ** 2
+    seen = common(state, (tracker + r"\.corr_mlp\.fc1\.weight", 1)) or usual.levels * (2 * usual.radius + 1) ** 2
     radius = next(radius for radius in (*RADII, 0) if seen % (2 * radius + 1) ** 2 == 0)
     former = f"{tracker}.updateformer"
     return TrackHeadConfig(
         rounds=dinov2.dense_rounds(rounds),
         channels=_channels(state, extractor),
-        features=common(state, extractor + r"\.scratch\.layer\d_rn\.weight") or usual.features,
+        features=common(state, (extractor + r"\.scratch\.layer\d_rn\.weight", 0)) or usual.features,
         levels=seen // (2 * radius + 1) ** 2,
         radius=radius,
-        hidden=common(state, former + r"\.(time|space)\w*_blocks\.\d+\.norm1\.weight") or usual.hidden,
+        hidden=common(state, (former + r"\.(time|space)\w*_blocks\.\d+\.norm1\.weight", 0)) or usual.hidden,
         depth=count(state, f"{former}.time_blocks."),
-        virtual=common(state, former + r"\.virual_tracks", 1) or usual.virtual,
+        virtual=common(state, (former + r"\.virual_tracks", 1)) or usual.virtual,
     )
