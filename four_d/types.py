@@ -162,7 +162,7 @@ class Prediction:
     """Probability that the point is seen there."""
     pixel_tracks_confidence: Float[Tensor, "*b f n"] | None = None
     """Probability that the position is right to within a few pixels."""
-    pixel_track_stages: Float[Tensor, "i *b f n 2"] | None = None
+    pixel_track_stages: Float[Tensor, "j *b f n 2"] | None = None
     """Every refinement of the track head, the last one last."""
     gaussians: Gaussians | None = None
 
