@@ -1,148 +1,73 @@
-"""The mathematics against VGGT's own, run with seeded random weights (skips where those files are absent).
-
-Keys are mapped here by hand; the real adapter comes with the weights table.
-"""
+"""Our numbers beside VGGT's and PAGE-4D's own, run with seeded random weights (skips where those files are absent)."""
 
 from __future__ import annotations
 
-import json
-import re
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
 
-from four_d.backbones.alternating import AlternatingConfig
-from four_d.backbones.patches import ConvPatchConfig, PatchConfig, TimmPatchConfig
-from four_d.heads.camera import CameraHeadConfig
-from four_d.heads.dense import DenseHeadConfig
-from four_d.model import FourD, ModelConfig
-from four_d.types import Clip, Prediction
+from four_d import config
+from four_d.model import ModelConfig
+from four_d.weights import KINDS, verify, vggt
+from four_d.weights.cases import read_case
+from four_d.weights.convert import target_of
+from four_d.weights.verify import compare
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
-XYZW_FROM_OURS = [0, 1, 2, 4, 5, 6, 3, 7, 8]
-OURS_FROM_XYZW = [0, 1, 2, 6, 3, 4, 5, 7, 8]
-
-RENAMED = [
-    (r"^aggregator\.patch_embed\.proj\.", "backbone.patches.proj."),
-    (r"^aggregator\.patch_embed\.patch_embed\.", "backbone.patches.encoder.patch_embed."),
-    (r"^aggregator\.patch_embed\.register_tokens", "backbone.patches.encoder.reg_token"),
-    (r"^aggregator\.patch_embed\.", "backbone.patches.encoder."),
-    (r"^aggregator\.", "backbone."),
-    (r"^camera_head\.empty_pose_tokens", "heads.camera.empty_pose"),
-    (r"^camera_head\.poseLN_modulation\.1\.", "heads.camera.modulation."),
-    (r"^camera_head\.", "heads.camera."),
-    (r"^depth_head\.", "heads.depth."),
-    (r"^point_head\.", "heads.points."),
-    (r"\.resize_layers\.", ".resizes."),
-    (r"\.scratch\.output_conv1\.", ".narrow."),
-    (r"\.scratch\.output_conv2\.0\.", ".last."),
-    (r"\.scratch\.output_conv2\.2\.", ".out."),
-    (r"\.resConfUnit1\.", ".lateral."),
-    (r"\.resConfUnit2\.", ".unit."),
-]
+VGGT = {
+    *("patch_tokens", "aggregator.block_00", "aggregator.block_03", "pose_enc_list.0", "pose_enc", "extrinsic"),
+    *("intrinsic", "depth", "depth_conf", "world_points", "world_points_conf", "track_feature_maps"),
+    *("track_list.0", "track", "vis", "conf"),
+}
+PAGE_4D = {
+    f"{group}.{name}"
+    for group in ("mask_on", "mask_half", "mask_off")
+    for name in ("mask_head_input", "mask_rows", "mask_keys", "block_10", "block_19", "block_23")
+}
 
 
-def our_name(theirs: str) -> str:
-    name = theirs
-    for pattern, ours in RENAMED:
-        name = re.sub(pattern, ours, name)
-    name = re.sub(r"\.scratch\.refinenet(\d)\.", lambda m: f".fusions.{int(m[1]) - 1}.", name)
-    return re.sub(r"\.scratch\.layer(\d)_rn\.", lambda m: f".laterals.{int(m[1]) - 1}.", name)
-
-
-def our_weights(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
-    ours = {our_name(name): value for name, value in theirs.items() if not name.startswith("track_head.")}
-    for name in ("embed_pose.weight", "empty_pose"):
-        ours[f"heads.camera.{name}"] = ours[f"heads.camera.{name}"][..., OURS_FROM_XYZW]
-    for name in ("weight", "bias"):
-        ours[f"heads.camera.pose_branch.fc2.{name}"] = ours[f"heads.camera.pose_branch.fc2.{name}"][OURS_FROM_XYZW]
-    if "backbone.patches.encoder.pos_embed" in ours:
-        # timm keeps the class token's position inside the class token, and has no mask token.
-        position = ours["backbone.patches.encoder.pos_embed"]
-        ours["backbone.patches.encoder.cls_token"] = ours["backbone.patches.encoder.cls_token"] + position[:, :1]
-        ours["backbone.patches.encoder.pos_embed"] = position[:, 1:]
-        del ours["backbone.patches.encoder.mask_token"]
-    return ours
-
-
-def our_model(case: dict[str, dict[str, object]], weights: dict[str, Tensor]) -> FourD:
-    size, dpt, camera = case["aggregator"], case["dpt"], case["camera_head"]
-    patches: PatchConfig = ConvPatchConfig()
-    if case["patch_embed"]["kind"] != "conv":
-        patches = TimmPatchConfig(
-            image_size=case["patch_embed"]["img_size"],
-            depth=case["patch_embed"]["depth"],
-            embed_width=size["embed_dim"],
-            heads=case["patch_embed"]["num_heads"],
-        )
-    dense = {
-        "rounds": tuple(dpt["intermediate_layer_idx"]),
-        "channels": tuple(dpt["out_channels"]),
-        "features": dpt["features"],
-        "chunk": 2,
-    }
-    config = ModelConfig(
-        backbone=AlternatingConfig(
-            patches=patches,
-            patch_size=size["patch_size"],
-            width=size["embed_dim"],
-            rounds=size["depth"],
-            heads=size["num_heads"],
-            mlp_ratio=size["mlp_ratio"],
-            registers=size["num_register_tokens"],
-            group=size["aa_block_size"],
-        ),
-        heads={
-            "camera": CameraHeadConfig(depth=camera["trunk_depth"], heads=camera["num_heads"]),
-            "depth": DenseHeadConfig(**dense),
-            "points": DenseHeadConfig(output="points", **dense),
-        },
-    )
-    model = config.build()
-    model.load_state_dict(our_weights(weights))
-    return model.eval()
-
-
-def in_their_terms(prediction: Prediction) -> dict[str, Tensor]:
-    stages = {f"pose_enc_list.{k}": each[..., XYZW_FROM_OURS] for k, each in enumerate(prediction.pose_encodings)}
-    return stages | {
-        "pose_enc": prediction.pose_encodings[-1][..., XYZW_FROM_OURS],
-        "depth": prediction.depth[..., None],
-        "depth_conf": prediction.depth_confidence,
-        "world_points": prediction.points,
-        "world_points_conf": prediction.points_confidence,
-    }
-
-
-@pytest.mark.parametrize("name", ["vggt_tiny_conv", "vggt_tiny"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_outputs_equal_vggt(name: str, dtype: torch.dtype) -> None:
-    folder = REFERENCE / name
-    if not folder.is_dir():
+def reference(name: str) -> Path:
+    path = REFERENCE / name
+    if not path.exists():
         pytest.skip("../shared/reference is not there")
-    case = json.loads((folder / "case.json").read_text())
-    model = our_model(case, load_file(folder / "weights.safetensors")).to(dtype)
-    images = load_file(folder / "inputs.safetensors")["images"].to(dtype)
-    b, f = images.shape[:2]
-    clip = Clip(images=images, times=torch.zeros(b, f), camera_ids=torch.zeros(b, f, dtype=torch.long))
-    with torch.no_grad():
-        ours = in_their_terms(model(clip))
-        tokens = model.backbone(clip)
-    ours |= {
-        f"aggregator.block_{index:02d}": torch.cat([special, patches], dim=2)
-        for index, special, patches in zip(tokens.rounds, tokens.special, tokens.patches)
+    return path
+
+
+@pytest.mark.parametrize(("name", "outputs"), [("vggt_tiny", VGGT), ("vggt_tiny_conv", VGGT), ("page4d_tiny", PAGE_4D)])
+def test_outputs_equal_the_published_codes(name: str, outputs: set[str]) -> None:
+    report = verify(reference(name))
+    assert {row.name for row in report.rows} >= outputs
+    assert [row for row in report.rows if not row.good] == []
+    assert any(row.exact for row in report.rows) == (outputs is VGGT)
+
+
+@pytest.mark.parametrize("name", ["vggt_tiny", "vggt_tiny_conv"])
+def test_frames_in_small_chunks_change_nothing(name: str) -> None:
+    case = read_case(reference(name))
+    chunked = {
+        key: head if key == "camera" else dataclasses.replace(head, chunk=2) for key, head in case.model.heads.items()
     }
-    suffix = "" if dtype == torch.float32 else "_fp64"
-    theirs = load_file(folder / f"outputs{suffix}.safetensors")
-    floor = case["fp32_vs_fp64_max_abs_diff"]
-    shared = ours.keys() & theirs.keys()
-    assert shared >= {"aggregator.block_03", "pose_enc", "depth", "depth_conf", "world_points", "world_points_conf"}
-    for key in shared:
-        # In float64 the reference still rounds its sinusoidal embeddings to float32.
-        exact = 1e-6 * max(1.0, theirs[key].abs().max().item())
-        tolerance = exact if dtype == torch.float64 else max(5 * floor[key], 1e-5)
-        difference = (ours[key] - theirs[key]).abs().max().item()
-        assert difference <= tolerance, f"{key}: {difference} > {tolerance}"
+    report = compare(dataclasses.replace(case, model=dataclasses.replace(case.model, heads=chunked)))
+    assert [row for row in report.rows if not row.good] == []
+
+
+@pytest.mark.parametrize(("name", "kind"), [("vggt_tiny", "vggt"), ("page4d_tiny", "page_4d")])
+def test_sizes_are_read_off_the_shapes(name: str, kind: str) -> None:
+    case = read_case(reference(name))
+    inferred, given = (target_of(KINDS[kind], model) for model in (KINDS[kind].infer(case.weights), case.model))
+    assert {key: value.shape for key, value in inferred.items()} == {key: value.shape for key, value in given.items()}
+
+
+def test_large_has_exactly_the_tensors_of_vggt_1b() -> None:
+    lines = reference("vggt_1b_state_dict.tsv").read_text().splitlines()[1:]
+    table = {name: tuple(map(int, shape.split("x"))) for name, shape, _ in (line.split("\t") for line in lines)}
+    assert len(table) == 1797
+    theirs = {name: torch.empty(shape, device="meta") for name, shape in table.items()}
+    plain = config.load_plain(["vggt", "overlays/large"])
+    large = config.build(ModelConfig, plain["model"], "model")
+    assert vggt.infer(theirs) == large
+    ours = vggt.ADAPTER.to_ours(theirs, target_of(KINDS["vggt"], large), "the table")
+    back = vggt.ADAPTER.to_theirs(ours, "large")
+    assert {name: tuple(value.shape) for name, value in back.items()} == table

@@ -80,7 +80,11 @@ def verify(folder: str | Path) -> Report:
         UserError: the directory is no golden case, or its weights do not fit the sizes in it.
 
     """
-    case = read_case(folder)
+    return compare(read_case(folder))
+
+
+def compare(case: Case) -> Report:
+    """The same for a case that was read. UserError if its weights do not fit its sizes."""
     model = build(case)
     rows = _compare(case, case.outputs, run_case(model, case), exact=False)
     if case.outputs_fp64:
