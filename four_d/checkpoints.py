@@ -175,8 +175,8 @@ def fill(
     weights: Mapping[str, Tensor],
     source: str,
     *,
-    fresh: Sequence[str] = (),
-    dropped: Sequence[str] = (),
+    fresh: Sequence[str] | None = None,
+    dropped: Sequence[str] | None = None,
 ) -> None:
     """Copy ``weights`` into the model, all of them into all of it, but for what the shell patterns name.
 
@@ -184,8 +184,8 @@ def fill(
         model: whose parameters and buffers are set.
         weights: by name.
         source: where they come from, for errors.
-        fresh: the model's names that stay as they are.
-        dropped: the source's names that are left out.
+        fresh: the model's names that stay as they are; None: that cannot be chosen here.
+        dropped: the source's names that are left out; None: likewise.
 
     Raises:
         UserError: a name that is missing, extra or of another shape (the nearest names are given), or a pattern that
@@ -193,23 +193,30 @@ def fill(
 
     """
     expected = model.state_dict()
-    for pattern, names, what in [(p, expected, "fresh") for p in fresh] + [(p, weights, "dropped") for p in dropped]:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise UserError(f"weights.{what}: pattern {pattern!r} matches no name; {_nearest(pattern, names)}")
-    wanted = [name for name in expected if not any(fnmatchcase(name, pattern) for pattern in fresh)]
-    given = [name for name in weights if not any(fnmatchcase(name, pattern) for pattern in dropped)]
+    wanted, given = _unmatched(expected, fresh or (), "fresh"), _unmatched(weights, dropped or (), "dropped")
+    misfit = "it does not belong to the config beside it"
     missing, extra = set(wanted) - set(given), set(given) - set(wanted)
     for name in wanted:
         if name in missing:
-            raise UserError(f"{source} lacks the weight {name}; {_nearest(name, given)}, or name it in weights.fresh")
+            hint = misfit if fresh is None else f"{_nearest(name, given)}, or name it in weights.fresh"
+            raise UserError(f"{source} lacks the weight {name}; {hint}")
     for name in given:
         if name in extra:
-            hint = f"{_nearest(name, wanted)}, or name it in weights.dropped"
+            hint = misfit if dropped is None else f"{_nearest(name, wanted)}, or name it in weights.dropped"
             raise UserError(f"{source} has, but the model lacks, the weight {name}; {hint}")
         if weights[name].shape != expected[name].shape:
             sizes = f"{tuple(weights[name].shape)} instead of {tuple(expected[name].shape)}"
             raise UserError(f"{source}: {name} is {sizes}; its config is of another size")
     model.load_state_dict({**expected, **{name: weights[name] for name in given}})
+
+
+def _unmatched(names: Iterable[str], patterns: Sequence[str], what: str) -> list[str]:
+    """The names that no pattern matches; UserError for a pattern that matches none."""
+    names = list(names)
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UserError(f"weights.{what}: pattern {pattern!r} matches no name; {_nearest(pattern, names)}")
+    return [name for name in names if not any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:

@@ -119,6 +119,9 @@ def _add_file_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     infer.add_argument(
         "--mask", type=Path, metavar="PATH", help="what moves (nonzero): an image for all frames, or a folder of them"
     )
+    infer.add_argument(
+        "--points", type=_point, nargs="+", metavar="X,Y", help="pixels of the first frame to follow (track head)"
+    )
     infer.add_argument("--static-points", action="store_true", help="leave what moves out of the point cloud")
     infer.add_argument("--max-frames", type=int, default=24, help="spread evenly over the video (default 24)")
     infer.add_argument("--start", type=float, default=0.0, metavar="SECONDS", help="where in the video to begin")
@@ -208,6 +211,14 @@ def _shares(text: str) -> tuple[float, float]:
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not A:B, as 0.1:0.5") from None
     return low, high
+
+
+def _point(text: str) -> tuple[float, float]:
+    try:
+        x, y = (float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not X,Y, as 120,64.5") from None
+    return x, y
 
 
 def _count(text: str) -> int:
@@ -311,6 +322,7 @@ def _infer(arguments: argparse.Namespace) -> int:
         arguments.out,
         selection=Selection(max_frames=arguments.max_frames, start=arguments.start, fps=arguments.fps),
         mask=arguments.mask,
+        points=arguments.points,
         static_points=arguments.static_points,
         page=page,
         overwrite=arguments.overwrite,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import four_d.export
 from four_d import checkpoints, cli
@@ -315,6 +316,12 @@ def damage(folder: Path, what: str) -> None:
     elif what == "one head less":
         del info["model"]["heads"]["points"]
         (folder / "config.json").write_text(json.dumps(info))
+    elif what in ("weight gone", "weight misshapen"):
+        weights = load_file(folder / "model.safetensors")
+        weight = weights.pop("backbone.camera_token")
+        if what == "weight misshapen":
+            weights["backbone.camera_token"] = weight[..., :-1].contiguous()
+        save_file(weights, folder / "model.safetensors")
     elif what == "unknown key":
         (folder / "config.json").write_text(json.dumps({**info, "colour": "blue"}))
 
@@ -328,6 +335,8 @@ def damage(folder: Path, what: str) -> None:
         ("newer", "format 99"),
         ("other width", "config is of another size"),
         ("one head less", "model lacks, the weight heads.points"),
+        ("weight gone", r"lacks the weight backbone\.camera_token; it does not belong to the config beside it"),
+        ("weight misshapen", r"backbone\.camera_token is \(1, 2, 1, 31\) instead of \(1, 2, 1, 32\)"),
         ("unknown key", "colour is not a setting"),
     ],
 )
@@ -355,6 +364,24 @@ def test_damaged_or_absent_run(tmp_path: Path) -> None:
     torch.save({"state_dict": {}}, file)
     with pytest.raises(UserError, match="run"):
         checkpoints.read(run)
+
+
+class Code:
+    """What runs a command when a careless reader unpickles it."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch run.by.a.pickle",)
+
+
+def test_a_checkpoint_with_code_in_it_is_refused_and_runs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = write_run(tmp_path / "run", tiny_model())
+    torch.save({"state_dict": {}, "run": Code()}, run / checkpoints.LAST)
+    with pytest.raises(UserError, match=r"last\.ckpt is no checkpoint of a run or is damaged"):
+        checkpoints.read(run)
+    assert not (tmp_path / "run.by.a.pickle").exists()
 
 
 def test_info_round_trip(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from four_d.formats.clouds import read_ply
 from four_d.formats.depth import read_depth
 from four_d.geometry import project
 from four_d.heads.dynamic import DynamicHeadConfig
+from four_d.heads.track import TrackHeadConfig
 from four_d.inference import LoadedModel, Selection, Video, infer, load, read
 from four_d.inference.fit import fit, resize, resize_masks
 from four_d.inference.mask import as_masks
@@ -524,6 +525,8 @@ def test_a_mask_without_use_is_refused() -> None:
         model()(gradient(32, 48)).cloud(static=True)
     times = torch.zeros(1, 2)
     clip = Clip(images=torch.zeros(1, 2, 3, 32, 48), times=times, camera_ids=times.long())
+    with pytest.raises(UserError, match="has no track head"):
+        model()(gradient(32, 48), points=[(1.0, 2.0)])
     with pytest.raises(UserError, match=r"Clip\.dynamic"):
         moving_model()(clip, mask=mask)  # pyright: ignore[reportCallIssue]
 
@@ -553,3 +556,21 @@ def test_transparent_frames_given_as_arrays_name_their_shape() -> None:
         as_frames(np.zeros((2, 8, 8, 4), np.uint8))
     with pytest.raises(UserError, match=r"\(2, 4, 8, 8\); give floats in \[0, 1\], \(frames, 3, height, width\)"):
         as_frames(torch.zeros(2, 4, 8, 8))
+
+
+def test_points_are_followed_in_original_pixels(tmp_path: Path) -> None:
+    track = TrackHeadConfig(channels=(8,) * 4, features=8, levels=2, radius=1, hidden=16, depth=1, heads=2, virtual=4)
+    config = dataclasses.replace(TINY, heads={"track": track})
+    torch.manual_seed(0)
+    follower = LoadedModel(config.build().eval(), ModelInfo(model=config, image_size=(32, 48), frames=8))
+    points = [(10.0, 20.5), (60.0, 33.0)]
+    result = follower(gradient(64, 112), points=points)
+    assert result.pixel_tracks is not None
+    assert result.pixel_tracks.shape == (4, 2, 2)
+    torch.testing.assert_close(result.pixel_tracks[0], torch.tensor(points), atol=1e-3, rtol=0)
+    four_d.inference.write(result, tmp_path)
+    with np.load(tmp_path / "prediction.npz") as arrays:
+        np.testing.assert_array_equal(arrays["pixel_tracks"], result.pixel_tracks)
+        assert arrays["pixel_tracks_visible"].shape == (4, 2)
+    with pytest.raises(UserError, match="point 10,65 is outside what the model sees; choose x from"):
+        follower(gradient(64, 112), points=[(10.0, 65.0)])

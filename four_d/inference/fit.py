@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from four_d.errors import UserError
 from four_d.types import Cameras
 
 Size = tuple[int, int]
@@ -40,6 +41,23 @@ class Fit:
         result[..., :2, :] = intrinsics[..., :2, :] / self.scale
         result[..., :2, 2] += offset
         return result
+
+    def points_to_original(self, points: Float[Tensor, "*b 2"]) -> Float[Tensor, "*b 2"]:
+        """(x, y) in model pixels to original pixels."""
+        return points / self.scale + torch.tensor([self.left, self.top], dtype=points.dtype, device=points.device)
+
+    def points_to_model(self, points: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
+        """The inverse of `points_to_original`. UserError for a point outside what the model sees."""
+        found = (points - torch.tensor([self.left, self.top], dtype=points.dtype)) * self.scale
+        rows, columns = self.model
+        for (x, y), (column, row) in zip(points.tolist(), found.tolist(), strict=True):
+            if not (0 <= column <= columns and 0 <= row <= rows):
+                (left, top), (right, bottom) = self.points_to_original(
+                    torch.tensor([[0.0, 0], [columns, rows]])
+                ).tolist()
+                seen = f"x from {left:.4g} to {right:.4g} and y from {top:.4g} to {bottom:.4g}"
+                raise UserError(f"point {x:g},{y:g} is outside what the model sees; choose {seen}")
+        return found
 
     def original_cameras(self, cameras: Cameras) -> Cameras:
         """The same cameras with intrinsics in original pixels."""

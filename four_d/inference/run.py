@@ -34,6 +34,8 @@ COLMAP_POINTS = 50_000
 
 Frames = str | Path | UInt8[np.ndarray, "f h w 3"] | Float[Tensor, "f 3 h w"] | Sequence[Image.Image]
 """What a model can be called on: a video file or folder of images, uint8 or float frames, pictures."""
+Points = Sequence[tuple[float, float]]
+"""(x, y) in original pixels of the first frame; (0, 0) is the corner of the top-left pixel."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,12 @@ class Result:
         cameras = self.prediction.cameras
         return None if cameras is None else self.fit.original_cameras(cameras)
 
+    @property
+    def pixel_tracks(self) -> Float[Tensor, "f n 2"] | None:
+        """Where the points that were asked for are in every frame: (x, y) in *original* pixels."""
+        tracks = self.prediction.pixel_tracks
+        return None if tracks is None else self.fit.points_to_original(tracks)
+
     def cloud(self, *, static: bool = False) -> PointCloud | None:
         """The reliable points of all frames, coloured (`formats.clouds.fuse`); ``static``: without what moves.
 
@@ -99,35 +107,47 @@ class LoadedModel:
     @overload
     def __call__(self, frames: Clip) -> Prediction: ...
     @overload
-    def __call__(self, frames: Frames, *, selection: Selection | None = None, mask: Mask | None = None) -> Result: ...
     def __call__(
-        self, frames: Clip | Frames, *, selection: Selection | None = None, mask: Mask | None = None
+        self,
+        frames: Frames,
+        *,
+        selection: Selection | None = None,
+        mask: Mask | None = None,
+        points: Points | None = None,
+    ) -> Result: ...
+    def __call__(
+        self,
+        frames: Clip | Frames,
+        *,
+        selection: Selection | None = None,
+        mask: Mask | None = None,
+        points: Points | None = None,
     ) -> Prediction | Result:
         """A batched `Clip` gives a batched `Prediction`; a video gives a `Result` of its frames.
 
         A video is cropped and resized as little as the model allows (`fit`). ``selection`` chooses frames of a file or
         folder (by default at most 24, spread evenly); arrays and lists are taken whole. ``mask`` says what moves, in
-        place of the model's own guess (`mask.as_masks`); the prediction still holds that guess.
+        place of the model's own guess (`mask.as_masks`); the prediction still holds that guess. ``points`` are
+        followed through the video (`Result.pixel_tracks`).
 
         Raises:
-            UserError: an input of another kind, shape or range, a file that does not decode, or a mask for a model
-                that has no use for one.
+            UserError: an input of another kind, shape or range, a file that does not decode, a mask or points for a
+                model that has no use for them.
 
         """
         if isinstance(frames, Clip):
-            if mask is not None:
-                raise UserError("a clip brings its own mask; set Clip.dynamic")
+            if mask is not None or points is not None:
+                raise UserError("a clip brings its own mask and points; set Clip.dynamic and Clip.query_points")
             with torch.no_grad():
                 return self.model(frames)
-        if mask is not None and self.info.model.backbone.dynamics is None:
-            raise UserError("this model does not ask what moves (backbone.dynamics is off); leave the mask out")
+        self._check_use(mask, points)
         if isinstance(frames, str | Path):
-            return self._run(videos.read(Path(frames), selection), mask=mask)
+            return self._run(videos.read(Path(frames), selection), mask=mask, points=points)
         if selection is not None:
             raise UserError("selection chooses frames of a file; slice an array or list yourself")
         array, floats = as_frames(frames)
         times = np.arange(len(array)) / videos.IMAGE_RATE
-        return self._run(Video(frames=array, times=times, total=len(array)), floats, mask)
+        return self._run(Video(frames=array, times=times, total=len(array)), floats, mask, points)
 
     def to(self, device: str | torch.device) -> LoadedModel:
         """The same model on a device (it is moved, not copied). UserError if there is no such device."""
@@ -139,7 +159,16 @@ class LoadedModel:
                 f"no device {str(device)!r} here ({reason}); choose cpu, or cuda where there is a GPU"
             ) from error
 
-    def _run(self, video: Video, floats: Tensor | None = None, mask: Mask | None = None) -> Result:
+    def _check_use(self, mask: Mask | None, points: Points | None) -> None:
+        config = self.info.model
+        if mask is not None and config.backbone.dynamics is None:
+            raise UserError("this model does not ask what moves (backbone.dynamics is off); leave the mask out")
+        if points is not None and not any(head.kind == "track" for head in config.heads.values()):
+            raise UserError("this model follows no points (it has no track head); leave them out")
+
+    def _run(
+        self, video: Video, floats: Tensor | None = None, mask: Mask | None = None, points: Points | None = None
+    ) -> Result:
         height, width = video.frames.shape[1:3]
         chosen = fit((height, width), self.info.image_size, self.model.patch_size)
         images = resize(video.frames if floats is None else floats, chosen)
@@ -152,6 +181,7 @@ class LoadedModel:
             camera_ids=torch.zeros_like(times, dtype=torch.long),
             dynamic=None if moving is None else moving[None],
             dynamic_known=None if moving is None else torch.ones_like(times, dtype=torch.bool),
+            query_points=None if points is None else _queries(points, chosen),
         )
         prediction = self(map_tensors(clip, lambda tensor: tensor.to(device)))
         return Result(
@@ -216,6 +246,7 @@ def infer(
     *,
     selection: Selection | None = None,
     mask: Mask | None = None,
+    points: Points | None = None,
     static_points: bool = False,
     overwrite: bool = False,
     page: Callable[[Result, Path], None] | None = None,
@@ -228,6 +259,7 @@ def infer(
         out: is made; an earlier result there is replaced.
         selection: which frames.
         mask: what moves, by the user.
+        points: to follow, where the model has a track head.
         static_points: leave what moves out of ``points.ply`` and of the COLMAP projects' points.
         overwrite: replace whatever ``out`` holds.
         page: writes further files into the folder it is given, such as ``report.html``.
@@ -236,7 +268,7 @@ def infer(
         UserError: bad input, or a folder that cannot be written.
 
     """
-    result = model(video, selection=selection, mask=mask)
+    result = model(video, selection=selection, mask=mask, points=points)
     with new_folder(out, "inference", overwrite=overwrite) as folder:
         write(result, folder, static_points=static_points)
         if page is not None:
@@ -296,12 +328,23 @@ def _arrays(result: Result) -> dict[str, NDArray[np.generic]]:
         "points": prediction.points,
         "points_confidence": prediction.points_confidence,
         "dynamic": prediction.dynamic,
+        "pixel_tracks": result.pixel_tracks,
+        "pixel_tracks_visible": prediction.pixel_tracks_visible,
+        "pixel_tracks_confidence": prediction.pixel_tracks_confidence,
         "world_from_camera": None if cameras is None else cameras.world_from_camera,
         "intrinsics": None if cameras is None else cameras.intrinsics,
         "intrinsics_original": None if cameras is None else result.fit.to_original(cameras.intrinsics),
     }
     arrays: dict[str, NDArray[np.generic]] = {k: v.float().numpy() for k, v in tensors.items() if v is not None}
     return {**arrays, "times": np.array(result.times)}
+
+
+def _queries(points: Points, to: Fit) -> Float[Tensor, "1 n 3"]:
+    """As `Clip.query_points`, all in the first frame."""
+    if not points:
+        raise UserError("points are an empty list; give at least one (x, y)")
+    found = to.points_to_model(torch.tensor(points, dtype=torch.float32))
+    return torch.cat([torch.zeros(len(found), 1), found], dim=-1)[None]
 
 
 def _without(prediction: Prediction, moving: Bool[Tensor, "f r c"]) -> Prediction:

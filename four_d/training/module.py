@@ -12,7 +12,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from four_d.checkpoints import Checkpoint, fill
+from four_d.checkpoints import WEIGHTS, Checkpoint, fill, sha256_of
 from four_d.config import Plain, RunConfig, WeightsConfig, to_plain
 from four_d.data.loading import Step
 from four_d.errors import UserError
@@ -53,7 +53,13 @@ class TrainingModule(lightning.LightningModule):
         chosen = self.config.weights or WeightsConfig()
         weights = start.model.state_dict()
         fill(self.model, weights, str(start.path), fresh=chosen.fresh, dropped=chosen.dropped)
-        self.origin = {"path": str(start.path), "name": start.info.name, "trained_on": start.info.trained_on}
+        file = start.path / WEIGHTS if start.path.is_dir() else start.path
+        self.origin = {
+            "path": str(start.path),
+            "sha256": sha256_of(file),
+            "name": start.info.name,
+            "trained_on": start.info.trained_on,
+        }
 
     @property
     def share(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import sys
 import warnings
@@ -62,9 +63,9 @@ class TrainResult:
 
     @property
     def worse(self) -> tuple[str, ...]:
-        """Figures that got worse since the start, by more than a thousandth; all of them are errors."""
-        start = {name: value + 1e-3 * abs(value) for name, value in self.before.items()}
-        return tuple(name for name, value in self.validation.items() if value > start.get(name, value))
+        """Figures that got worse since the start, by more than a thousandth, or infinite; all of them are errors."""
+        limits = {name: value + 1e-3 * abs(value) for name, value in self.before.items()}
+        return tuple(name for name, most in limits.items() if not self.validation.get(name, math.inf) <= most)
 
 
 @dataclass(frozen=True)
@@ -155,9 +156,9 @@ def compare(result: TrainResult) -> None:
     table = Table(title=f"{result.folder}: held-out clips, lower is better")
     for heading in ("", "before", "after"):
         table.add_column(heading, justify="right" if heading else "left")
-    for name, value in result.validation.items():
-        mark = " ✗" if name in result.worse else ""
-        table.add_row(name, f"{result.before.get(name, float('nan')):.4g}", f"{value:.4g}{mark}")
+    for name in {**result.before, **result.validation}:
+        before, after = (figures.get(name, math.nan) for figures in (result.before, result.validation))
+        table.add_row(name, f"{before:.4g}", f"{after:.4g}{' ✗' if name in result.worse else ''}")
     Console().print(table)
     if result.worse:
         print(
