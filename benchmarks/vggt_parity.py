@@ -41,7 +41,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -51,7 +51,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from four_d.backbones.alternating import AlternatingConfig
-from four_d.backbones.patches import ConvPatchConfig, TimmPatchConfig
+from four_d.backbones.patches import ConvPatchConfig, PatchConfig, TimmPatchConfig
+from four_d.heads import HeadConfig
 from four_d.heads.camera import CameraHeadConfig
 from four_d.heads.dense import DenseHeadConfig
 from four_d.model import FourD, ModelConfig, compile_model
@@ -142,22 +143,17 @@ class Ours(nn.Module):
 
     def __init__(self, size: Size, *, checkpointing: bool, precision: Literal["full", "loop"]) -> None:
         super().__init__()
-        dense = {
-            "rounds": size.levels,
-            "channels": size.channels,
-            "features": size.features,
-            "precision": precision,
-        }
-        encoder = ConvPatchConfig()
+        depth = DenseHeadConfig(rounds=size.levels, channels=size.channels, features=size.features, precision=precision)
+        encoder: PatchConfig = ConvPatchConfig()
         if size.encoder is not None:
             encoder = TimmPatchConfig(model=f"vit_{size.encoder}_patch14_reg4_dinov2", image_size=518)
         backbone = AlternatingConfig(
             patches=encoder, width=size.width, rounds=size.rounds, heads=size.heads, checkpointing=checkpointing
         )
-        heads = {
+        heads: dict[str, HeadConfig] = {
             "camera": CameraHeadConfig(heads=size.camera_heads),
-            "depth": DenseHeadConfig(**dense),
-            "points": DenseHeadConfig(output="points", **dense),
+            "depth": depth,
+            "points": replace(depth, output="points"),
         }
         self.model: FourD = ModelConfig(backbone=backbone, heads=heads).build()
 
