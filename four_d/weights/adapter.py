@@ -193,5 +193,5 @@ def _same_shape(name: str, value: Tensor, wanted: Tensor, where: str) -> None:
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(names), n=2, cutoff=0.6)
+    near = difflib.get_close_matches(name, list(names), n=2, cutoff=0.3)
     return f"; nearest: {', '.join(near)}" if near else "; it looks like another model's weights"

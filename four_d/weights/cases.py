@@ -87,6 +87,8 @@ class Sizes:
         if not isinstance(value, kind) or (kind is int and (isinstance(value, bool) or cast(int, value) < least)):
             wanted = f"a whole number from {least} on" if kind is int else f"a {kind.__name__}"
             raise UserError(f"{self.where}: {name} is {value!r}; it must be {wanted}")
+        if kind is float and cast(float, value) < 0:
+            raise UserError(f"{self.where}: {name} is {value!r}; it must not be negative")
         return cast(T, value)
 
     def numbers(self, name: str) -> tuple[int, ...]:
@@ -255,7 +257,8 @@ def _alphas(mask: Sizes, outputs: State) -> dict[str, float]:
     if not groups:
         return {"": mask.get("alpha", float, 1.0)}
     rows = {group: outputs.get(f"{group}.mask_rows") for group in groups}
-    known = {group: float(each.max()) / mask.get("scale", float) for group, each in rows.items() if each is not None}
+    scale = mask.get("scale", float) or 1.0
+    known = {group: float(each.max()) / scale for group, each in rows.items() if each is not None}
     return {f"{group}.": table.get(group, float, known.get(group)) for group in groups}
 
 
