@@ -53,6 +53,12 @@ class GroupConfig:
     weight_decay: float | None = None
     warmup_share: float | None = None
 
+    def __post_init__(self) -> None:
+        if (self.lr is not None and self.lr <= 0) or (self.weight_decay or 0) < 0:
+            raise UserError("lr must be positive, weight_decay at least 0")
+        if not 0 <= (self.warmup_share or 0) < 1:
+            raise UserError("warmup_share is a share of 1; choose 0 ≤ warmup_share < 1")
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimiserConfig:

@@ -39,6 +39,20 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
     assert config.optimiser.trainable == ("backbone.*",)
 
 
+def test_weights_and_groups_are_values_like_all_others(tmp_path: Path) -> None:
+    group = (
+        "optimiser.groups.mask={parameters: [backbone.dynamics.*], lr: 2e-5, weight_decay: 0.02, warmup_share: 0.15}"
+    )
+    config = configs.load(BASE, [*DATA, "weights.path=runs/a", "weights.fresh=[backbone.dynamics.*]", group])
+    assert config.weights == configs.WeightsConfig(path="runs/a", fresh=("backbone.dynamics.*",))
+    patterns = ("backbone.dynamics.*",)
+    mask = configs.GroupConfig(parameters=patterns, lr=2e-5, weight_decay=0.02, warmup_share=0.15)
+    assert config.optimiser.groups == {"mask": mask}
+    (tmp_path / "run.yaml").write_text(configs.to_yaml(config))
+    assert configs.load([tmp_path / "run.yaml"]) == config
+    assert configs.load([tmp_path / "run.yaml"], ["weights=null", "optimiser.groups.mask=null"]).weights is None
+
+
 def test_files_merge_left_to_right_then_overrides_then_interpolation(tmp_path: Path) -> None:
     (tmp_path / "one.yaml").write_text("name: one\nseed: 1\nloop: {max_steps: 10, epoch_steps: '${loop.max_steps}'}\n")
     (tmp_path / "two.yaml").write_text("name: two\n")
@@ -71,6 +85,10 @@ def test_kind_chooses_the_branch() -> None:
         ("logging.every=0", r"config\.logging: every must be at least 1"),
         ("model.heads.depth=5", r"config\.model\.heads\.depth"),
         ("name", r"'name' is not key=value"),
+        ("weights.fresch=[a]", r"config\.weights\.fresch is not a setting; did you mean fresh"),
+        ("optimiser.groups.mask={lr: 1e-5}", r"config\.optimiser\.groups\.mask\.parameters is missing"),
+        ("optimiser.groups.mask={parameters: [a], lr: -1}", r"groups\.mask: .*lr must be positive"),
+        ("optimiser.clip=each", r"config\.optimiser\.clip is 'each'"),
         ("loop.max_steps=${nothing.here}", r"cannot read config .*nothing"),
     ],
 )

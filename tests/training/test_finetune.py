@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from four_d import checkpoints
-from four_d.config import GroupConfig, OptimiserConfig, RunConfig, WeightsConfig
+from four_d import checkpoints, cli
+from four_d.config import GroupConfig, OptimiserConfig, RunConfig, WeightsConfig, build, to_yaml
 from four_d.errors import UserError
-from four_d.training import finetune, train
+from four_d.training import TrainResult, finetune, train
 from four_d.training.module import TrainingModule
 from four_d.training.optimiser import group_rate, make_optimiser, parts
 from tests.training.runs import make_data, tiny, validated
+from tests.training.test_run import assert_same, crash_at, last
 
 DYNAMICS = {"kind": "dynamics", "after": 0, "rounds": [1, 1], "hidden": 4, "hold": [2, 4]}
 
@@ -86,8 +87,6 @@ def tuned(shards: Path, folder: Path, source: Path, **loop: object) -> RunConfig
     plain["model"]["heads"]["dynamic"] = {"kind": "dynamic"}
     plain["weights"] = {"path": str(source), "fresh": ["backbone.dynamics.*"]}
     plain["optimiser"]["trainable"] = ["backbone.global_blocks.1.*", "backbone.dynamics.*"]
-    from four_d.config import build
-
     return build(RunConfig, plain, "config")
 
 
@@ -119,6 +118,7 @@ def test_the_origin_and_its_licences_stay_known(shards: Path, source: Path, tmp_
     result = finetune(tuned(shards, tmp_path, source))
     run = torch.load(result.checkpoint, weights_only=True)["run"]
     assert run["origin"]["path"].startswith(str(source))
+    assert run["origin"]["sha256"] == checkpoints.sha256_of(source / checkpoints.LAST)
     assert checkpoints.read(source).info.trained_on.items() <= checkpoints.read(result.folder).info.trained_on.items()
 
 
@@ -130,6 +130,23 @@ def test_a_run_that_got_worse_says_so(
     result = finetune(config)
     assert "loss" in result.worse
     assert "warning: worse than the weights it started from: " in capsys.readouterr().err
+
+
+def test_the_verb_takes_weights_as_one_word(
+    shards: Path, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(to_yaml(validated(shards, tmp_path, loop={"max_steps": 2, "epoch_steps": 2})))
+    assert cli.main(["finetune", str(file)]) == 2
+    assert "give weights=PATH" in capsys.readouterr().err
+    assert cli.main(["finetune", str(file), f"weights={source}"]) == 0
+    assert f"path: {source}" in (tmp_path / "test" / "config.yaml").read_text()
+
+
+def test_what_is_no_number_any_more_is_worse() -> None:
+    figures = {"validation": {"loss": 1.0}, "before": {"loss": 2.0, "rotation_deg": 3.0}}
+    result = TrainResult(folder=Path(), checkpoint=Path(), best=None, steps=1, seconds=0.0, **figures)
+    assert result.worse == ("rotation_deg",)
 
 
 def test_finetuning_needs_weights_and_held_out_clips(shards: Path, source: Path, tmp_path: Path) -> None:
@@ -185,3 +202,23 @@ def test_clipping_by_groups_limits_each_norm(shards: Path, tmp_path: Path, monke
     train(tiny(shards, tmp_path, optimiser={"clip": "groups", "groups": groups, "clip_norm": 1e-3}))
     assert all(norm == pytest.approx(1e-3, rel=1e-3) for each in norms for norm in each)
     assert all(len(each) == 2 for each in norms)
+
+
+def test_a_killed_and_resumed_run_ends_with_the_same_weights_and_mask_schedule(
+    shards: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, broken = (tuned(shards, tmp_path / name, source, epoch_steps=3, ema=0.9) for name in ("whole", "broken"))
+    expected = finetune(whole)
+    with monkeypatch.context() as patch:
+        crash_at(patch, 4)
+        with pytest.raises(RuntimeError, match="burns down"):
+            finetune(broken)
+    stopped = last(broken)
+    assert stopped["run"]["step"] == 3
+    assert stopped["state_dict"]["model.backbone.dynamics.alpha"] == 1  # of step 2; at 3 it begins to fall
+    monkeypatch.setattr(checkpoints, "read", lambda _: pytest.fail("a resumed run has its weights already"))
+    result = finetune(broken)
+    assert_same(last(broken)["state_dict"], last(whole)["state_dict"])
+    assert last(broken)["run"]["origin"] == last(whole)["run"]["origin"]
+    assert result.before == expected.before
+    assert result.validation == expected.validation
