@@ -136,11 +136,20 @@ def _read_run(file: Path) -> Checkpoint:
             f"{file} is no checkpoint of a run or is damaged ({_short(error)}); take another one"
         ) from error
     info = _run_info(config.build(config.RunConfig, plain, f"{file}: config"), steps)
-    origin = cast(config.Plain, run.get("origin", {}))
-    licences = cast(dict[str, str], origin.get("trained_on", {}))
-    info = dataclasses.replace(info, trained_on={**licences, **info.trained_on})
+    info = _with_origin(info, cast(config.Plain, run.get("origin", {})))
     weights = {k.removeprefix("model."): v for k, v in stored.items() if k.startswith("model.")}
     return Checkpoint(model=_build(info, weights, file), info=info, path=file)
+
+
+def _with_origin(info: ModelInfo, origin: config.Plain) -> ModelInfo:
+    """What the weights that a run started from bring along: their licences, and that it did."""
+    if not origin:
+        return info
+    licences = cast(dict[str, str], origin.get("trained_on", {}))
+    source = f"{origin.get('name') or 'a model'} (weights' sha256 {str(origin.get('sha256'))[:16]}…)"
+    return dataclasses.replace(
+        info, trained_on={**licences, **info.trained_on}, recipe={**info.recipe, "started from": source}
+    )
 
 
 def _run_info(run: config.RunConfig, steps: int) -> ModelInfo:

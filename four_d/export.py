@@ -68,7 +68,7 @@ def export(
     info = dataclasses.replace(
         found.info,
         scores={**found.info.scores, **(scores or {})},
-        recipe=found.info.recipe or recipe(Path(run)),
+        recipe={**found.info.recipe, **recipe(Path(run))},
         four_d=__version__,
     )
     out = Path(out)

@@ -119,6 +119,7 @@ def test_the_origin_and_its_licences_stay_known(shards: Path, source: Path, tmp_
     run = torch.load(result.checkpoint, weights_only=True)["run"]
     assert run["origin"]["path"].startswith(str(source))
     assert run["origin"]["sha256"] == checkpoints.sha256_of(source / checkpoints.LAST)
+    assert checkpoints.read(result.folder).info.recipe["started from"].startswith("test (weights' sha256 ")
     assert checkpoints.read(source).info.trained_on.items() <= checkpoints.read(result.folder).info.trained_on.items()
 
 
