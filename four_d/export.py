@@ -78,7 +78,7 @@ def export(
         bar.advance()
         outputs = _write_program(folder, found.model, info) if program else output_names(found.model, info.image_size)
         bar.advance()
-        (folder / CARD).write_text(card(info, found.model, outputs))
+        (folder / CARD).write_text(card(info, found.model, outputs, program=program))
         bar.advance()
     return out
 
@@ -192,13 +192,14 @@ def relative_error(given: Tensor, expected: Tensor) -> float:
     return float((given - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
 
 
-def card(info: ModelInfo, model: nn.Module, outputs: Iterable[str]) -> str:
+def card(info: ModelInfo, model: nn.Module, outputs: Iterable[str], *, program: bool = True) -> str:
     """The model card: what it is, how to use it, what it was trained on, what it scores, what it cannot."""
     count = sum(p.numel() for p in model.parameters())
     rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in info.scores.items())
     scores = f"| metric | value |\n| --- | --- |\n{rows}" if rows else "Not measured at export; `four-d eval` measures."
     licences = ", ".join(f"{name} is {licence}" for name, licence in info.trained_on.items())
     steps = "\n".join(f"- {name}: {f'`{value}`' if name in CODE else value}" for name, value in info.recipe.items())
+    limit = f" `{PROGRAM}` takes exactly\nthat size, and two frames or more." if program else ""
     height, width = info.image_size
     return f"""---
 library_name: four_d
@@ -229,8 +230,7 @@ first), at most {info.frames} frames at once. `config.json` holds the whole mode
 ## Limits
 
 Lengths are in units of the scene's size (VGGT's normalisation), not metres. It does best at about
-{height} × {width} pixels and at most {info.frames} frames; `four_d.load` resizes to that. `model.pt2` takes exactly
-that size, and two frames or more.
+{height} × {width} pixels and at most {info.frames} frames; `four_d.load` resizes to that.{limit}
 
 ## Licence
 

@@ -133,6 +133,7 @@ def test_half_precision_on_disk_is_what_the_model_then_computes_with(tmp_path: P
         assert torch.equal(value, original[name].bfloat16().float())
     assert {p.name for p in out.iterdir()} == {".four_d.json", "README.md", "config.json", "model.safetensors"}
     assert "depth_confidence, points" in (out / "README.md").read_text()
+    assert "model.pt2" not in (out / "README.md").read_text()
     rounded = tiny_model()
     round_weights(rounded, torch.bfloat16)
     assert torch.equal(predict(rounded).depth, predict(checkpoints.read(out).model).depth)
