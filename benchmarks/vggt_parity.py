@@ -17,9 +17,9 @@ every side once, one after the other, so that a busy machine slows all of them; 
   backbone's blocks on both sides, none in the heads.
 - **fp32**: plain float32 on both sides, nothing compiled.
 - **bf16**: ours: autocast, heads in bfloat16 too (``precision: loop``), convolutions' weights channels-last,
-  `four_d.model.compile_model`. The reference: autocast around all of it, which is the best that it does without changes
-  (on a CPU its heads follow; their switch to float32 is for CUDA only, and there they stay in float32). Its float32
-  run is a third side: ``rate_to_fp32``.
+  `four_d.model.compile_model`, on a CPU attention written out (``attention: matmul``). The reference: autocast around
+  all of it, the best that it does without changes (on a CPU its heads follow; their switch to float32 is for CUDA
+  only, and there they stay in float32). Its float32 run is a third side: ``rate_to_fp32``. ``errors``: ours from it.
 - **memory**: ours ÷ reference of the peak above the loaded weights, gradients included. Each side runs in a fresh
   process: weights, a run of a tiny clip (libraries and the allocator warm up), garbage collection and ``malloc_trim``;
   then the resident size is read, the kernel's high-water mark reset, and the clip run once. On CUDA: the allocator's.
@@ -141,14 +141,21 @@ class Reference(nn.Module):
 class Ours(nn.Module):
     """The same, of this package."""
 
-    def __init__(self, size: Size, *, checkpointing: bool, precision: Literal["full", "loop"]) -> None:
+    def __init__(
+        self, size: Size, *, checkpointing: bool, precision: Literal["full", "loop"], written_out: bool
+    ) -> None:
         super().__init__()
         depth = DenseHeadConfig(rounds=size.levels, channels=size.channels, features=size.features, precision=precision)
         encoder: PatchConfig = ConvPatchConfig()
         if size.encoder is not None:
             encoder = TimmPatchConfig(model=f"vit_{size.encoder}_patch14_reg4_dinov2", image_size=518)
         backbone = AlternatingConfig(
-            patches=encoder, width=size.width, rounds=size.rounds, heads=size.heads, checkpointing=checkpointing
+            patches=encoder,
+            width=size.width,
+            rounds=size.rounds,
+            heads=size.heads,
+            checkpointing=checkpointing,
+            attention="matmul" if written_out else "sdpa",
         )
         heads: dict[str, HeadConfig] = {
             "camera": CameraHeadConfig(heads=size.camera_heads),
@@ -200,7 +207,12 @@ def sides(settings: argparse.Namespace, precision: str, *, training: bool) -> li
     size = SIZES[settings.size]
     half = precision == "bf16"
     reference = Reference(size)
-    ours = Ours(size, checkpointing=training, precision="loop" if half else "full")
+    ours = Ours(
+        size,
+        checkpointing=training,
+        precision="loop" if half else "full",
+        written_out=half and settings.device == "cpu",
+    )
     ours.model.load_state_dict(ADAPTER.to_ours(reference.state_dict(), ours.model.state_dict(), "the reference"))
     for model in (reference, ours):
         model.to(settings.device).train(training)
@@ -322,7 +334,12 @@ def child(settings: argparse.Namespace) -> None:
     if settings.child == "reference":
         model = Reference(size)
     else:
-        model = Ours(size, checkpointing=training, precision="loop" if half else "full")
+        model = Ours(
+            size,
+            checkpointing=training,
+            precision="loop" if half else "full",
+            written_out=half and settings.device == "cpu",
+        )
         if half:
             compile_model(model.model)
     side = Side(name=settings.child, model=model.to(settings.device).train(training), half=half)
@@ -352,7 +369,7 @@ def memory(settings: argparse.Namespace, precision: str, what: str, frames: int)
 def operations(settings: argparse.Namespace, frames: int) -> tuple[int, int]:
     """Multiplications and additions of a forward pass: of the whole model, of the backbone alone."""
     with torch.device("meta"):
-        model = Ours(SIZES[settings.size], checkpointing=False, precision="full").model.eval()
+        model = Ours(SIZES[settings.size], checkpointing=False, precision="full", written_out=False).model.eval()
         pictures = torch.empty(1, frames, 3, *settings.image_size)
         counts: list[int] = []
         for part in (model, model.backbone):
