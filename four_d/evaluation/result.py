@@ -13,7 +13,7 @@ from rich.table import Table
 
 from four_d.data.manifest import atomic
 
-HIGHER = ("depth_delta", "pose_rra", "pose_rta", "pose_auc", "mask_")
+HIGHER = ("depth_delta", "pose_rra", "pose_rta", "pose_auc", "mask_", "points_nc")
 """What metrics begin with that are better when higher; the others are errors."""
 HEADLINES = (
     "depth_absrel_median_frame",

@@ -71,7 +71,7 @@ def _median(values: Float[Tensor, "n"]) -> float:
     return float(ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
 
 
-def thin(points: Points, count: int = MAX_POINTS) -> Points:
+def thin(points: Points, count: int = MAX_POINTS) -> Float[Tensor, "k 3"]:
     """At most ``count`` of the points, at even steps of their order. Corresponding sets stay corresponding."""
     if len(points) <= count:
         return points
@@ -131,7 +131,7 @@ def _fitness(found: Float[Tensor, "n"], distance: float) -> tuple[float, float]:
     return len(near) / len(found), rmse
 
 
-def estimate_normals(points: Points, count: int = NEIGHBOURS) -> Points:
+def estimate_normals(points: Points, count: int = NEIGHBOURS) -> Float[Tensor, "n 3"]:
     """Unit normals of either sign: the direction of least spread of each point's ``count`` nearest (itself included).
 
     Sets of fewer than 3 points get (0, 0, 1).

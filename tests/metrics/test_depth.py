@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import get_args
 
 import numpy as np
@@ -142,3 +143,106 @@ def test_median_of_masks() -> None:
 
 def test_names_say_the_alignment() -> None:
     assert depth.name("absrel", "median", "frame") == "depth_absrel_median_frame"
+
+
+def _values(count: int = 999, seed: int = 0) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    target = 1 + 4 * torch.rand(count, generator=g, dtype=torch.float64)
+    return target * (1 + 0.05 * torch.randn(count, generator=g, dtype=torch.float64)), target
+
+
+def test_published_scores_by_hand() -> None:
+    prediction, target = torch.tensor([1.0, 3.0, 8.0]).double(), torch.tensor([1.0, 2.0, 4.0]).double()
+    found = depth.published(prediction, target, "metric")
+    assert found.absrel == pytest.approx((0 + 0.5 + 1) / 3)
+    assert found.sqrel == pytest.approx((0 + 0.5 + 4) / 3)
+    assert found.rmse == pytest.approx(math.sqrt((0 + 1 + 16) / 3))
+    assert found.logrmse == pytest.approx(math.sqrt((math.log(1.5) ** 2 + math.log(2) ** 2) / 3))
+    assert (found.delta125, found.delta125_2, found.delta125_3) == pytest.approx((1 / 3, 2 / 3, 2 / 3))
+    assert found.pixels == 3
+    clipped = depth.published(prediction, target, "metric", clip=3.0)
+    assert clipped.absrel == pytest.approx((0 + 0.5 + 0.25) / 3)
+
+
+def test_published_median_takes_the_lower_middle_value() -> None:
+    prediction, target = torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([4.0, 5.0, 6.0, 7.0])
+    torch.testing.assert_close(depth.align_published(prediction, target, "median"), prediction * 5 / 2)
+
+
+def test_published_scale_is_the_least_absolute_error_not_the_least_square() -> None:
+    prediction, target = _values()
+    target[:60] *= 20  # which a fit of squares would follow
+    aligned = depth.align_published(prediction, 3 * target, "scale")
+    factor = float((aligned / prediction)[0])
+    assert factor == pytest.approx(3, rel=0.03)
+    error = (aligned - 3 * target).abs().sum()
+    for nearby in (0.95, 1.05):
+        assert (nearby * aligned - 3 * target).abs().sum() > error
+    squares = depth.align(prediction, 3 * target, torch.ones_like(target, dtype=torch.bool), "scale")
+    assert (squares - 3 * target).abs().sum() > 1.2 * error
+
+
+def test_published_scale_takes_ten_weiszfeld_rounds() -> None:
+    prediction, target = torch.tensor([1.0, 1.0, 1.0, 1.0]).double(), torch.tensor([1.0, 1.2, 1.3, 9.0]).double()
+    scale = 12.5 / 4
+    for _ in range(10):
+        weights = [1 / (abs(scale - g) + 1e-8) for g in target.tolist()]
+        scale = sum(w * g for w, g in zip(weights, target.tolist(), strict=True)) / sum(weights)
+    assert float(depth.align_published(prediction, target, "scale")[0]) == pytest.approx(scale)
+    assert float(depth.align_published(-prediction, target, "scale")[0]) < 0  # positive targets, negative depth
+
+
+def test_published_scale_and_shift_are_adams() -> None:
+    prediction, target = _values(200)
+    prediction = (prediction - 0.05) / 1.02
+    aligned = depth.align_published(prediction, target, "scaleshift")
+    s = (target.median() / prediction.median()).clone().requires_grad_()
+    t = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    optimiser, before = torch.optim.Adam([s, t], lr=1e-4), None
+    for _ in range(1000):
+        optimiser.zero_grad()
+        loss = (s * prediction + t - target).abs().sum()
+        loss.backward()
+        optimiser.step()
+        if before is not None and abs(before - loss.item()) < 1e-6:
+            break
+        before = loss.item()
+    torch.testing.assert_close(aligned, (s * prediction + t).detach())
+
+
+def test_published_scale_and_shift_go_no_further_than_a_thousand_steps() -> None:
+    _, target = _values(200)
+    aligned = depth.align_published(target - 0.9, target, "scaleshift")  # a shift of 0.9 is out of reach
+    assert (aligned - target).abs().mean() > 0.1
+
+
+def test_resize_is_cubic_convolution_with_half_pixel_centres() -> None:
+    row = torch.tensor([1.0, 2.0, 4.0, 8.0, 3.0, 5.0]).double()
+
+    def kernel(x: float, a: float = -0.75) -> float:
+        x = abs(x)
+        if x < 1:
+            return (a + 2) * x**3 - (a + 3) * x**2 + 1
+        return a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a if x < 2 else 0.0
+
+    def at(position: float) -> float:
+        base = math.floor(position)
+        taps = range(base - 1, base + 3)
+        return sum(kernel(position - i) * float(row[min(max(i, 0), 5)]) for i in taps)
+
+    for size in (3, 4, 9, 12):
+        expected = [at((j + 0.5) * 6 / size - 0.5) for j in range(size)]
+        found = depth.resize(row[None, None].expand(1, 6, 6), (6, size))[0, 2]
+        torch.testing.assert_close(found, torch.tensor(expected).double())
+    assert depth.resize(row[None, None], (1, 6)).shape == (1, 1, 6)
+
+
+def test_only_the_pixels_asked_for_are_scored() -> None:
+    target = torch.ones(1, 1, 1, 5)
+    prediction = torch.tensor([2.0, 2, 2, 3, 4]).reshape(1, 1, 1, 5)
+    valid = torch.ones_like(target, dtype=torch.bool)
+    where = torch.tensor([False, False, False, True, False]).reshape(1, 1, 1, 5)
+    found = depth.scores(prediction, target, valid, "median", "frame", where)
+    assert float(found.absrel) == pytest.approx(0.5)
+    assert int(found.pixels) == 1
+    assert int(depth.scores(prediction, target, valid & ~where, "median", "frame", where).frames) == 0
