@@ -22,7 +22,9 @@ every side once, one after the other, so that a busy machine slows all of them; 
   only, and there they stay in float32). Its float32 run is a third side: ``rate_to_fp32``. ``errors``: ours from it.
 - **memory**: ours ÷ reference of the peak above the loaded weights, gradients included. Each side runs in a fresh
   process: weights, a run of a tiny clip (libraries and the allocator warm up), garbage collection and ``malloc_trim``;
-  then the resident size is read, the kernel's high-water mark reset, and the clip run once. On CUDA: the allocator's.
+  then the resident size is read, the kernel's high-water mark reset, and the clip run once. Blocks of 1 MB and more
+  are mapped one by one in both processes, so that the peak is what is in use; with --heap they come from glibc's heap
+  as it likes, and what it fails to give back counts too. On CUDA: the allocator's figure.
 - **scaling** (CUDA): for 2 to 200 frames the time of the whole model, of the backbone alone, the peak of memory
   and the share of the device's peak rate that the model's operations make up, beside the table of VGGT's paper.
 """
@@ -360,9 +362,10 @@ def memory(settings: argparse.Namespace, precision: str, what: str, frames: int)
     peaks: dict[str, int] = {}
     for name in ("ours", "reference"):
         command = [sys.executable, __file__, *given, "--child", name]
-        found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        environment = os.environ if settings.heap else {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+        found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
         peaks[name] = json.loads(found.stdout.splitlines()[-1])
-    sizes = {"of": what, "precision": precision, "frames": frames}
+    sizes = {"of": what, "precision": precision, "frames": frames, "heap": settings.heap}
     return {"what": "memory", "memory": peaks["ours"] / peaks["reference"], "bytes": peaks, **sizes}
 
 
@@ -483,6 +486,7 @@ def parse() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--record", type=Path, help="JSON lines, to append to")
+    parser.add_argument("--heap", action="store_true", help="memory: leave glibc's allocator as it is")
     parser.add_argument("--child", choices=("ours", "reference"), help=argparse.SUPPRESS)
     return parser
 
