@@ -38,7 +38,7 @@ STUDY = Study(
         "mask_supervised": Training(values=(*FINE_TUNING, "losses.dynamic.kind=dynamic"), start="start"),
     },
     seeds=(0, 1, 2),
-    evaluation=(f"data={DATA / 'held_out_motion'}", f"train_data={DATA / 'train_motion'}", "frames=6"),
+    evaluation=(f"data={DATA / 'held_out_motion'}", f"train_data={DATA / 'train_motion'}", "frames=6", "clips=100"),
     keys=(
         Key(name="ate", label="ATE after Sim(3), m"),
         Key(name="rot_error_deg", label="relative rotation error, °"),

@@ -60,8 +60,8 @@ class CameraHeadConfig:
 class CameraHead(nn.Module):
     """Sets ``cameras`` and ``pose_encodings``: the encoding is the sum of as many steps as there are iterations.
 
-    Each step sees the camera tokens modulated (adaptive LayerNorm, arXiv 2212.09748) by the encoding so far, without
-    gradient through it. Fields of view pass a ReLU. Always in full precision.
+    Each step sees the camera tokens modulated (adaptive LayerNorm, arXiv 2212.09748) by the encoding so far, and adds to
+    it, without gradient through it: a later stage's error does not reach earlier steps, as in VGGT. Fields of view pass a ReLU. Always in full precision.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class CameraHead(nn.Module):
         known = self.empty_pose.expand(*base.shape[:2], -1)
         encodings: list[Tensor] = []
         for _ in range(self.iterations):
-            raw = raw + self.step(base, plain, known)
+            raw = raw.detach() + self.step(base, plain, known)
             known = raw.detach()
             linear = raw + start
             encodings.append(torch.cat([linear[..., :7], functional.relu(linear[..., 7:])], dim=-1))
