@@ -107,6 +107,15 @@ def test_without_geometry_there_is_no_scene(truth: Truth, tmp_path: Path) -> Non
     assert text.count("<canvas") == 2
 
 
+def test_what_moves_is_a_panel_where_the_model_says_it(truth: Truth, tmp_path: Path) -> None:
+    depth = truth.prediction.depth
+    told = dataclasses.replace(truth, prediction=Prediction(depth=depth, dynamic=torch.rand(depth.shape)))
+    report(tmp_path / "report.html", told, title="x")
+    text = (tmp_path / "report.html").read_text()
+    assert '<canvas data-panel="2" role="img" aria-label="What moves">' in text
+    assert "<span>moves</span>" in text
+
+
 def test_without_viser(truth: Truth, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "viser", None)
     with pytest.raises(UserError, match=r"four_d\[viz\]"):

@@ -1,4 +1,4 @@
-"""The report page: video, depth and confidence side by side, the point cloud, and whatever tables belong to it."""
+"""The report page: video, depth, confidence and what moves side by side, the point cloud, and whatever tables belong to it."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def report(
     facts: Sequence[tuple[str, str]] = (),
     sections: Sequence[Section] = (),
 ) -> None:
-    """Write one HTML file that needs no network: it plays the video, its depth, confidence and points together.
+    """Write one HTML file that needs no network: it plays the video, what the model sees in it and its points together.
 
     Args:
         path: the file; appears whole or not at all.
@@ -159,6 +159,9 @@ def _panels(playable: Playable) -> list[_Panel]:
         pictures = [_uri(colour_map((frame - low) / max(high - low, 1e-9)), "PNG") for frame in values]
         legend = (f"{low:.3g} unsure", f"sure {high:.3g}")
         panels.append(_Panel(name="Confidence", note=size, pictures=pictures, legend=legend))
+    if playable.prediction.dynamic is not None:
+        pictures = [_uri(colour_map(frame), "PNG") for frame in playable.prediction.dynamic.float().numpy()]
+        panels.append(_Panel(name="What moves", note=size, pictures=pictures, legend=("still", "moves")))
     return panels
 
 
