@@ -1,4 +1,4 @@
-"""The report page: video, depth, confidence and what moves side by side, the point cloud, and whatever tables belong to it."""
+"""The report page: video, depth, confidence, what moves, the point cloud, and whatever tables belong to it."""
 
 from __future__ import annotations
 
