@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import cast
 
 import torch
@@ -74,7 +75,7 @@ torch's 8, beyond which it silently stops compiling."""
 
 def compile_blocks(model: nn.Module) -> None:
     """Compile every transformer block of the model in place; names of weights stay."""
-    dynamo = importlib.import_module("torch._dynamo.config")
+    dynamo = cast(SimpleNamespace, importlib.import_module("torch._dynamo.config"))
     dynamo.recompile_limit = max(dynamo.recompile_limit, VARIANTS)
     for module in model.modules():
         if isinstance(module, Block):

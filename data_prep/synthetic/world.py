@@ -122,7 +122,9 @@ def choose_cameras(
     chosen: list[CameraPath] = []
     for _ in range(40 + 15 * settings.cameras):
         path = propose(rng, action, times, settings.width, settings.height)
-        if is_clear(path, stage, pieces, action.room, 0.3) and _teaches(probe(path, moments, times, settings), settings):
+        if is_clear(path, stage, pieces, action.room, 0.3) and _teaches(
+            probe(path, moments, times, settings), settings
+        ):
             chosen.append(path)
         if len(chosen) == settings.cameras:
             return chosen

@@ -60,8 +60,9 @@ class CameraHeadConfig:
 class CameraHead(nn.Module):
     """Sets ``cameras`` and ``pose_encodings``: the encoding is the sum of as many steps as there are iterations.
 
-    Each step sees the camera tokens modulated (adaptive LayerNorm, arXiv 2212.09748) by the encoding so far, and adds to
-    it, without gradient through it: a later stage's error does not reach earlier steps, as in VGGT. Fields of view pass a ReLU. Always in full precision.
+    Each step sees the camera tokens modulated (adaptive LayerNorm, arXiv 2212.09748) by the encoding so far, and adds
+    to it, without gradient through it: a later stage's error does not reach earlier steps, as in VGGT. Fields of view
+    pass a ReLU. Always in full precision.
     """
 
     def __init__(

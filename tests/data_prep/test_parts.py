@@ -181,7 +181,15 @@ def test_a_spin_is_about_world_axes() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"width": 4}, {"cameras": 0}, {"frames": 1}, {"objects": (5, 4)}, {"duration_s": (0.0, 1.0)}]
+    "wrong",
+    [
+        {"width": 4},
+        {"cameras": 0},
+        {"frames": 1},
+        {"objects": (5, 4)},
+        {"duration_s": (0.0, 1.0)},
+        {"moving": (0.4, 0.42)},
+    ],
 )
 def test_settings_out_of_range_name_themselves(wrong: dict[str, object]) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):
