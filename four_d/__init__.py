@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from four_d.export import export
     from four_d.inference import load
     from four_d.model import FourD
-    from four_d.training import train
+    from four_d.training import finetune, train
     from four_d.types import Cameras, Clip, Example, Prediction, Surface, Tracks
 
 _HOMES = {
@@ -25,6 +25,7 @@ _HOMES = {
     "export": "export",
     "load": "inference",
     "FourD": "model",
+    "finetune": "training",
     "train": "training",
     "Cameras": "types",
     "Clip": "types",
@@ -46,6 +47,7 @@ __all__ = [
     "__version__",
     "evaluate",
     "export",
+    "finetune",
     "load",
     "train",
 ]

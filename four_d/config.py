@@ -146,6 +146,11 @@ class RunConfig:
     loop: LoopConfig = field(default_factory=LoopConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
+    def __post_init__(self) -> None:
+        for name, loss in self.losses.items():
+            if getattr(loss, "needs_surface", False) and not self.data.surface:
+                raise UserError(f"the loss {name} learns from correspondence; set data.surface=true or remove it")
+
     @property
     def run_folder(self) -> Path:
         """Where the run's files go."""

@@ -64,6 +64,8 @@ class DataConfig:
     validation_clips: int = 16
     """Clips of the fixed validation list, spread evenly over each held-out data set."""
     validation_frames: int = 8
+    surface: bool = False
+    """Give the losses what every pixel saw as correspondence too: those of tracks need it."""
     workers: int = 0
     """Loader processes per training process."""
 
@@ -237,7 +239,9 @@ class TrainingSteps(Dataset[Step]):
             source,
             index,
             lambda found: choose_frames(found.times, found.camera_ids, frames, config.sampling, rng),
-            lambda raw: normalise(augment(to_clip(raw), config.image_size, config.augment, rng)),
+            lambda raw: normalise(
+                augment(to_clip(raw, with_surface=config.surface), config.image_size, config.augment, rng)
+            ),
         )
         skipped += passed
         return to_example(clip, key)
@@ -273,7 +277,7 @@ class ValidationClips(Dataset[Step]):
             source,
             number,
             lambda found: choose_frames(found.times, found.camera_ids, config.validation_frames, config.sampling, rng),
-            lambda raw: normalise(fit(to_clip(raw), config.image_size)),
+            lambda raw: normalise(fit(to_clip(raw, with_surface=config.surface), config.image_size)),
         )
         return Step(index=place, batches=(collate([to_example(clip, key)]),), skipped=tuple(skipped))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -90,6 +90,8 @@ class TrackLoss:
     them it is those of the first frame where the prediction has its points.
     """
 
+    needs_surface: ClassVar[bool] = True
+    """Without ``data.surface`` there would be no truth, and the loss 0."""
     kind: Literal["track"] = "track"
     weight: float = 0.05
     """The paper's."""

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from four_d import checkpoints
 from four_d.checkpoints import Checkpoint
-from four_d.config import Plain, RunConfig, diff, load_plain, to_plain
+from four_d.config import Plain, RunConfig, build, diff, load_plain, to_plain
 from four_d.data.loading import FromStep, Step, TrainingSteps, ValidationClips, loader
 from four_d.errors import UserError
 from four_d.progress import progress
@@ -261,7 +261,9 @@ def _find_start(config: RunConfig, resume: Resume, *, told: bool) -> _Start:
         return _Start()
     if resume == "never":
         raise UserError(f"{folder} already has a checkpoint; choose another name, or --resume auto to go on from it")
-    changes = diff(load_plain([folder / CONFIG]), to_plain(config))
+    # built, not compared as text: settings that did not exist when the run began have their defaults
+    began = build(RunConfig, load_plain([folder / CONFIG]), str(folder / CONFIG))
+    changes = diff(to_plain(began), to_plain(config))
     for name, old, new in changes:
         if name.split(".")[0] in _FIXED and not _FREE.fullmatch(name):
             raise UserError(f"{folder} began with {name}={old}, now it is {new}; change it back or choose another name")
