@@ -196,11 +196,10 @@ class Side:
         with torch.no_grad():
             self.outputs(images)
 
-    def train(self, images: Tensor, stages: int | None = None) -> None:
-        """Forward and backward; gradients stay until the next call. ``stages``: of the camera, None is all."""
+    def train(self, images: Tensor) -> None:
+        """Forward and backward of the sum of all outputs; gradients stay until the next call."""
         self.model.zero_grad(set_to_none=True)
-        cameras, *maps = self.outputs(images)
-        torch.stack([each.float().sum() for each in (cameras[:stages], *maps)]).sum().backward()
+        torch.stack([each.float().sum() for each in self.outputs(images)]).sum().backward()
 
 
 def sides(settings: argparse.Namespace, precision: str, *, training: bool) -> list[Side]:
@@ -245,13 +244,10 @@ def compare(found: Sequence[Side], pictures: Tensor, precision: str) -> dict[str
 
 
 def compare_gradients(found: Sequence[Side], pictures: Tensor) -> float:
-    """Largest difference of a parameter's gradient, relative to its norm. Exits if too large.
-
-    Of the camera's first stage only: from the later ones our gradient also reaches the steps before.
-    """
+    """Largest difference of a parameter's gradient, relative to its norm. Exits if too large."""
     ours, theirs = found[0], found[1]
-    ours.train(pictures, stages=1)
-    theirs.train(pictures, stages=1)
+    ours.train(pictures)
+    theirs.train(pictures)
     named = dict(theirs.model.named_parameters())
     worst = (0.0, "")
     for name, parameter in ours.model.get_submodule("model").named_parameters():
