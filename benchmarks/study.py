@@ -31,7 +31,8 @@ from typing import Any, cast
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.studies import Study, Training  # noqa: E402 - this script is run by its path
+from benchmarks.generate import commit, processor  # noqa: E402 - this script is run by its path
+from benchmarks.studies import Study, Training  # noqa: E402
 
 RUNS = Path("runs/studies")
 RESULTS = ROOT / "docs" / "results"
@@ -131,21 +132,6 @@ def execute(run: Run) -> Line:
         "machine": f"{os.cpu_count()} × {processor()}, Python {platform.python_version()}",
         "command": shlex.join(["python", "benchmarks/study.py", *sys.argv[1:]]),
     }
-
-
-def commit() -> str:
-    found = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return found.stdout.strip() or "unknown"
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def raw_file(study: Study) -> Path:
