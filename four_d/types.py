@@ -14,7 +14,8 @@ Conventions (each has a test; `docs/conventions.md` draws them):
 - **The axis is frames**: a frame is an image with a time and a camera. Nothing assumes an order, but for the first
   frame of an example, which carries the coordinate frame.
 
-Axis names: b batch, f frames, h w rows and columns of pixels, t times, n tracks or Gaussians, v vertices, m faces.
+Axis names: b batch, f frames, h w rows and columns of pixels, t times, q query times, n tracks or Gaussians, v vertices,
+m faces.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class Cameras:
     world_from_camera: Float[Tensor, "*b 4 4"]
     intrinsics: Float[Tensor, "*b 3 3"]
     known: Bool[Tensor, "*b"] | None = None
+    intrinsics_known: Bool[Tensor, "*b"] | None = None
+    """Where the intrinsics mean something, whether the pose does or not; None: where ``known``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +88,14 @@ class Clip:
     tracks: Tracks | None = None
     query_points: Float[Tensor, "*b n 3"] | None = None
     """(frame, x, y) of pixels to follow through the video."""
+    query_times: Float[Tensor, "*b q"] | None = None
+    """Seconds, each the time of a frame: when motion is asked for. None: the first frame's time."""
+    motion: Float[Tensor, "*b q f h w 3"] | None = None
+    """Truth: the point that a pixel shows, at the query time minus at its own, seen or not."""
+    motion_valid: Bool[Tensor, "*b q f h w"] | None = None
+    """Where ``motion`` and ``motion_visible`` mean something."""
+    motion_visible: Bool[Tensor, "*b q f h w"] | None = None
+    """Whether a frame of the query time sees the point."""
     metric: Bool[Tensor, "*b"] | None = None
     """True where lengths times ``scale`` are metres."""
     scale: Float[Tensor, "*b"] | None = None
@@ -164,6 +175,11 @@ class Prediction:
     """Probability that the position is right to within a few pixels."""
     pixel_track_stages: Float[Tensor, "j *b f n 2"] | None = None
     """Every refinement of the track head, the last one last."""
+    motion: Float[Tensor, "*b q f h w 3"] | None = None
+    """Where the point that a pixel shows is at each query time, minus where it is at its own (``Clip.query_times``)."""
+    motion_confidence: Float[Tensor, "*b q f h w"] | None = None
+    motion_visible: Float[Tensor, "*b q f h w"] | None = None
+    """Probability that a frame of the query time sees the point."""
     gaussians: Gaussians | None = None
 
 
