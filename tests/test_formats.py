@@ -1,5 +1,6 @@
 """Files round-trip, keep the conventions of the programs that read them, and appear whole or not at all."""
 
+import dataclasses
 import errno
 import json
 from pathlib import Path
@@ -14,6 +15,7 @@ from four_d.formats.cameras import CameraTable, read_cameras, read_colmap, write
 from four_d.formats.clouds import PointCloud, fuse, read_ply, reliable, write_ply
 from four_d.formats.depth import read_depth, write_depth
 from four_d.formats.folders import new_folder
+from four_d.formats.tracks import LARGE, TrackTable, read_tracks, write_tracks
 from four_d.geometry import make_pose, project, unproject
 from four_d.types import Cameras, Prediction
 
@@ -202,6 +204,78 @@ def test_fuse_prefers_depth_and_falls_back_to_points() -> None:
     assert alone is not None
     np.testing.assert_allclose(both.points, alone.points, atol=1e-5)
     assert fuse(images, Prediction(depth=depth)) is None
+
+
+def some_tracks(motion: tuple[int, int] | None = (6, 8)) -> TrackTable:
+    """Seven points over three times, seen in four frames, two of them at once."""
+    rng = np.random.default_rng(0)
+    return TrackTable(
+        queries=rng.uniform(0, 30, (7, 3)).astype(np.float32),
+        times=np.array([0.0, 0.04, 0.1]),
+        frame_times=np.array([0.0, 0.1, 0.1, 0.04]),
+        visible=rng.uniform(0, 1, (7, 3)).astype(np.float32),
+        confidence=rng.uniform(1, 9, (7, 3)).astype(np.float32),
+        moving=np.arange(7) > 3,
+        unit="cubits",
+        points=rng.normal(size=(7, 3, 3)).astype(np.float32),
+        pixels=rng.normal(size=(7, 4, 2)).astype(np.float32),
+        motion=None if motion is None else rng.normal(size=(3, *motion, 3)).astype(np.float32),
+    )
+
+
+@pytest.mark.parametrize("absent", [(), ("points", "motion"), ("pixels",)])
+def test_tracks_round_trip(tmp_path: Path, absent: tuple[str, ...]) -> None:
+    table = dataclasses.replace(some_tracks(), **dict.fromkeys(absent))
+    write_tracks(tmp_path / "tracks.npz", table)
+    read = read_tracks(tmp_path / "tracks.npz")
+    for field in dataclasses.fields(TrackTable):
+        written, found = getattr(table, field.name), getattr(read, field.name)
+        assert type(found) is type(written), field.name
+        np.testing.assert_array_equal(found, written)
+        assert getattr(found, "dtype", None) == getattr(written, "dtype", None)
+    assert read.frame_indices.tolist() == [0, 2, 2, 1]
+
+
+def test_large_motion_is_written_in_half_precision(tmp_path: Path) -> None:
+    side = int((LARGE / 9) ** 0.5) + 1
+    table = some_tracks(motion=(side, side))
+    write_tracks(tmp_path / "tracks.npz", table)
+    with np.load(tmp_path / "tracks.npz") as content:
+        assert content["motion"].dtype == np.float16
+        assert content["points"].dtype == np.float32
+    read = read_tracks(tmp_path / "tracks.npz").motion
+    assert read is not None
+    assert table.motion is not None
+    assert read.dtype == np.float32
+    np.testing.assert_allclose(read, table.motion, rtol=6e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"visible": np.zeros((7, 4), np.float32)},
+        {"pixels": np.zeros((7, 3, 2), np.float32)},
+        {"motion": np.zeros((4, 6, 8, 3), np.float32)},
+        {"points": None, "pixels": None},
+        {"frame_times": np.array([0.0, 0.1, 0.1, 0.05])},
+    ],
+)
+def test_tracks_that_do_not_fit_together(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="track"):
+        dataclasses.replace(some_tracks(), **wrong)  # pyright: ignore[reportArgumentType]
+
+
+def test_foreign_and_damaged_tracks_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "tracks.npz"
+    for damage in (b"", b"PK nonsense", b"\x93NUMPY"):
+        path.write_bytes(damage)
+        with pytest.raises(UserError, match=r"tracks\.npz does not hold tracks"):
+            read_tracks(path)
+    np.savez(path, queries=np.zeros((2, 3)))
+    with pytest.raises(UserError, match=r"tracks\.npz does not hold tracks"):
+        read_tracks(path)
+    with pytest.raises(UserError, match="run four-d infer again"):
+        read_tracks(tmp_path / "missing.npz")
 
 
 def test_thin_spreads() -> None:
