@@ -186,6 +186,7 @@ def fill(
     *,
     fresh: Sequence[str] | None = None,
     dropped: Sequence[str] | None = None,
+    copies: Mapping[str, str | None] | None = None,
 ) -> None:
     """Copy ``weights`` into the model, all of them into all of it, but for what the shell patterns name.
 
@@ -195,6 +196,8 @@ def fill(
         source: where they come from, for errors.
         fresh: the model's names that stay as they are; None: that cannot be chosen here.
         dropped: the source's names that are left out; None: likewise.
+        copies: the model's names that the source lacks and that are not fresh → the source's (dropped or not) that
+            they begin as; one ``*`` in each stands for the same rest. The first pattern that fits a name decides.
 
     Raises:
         UserError: a name that is missing, extra or of another shape (the nearest names are given), or a pattern that
@@ -204,9 +207,10 @@ def fill(
     expected = model.state_dict()
     wanted, given = _unmatched(expected, fresh or (), "fresh"), _unmatched(weights, dropped or (), "dropped")
     misfit = "it does not belong to the config beside it"
-    missing, extra = set(wanted) - set(given), set(given) - set(wanted)
-    for name in wanted:
-        if name in missing:
+    lacking, extra = [name for name in wanted if name not in set(given)], set(given) - set(wanted)
+    copied = _copied(copies or {}, lacking, expected, weights, source)
+    for name in lacking:
+        if name not in copied:
             hint = misfit if fresh is None else f"{_nearest(name, given)}, or name it in weights.fresh"
             raise UserError(f"{source} lacks the weight {name}; {hint}")
     for name in given:
@@ -216,7 +220,56 @@ def fill(
         if weights[name].shape != expected[name].shape:
             sizes = f"{tuple(weights[name].shape)} instead of {tuple(expected[name].shape)}"
             raise UserError(f"{source}: {name} is {sizes}; its config is of another size")
-    model.load_state_dict({**expected, **{name: weights[name] for name in given}})
+    model.load_state_dict({**expected, **{name: weights[name] for name in given}, **copied})
+
+
+def _copied(
+    copies: Mapping[str, str | None],
+    lacking: Sequence[str],
+    expected: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    source: str,
+) -> dict[str, Tensor]:
+    """The values of those lacking names that a pattern of ``copies`` fits."""
+    found: dict[str, str] = {}
+    for ours, theirs in copies.items():
+        if theirs is None:
+            continue
+        _unmatched(expected, [ours], "copies")
+        _unmatched(weights, [theirs], "copies")
+        named = {name: theirs.replace("*", rest) for name in lacking if (rest := _rest(ours, name)) is not None}
+        if not named:
+            raise UserError(
+                f"weights.copies: nothing is left for {ours!r}, for {source} has those weights or weights.fresh names "
+                "them; set it to null, or name them in weights.dropped"
+            )
+        found = {**named, **found}
+    for name, original in found.items():
+        _must_fit(name, original, expected, weights, source)
+    return {name: weights[original] for name, original in found.items()}
+
+
+def _rest(pattern: str, name: str) -> str | None:
+    """What the pattern's one ``*`` stands for in a name; None if it does not fit."""
+    before, after = pattern.split("*")
+    fits = len(name) >= len(before) + len(after) and name.startswith(before) and name.endswith(after)
+    return name[len(before) : len(name) - len(after)] if fits else None
+
+
+def _must_fit(
+    name: str, original: str, expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str
+) -> None:
+    """UserError unless the source has the original of a copy, in the copy's shape."""
+    if original not in weights:
+        raise UserError(
+            f"{source} lacks {original}, which {name} is to begin as (weights.copies); "
+            f"{_nearest(original, weights)}, or name {name} in weights.fresh"
+        )
+    if weights[original].shape != expected[name].shape:
+        sizes = f"{tuple(weights[original].shape)}, but {name} is {tuple(expected[name].shape)}"
+        raise UserError(
+            f"{source}: {original} is {sizes} (weights.copies); give both one size, or name it in weights.fresh"
+        )
 
 
 def _unmatched(names: Iterable[str], patterns: Sequence[str], what: str) -> list[str]:

@@ -41,6 +41,14 @@ class WeightsConfig:
     """Shell patterns of the model's names that stay as initialised."""
     dropped: tuple[str, ...] = ()
     """Shell patterns of the source's names that are left out."""
+    copies: dict[str, str | None] = field(default_factory=dict[str, str | None])
+    """Names that the source lacks → the source's names that they begin as: ``heads.motion.*: heads.points.*``. One
+    ``*`` in each stands for the same rest of the name; ``fresh`` goes first; null takes out an entry."""
+
+    def __post_init__(self) -> None:
+        for each in (pattern for pair in self.copies.items() for pattern in pair if pattern is not None):
+            if each.count("*") != 1 or set(each) & set("?[]"):
+                raise UserError(f"copies: {each!r} must hold one *, as in heads.motion.*: heads.points.*")
 
 
 @dataclass(frozen=True, kw_only=True)

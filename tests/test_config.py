@@ -53,6 +53,16 @@ def test_weights_and_groups_are_values_like_all_others(tmp_path: Path) -> None:
     assert configs.load([tmp_path / "run.yaml"], ["weights=null", "optimiser.groups.mask=null"]).weights is None
 
 
+def test_copies_are_patterns_that_null_takes_out_again(tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").write_text("weights: {copies: {'heads.motion.*': 'heads.points.*'}}")
+    copied = configs.load([*BASE, tmp_path / "one.yaml"], DATA)
+    assert copied.weights == configs.WeightsConfig(copies={"heads.motion.*": "heads.points.*"})
+    (tmp_path / "run.yaml").write_text(configs.to_yaml(copied))
+    assert configs.load([tmp_path / "run.yaml"]) == copied
+    without = configs.load([*BASE, tmp_path / "one.yaml"], [*DATA, "weights.copies={'heads.motion.*': null}"])
+    assert without.weights == configs.WeightsConfig(copies={"heads.motion.*": None})
+
+
 def test_files_merge_left_to_right_then_overrides_then_interpolation(tmp_path: Path) -> None:
     (tmp_path / "one.yaml").write_text("name: one\nseed: 1\nloop: {max_steps: 10, epoch_steps: '${loop.max_steps}'}\n")
     (tmp_path / "two.yaml").write_text("name: two\n")
@@ -86,6 +96,8 @@ def test_kind_chooses_the_branch() -> None:
         ("model.heads.depth=5", r"config\.model\.heads\.depth"),
         ("name", r"'name' is not key=value"),
         ("weights.fresch=[a]", r"config\.weights\.fresch is not a setting; did you mean fresh"),
+        ("weights.copies={a: 'b.*'}", r"config\.weights: copies: 'a' must hold one \*, as in"),
+        ("weights.copies={'a.*': 'b.?.*'}", r"config\.weights: copies: .* must hold one \*"),
         ("optimiser.groups.mask={lr: 1e-5}", r"config\.optimiser\.groups\.mask\.parameters is missing"),
         ("optimiser.groups.mask={parameters: [a], lr: -1}", r"groups\.mask: .*lr must be positive"),
         ("optimiser.clip=each", r"config\.optimiser\.clip is 'each'"),

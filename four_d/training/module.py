@@ -52,7 +52,14 @@ class TrainingModule(lightning.LightningModule):
         """Take over another model's weights, and remember whose they are."""
         chosen = self.config.weights or WeightsConfig()
         weights = start.model.state_dict()
-        fill(self.model, weights, str(start.path), fresh=chosen.fresh, dropped=chosen.dropped)
+        fill(
+            self.model,
+            weights,
+            str(start.path),
+            fresh=chosen.fresh,
+            dropped=chosen.dropped,
+            copies=chosen.copies,
+        )
         file = start.path / WEIGHTS if start.path.is_dir() else start.path
         self.origin = {
             "path": str(start.path),

@@ -68,6 +68,82 @@ def test_what_does_not_fit_is_one_error_and_changes_nothing(
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def doubled() -> nn.Module:
+    """With a part that `small` lacks, which has a layer more than what it begins as."""
+    copy = nn.ModuleDict({"weight_of": nn.Linear(2, 3), "extra": nn.Linear(1, 1)})
+    return nn.ModuleDict({**dict(small().named_children()), "twin": copy})
+
+
+def test_what_the_source_lacks_begins_as_a_copy() -> None:
+    source, model = small().state_dict(), doubled()
+    before = model["twin"]["extra"].weight.detach().clone()
+    checkpoints.fill(
+        model, source, "file", fresh=["twin.extra.*"], copies={"twin.weight_of.*": "two.*", "four.*": None}
+    )
+    for name in ("weight", "bias"):
+        assert torch.equal(getattr(model["twin"]["weight_of"], name), source[f"two.{name}"])
+        assert torch.equal(getattr(model["two"], name), source[f"two.{name}"])
+    assert torch.equal(model["twin"]["extra"].weight, before)
+
+
+def test_a_copy_is_a_value_of_its_own() -> None:
+    model = doubled()
+    checkpoints.fill(model, small().state_dict(), "file", fresh=["twin.extra.*"], copies={"twin.weight_of.*": "two.*"})
+    with torch.no_grad():
+        model["two"].weight.add_(1)
+    assert torch.equal(model["twin"]["weight_of"].weight + 1, model["two"].weight)
+
+
+def test_what_is_fresh_is_no_copy_and_the_first_pattern_decides() -> None:
+    source, model = small().state_dict(), doubled()
+    before = model["twin"]["weight_of"].bias.detach().clone()
+    copies = {"twin.extra.*": "three.*", "twin.*": "*"}
+    source |= {"weight_of.weight": torch.ones(3, 2), "extra.weight": torch.ones(1, 1)}
+    dropped = ["weight_of.weight", "extra.weight"]  # what is left out can still be copied
+    checkpoints.fill(model, source, "file", fresh=["twin.weight_of.bias"], dropped=dropped, copies=copies)
+    assert torch.equal(model["twin"]["weight_of"].bias, before)
+    assert torch.equal(model["twin"]["weight_of"].weight, torch.ones(3, 2))
+    assert torch.equal(model["twin"]["extra"].weight, source["three.weight"])
+
+
+def test_what_the_source_has_is_no_copy() -> None:
+    source, model = doubled().state_dict(), doubled()
+    del source["twin.weight_of.bias"]
+    checkpoints.fill(model, source, "file", fresh=(), dropped=(), copies={"twin.weight_of.*": "two.*"})
+    assert torch.equal(model["twin"]["weight_of"].weight, source["twin.weight_of.weight"])
+    assert torch.equal(model["twin"]["weight_of"].bias, source["two.bias"])
+
+
+@pytest.mark.parametrize(
+    ("copies", "fresh", "message"),
+    [
+        ({}, ["twin.extra.*"], r"file lacks the weight twin\.weight_of\.weight; "),
+        ({"twni.*": "two.*"}, [], r"weights\.copies: pattern 'twni\.\*' matches no name; the nearest are .*twin\."),
+        ({"twin.*": "tow.*"}, [], r"weights\.copies: pattern 'tow\.\*' matches no name; the nearest are two\."),
+        (
+            {"twin.*": "two.*"},
+            [],
+            r"file lacks two\.weight_of\.weight, which twin\.weight_of\.weight is to .*the nearest",
+        ),
+        (
+            {"twin.weight_of.*": "one.*"},
+            ["twin.extra.*"],
+            r"file: one\.weight is \(2, 2\), but twin\.weight_of\.weight is \(3, 2\) \(weights\.copies\)",
+        ),
+        ({"two.*": "one.*"}, ["twin.*"], r"weights\.copies: nothing is left for 'two\.\*', for file has those"),
+        ({"twin.*": "two.*"}, ["twin.*"], r"nothing is left for 'twin\.\*', .* or weights\.fresh names them"),
+    ],
+)
+def test_a_copy_that_does_not_fit_is_one_error_and_changes_nothing(
+    copies: dict[str, str | None], fresh: list[str], message: str
+) -> None:
+    source, model = small().state_dict(), doubled()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(UserError, match=message):
+        checkpoints.fill(model, source, "file", fresh=fresh, dropped=[], copies=copies)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_data(tmp_path_factory.mktemp("shards"))
@@ -105,6 +181,22 @@ def test_finetuning_starts_from_the_weights_and_trains_only_what_it_should(
     table = capsys.readouterr().out
     assert "before" in table
     assert "after" in table
+
+
+def test_a_run_starts_with_the_copies(shards: Path, source: Path, tmp_path: Path) -> None:
+    plain = dataclasses.asdict(validated(shards, tmp_path))
+    plain["model"]["heads"]["points"] = {**plain["model"]["heads"]["depth"], "output": "points"}
+    plain["weights"] = {
+        "path": str(source),
+        "fresh": ["heads.points.out.*"],
+        "copies": {"heads.points.*": "heads.depth.*"},
+    }
+    config = build(RunConfig, plain, "config")
+    state = TrainingModule(config, checkpoints.read(source)).model.state_dict()
+    copies = {name for name in state if name.startswith("heads.points.") and ".out." not in name}
+    assert copies
+    for name in copies:
+        assert torch.equal(state[name], state[name.replace("points", "depth")]), name
 
 
 def test_alpha_follows_the_steps_and_is_stored(shards: Path, source: Path, tmp_path: Path) -> None:
