@@ -9,14 +9,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from four_d.errors import UserError
-from four_d.geometry import project, rays, transform
+from four_d.geometry import invert_pose, project, rays, transform
 from four_d.types import Cameras, Clip, Prediction
 
 EDGE = 0.1
@@ -27,6 +27,7 @@ SAME_TIME = 5e-4
 """Seconds by which a time asked for may miss the frame's."""
 
 
+@runtime_checkable
 class Moves(Protocol):
     """What a model must be able to do: `model.FourD` with a motion head is one."""
 
@@ -146,21 +147,20 @@ def _weigh(values: Float[Tensor, "n k *c"], weights: Float[Tensor, "n k"]) -> Fl
 def _scene(prediction: Prediction, clip: Clip, queries: Float[Tensor, "n 3"]) -> _Scene:
     height, width = clip.images.shape[-2:]
     frames, pixels = queries[:, 0].long(), queries[:, 1:]
-    cameras = None if prediction.cameras is None else _first(prediction.cameras)
+    cameras = None if prediction.cameras is None else _take(prediction.cameras, 0)
+    own = None if cameras is None else _take(cameras, frames)
     depth = None if prediction.depth is None else prediction.depth[0]
     rows, columns, shares = _neighbours(pixels, height, width)
     chosen = frames[:, None], rows, columns
-    if depth is not None and cameras is not None:
+    if depth is not None and own is not None:
         weights = _one_surface(depth[chosen], shares)
-        own = Cameras(
-            world_from_camera=cameras.world_from_camera[frames],
-            intrinsics=cameras.intrinsics[frames],
-        )
-        directions = rays(own.intrinsics, pixels[:, None]) * _weigh(depth[chosen], weights)[:, None, None]
-        points = transform(own.world_from_camera, directions)[:, 0]
+        directions = rays(own.intrinsics, pixels[:, None])
+        found = directions * _weigh(depth[chosen], weights)[:, None, None]
+        points = transform(own.world_from_camera, found)[:, 0]
     elif prediction.points is not None:
         found = prediction.points[0][chosen]
-        weights = _one_surface(found[..., 2], shares)
+        seen = found if own is None else transform(invert_pose(own.world_from_camera), found)
+        weights = _one_surface(seen[..., 2], shares)
         points = _weigh(found, weights)
     else:
         raise UserError("this model gives neither depth with cameras nor points, so no place to follow; take another")
@@ -177,8 +177,8 @@ def _scene(prediction: Prediction, clip: Clip, queries: Float[Tensor, "n 3"]) ->
     )
 
 
-def _first(cameras: Cameras) -> Cameras:
-    return Cameras(world_from_camera=cameras.world_from_camera[0], intrinsics=cameras.intrinsics[0])
+def _take(cameras: Cameras, index: int | Tensor) -> Cameras:
+    return Cameras(world_from_camera=cameras.world_from_camera[index], intrinsics=cameras.intrinsics[index])
 
 
 def _neighbours(
@@ -228,10 +228,7 @@ def _seen(scene: _Scene, points: Float[Tensor, "n 3"], time: Tensor) -> Float[Te
     if scene.cameras is None:
         return torch.ones_like(points[:, 0])
     there = scene.times == time
-    pixels, z = project(
-        points,
-        Cameras(world_from_camera=scene.cameras.world_from_camera[there], intrinsics=scene.cameras.intrinsics[there]),
-    )
+    pixels, z = project(points, _take(scene.cameras, there))
     height, width = scene.size
     x, y = pixels.floor().long().unbind(-1)
     inside = (z > 0) & (x >= 0) & (x < width) & (y >= 0) & (y < height)
