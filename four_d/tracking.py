@@ -22,7 +22,7 @@ from four_d.types import Cameras, Clip, Prediction
 EDGE = 0.1
 """Relative difference of inverse depth above which two neighbouring pixels are not read as one surface."""
 MOVING = 0.02
-"""Share of the median distance to the first camera that a point must get away from where it was, to count as moving."""
+"""Share of the median distance to the first camera that a track must span to count as moving."""
 SAME_TIME = 5e-4
 """Seconds by which a time asked for may miss the frame's."""
 
@@ -83,6 +83,7 @@ def follow(
         for prediction in model.passes(dataclasses.replace(clip, query_times=asked[None])):
             scene = scene or _scene(prediction, clip, queries)
             steps.append(_step(scene, prediction, asked[len(steps)]))
+            del prediction  # before the next is made
     assert scene is not None
     assert len(steps) == len(asked)
     points, visible, confidence = (torch.stack(parts, dim=1) for parts in zip(*steps, strict=True))
@@ -102,15 +103,16 @@ def clip_times(clip: Clip) -> Float[Tensor, "t"]:
 
 
 def moving(tracks: PointTracks, share: float = MOVING) -> Bool[Tensor, "n"]:
-    """Tracks that get farther from where their point was at its own time than ``share`` of the median distance.
+    """Tracks whose places span more than ``share`` of the median distance of all points to the first camera.
 
-    The distance is that of all points of all tracks to the first camera. The farthest point counts and not the length
-    of the path, to which the smallest jitter adds at every time.
+    The span is the diagonal of the box around a track. It and not the length of the path counts, to which jitter adds
+    at every time, however small.
     """
-    if tracks.points.numel() == 0:
-        return torch.zeros(len(tracks.points), dtype=torch.bool, device=tracks.points.device)
-    spans = (tracks.points[:, :, None] - tracks.points[:, None]).norm(dim=-1).flatten(1).amax(-1)
-    return spans > share * tracks.points.norm(dim=-1).median()
+    points = tracks.points
+    if points.numel() == 0:
+        return torch.zeros(len(points), dtype=torch.bool, device=points.device)
+    spans = (points.amax(1) - points.amin(1)).norm(dim=-1)
+    return spans > share * points.norm(dim=-1).median()
 
 
 def grid(height: int, width: int, count: int = 24, frame: int = 0) -> Float[Tensor, "n 3"]:
@@ -228,7 +230,7 @@ def _seen(scene: _Scene, points: Float[Tensor, "n 3"], time: Tensor) -> Float[Te
     if scene.cameras is None:
         return torch.ones_like(points[:, 0])
     there = scene.times == time
-    pixels, z = project(points, _take(scene.cameras, there))
+    pixels, z = project(points.expand(int(there.sum()), -1, 3), _take(scene.cameras, there))
     height, width = scene.size
     x, y = pixels.floor().long().unbind(-1)
     inside = (z > 0) & (x >= 0) & (x < width) & (y >= 0) & (y < height)
