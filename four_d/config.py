@@ -112,7 +112,8 @@ class LoopConfig:
     """Decay of the averaged weights that are validated and exported; None = no averaging."""
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     best: str = "loss"
-    """Validation figure whose lowest value marks ``best.ckpt``: loss, a term, depth_absrel_median, rotation_deg."""
+    """Validation figure whose lowest value marks ``best.ckpt``: loss, a term, depth_absrel_median, rotation_deg,
+    motion_ratio."""
 
     def __post_init__(self) -> None:
         if min(self.max_steps, self.epoch_steps, self.accumulate) < 1:
@@ -158,11 +159,32 @@ class RunConfig:
         for name, loss in self.losses.items():
             if getattr(loss, "needs_surface", False) and not self.data.surface:
                 raise UserError(f"the loss {name} learns from correspondence; set data.surface=true or remove it")
+            if getattr(loss, "needs_queries", False) and not self.data.query_times:
+                raise UserError(
+                    f"the loss {name} learns from motion to query times; set data.query_times=1 or remove it"
+                )
+        self._check_hints()
+
+    def _check_hints(self) -> None:
+        """Every hint that the data gives is taken, and every one that the model requires is given."""
+        taken = self.model.backbone.hints
+        for name, share in vars(self.data.hints).items():
+            use = "off" if taken is None else getattr(taken, name)
+            if share and use == "off":
+                raise UserError(
+                    f"data.hints.{name} is {share}, and the model takes none; set it to 0, or {_taking(name)}"
+                )
+            if use == "required" and share < 1:
+                raise UserError(f"the model requires {name}; set data.hints.{name}=1, or {_taking(name)}")
 
     @property
     def run_folder(self) -> Path:
         """Where the run's files go."""
         return Path(self.folder) / self.name
+
+
+def _taking(hint: str) -> str:
+    return f"model.backbone.hints={{kind: hints, {hint}: optional}}"
 
 
 def load(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunConfig:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import cast
 
@@ -18,7 +18,8 @@ from four_d.errors import UserError
 from four_d.heads import Head, HeadConfig
 from four_d.heads.dense import DenseFeatures
 from four_d.layers import Block
-from four_d.types import Clip, Prediction, merge_predictions
+from four_d.query import asked
+from four_d.types import Clip, Prediction, join_queries, merge_predictions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +63,34 @@ class FourD(nn.Module):
         """Set what follows a schedule for a training step; it is stored with the weights."""
         self.backbone.at_step(step)
 
+    @property
+    def moves(self) -> bool:
+        """Whether a head answers query times."""
+        return any(head.queried for head in self._heads())
+
     def forward(self, clip: Clip) -> Prediction:
-        """``clip`` has one batch axis and any number of frames; the images' sides are multiples of `patch_size`."""
-        tokens = self.backbone(clip)
-        return merge_predictions([head(tokens, clip) for head in self.heads.values()])
+        """``clip`` has one batch axis and any number of frames; the images' sides are multiples of `patch_size`.
+
+        UserError for a query time that is no frame's.
+        """
+        return join_queries(list(self.passes(clip)))
+
+    def passes(self, clip: Clip) -> Iterator[Prediction]:
+        """One prediction for each of the clip's query times, of which only the first holds what depends on none.
+
+        Encodes once, unless the backbone's tokens depend on the query. One prediction where no head answers queries.
+        """
+        times = asked(clip)
+        tokens = None
+        for index in range(times.shape[1] if self.moves else 1):
+            part = replace(clip, query_times=None if clip.query_times is None else times[:, index : index + 1])
+            if tokens is None or self.backbone.queried:
+                tokens = self.backbone(part)
+            heads = [head for head in self._heads() if index == 0 or head.queried]
+            yield merge_predictions([head(tokens, part) for head in heads])
+
+    def _heads(self) -> list[Head]:
+        return [cast(Head, head) for head in self.heads.values()]
 
 
 VARIANTS = 64

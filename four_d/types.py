@@ -14,8 +14,8 @@ Conventions (each has a test; `docs/conventions.md` draws them):
 - **The axis is frames**: a frame is an image with a time and a camera. Nothing assumes an order, but for the first
   frame of an example, which carries the coordinate frame.
 
-Axis names: b batch, f frames, h w rows and columns of pixels, t times, q query times, n tracks or Gaussians, v vertices,
-m faces.
+Axis names: b batch, f frames, h w rows and columns of pixels, t times, q query times, n tracks or Gaussians,
+v vertices, m faces.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -210,3 +211,13 @@ def merge_predictions(parts: list[Prediction]) -> Prediction:
                 raise ValueError(f"two heads write Prediction.{field.name}; remove one of them from model.heads")
             merged[field.name] = value
     return Prediction(**merged)  # pyright: ignore[reportArgumentType]
+
+
+def join_queries(parts: list[Prediction]) -> Prediction:
+    """One prediction out of one per query time: motion side by side, everything else the first's."""
+    first, *others = parts
+    if not others:
+        return first
+    names = ("motion", "motion_confidence", "motion_visible")
+    maps = {name: [getattr(part, name) for part in parts] for name in names if getattr(first, name) is not None}
+    return dataclasses.replace(first, **{name: torch.cat(each, dim=1) for name, each in maps.items()})

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from four_d.backbones.alternating import AlternatingBackbone, AlternatingConfig
-from four_d.backbones.matching import MatchingConfig, describe, match
+from four_d.matching import MatchingConfig, describe, match
 from four_d.backbones.patches import ConvPatchConfig, PatchConfig, StemPatchConfig, TimmPatchConfig
 from four_d.errors import UserError
 from four_d.geometry import encode_cameras, make_pose
@@ -271,7 +271,7 @@ sys.path.insert(0, {root!r})
 import torch
 from torch import nn
 from tests.test_model import build, BACKBONE, VIT
-from four_d.backbones.matching import MatchingConfig
+from four_d.matching import MatchingConfig
 from four_d.backbones.patches import StemPatchConfig
 from four_d.types import Clip
 import dataclasses

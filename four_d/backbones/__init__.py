@@ -22,6 +22,11 @@ class Backbone(Protocol):
     """How many token maps it could give."""
     patch_size: int
 
+    @property
+    def queried(self) -> bool:
+        """Whether its tokens depend on the query time: then on the first of the clip's only."""
+        ...
+
     def keep(self, rounds: Iterable[int]) -> None:
         """Give the token maps of these rounds from now on, and no others."""
         ...

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from four_d.backbones.dynamics import Dynamics, DynamicsConfig, patch_shares
-from four_d.backbones.matching import MatchingConfig
+from four_d.backbones.hints import Hints, HintsConfig
 from four_d.backbones.patches import ConvPatchConfig, PatchConfig, TimmPatches
 from four_d.errors import UserError
 from four_d.layers import AttentionBackend, Block, RankOne, Rotation, full_type, grid_positions, rotation_tables
+from four_d.matching import MatchingConfig
+from four_d.query import Query, QueryConfig, asked
 from four_d.types import Clip, Tokens
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
@@ -33,6 +35,10 @@ class AlternatingConfig:
     """Add to the patch tokens where the first frame's content has gone. None, as in VGGT: leave that to attention."""
     dynamics: DynamicsConfig | None = None
     """Keep what moves from steering the cameras, as PAGE-4D. None: VGGT."""
+    query: QueryConfig | None = None
+    """Let the tokens know the query time from the start, as DePT3R: every query time then takes a pass of its own."""
+    hints: HintsConfig | None = None
+    """Take intrinsics and other things known beforehand. None: they are not looked at."""
     patch_size: int = 14
     width: int = 1024
     rounds: int = 24
@@ -80,6 +86,8 @@ class AlternatingConfig:
             patches=patches,
             matching=None if self.matching is None else self.matching.build(self.patch_size, self.width),
             dynamics=None if self.dynamics is None else self.dynamics.build(self.width, self.rounds),
+            query=None if self.query is None else self.query.build(self.patch_size, self.width),
+            hints=None if self.hints is None else self.hints.build(self.patch_size, self.width),
             patch_size=self.patch_size,
             frame_blocks=blocks[: self.rounds],
             global_blocks=blocks[self.rounds :],
@@ -119,6 +127,8 @@ class AlternatingBackbone(nn.Module):
         head_width: int,
         matching: nn.Module | None = None,
         dynamics: Dynamics | None = None,
+        query: Query | None = None,
+        hints: Hints | None = None,
         registers: int = 4,
         group: int = 1,
         special_std: float = 1e-6,
@@ -130,11 +140,17 @@ class AlternatingBackbone(nn.Module):
         self.head_width, self.group, self.rope_base = head_width, group, rope_base
         self.checkpointing = checkpointing
         self.patches, self.matching, self.dynamics = patches, matching, dynamics
+        self.query, self.hints = query, hints
         self.camera_token = nn.Parameter(special_std * torch.randn(1, 2, 1, width))
         self.register_token = nn.Parameter(special_std * torch.randn(1, 2, registers, width))
         self.frame_blocks = nn.ModuleList(frame_blocks)
         self.global_blocks = nn.ModuleList(global_blocks)
         self.kept: tuple[int, ...] = (self.rounds - 1,)
+
+    @property
+    def queried(self) -> bool:
+        """Whether tokens depend on the query time; it is then the first of the clip's."""
+        return self.query is not None
 
     def keep(self, rounds: Iterable[int]) -> None:
         """Give the token maps of these rounds (counted from 0), in ascending order, and hold no others in memory."""
@@ -145,9 +161,11 @@ class AlternatingBackbone(nn.Module):
         self.kept = kept
 
     def forward(self, clip: Clip) -> Tokens:
-        """Raises UserError if images are not RGB or their sides not multiples of the patch size."""
+        """Raises UserError if images are not RGB or their sides not multiples of the patch size, if the query time is
+        no frame's, or if a hint is required that the clip lacks.
+        """
         grid = self._grid(*clip.images.shape[-3:])
-        x = self._embed(clip.images)
+        x = self._embed(clip)
         special = 1 + self.register_token.shape[2]
         maps, dynamic_logits = self._alternate(x, grid, special, clip)
         return Tokens(
@@ -176,16 +194,21 @@ class AlternatingBackbone(nn.Module):
             )
         return height // size, width // size
 
-    def _embed(self, images: Float[Tensor, "b f 3 h w"]) -> Float[Tensor, "b f n c"]:
+    def _embed(self, clip: Clip) -> Float[Tensor, "b f n c"]:
         """Camera token, registers, patches of every frame; first and other frames differ in the former two."""
-        b, f = images.shape[:2]
-        normalised = normalise_images(images)
+        b, f = clip.images.shape[:2]
+        normalised = normalise_images(clip.images)
         patches = self.patches(normalised.flatten(0, 1)).unflatten(0, (b, f))
         if self.matching is not None:
             patches = patches + self.matching(normalised)
-        slots = (torch.arange(f, device=images.device) > 0).long()
+        slots = (torch.arange(f, device=clip.images.device) > 0).long()
         special = torch.cat([self.camera_token, self.register_token], dim=2)[:, slots]
-        return torch.cat([special.to(patches.dtype).expand(b, -1, -1, -1), patches], dim=2)
+        special = special.to(patches.dtype).expand(b, -1, -1, -1)
+        if self.hints is not None:
+            special, patches = self.hints(clip, special, patches)
+        if self.query is not None:
+            patches = self.query(clip, asked(clip)[:, 0], patches)
+        return torch.cat([special, patches], dim=2)
 
     def _alternate(
         self, x: Float[Tensor, "b f n c"], grid: tuple[int, int], special: int, clip: Clip

@@ -7,6 +7,7 @@ step; an exact resume needs no other state.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import signal
@@ -20,7 +21,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from four_d.data.augment import AugmentConfig, augment, crop
 from four_d.data.contract import RawClip
-from four_d.data.sampling import SamplingConfig, choose_frames, collate, normalise, to_clip, to_example
+from four_d.data.motion import choose_times, with_motion
+from four_d.data.sampling import HintShares, SamplingConfig, choose_frames, collate, normalise, to_clip, to_example
 from four_d.data.shards import CorruptSample, SampleIndex, ShardReader
 from four_d.errors import UserError
 from four_d.types import Clip, Example, map_tensors
@@ -66,6 +68,10 @@ class DataConfig:
     validation_frames: int = 8
     surface: bool = False
     """Give the losses what every pixel saw as correspondence too: those of tracks need it."""
+    query_times: int = 0
+    """Times of an example's frames to which the model is asked for motion, and the losses know it."""
+    hints: HintShares = field(default_factory=HintShares)
+    """What the model is given beforehand, and how often."""
     workers: int = 0
     """Loader processes per training process."""
 
@@ -77,8 +83,10 @@ class DataConfig:
                 f"images_per_batch is {self.images_per_batch}, too few for clips_multiple {self.clips_multiple} "
                 f"clips of sampling.min_frames {self.sampling.min_frames}"
             )
-        if min(self.image_size) < 1 or self.validation_clips < 1 or self.validation_frames < 1 or self.workers < 0:
-            raise UserError("image_size, validation_clips and validation_frames must be positive, workers at least 0")
+        if min(self.image_size) < 1 or self.validation_clips < 1 or self.validation_frames < 1:
+            raise UserError("image_size, validation_clips and validation_frames must be positive")
+        if self.workers < 0 or self.query_times < 0:
+            raise UserError("workers and query_times must be at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,12 +247,10 @@ class TrainingSteps(Dataset[Step]):
             source,
             index,
             lambda found: choose_frames(found.times, found.camera_ids, frames, config.sampling, rng),
-            lambda raw: normalise(
-                augment(to_clip(raw, with_surface=config.surface), config.image_size, config.augment, rng)
-            ),
+            lambda raw: prepared(raw, config, rng, lambda clip: augment(clip, config.image_size, config.augment, rng)),
         )
         skipped += passed
-        return to_example(clip, key)
+        return to_example(clip, key, config.hints.draw(rng))
 
 
 class ValidationClips(Dataset[Step]):
@@ -277,9 +283,18 @@ class ValidationClips(Dataset[Step]):
             source,
             number,
             lambda found: choose_frames(found.times, found.camera_ids, config.validation_frames, config.sampling, rng),
-            lambda raw: normalise(fit(to_clip(raw, with_surface=config.surface), config.image_size)),
+            lambda raw: prepared(raw, config, rng, lambda clip: fit(clip, config.image_size)),
         )
-        return Step(index=place, batches=(collate([to_example(clip, key)]),), skipped=tuple(skipped))
+        example = to_example(clip, key, config.hints.most())
+        return Step(index=place, batches=(collate([example]),), skipped=tuple(skipped))
+
+
+def prepared(raw: RawClip, config: DataConfig, rng: np.random.Generator, change: Callable[[Clip], Clip]) -> Clip:
+    """A stored clip as the losses see it: ``change`` crops and augments, then come units and motion."""
+    clip = normalise(change(to_clip(raw, with_surface=config.surface or config.query_times > 0)))
+    if config.query_times:
+        clip = with_motion(clip, choose_times(clip.times, config.query_times, rng))
+    return clip if config.surface else dataclasses.replace(clip, surface=None)
 
 
 def fit(clip: Clip, size: tuple[int, int]) -> Clip:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,6 +21,38 @@ from four_d.types import Cameras, Clip, Example, Surface, Tracks
 
 SCALE_RANGE = (1e-6, 1e6)
 """VGGT's bounds of the scale divisor (training/train_utils/normalization.py)."""
+
+
+Hint = Literal["intrinsics", "poses", "depth", "masks"]
+HINT_FIELDS = ("cameras", "depth", "valid", "dynamic", "dynamic_known")
+"""Of a clip among the inputs."""
+QUERY_FIELDS = ("query_times", "motion", "motion_valid", "motion_visible")
+"""Of a clip: all clips of a batch have them, or none has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HintShares:
+    """In which share of the examples the model is given a truth beforehand, each drawn by itself."""
+
+    intrinsics: float = 0.0
+    poses: float = 0.0
+    depth: float = 0.0
+    masks: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not all(0 <= share <= 1 for share in vars(self).values()):
+            raise UserError(f"{self} holds something else than shares; choose each in [0, 1]")
+
+    def draw(self, rng: np.random.Generator) -> tuple[Hint, ...]:
+        """The hints of one example."""
+        return tuple(name for name in HINTS if rng.random() < getattr(self, name))
+
+    def most(self) -> tuple[Hint, ...]:
+        """The hints that at least half of the examples have: those of validation."""
+        return tuple(name for name in HINTS if getattr(self, name) >= 0.5)
+
+
+HINTS: tuple[Hint, ...] = ("intrinsics", "poses", "depth", "masks")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,13 +205,36 @@ def scale_lengths(clip: Clip, divisor: Float[Tensor, ""]) -> Clip:
         tracks = dataclasses.replace(tracks, points=tracks.points / divisor)
     scale = divisor if clip.scale is None else clip.scale * divisor
     depth = None if depth is None else depth / divisor
-    return dataclasses.replace(clip, cameras=cameras, depth=depth, surface=surface, tracks=tracks, scale=scale)
+    motion = None if clip.motion is None else clip.motion / divisor
+    lengths = {"cameras": cameras, "depth": depth, "surface": surface, "tracks": tracks, "motion": motion}
+    return dataclasses.replace(clip, **lengths, scale=scale)
 
 
-def to_example(clip: Clip, key: str) -> Example:
-    """Split an unbatched clip: the model sees images, times and camera ids; the losses everything."""
-    inputs = Clip(images=clip.images, times=clip.times, camera_ids=clip.camera_ids)
-    return Example(inputs=inputs, targets=clip, key=[key])
+def hinted(clip: Clip, hints: Collection[Hint]) -> Clip:
+    """What a model sees of a clip: images, times, camera ids, query times; and of the truth what ``hints`` name."""
+    inputs = Clip(images=clip.images, times=clip.times, camera_ids=clip.camera_ids, query_times=clip.query_times)
+    cameras = clip.cameras
+    if cameras is not None and ("intrinsics" in hints or "poses" in hints):
+        known = torch.ones_like(clip.times, dtype=torch.bool) if cameras.known is None else cameras.known
+        lens = known if cameras.intrinsics_known is None else cameras.intrinsics_known
+        poses, lenses = known & ("poses" in hints), lens & ("intrinsics" in hints)
+        given = Cameras(
+            world_from_camera=torch.where(poses[..., None, None], cameras.world_from_camera, torch.eye(4)),
+            intrinsics=torch.where(lenses[..., None, None], cameras.intrinsics, torch.eye(3)),
+            known=poses,
+            intrinsics_known=lenses,
+        )
+        inputs = dataclasses.replace(inputs, cameras=given)
+    if "depth" in hints:
+        inputs = dataclasses.replace(inputs, depth=clip.depth, valid=clip.valid)
+    if "masks" in hints:
+        inputs = dataclasses.replace(inputs, dynamic=clip.dynamic, dynamic_known=clip.dynamic_known)
+    return inputs
+
+
+def to_example(clip: Clip, key: str, hints: Collection[Hint] = ()) -> Example:
+    """Split an unbatched clip: the model sees `hinted`, the losses everything."""
+    return Example(inputs=hinted(clip, hints), targets=clip, key=[key])
 
 
 def collate(examples: Sequence[Example]) -> Example:
@@ -186,13 +242,14 @@ def collate(examples: Sequence[Example]) -> Example:
 
     What some or all lack is filled: cameras are identity with ``known`` False, depth is 0 with ``valid`` False,
     ``dynamic`` is False with ``dynamic_known`` False. Surface and tracks are padded to the longest, with faces that
-    nothing refers to and points that are never ``valid``; a batch in which nobody has them has None.
+    nothing refers to and points that are never ``valid``; a batch in which nobody has them has None. Likewise the
+    hints among the inputs: a batch in which nobody has one has None.
     """
     counts = {len(example.inputs.times) for example in examples}
     if len(counts) != 1:
         raise ValueError(f"examples of one batch have {sorted(counts)} frames; they must have equally many")
     targets = _stack([fill(example.targets) for example in examples])
-    inputs = Clip(images=targets.images, times=targets.times, camera_ids=targets.camera_ids)
+    inputs = _stack_inputs([example.inputs for example in examples])
     return Example(inputs=inputs, targets=targets, key=[key for example in examples for key in example.key])
 
 
@@ -209,6 +266,8 @@ def fill(clip: Clip) -> Clip:
         )
     elif cameras.known is None:
         cameras = dataclasses.replace(cameras, known=torch.ones(frames, dtype=torch.bool))
+    if cameras.intrinsics_known is None:
+        cameras = dataclasses.replace(cameras, intrinsics_known=cameras.known)
     known = torch.full((frames,), clip.dynamic is not None)
     return dataclasses.replace(
         clip,
@@ -219,6 +278,15 @@ def fill(clip: Clip) -> Clip:
         dynamic_known=known if clip.dynamic_known is None else clip.dynamic_known,
         metric=torch.tensor(False) if clip.metric is None else clip.metric,
         scale=torch.tensor(1.0) if clip.scale is None else clip.scale,
+    )
+
+
+def _stack_inputs(clips: list[Clip]) -> Clip:
+    """Hints that somebody has are filled for the others; those that nobody has stay None."""
+    present = {name for name in HINT_FIELDS for clip in clips if getattr(clip, name) is not None}
+    filled = _stack([fill(clip) for clip in clips])
+    return dataclasses.replace(
+        filled, **{name: None for name in HINT_FIELDS if name not in present}, metric=None, scale=None
     )
 
 
@@ -236,6 +304,7 @@ def _stack(clips: list[Clip]) -> Clip:
         cameras=Cameras(**{name: torch.stack([getattr(c, name) for c in cameras]) for name in names}),
         surface=_stack_surfaces(surfaces_given, clips[0]),
         tracks=_stack_tracks(tracks_given),
+        **{name: every(name) for name in QUERY_FIELDS if getattr(clips[0], name) is not None},
     )
 
 

@@ -20,6 +20,8 @@ class Head(Protocol):
 
     rounds: tuple[int, ...]
     """Rounds of the backbone whose token maps it reads."""
+    queried: bool
+    """Whether it answers a query time: the first of the clip's."""
 
     def __call__(self, tokens: Tokens, clip: Clip) -> Prediction:
         """Only this head's fields are set. Of ``clip`` it may read what a model may see."""

@@ -76,7 +76,7 @@ class CameraHead(nn.Module):
         start: tuple[float, ...] = (0.0,) * ENCODING,
     ) -> None:
         super().__init__()
-        self.rounds = (last_round,)
+        self.rounds, self.queried = (last_round,), False
         self.iterations, self.start = iterations, start
         self.token_norm = nn.LayerNorm(token_width)
         self.project = nn.Identity() if width == token_width else Linear(token_width, width)

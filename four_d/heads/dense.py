@@ -15,7 +15,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from four_d.errors import UserError
+from four_d.heads.query_decoder import QueryDecoder, QueryDecoderConfig
 from four_d.layers import full_precision, full_type, linear
+from four_d.query import asked
 from four_d.types import Clip, Prediction, Tokens
 
 LEVELS = 4
@@ -28,7 +30,9 @@ class DenseHeadConfig:
     """Sizes of a `DenseHead`; the defaults are VGGT-1B's, but for ``rounds`` (its own are 4, 11, 17, 23)."""
 
     kind: Literal["dense"] = "dense"
-    output: Literal["depth", "points"] = "depth"
+    output: Literal["depth", "points", "motion"] = "depth"
+    decoder: QueryDecoderConfig | None = None
+    """For motion: let the query in here. None, as in DePT3R: the backbone knows it already (``backbone.query``)."""
     rounds: tuple[int, ...] | None = None
     """Four rounds of the backbone, fine to coarse; None: evenly spaced, the last one last."""
     channels: tuple[int, ...] = (256, 512, 1024, 1024)
@@ -54,6 +58,11 @@ class DenseHeadConfig:
             )
         if any(width % 4 for width in (*self.channels, self.features // 2)) or self.features % 2:
             raise UserError(f"dense head: channels {list(self.channels)} and half of features must be multiples of 4")
+        if self.decoder is not None and self.output != "motion":
+            raise UserError(f"dense head: {self.output} does not depend on a query; remove decoder, or output: motion")
+        decoder = None
+        if self.decoder is not None:
+            decoder = self.decoder.build(token_width=token_width, rounds=tuple(chosen), patch_size=patch_size)
         return DenseHead(
             output=self.output,
             token_width=token_width,
@@ -66,6 +75,7 @@ class DenseHeadConfig:
             chunk=self.chunk,
             fine_chunk=self.fine_chunk,
             precision=self.precision,
+            decoder=decoder,
         )
 
 
@@ -95,8 +105,22 @@ def point_maps(raw: Float[Tensor, "b f 4 h w"]) -> Prediction:
     return Prediction(points=points, points_confidence=confidence(raw[:, :, 3]))
 
 
-OUTPUTS: dict[str, tuple[int, Callable[[Tensor], Prediction]]] = {"depth": (2, depth_maps), "points": (4, point_maps)}
-"""Channels of the last layer, and what becomes of them."""
+def motion_maps(raw: Float[Tensor, "b f 5 h w"]) -> Prediction:
+    """As `point_maps`, for one query time, and the logistic function for visibility."""
+    motion = inverse_log(raw[:, :, :3]).movedim(2, -1)
+    seen = raw[:, :, 4].sigmoid()
+    return Prediction(
+        motion=motion[:, None], motion_confidence=confidence(raw[:, :, 3])[:, None], motion_visible=seen[:, None]
+    )
+
+
+OUTPUTS: dict[str, tuple[int, bool, Callable[[Tensor], Prediction]]] = {
+    "depth": (2, False, depth_maps),
+    "points": (4, False, point_maps),
+    "motion": (4, True, motion_maps),
+}
+"""Channels of the last layer, whether there is one for visibility beside it, and what becomes of both. Motion's last
+layer is shaped like that of points, from which it may start."""
 
 
 def axis_embedding(count: int, span: float, width: int, like: Tensor) -> Float[Tensor, "count width"]:
@@ -328,15 +352,16 @@ class DenseFeatures(nn.Module):
 
 
 class DenseHead(DenseFeatures):
-    """Sets depth or points, with confidence, at the image's size. Always in full precision.
+    """Sets depth, points or motion, with confidence, at the image's size. Always in full precision.
 
-    Depth is exp(y), points are sign(y)(exp|y| − 1), confidences 1 + exp(y).
+    Depth is exp(y), points and motion are sign(y)(exp|y| − 1), confidences 1 + exp(y). Motion is that to the first
+    query time, with the probability of being seen then.
     """
 
     def __init__(
         self,
         *,
-        output: Literal["depth", "points"],
+        output: Literal["depth", "points", "motion"],
         token_width: int,
         rounds: tuple[int, ...],
         channels: tuple[int, ...],
@@ -347,6 +372,7 @@ class DenseHead(DenseFeatures):
         chunk: int = 8,
         fine_chunk: int = 1,
         precision: Literal["full", "loop"] = "full",
+        decoder: QueryDecoder | None = None,
     ) -> None:
         super().__init__(
             token_width=token_width,
@@ -360,12 +386,17 @@ class DenseHead(DenseFeatures):
             fine_chunk=fine_chunk,
             precision=precision,
         )
-        last_width, self.interpret = OUTPUTS[output]
+        last_width, sees, self.interpret = OUTPUTS[output]
         self.last = nn.Conv2d(features // 2, last_features, 3, padding=1)
         self.out = nn.Conv2d(last_features, last_width, 1)
+        self.visible = nn.Conv2d(last_features, 1, 1) if sees else None
+        self.decoder = decoder
+        self.queried = output == "motion"
 
-    def forward(self, tokens: Tokens, clip: Clip) -> Prediction:  # noqa: ARG002 - all heads have one signature
-        """Maps of every frame."""
+    def forward(self, tokens: Tokens, clip: Clip) -> Prediction:
+        """Maps of every frame. UserError for a query time that is no frame's, where there is a decoder."""
+        if self.decoder is not None:
+            tokens = self.decoder(tokens, clip, asked(clip)[:, 0])
         raw = self.maps(tokens)
         with full_precision(raw.device):
             return self.interpret(raw)
@@ -375,5 +406,7 @@ class DenseHead(DenseFeatures):
     ) -> Float[Tensor, "n o h w"]:
         """Raw output channels at the image's size, of the finest level's tokens and what is coarser."""
         x = convolve_enlarged(self.narrowed(coarse, finest, grid), *self.frame(grid), self.last)
-        x = pointwise(functional.relu_(x), self.out)
+        x = functional.relu_(x)
+        outputs = [pointwise(x, layer) for layer in (self.out, self.visible) if layer is not None]
+        x = torch.cat(outputs, dim=1)
         return x if self.down_ratio == 1 else resize(x, (grid[0] * self.patch_size, grid[1] * self.patch_size))

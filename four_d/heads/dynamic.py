@@ -28,6 +28,7 @@ class DynamicHead(nn.Module):
     """Sets ``dynamic``, bilinearly enlarged to the image's size, and ``dynamic_logits`` per patch."""
 
     rounds: tuple[int, ...] = ()
+    queried = False
 
     def forward(self, tokens: Tokens, clip: Clip) -> Prediction:
         """UserError if the backbone does not look for what moves."""

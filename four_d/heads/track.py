@@ -295,7 +295,8 @@ class TrackHead(nn.Module):
         grid: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
-        self.rounds, self.channels, self.grid = features.rounds, channels, grid
+        self.rounds, self.queried = features.rounds, False
+        self.channels, self.grid = channels, grid
         self.levels, self.radius, self.iterations = levels, radius, iterations
         self.features = features
         self.map_norm = nn.LayerNorm(channels)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from four_d import geometry, pictures
+from four_d.losses.motion import MOVING
 from four_d.metrics import depth as depth_metrics
 from four_d.metrics import pose as pose_metrics
 from four_d.training import parallel
@@ -23,8 +24,9 @@ Weighted = dict[str, tuple[float, float]]
 
 
 def figures(prediction: Prediction, terms: Mapping[str, Tensor], targets: Clip) -> Weighted:
-    """Loss terms and, for the heads there are, ``depth_absrel_median`` (each frame aligned by its median) and
-    ``rotation_deg`` (mean error of the relative rotations of all pairs of frames). Batches of one clip.
+    """Loss terms and, for the heads there are, ``depth_absrel_median`` (each frame aligned by its median),
+    ``rotation_deg`` (mean error of the relative rotations of all pairs of frames) and ``motion_ratio`` (mean error of
+    the motion of what moves over its mean length). Batches of one clip.
     """
     found: Weighted = {name: (float(value), 1.0) for name, value in terms.items()}
     if prediction.depth is not None and targets.depth is not None and targets.valid is not None:
@@ -35,6 +37,11 @@ def figures(prediction: Prediction, terms: Mapping[str, Tensor], targets: Clip) 
         errors = pose_metrics.pair_errors(poses, targets.cameras.world_from_camera)
         known = targets.cameras.known is None or bool(targets.cameras.known.all())
         found["rotation_deg"] = float(errors.rotation_deg[0].mean()), float(known)
+    if prediction.motion is not None and targets.motion is not None and targets.motion_valid is not None:
+        lengths = targets.motion.norm(dim=-1)
+        moves = targets.motion_valid & (lengths > MOVING)
+        errors = (prediction.motion.float() - targets.motion).norm(dim=-1)
+        found["motion_ratio"] = float(errors[moves].sum() / lengths[moves].sum()), float(moves.any())
     return found
 
 

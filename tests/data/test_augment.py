@@ -100,7 +100,7 @@ def test_depth_agrees_with_the_surface_seen_by_the_changed_camera(seed: int, siz
     # the nearest source pixel's surface lies within half a source pixel of the new centre
     assert clip.cameras is not None
     pixel = float(clip.cameras.intrinsics[0, 0, 0] / changed.cameras.intrinsics[0, 0, 0])
-    assert float((pixels - centres).abs().max()) <= 0.5 / pixel + 1e-3
+    assert float((pixels - centres).abs().max()) <= 0.5 / pixel + 2e-3
     close = (z.view_as(changed.depth) - changed.depth).abs() < 0.06 * changed.depth
     assert float(close.float().mean()) > 0.97
 

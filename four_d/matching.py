@@ -1,4 +1,4 @@
-"""A hint of motion before attention: where each part of a frame was in the first one, by comparing small windows.
+"""A hint of motion before attention: where each part of a frame is in another one, by comparing small windows.
 
 Attention can find correspondences by itself, but only after very many examples. With this, camera motion is nearly a
 linear function of the tokens from the first step on: on rotating synthetic views (16 images of 64 × 64 a step) the
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -55,14 +55,21 @@ def describe(images: Float[Tensor, "n 3 h w"], cell: int, window: int) -> Float[
 
 
 def match(
-    descriptors: Float[Tensor, "b f d p"], grid: tuple[int, int], temperature: Float[Tensor, ""]
+    descriptors: Float[Tensor, "b f d p"],
+    grid: tuple[int, int],
+    temperature: Float[Tensor, ""],
+    references: Int[Tensor, "b f"] | None = None,
 ) -> Float[Tensor, "b f p 3"]:
-    """Per cell: the mean displacement (x, y) to the cells of the first frame that look alike, and the mean likeness.
+    """Per cell: the mean displacement (x, y) to the cells of another frame that look alike, and the mean likeness.
 
-    The mean is weighted by a softmax over all cells of the first frame; displacements are in units of the mean side of
-    the image over `GAIN`.
+    The other frame is the first, or ``references`` says which. The mean is weighted by a softmax over all its cells;
+    displacements are in units of the mean side of the image over `GAIN`.
     """
-    likeness = torch.einsum("bcp,bfcq->bfqp", descriptors[:, 0], descriptors)
+    if references is None:
+        likeness = torch.einsum("bcp,bfcq->bfqp", descriptors[:, 0], descriptors)
+    else:
+        others = descriptors[torch.arange(len(descriptors), device=references.device)[:, None], references]
+        likeness = descriptors.mT @ others
     shares = (likeness * temperature).softmax(-1)
     rows, columns = (torch.arange(n, device=descriptors.device, dtype=descriptors.dtype) for n in grid)
     places = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1).reshape(-1, 2)
@@ -73,7 +80,7 @@ def match(
 class Matching(nn.Module):
     """What to add to the patch tokens: `match` of the cells in each patch, through a linear layer.
 
-    Frames other than the first stay interchangeable.
+    Frames other than the first (those referred to) stay interchangeable.
     """
 
     def __init__(
@@ -84,13 +91,15 @@ class Matching(nn.Module):
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
         self.project = nn.Linear(FEATURES * cells**2, width)
 
-    def forward(self, images: Float[Tensor, "b f 3 h w"]) -> Float[Tensor, "b f p c"]:
-        """Patches in row-major order; in full precision but for the last layer."""
+    def forward(
+        self, images: Float[Tensor, "b f 3 h w"], references: Int[Tensor, "b f"] | None = None
+    ) -> Float[Tensor, "b f p c"]:
+        """Patches in row-major order; in full precision but for the last layer. ``references``: as for `match`."""
         b, f, _, height, width = images.shape
         grid = (height // self.cell, width // self.cell)
         with full_precision(images.device):
             flat = images.to(full_type(images.dtype)).flatten(0, 1)
             descriptors = describe(flat, self.cell, self.window).unflatten(0, (b, f))
-            found = match(descriptors, grid, self.log_temperature.exp())
+            found = match(descriptors, grid, self.log_temperature.exp(), references)
         maps = found.flatten(0, 1).mT.unflatten(-1, grid)
         return self.project(functional.pixel_unshuffle(maps, self.cells).flatten(2).mT).unflatten(0, (b, f))

@@ -1,0 +1,88 @@
+"""When motion is asked for: query times, the frames of that time, and how tokens learn of it.
+
+DePT3R, arXiv 2512.13122. A query time is the time of a frame, or of several that share it (a rig of cameras). The
+answer, a motion map, says for every pixel of every frame where its point is then, minus where it is at its own time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from four_d.errors import UserError
+from four_d.matching import MatchingConfig
+from four_d.types import Clip
+
+TOLERANCE = 1e-4
+"""Seconds between a query time and the frame's time that it means."""
+SAME_CAMERA = 1 << 20
+"""More than any camera id."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryConfig:
+    """How tokens learn which frames the query is about."""
+
+    kind: Literal["query"] = "query"
+    matching: MatchingConfig | None = None
+    """Add to the patch tokens where the query frame shows their content. None, as DePT3R: leave that to attention."""
+
+    def build(self, patch_size: int, width: int) -> Query:
+        """UserError where `MatchingConfig` does not fit."""
+        return Query(width, None if self.matching is None else self.matching.build(patch_size, width))
+
+
+def asked(clip: Clip) -> Float[Tensor, "b q"]:
+    """The query times; the first frame's where the clip names none."""
+    return clip.times[..., :1] if clip.query_times is None else clip.query_times
+
+
+def frames_at(clip: Clip, query: Float[Tensor, "b"]) -> Bool[Tensor, "b f"]:
+    """The frames of a query time. UserError if a clip has none at that time."""
+    there = (clip.times - query[:, None]).abs() <= TOLERANCE
+    if clip.query_times is None or torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return there
+    missing = ~there.any(-1)
+    if bool(missing.any()):
+        row = int(missing.nonzero()[0])
+        times, wanted = clip.times[row], float(query[row])
+        nearest = float(times[(times - wanted).abs().argmin()])
+        raise UserError(
+            f"query time {wanted:g} s is the time of no frame; the clip has frames from {float(times.min()):g} to "
+            f"{float(times.max()):g} s, the nearest at {nearest:g} s"
+        )
+    return there
+
+
+def reference_frames(there: Bool[Tensor, "b f"], camera_ids: Int[Tensor, "b f"]) -> Int[Tensor, "b f"]:
+    """For each frame one of those that are ``there``: its own camera's, or else that with the lowest camera id."""
+    same = camera_ids[:, :, None] == camera_ids[:, None, :]
+    preference = torch.where(same, SAME_CAMERA, 0) - camera_ids[:, None, :]
+    return preference.masked_fill(~there[:, None, :], -2 * SAME_CAMERA).argmax(-1)
+
+
+class Query(nn.Module):
+    """What to add to the patch tokens for a query time: a learned vector in its frames, and `Matching` with them.
+
+    Both are zero at the start, so that a model tuned from weights without a query begins with their outputs.
+    """
+
+    def __init__(self, width: int, matching: nn.Module | None = None) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(torch.zeros(width))
+        self.matching = matching
+        if matching is not None:
+            for parameter in matching.get_submodule("project").parameters():
+                nn.init.zeros_(parameter)
+
+    def forward(self, clip: Clip, query: Float[Tensor, "b"], patches: Float[Tensor, "b f p c"]) -> Tensor:
+        """Patch tokens of all frames with what the query adds. UserError: see `frames_at`."""
+        there = frames_at(clip, query)
+        patches = patches + (there[..., None, None] * self.embedding).to(patches.dtype)
+        if self.matching is None:
+            return patches
+        return patches + self.matching(clip.images, reference_frames(there, clip.camera_ids))
