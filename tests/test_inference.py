@@ -525,7 +525,7 @@ def test_a_mask_without_use_is_refused() -> None:
         model()(gradient(32, 48)).cloud(static=True)
     times = torch.zeros(1, 2)
     clip = Clip(images=torch.zeros(1, 2, 3, 32, 48), times=times, camera_ids=times.long())
-    with pytest.raises(UserError, match="has no track head"):
+    with pytest.raises(UserError, match="no motion head and no track head"):
         model()(gradient(32, 48), points=[(1.0, 2.0)])
     with pytest.raises(UserError, match=r"Clip\.dynamic"):
         moving_model()(clip, mask=mask)  # pyright: ignore[reportCallIssue]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast, overload
@@ -27,6 +27,7 @@ from four_d.inference.fit import Fit, fit, resize, resize_masks
 from four_d.inference.mask import Mask, as_masks, write_masks
 from four_d.inference.video import Selection, Video
 from four_d.model import FourD
+from four_d.tracking import Moves, PointTracks, follow, grid
 from four_d.types import Cameras, Clip, Prediction, map_tensors
 
 UNIT = "model unit: the mean distance of the scene's points to the first camera is about 1; not metres"
@@ -34,8 +35,9 @@ COLMAP_POINTS = 50_000
 
 Frames = str | Path | UInt8[np.ndarray, "f h w 3"] | Float[Tensor, "f 3 h w"] | Sequence[Image.Image]
 """What a model can be called on: a video file or folder of images, uint8 or float frames, pictures."""
-Points = Sequence[tuple[float, float]]
-"""(x, y) in original pixels of the first frame; (0, 0) is the corner of the top-left pixel."""
+Points = Sequence[tuple[float, float] | tuple[float, float, float]]
+"""(x, y) in original pixels of the first frame, or (frame, x, y) of any frame that is taken, counted from 0; (0, 0) is
+the corner of the top-left pixel."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,10 @@ class Result:
     """How model pixels and original pixels belong together."""
     mask: Bool[Tensor, "f r c"] | None = None
     """What the user said moves."""
+    tracks: PointTracks | None = None
+    """Points followed in 3D, by a model that predicts motion; queries and pixels are *original* pixels."""
+    camera_ids: tuple[int, ...] | None = None
+    """Which camera each frame is of; None: all of one."""
 
     @property
     def moving(self) -> Bool[Tensor, "f r c"] | None:
@@ -81,7 +87,7 @@ class Result:
 
     @property
     def pixel_tracks(self) -> Float[Tensor, "f n 2"] | None:
-        """Where the points that were asked for are in every frame: (x, y) in *original* pixels."""
+        """Where the track head sees the points that were asked for in every frame: (x, y) in *original* pixels."""
         tracks = self.prediction.pixel_tracks
         return None if tracks is None else self.fit.points_to_original(tracks)
 
@@ -128,7 +134,8 @@ class LoadedModel:
         A video is cropped and resized as little as the model allows (`fit`). ``selection`` chooses frames of a file or
         folder (by default at most 24, spread evenly); arrays and lists are taken whole. ``mask`` says what moves, in
         place of the model's own guess (`mask.as_masks`); the prediction still holds that guess. ``points`` are
-        followed through the video (`Result.pixel_tracks`).
+        followed through the video: in 3D by a model that predicts motion (`Result.tracks`; without points it follows a
+        grid over the first frame), in pixels by one with a track head (`Result.pixel_tracks`).
 
         Raises:
             UserError: an input of another kind, shape or range, a file that does not decode, a mask or points for a
@@ -163,8 +170,9 @@ class LoadedModel:
         config = self.info.model
         if mask is not None and config.backbone.dynamics is None:
             raise UserError("this model does not ask what moves (backbone.dynamics is off); leave the mask out")
-        if points is not None and not any(head.kind == "track" for head in config.heads.values()):
-            raise UserError("this model follows no points (it has no track head); leave them out")
+        follows = self.model.moves or any(head.kind == "track" for head in config.heads.values())
+        if points is not None and not follows:
+            raise UserError("this model follows no points (it has no motion head and no track head); leave them out")
 
     def _run(
         self, video: Video, floats: Tensor | None = None, mask: Mask | None = None, points: Points | None = None
@@ -183,7 +191,7 @@ class LoadedModel:
             dynamic_known=None if moving is None else torch.ones_like(times, dtype=torch.bool),
             query_points=None if points is None else _queries(points, chosen),
         )
-        prediction = self(map_tensors(clip, lambda tensor: tensor.to(device)))
+        prediction, tracks = self._predict(map_tensors(clip, lambda tensor: tensor.to(device)))
         return Result(
             prediction=_unbatch(prediction),
             images=images,
@@ -191,7 +199,41 @@ class LoadedModel:
             times=[float(t) for t in video.times],
             fit=chosen,
             mask=moving,
+            tracks=None if tracks is None else _to_original(tracks, chosen),
         )
+
+    def _predict(self, clip: Clip) -> tuple[Prediction, PointTracks | None]:
+        """Of one clip; where the model predicts motion, that to the first time, and points followed to all times."""
+        if not self.model.moves:
+            return self(clip), None
+        first = _First(self.model)
+        queries = clip.query_points
+        height, width = clip.images.shape[-2:]
+        tracks = follow(first, clip, grid(height, width) if queries is None else queries[0])
+        assert first.prediction is not None
+        return first.prediction, tracks
+
+
+class _First:
+    """A model's passes, the first of which is kept."""
+
+    def __init__(self, model: Moves) -> None:
+        self.model = model
+        self.prediction: Prediction | None = None
+
+    def passes(self, clip: Clip) -> Iterator[Prediction]:
+        for prediction in self.model.passes(clip):
+            self.prediction = self.prediction or prediction
+            yield prediction
+            del prediction  # before the next is made
+
+
+def _to_original(tracks: PointTracks, to: Fit) -> PointTracks:
+    """On the CPU, with queries and pixels in original pixels."""
+    tracks = map_tensors(tracks, lambda tensor: tensor.cpu())
+    queries = torch.cat([tracks.queries[:, :1], to.points_to_original(tracks.queries[:, 1:])], dim=-1)
+    pixels = None if tracks.pixels is None else to.points_to_original(tracks.pixels)
+    return dataclasses.replace(tracks, queries=queries, pixels=pixels)
 
 
 def as_frames(frames: object) -> tuple[NDArray[np.uint8], Tensor | None]:
@@ -340,11 +382,11 @@ def _arrays(result: Result) -> dict[str, NDArray[np.generic]]:
 
 
 def _queries(points: Points, to: Fit) -> Float[Tensor, "1 n 3"]:
-    """As `Clip.query_points`, all in the first frame."""
+    """As `Clip.query_points`."""
     if not points:
         raise UserError("points are an empty list; give at least one (x, y)")
-    found = to.points_to_model(torch.tensor(points, dtype=torch.float32))
-    return torch.cat([torch.zeros(len(found), 1), found], dim=-1)[None]
+    found = torch.tensor([(0.0, *point)[-3:] for point in points], dtype=torch.float32)
+    return torch.cat([found[:, :1], to.points_to_model(found[:, 1:])], dim=-1)[None]
 
 
 def _without(prediction: Prediction, moving: Bool[Tensor, "f r c"]) -> Prediction:
