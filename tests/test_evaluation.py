@@ -420,6 +420,7 @@ def test_run_scores_every_camera_of_every_clip_beside_fitted_baselines(shards: t
         "line_camera",
         "all_moving",
         "none_moving",
+        "static_motion",
         "static_points",
         "line_points",
         "mean_depth",

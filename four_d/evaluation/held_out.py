@@ -8,6 +8,7 @@ A digest of exactly what was seen stands beside every figure, so that two figure
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,15 +20,17 @@ import numpy as np
 import torch
 
 from four_d.data.loading import fit
-from four_d.data.sampling import collate, normalise, to_clip, to_example
+from four_d.data.motion import with_motion
+from four_d.data.sampling import Hint, collate, normalise, to_clip, to_example
 from four_d.data.shards import ShardReader, load_manifest
 from four_d.errors import UserError
+from four_d.evaluation.pairwise import Pairwise
 from four_d.evaluation.result import Evaluation, score_of
 from four_d.evaluation.scores import Scores, columns, score_batch
 from four_d.metrics import baselines
 from four_d.metrics.baselines import Model
 from four_d.progress import progress
-from four_d.types import Example
+from four_d.types import Clip, Example
 
 T = TypeVar("T")
 
@@ -52,6 +55,13 @@ class EvaluationConfig:
     train_clips: int = 200
     """Videos to fit the image-free predictors on, taken evenly from all."""
     device: str = "cpu"
+    motion: bool | None = None
+    """Whether dense motion from every frame to the time of every frame is asked for and scored; None: if the model has
+    a motion head."""
+    hints: tuple[Hint, ...] = ()
+    """Truths that the model is given, if it takes them: any of intrinsics, poses, depth, masks."""
+    pairwise: bool = False
+    """Show the model two frames at a time (`Pairwise`)."""
 
     def __post_init__(self) -> None:
         if min(self.cameras, self.train_clips, 1 if self.clips is None else self.clips) < 1:
@@ -65,6 +75,7 @@ class EvaluationConfig:
 def run(model: Model, config: EvaluationConfig) -> Evaluation:
     """Score a loaded model as ``config`` says; the image-free predictors are fitted on ``train_data`` first."""
     device = usable(config.device)
+    config = dataclasses.replace(config, motion=moves(model) if config.motion is None else config.motion)
     predictors, fitted_on = baselines.untrained(), "untrained"
     if config.train_data is not None:
         fitting = Videos.open(Path(config.train_data), config, config.train_clips)
@@ -73,7 +84,15 @@ def run(model: Model, config: EvaluationConfig) -> Evaluation:
     videos = Videos.open(Path(config.data), config, config.clips)
     cameras = "1 camera" if config.cameras == 1 else f"{config.cameras} cameras"
     note = f"{config.data}: {config.frames} frames of {cameras} per video; image-free predictors {fitted_on}"
-    return evaluate(model, videos.shown("evaluating"), predictors=predictors, device=device, note=note)
+    note += "; the model sees two frames at a time" if config.pairwise else ""
+    note += f"; the model is given {', '.join(config.hints)}" if config.hints else ""
+    shown = Pairwise(model=model) if config.pairwise else model
+    return evaluate(shown, videos.shown("evaluating"), predictors=predictors, device=device, note=note)
+
+
+def moves(model: Model) -> bool:
+    """Whether a model, loaded or not, has a motion head."""
+    return bool(getattr(getattr(model, "model", model), "moves", False))
 
 
 def usable(name: str) -> torch.device:
@@ -95,6 +114,9 @@ class Videos:
     lists: tuple[tuple[int, tuple[int, ...]], ...]
     """Sample of the reader and its frames, in order."""
     size: tuple[int, int] | None
+    motion: bool = False
+    """Ask for the motion of every frame to the times of all, and give its truth, where correspondence is stored."""
+    hints: tuple[Hint, ...] = ()
 
     @staticmethod
     def open(folder: Path, config: EvaluationConfig, count: int | None) -> Videos:
@@ -105,15 +127,17 @@ class Videos:
             raise UserError(
                 f"{folder} has no clip of {config.cameras} camera(s) with 2 frames; set cameras=1, or other data"
             )
-        return Videos(reader=reader, lists=tuple(evenly(lists, count)), size=config.size)
+        lists = tuple(evenly(lists, count))
+        return Videos(reader=reader, lists=lists, size=config.size, motion=bool(config.motion), hints=config.hints)
 
     def __iter__(self) -> Iterator[Example]:
         """Batches of one video."""
         for index, frames in self.lists:
             raw = self.reader.read(index, frames)
-            clip = to_clip(raw)
+            clip = to_clip(raw, with_surface=self.motion)
             clip = clip if self.size is None else fit(clip, self.size)
-            yield collate([to_example(normalise(clip), f"{raw.key}/{raw.info.camera_ids[0]}")])
+            clip = _moving(normalise(clip)) if self.motion else normalise(clip)
+            yield collate([to_example(clip, f"{raw.key}/{raw.info.camera_ids[0]}", self.hints)])
 
     def shown(self, description: str) -> Iterator[Example]:
         """The same, with a progress bar."""
@@ -121,6 +145,14 @@ class Videos:
             for example in self:
                 yield example
                 bar.advance()
+
+
+def _moving(clip: Clip) -> Clip:
+    """The clip with its motion to the times of all its frames, where it has correspondence, which it loses."""
+    if clip.surface is None and clip.tracks is None:
+        return clip
+    moved = with_motion(clip, clip.times.unique())
+    return dataclasses.replace(moved, surface=None, tracks=None)
 
 
 def frame_lists(
@@ -174,7 +206,8 @@ def evaluate(
         keys += example.key
         digest.update(_seen(example).encode())
         for row, predictor in models.items():
-            results[row] += score_batch(predictor, example, row, torch.device(device))
+            timed = row == name and example.targets.motion is not None
+            results[row] += score_batch(predictor, example, row, torch.device(device), timed=timed)
     if not keys:
         raise UserError("there is nothing to evaluate on: no clip came out of the data")
     per_video = {row: columns(scores) for row, scores in results.items()}

@@ -13,7 +13,17 @@ from rich.table import Table
 
 from four_d.data.manifest import atomic
 
-HIGHER = ("depth_delta", "pose_rra", "pose_rta", "pose_auc", "mask_", "points_nc")
+HIGHER = (
+    "depth_delta",
+    "pose_rra",
+    "pose_rta",
+    "pose_auc",
+    "mask_",
+    "points_nc",
+    "motion_apd",
+    "track_apd",
+    "motion_visible",
+)
 """What metrics begin with that are better when higher; the others are errors."""
 HEADLINES = (
     "depth_absrel_median_frame",
@@ -25,6 +35,9 @@ HEADLINES = (
     "depth_absrel_median_dynamic",
     "points_accuracy",
     "mask_iou",
+    "motion_epe_dynamic",
+    "motion_apd_dynamic",
+    "track_epe_dynamic",
 )
 STUDY = {
     "ate": "pose_ate_sim3",
@@ -33,6 +46,11 @@ STUDY = {
     "absrel_dynamic": "depth_absrel_median_dynamic",
     "points_accuracy": "points_accuracy",
     "mask_iou": "mask_iou",
+    "epe_dynamic": "motion_epe_dynamic",
+    "apd_dynamic": "motion_apd_dynamic",
+    "track_epe_dynamic": "track_epe_dynamic",
+    "seconds_per_clip": "seconds_per_clip",
+    "dynamic_share": "motion_dynamic_share",
 }
 """What studies call the metrics they compare."""
 BEST = "best_image_free"

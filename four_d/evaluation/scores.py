@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from four_d import geometry
 from four_d.errors import UserError
+from four_d.evaluation.motion import motion_scores
 from four_d.metrics import depth, masks, points, pose
 from four_d.metrics.baselines import Model
 from four_d.types import Cameras, Clip, Example, Prediction, map_tensors
@@ -38,6 +40,7 @@ POSE_METRICS = (
 )
 POINT_METRICS = ("points_accuracy", "points_accuracy_median", "points_completeness", "points_completeness_median")
 MASK_METRICS = ("mask_iou", "mask_f")
+SECONDS = "seconds_per_clip"
 MOVING = 0.5
 """Probability above which a pixel counts as moving."""
 FEWEST_POINTS = 4
@@ -50,10 +53,10 @@ def columns(clips: Sequence[Scores]) -> dict[str, tuple[float | None, ...]]:
     return {metric: tuple(clip.get(metric) for clip in clips) for metric in metrics}
 
 
-def score_batch(model: Model, example: Example, row: str, device: torch.device) -> list[Scores]:
-    """The scores of every video of a batch; ``row`` names the predictor in errors."""
-    with torch.inference_mode():
-        prediction = model(map_tensors(example.inputs, lambda tensor: tensor.to(device)))
+def score_batch(model: Model, example: Example, row: str, device: torch.device, *, timed: bool = False) -> list[Scores]:
+    """The scores of every video of a batch; ``row`` names the predictor in errors, ``timed`` adds `SECONDS`."""
+    prediction, seconds = _predict(model, map_tensors(example.inputs, lambda tensor: tensor.to(device)), device)
+    clock: Scores = {SECONDS: seconds / len(example.key)} if timed else {}
     scores: list[Scores] = []
     for index, key in enumerate(example.key):
         targets = _clip_at(example.targets, index)
@@ -62,9 +65,30 @@ def score_batch(model: Model, example: Example, row: str, device: torch.device) 
             cameras=None if prediction.cameras is None else _cameras_at(prediction.cameras, index, row, key),
             points=None if prediction.points is None else _finite(prediction.points[index], "points", row, key),
             dynamic=None if prediction.dynamic is None else _finite(prediction.dynamic[index], "a mask", row, key),
+            motion=_optional(prediction.motion, index, "motion", row, key),
+            motion_visible=_optional(prediction.motion_visible, index, "visibility", row, key),
         )
-        scores.append(score_clip(mine, targets))
+        scores.append(score_clip(mine, targets) | clock)
     return scores
+
+
+def _predict(model: Model, clip: Clip, device: torch.device) -> tuple[Prediction, float]:
+    """The prediction and the seconds that it took, with all that the device still had to do."""
+    _synchronise(device)
+    began = time.perf_counter()
+    with torch.inference_mode():
+        prediction = model(clip)
+    _synchronise(device)
+    return prediction, time.perf_counter() - began
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _optional(values: Tensor | None, index: int, what: str, row: str, key: str) -> Tensor | None:
+    return None if values is None else _finite(values[index], what, row, key).float()
 
 
 def _clip_at(clip: Clip, index: int) -> Clip:
@@ -78,6 +102,10 @@ def _clip_at(clip: Clip, index: int) -> Clip:
         valid=clip.valid,
         dynamic=clip.dynamic,
         dynamic_known=clip.dynamic_known,
+        query_times=clip.query_times,
+        motion=clip.motion,
+        motion_valid=clip.motion_valid,
+        motion_visible=clip.motion_visible,
         scale=clip.scale,
     )
     return map_tensors(part, lambda tensor: tensor[index].cpu())
@@ -109,7 +137,7 @@ def score_clip(prediction: Prediction, targets: Clip) -> Scores:
         scores |= point_scores(predicted, targets)
     if prediction.dynamic is not None:
         scores |= mask_scores(prediction.dynamic, targets)
-    return scores
+    return scores | motion_scores(prediction, None if predicted is None else predicted.float(), targets)
 
 
 def depth_scores(predicted: Tensor, targets: Clip) -> Scores:

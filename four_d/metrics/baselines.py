@@ -11,11 +11,12 @@ that need no data; `fit` adds those that know what the training clips have in co
 | ``static_camera`` | the first frame's pose for all |
 | ``line_camera`` | uniform motion without rotation, in the most usual direction of training (forward if untrained) |
 | ``mean_trajectory`` | per frame index, the mean training pose relative to the first frame (chordal mean rotation) |
-| ``static_points`` | points of ``mean_depth`` (``flat_depth`` if untrained) seen from ``static_camera`` |
+| ``static_points`` | points of ``mean_depth`` (``flat_depth`` if untrained) seen by ``static_camera``, moved as below |
 | ``line_points`` | the same seen from ``line_camera`` |
 | ``all_moving`` | a mask of everything |
 | ``none_moving`` | a mask of nothing |
 | ``mean_mask`` | per pixel, whether the share of training frames in which it moves exceeds the best threshold there |
+| ``static_motion``, ``prior_motion`` | dense motion, where it is asked for (`motion_baselines`) |
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from torch.nn.functional import interpolate
 
 from four_d import geometry
 from four_d.errors import UserError
-from four_d.metrics import masks, pose
+from four_d.metrics import masks, motion_baselines, pose
 from four_d.metrics.depth import masked_median
 from four_d.types import Cameras, Clip, Example, Prediction
 
@@ -79,17 +80,24 @@ class MaskMap:
 
 @dataclass(frozen=True, kw_only=True)
 class PointMap:
-    """What one predictor's depth is, seen from another's cameras. Says points only: its parts are rows too."""
+    """What one predictor's depth is, seen from another's cameras, and how a third one's motion moves it.
+
+    Says points and motion only: the first two are rows too.
+    """
 
     depth: Model
     cameras: Model
+    motion: Model
 
     def __call__(self, clip: Clip) -> Prediction:
-        """Points of every pixel."""
+        """Points of every pixel, and their motion."""
         depth, cameras = self.depth(clip).depth, self.cameras(clip).cameras
         assert depth is not None
         assert cameras is not None
-        return Prediction(points=geometry.unproject(depth, cameras))
+        moved = self.motion(clip)
+        return Prediction(
+            points=geometry.unproject(depth, cameras), motion=moved.motion, motion_visible=moved.motion_visible
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +166,7 @@ def untrained() -> dict[str, Model]:
             "line_camera": LineCamera(),
             "all_moving": MaskMap(dynamic=torch.ones(1, 1)),
             "none_moving": MaskMap(dynamic=torch.zeros(1, 1)),
+            "static_motion": motion_baselines.static(),
         }
     )
 
@@ -165,8 +174,11 @@ def untrained() -> dict[str, Model]:
 def _with_points(models: dict[str, Model]) -> dict[str, Model]:
     """The models, and those of points that depth and cameras of these make."""
     depth = models.get("mean_depth", models["flat_depth"])
-    kinds = ("static", "line")
-    return models | {f"{kind}_points": PointMap(depth=depth, cameras=models[f"{kind}_camera"]) for kind in kinds}
+    motion = models.get("prior_motion", models["static_motion"])
+    return models | {
+        f"{kind}_points": PointMap(depth=depth, cameras=models[f"{kind}_camera"], motion=motion)
+        for kind in ("static", "line")
+    }
 
 
 def fit(examples: Iterable[Example]) -> dict[str, Model]:
@@ -174,16 +186,18 @@ def fit(examples: Iterable[Example]) -> dict[str, Model]:
 
     Raises `UserError` where there is no example at all.
     """
-    depth, motion, moving = DepthStatistics(), MotionStatistics(), MaskStatistics()
+    depth, paths, moving = DepthStatistics(), MotionStatistics(), MaskStatistics()
+    motion = motion_baselines.DenseMotionStatistics()
     count = 0
     for example in examples:
         count += len(example.key)
         depth.add(example.targets)
+        paths.add(example.targets)
         motion.add(example.targets)
         moving.add(example.targets)
     if count == 0:
         raise UserError("there is no training clip to fit the image-free baselines on; check the training data's path")
-    return _with_points({**untrained(), **depth.models(), **motion.models(), **moving.models()})
+    return _with_points({**untrained(), **depth.models(), **paths.models(), **moving.models(), **motion.models()})
 
 
 @dataclass

@@ -1,0 +1,56 @@
+"""Dense motion against truth: which pixels move, and how far off predicted displacements are.
+
+Axes: q query times, f frames, h w pixels. Lengths are in the unit of the arrays.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from four_d.surface import TIME_TOLERANCE
+from four_d.types import Clip
+
+MOVES = 0.01
+"""Path length over the video, in source units (m where metric), above which a pixel counts as dynamic (WorldTrack)."""
+THRESHOLDS = (0.1, 0.3, 0.5, 1.0)
+"""Source units of APD (WorldTrack)."""
+
+Motion = Float[Tensor, "q f h w 3"]
+Mask = Bool[Tensor, "q f h w"]
+
+
+def own_time(query_times: Float[Tensor, "*b q"], times: Float[Tensor, "*b f"]) -> Bool[Tensor, "*b q f"]:
+    """Whether a query time is the frame's own, so that the motion is 0 by definition."""
+    gap = (query_times[..., :, None] - times[..., None, :]).abs()
+    return gap <= TIME_TOLERANCE + 1e-6 * times.abs()[..., None, :]
+
+
+def path_length(motion: Motion, valid: Mask, query_times: Float[Tensor, "q"]) -> Float[Tensor, "f h w"]:
+    """Length of each pixel's path through the query times in their order; a step counts where both ends are valid."""
+    order = query_times.argsort()
+    path, known = motion[order], valid[order]
+    steps = (path[1:] - path[:-1]).norm(dim=-1)
+    return (steps * (known[1:] & known[:-1])).sum(0)
+
+
+def dynamic(targets: Clip) -> Bool[Tensor, "f h w"]:
+    """Pixels of an unbatched clip whose surface point moves by more than `MOVES` in all. The clip holds its motion."""
+    assert targets.motion is not None
+    assert targets.motion_valid is not None
+    assert targets.query_times is not None
+    unit = 1.0 if targets.scale is None else float(targets.scale)
+    return path_length(targets.motion, targets.motion_valid, targets.query_times) * unit > MOVES
+
+
+def counted(targets: Clip) -> Mask:
+    """Where an unbatched clip's motion is known and not 0 by definition."""
+    assert targets.motion_valid is not None
+    assert targets.query_times is not None
+    return targets.motion_valid & ~own_time(targets.query_times, targets.times)[..., None, None]
+
+
+def apd(errors: Float[Tensor, "n"]) -> Float[Tensor, ""]:
+    """Mean over `THRESHOLDS` of the share of errors below."""
+    return (errors < torch.tensor(THRESHOLDS).to(errors)[:, None]).to(errors).mean()
