@@ -121,24 +121,29 @@ def decode_cameras(encoding: Float[Tensor, "*b 9"], height: int, width: int) -> 
 
 
 def align_points(
-    source: Points, target: Points, valid: Bool[Tensor, "*b n"] | None = None, *, scale: bool = True
+    source: Points,
+    target: Points,
+    valid: Bool[Tensor, "*b n"] | Float[Tensor, "*b n"] | None = None,
+    *,
+    scale: bool = True,
 ) -> tuple[Float[Tensor, "*b"], Float[Tensor, "*b 3 3"], Float[Tensor, "*b 3"]]:
     """The similarity (or rigid, ``scale=False``) transform with least squared error: target ≈ s·R·source + t.
 
-    Umeyama 1991. A source whose points coincide gets scale 1 and the rotation identity or an arbitrary proper one.
+    Umeyama 1991. ``valid`` says which points count, or as weights ≥ 0 how much. A source whose points coincide gets
+    scale 1 and the rotation identity or an arbitrary proper one.
     """
     weight = torch.ones_like(source[..., 0]) if valid is None else valid.to(source.dtype)
     total = weight.sum(-1).clamp_min(1e-12)[..., None]
     source_mean = (source * weight[..., None]).sum(-2) / total
     target_mean = (target * weight[..., None]).sum(-2) / total
-    source_centred = (source - source_mean[..., None, :]) * weight[..., None]
+    source_centred = source - source_mean[..., None, :]
     target_centred = target - target_mean[..., None, :]
-    covariance = target_centred.mT @ source_centred / total[..., None]
+    covariance = target_centred.mT @ (source_centred * weight[..., None]) / total[..., None]
     u, singular, vh = torch.linalg.svd(covariance)
     sign = torch.ones_like(singular)
     sign[..., 2] = torch.det(u @ vh).sign()
     rotation = (u * sign[..., None, :]) @ vh
-    variance = (source_centred**2).sum((-1, -2)) / total[..., 0]
+    variance = (source_centred**2 * weight[..., None]).sum((-1, -2)) / total[..., 0]
     factor = torch.ones_like(variance)
     if scale:
         factor = torch.where(variance > 1e-12, (singular * sign).sum(-1) / variance.clamp_min(1e-12), factor)

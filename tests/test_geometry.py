@@ -235,6 +235,15 @@ def test_alignment_of_degenerate_points_is_finite_and_proper(points: int) -> Non
     assert all(bool(x.isfinite().all()) for x in geometry.align_points(line, line, none_valid))
 
 
+def test_a_weight_of_alignment_counts_as_so_many_points() -> None:
+    source, target = _random(6, 3, seed=4), _random(6, 3, seed=5)
+    weights = torch.tensor([3.0, 1, 0, 2, 1, 1], dtype=F64)
+    chosen = torch.repeat_interleave(torch.arange(6), weights.long())
+    weighed = geometry.align_points(source, target, weights)
+    for mine, repeated in zip(weighed, geometry.align_points(source[chosen], target[chosen]), strict=True):
+        torch.testing.assert_close(mine, repeated)
+
+
 def test_alignment_of_a_mirror_image_is_a_rotation() -> None:
     source = _random(6, 3, seed=7)
     mirrored = source * torch.tensor([-1.0, 1, 1], dtype=F64)
