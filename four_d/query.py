@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from four_d.errors import UserError
-from four_d.matching import MatchingConfig
+from four_d.matching import FindingConfig
 from four_d.types import Clip
 
 TOLERANCE = 1e-4
@@ -28,11 +28,11 @@ class QueryConfig:
     """How tokens learn which frames the query is about."""
 
     kind: Literal["query"] = "query"
-    matching: MatchingConfig | None = None
+    matching: FindingConfig | None = None
     """Add to the patch tokens where the query frame shows their content. None, as DePT3R: leave that to attention."""
 
     def build(self, patch_size: int, width: int) -> Query:
-        """UserError where `MatchingConfig` does not fit."""
+        """UserError where ``matching`` does not fit."""
         return Query(width, None if self.matching is None else self.matching.build(patch_size, width))
 
 

@@ -124,3 +124,16 @@ def test_diff_names_what_changed() -> None:
     left = configs.to_plain(configs.load(BASE, DATA))
     right = configs.to_plain(configs.load(BASE, [*DATA, "seed=7"]))
     assert configs.diff(left, right) == [("seed", 0, 7)]
+
+
+def test_motion_needs_query_times_and_hints_need_a_model_that_takes_them() -> None:
+    motion = ["losses.motion.kind=motion", "model.heads.motion={kind: dense, output: motion}"]
+    with pytest.raises(UserError, match=r"set data.query_times=1 or remove it"):
+        configs.load(BASE, [*DATA, *motion])
+    assert configs.load(BASE, [*DATA, *motion, "data.query_times=2"]).data.query_times == 2
+    with pytest.raises(UserError, match=r"data.hints.intrinsics is 0.5, and the model takes none"):
+        configs.load(BASE, [*DATA, "data.hints.intrinsics=0.5"])
+    required = "model.backbone.hints={kind: hints, intrinsics: required}"
+    with pytest.raises(UserError, match=r"the model requires intrinsics; set data.hints.intrinsics=1"):
+        configs.load(BASE, [*DATA, required, "data.hints.intrinsics=0.5"])
+    assert configs.load(BASE, [*DATA, required, "data.hints.intrinsics=1"]).data.hints.intrinsics == 1

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from four_d.errors import UserError
 from four_d.geometry import encode_cameras, invert_pose, make_pose, unproject
-from four_d.losses import CameraLoss, DepthLoss, LossConfig, PointsLoss
+from four_d.losses import CameraLoss, DepthLoss, LossConfig, MotionLoss, PointsLoss
 from four_d.losses.camera import encoding_errors, stage_weights
 from four_d.losses.dense import PixelTerms, Weighing, confidence_weighted, gradient_term, normal_term
 from four_d.losses.reduction import below_quantile, group_mean, nothing
 from four_d.types import Cameras, Clip, Prediction, map_tensors
 
 B, F, H, W = 2, 3, 16, 24
+Q = 2
 PAPER = PixelTerms(regression=0.0, quantile=None, gradient_by="confidence")
 TERMS: list[LossConfig] = [
     CameraLoss(),
@@ -30,6 +31,8 @@ TERMS: list[LossConfig] = [
     DepthLoss(pixels=PixelTerms(gradient_by="likelihood")),
     PointsLoss(),
     PointsLoss(pixels=PAPER, normal=0.0, gradient=1.0),
+    MotionLoss(visibility=0.0),
+    MotionLoss(visibility=0.0, balance=0.5, pixels=PAPER),
 ]
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference" / "vggt_tiny"
 OURS_FROM_XYZW = [0, 1, 2, 6, 3, 4, 5, 7, 8]
@@ -53,6 +56,9 @@ def make_targets() -> Clip:
         ),
         depth=draw(B, F, H, W, seed=3).abs() + 0.5,
         valid=draw(B, F, H, W, seed=4) > -1.5,
+        motion=draw(B, Q, F, H, W, 3, seed=5) * (draw(B, Q, F, H, W, 1, seed=6) > 0),
+        motion_valid=draw(B, Q, F, H, W, seed=7) > -1.5,
+        motion_visible=draw(B, Q, F, H, W, seed=8) > 0,
     )
 
 
@@ -64,11 +70,14 @@ def truth(targets: Clip) -> Prediction:
         depth_confidence=torch.ones(B, F, H, W, dtype=torch.float64),
         points=unproject(targets.depth, targets.cameras),
         points_confidence=torch.ones(B, F, H, W, dtype=torch.float64),
+        motion=targets.motion.clone(),
+        motion_confidence=torch.ones(B, Q, F, H, W, dtype=torch.float64),
+        motion_visible=targets.motion_visible.double() * 0.8 + 0.1,
     )
 
 
 def disturb(prediction: Prediction, size: float = 0.3) -> Prediction:
-    seeds = iter(range(10, 20))
+    seeds = iter(range(10, 30))
     moved = map_tensors(prediction, lambda x: x + size * draw(*x.shape, seed=next(seeds)))
     return map_tensors(moved, lambda x: x.clone().requires_grad_())
 
@@ -89,7 +98,10 @@ def test_zero_at_truth_and_not_beside_it(term: LossConfig) -> None:
     assert abs(term(truth(targets), None, targets).item()) < 1e-7
     beside = disturb(truth(targets), 0.01)
     plain = dataclasses.replace(
-        beside, depth_confidence=truth(targets).depth_confidence, points_confidence=truth(targets).points_confidence
+        beside,
+        depth_confidence=truth(targets).depth_confidence,
+        points_confidence=truth(targets).points_confidence,
+        motion_confidence=truth(targets).motion_confidence,
     )
     assert term(plain, None, targets).item() > 1e-5
 
@@ -104,6 +116,14 @@ def without_valid(targets: Clip) -> Clip:
 
 def without_cameras(targets: Clip) -> Clip:
     return dataclasses.replace(targets, cameras=None)
+
+
+def without_motion(targets: Clip) -> Clip:
+    return dataclasses.replace(targets, motion=None, motion_valid=None, motion_visible=None)
+
+
+def without_valid_motion(targets: Clip) -> Clip:
+    return dataclasses.replace(targets, motion_valid=torch.zeros_like(targets.motion_valid))
 
 
 def with_unknown_cameras(targets: Clip) -> Clip:
@@ -124,6 +144,8 @@ def with_unknown_cameras(targets: Clip) -> Clip:
         (PointsLoss(), without_valid),
         (PointsLoss(), without_cameras),
         (PointsLoss(), with_unknown_cameras),
+        (MotionLoss(), without_motion),
+        (MotionLoss(balance=0.3), without_valid_motion),
         (CameraLoss(), without_cameras),
         (CameraLoss(), with_unknown_cameras),
     ],
@@ -139,6 +161,7 @@ def test_missing_supervision_is_exactly_zero_with_zero_gradients(
         prediction,
         depth_confidence=(1 + prediction.depth.detach().exp()).requires_grad_(),
         points_confidence=(1 + prediction.depth.detach().exp()).requires_grad_(),
+        motion_confidence=(1 + prediction.motion.detach()[..., 0].exp()).requires_grad_(),
     )
     loss = term(prediction, None, map_tensors(remove(targets), cast))
     assert loss.item() == 0
@@ -147,6 +170,7 @@ def test_missing_supervision_is_exactly_zero_with_zero_gradients(
         "camera": [prediction.pose_encodings],
         "depth": [prediction.depth, prediction.depth_confidence],
         "points": [prediction.points, prediction.points_confidence],
+        "motion": [prediction.motion, prediction.motion_confidence, prediction.motion_visible],
     }[term.kind]
     for each in inputs:
         assert each.grad is not None
@@ -164,6 +188,7 @@ def test_loss_of_a_batch_is_the_mean_of_its_clips(term: LossConfig) -> None:
     """So that processes with half a batch each, averaged, do what one process does."""
     targets = make_targets()
     targets.valid[1, :, :6] = False
+    targets.motion_valid[1, :, :, 1:] = False
     prediction = disturb(truth(targets), 0.1)
     parts = [term(prediction_of(prediction, i), None, clip_of(targets, i)) for i in range(B)]
     torch.testing.assert_close(term(prediction, None, targets), torch.stack(parts).mean())
@@ -210,6 +235,7 @@ def test_gradients_are_the_derivatives(term: LossConfig) -> None:
         "camera": ["pose_encodings"],
         "depth": ["depth", "depth_confidence"],
         "points": ["points", "points_confidence"],
+        "motion": ["motion", "motion_confidence", "motion_visible"],
     }[term.kind]
     raw = [getattr(base, name).detach().abs() + 0.2 for name in names]
     direction = [draw(*x.shape, seed=40 + i) for i, x in enumerate(raw)]
@@ -388,3 +414,40 @@ def test_camera_value_objective_and_gradients_equal_vggt() -> None:
     for name, leaf in leaves.items():
         expected = tensors[name.replace("pred_", "grad_")]
         assert (leaf.grad - expected).abs().max() <= 1e-5 * expected.abs().max(), name
+
+
+def test_sparse_motion_is_not_drowned_by_dense() -> None:
+    """A clip with one known pixel counts as much as one with all of them (V-DPM: mean within examples first)."""
+    targets = make_targets()
+    targets.motion_valid[:] = True
+    targets.motion_valid[1] = False
+    targets.motion_valid[1, 0, 0, 3, 4] = True
+    prediction = dataclasses.replace(truth(targets), motion=targets.motion + torch.tensor([0.0, 0.0, 1.0]))
+    assert float(MotionLoss(visibility=0.0)(prediction, None, targets)) == pytest.approx(1)
+    moved = targets.motion.clone()
+    moved[0] += torch.tensor([0.0, 3.0, 0.0])
+    only_dense = dataclasses.replace(truth(targets), motion=moved)
+    assert float(MotionLoss(visibility=0.0)(only_dense, None, targets)) == pytest.approx(1.5)
+
+
+def test_balance_gives_moving_pixels_their_share() -> None:
+    targets = make_targets()
+    targets.motion_valid[:] = True
+    targets.motion[:] = 0
+    targets.motion[:, :, :, 0, 0, 2] = 1  # one pixel of each frame moves
+    still = dataclasses.replace(truth(targets), motion=torch.zeros_like(targets.motion))
+    assert float(MotionLoss(visibility=0.0)(still, None, targets)) == pytest.approx(1 / (H * W))
+    assert float(MotionLoss(visibility=0.0, balance=0.25)(still, None, targets)) == pytest.approx(0.25)
+    with pytest.raises(UserError, match="balance is 1"):
+        MotionLoss(balance=1.0)
+
+
+def test_visibility_is_learned_where_motion_is_known() -> None:
+    targets = make_targets()
+    sure = dataclasses.replace(truth(targets), motion_visible=targets.motion_visible.double())
+    wrong = dataclasses.replace(truth(targets), motion_visible=1 - targets.motion_visible.double())
+    loss = MotionLoss(visibility=1.0)
+    assert float(loss(sure, None, targets)) == pytest.approx(0, abs=1e-6)
+    assert float(loss(wrong, None, targets)) > 5
+    mixed = torch.where(targets.motion_valid, sure.motion_visible, wrong.motion_visible)
+    assert float(loss(dataclasses.replace(sure, motion_visible=mixed), None, targets)) == pytest.approx(0, abs=1e-6)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from four_d.errors import UserError
 from four_d.layers import AttentionBackend, Block, Linear, full_type, grid_positions, rotation_tables
-from four_d.matching import MatchingConfig
+from four_d.matching import FindingConfig
 from four_d.query import Query, QueryConfig, frames_at, reference_frames
 from four_d.types import Clip, Tokens
 
@@ -34,7 +34,7 @@ class QueryDecoderConfig:
     layer_scale: float | None = 0.01
     rope_base: float = 100.0
     attention: AttentionBackend = "sdpa"
-    matching: MatchingConfig | None = None
+    matching: FindingConfig | None = None
     """As for `query.QueryConfig`."""
 
     def build(self, *, token_width: int, rounds: tuple[int, ...], patch_size: int) -> QueryDecoder:

@@ -1,0 +1,157 @@
+"""Truth of dense motion against ray casting of the same world, and sparse tracks against dense correspondence."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from four_d import geometry, surface
+from four_d.data.motion import choose_times, with_motion
+from four_d.data.sampling import HintShares, collate, hinted, normalise, to_clip, to_example
+from four_d.errors import UserError
+from four_d.types import Clip, Tracks
+from tests.helpers import box_clip, without_surface
+
+
+@pytest.fixture(scope="module")
+def clip() -> Clip:
+    return normalise(to_clip(box_clip(3, frames=5, cameras=2, size=(24, 32)), with_surface=True))
+
+
+def points_of(clip: Clip) -> torch.Tensor:
+    return geometry.unproject(clip.depth, clip.cameras)
+
+
+def test_motion_leads_to_where_the_surface_point_is_then(clip: Clip) -> None:
+    moved = with_motion(clip, clip.times[:5])
+    for q in range(5):
+        torch.testing.assert_close(
+            (points_of(clip) + moved.motion[q])[clip.valid],
+            surface.points(clip.surface, clip.times[q].expand(10))[clip.valid],
+            atol=1e-3,
+            rtol=0,
+        )
+    assert moved.motion_valid.equal(clip.valid.expand(5, -1, -1, -1))
+
+
+def test_static_points_have_none_and_own_times_have_none(clip: Clip) -> None:
+    moved = with_motion(clip, clip.times[:5])
+    still = surface.instances(clip.surface) <= 1  # the room and the box that stands
+    assert float(moved.motion[:, still].abs().max()) == 0
+    flying = surface.instances(clip.surface) == 2
+    own = (clip.times == clip.times[:5, None])[..., None, None]
+    assert float((moved.motion.norm(dim=-1) * own).abs().max()) == 0
+    away = moved.motion.norm(dim=-1)[0][flying & ~own[0]]
+    assert float(away.min()) > 0.01
+
+
+def test_a_pixel_sees_itself_and_hidden_points_keep_their_motion(clip: Clip) -> None:
+    moved = with_motion(clip, clip.times[:5])
+    own = (clip.times == clip.times[:5, None])[..., None, None] & moved.motion_valid
+    assert moved.motion_visible[own].float().mean() > 0.999
+    hidden = moved.motion_valid & ~moved.motion_visible
+    assert hidden.any()
+    assert moved.motion[hidden].abs().max() > 0.01, "motion is known also where nobody sees the point"
+
+
+def test_two_cameras_see_more_than_one(clip: Clip) -> None:
+    one = dataclasses.replace(clip, times=clip.times.clone())
+    alone = with_motion(dataclasses.replace(one, times=torch.cat([one.times[:5], one.times[5:] + 0])), one.times[:1])
+    first = with_motion(one, one.times[:1])
+    assert torch.equal(alone.motion_visible, first.motion_visible)
+    only_first = surface.visible(
+        dataclasses.replace(clip.surface, faces=clip.surface.faces[:1], barycentric=clip.surface.barycentric[:1]),
+        dataclasses.replace(
+            clip.cameras,
+            world_from_camera=clip.cameras.world_from_camera[:1],
+            intrinsics=clip.cameras.intrinsics[:1],
+        ),
+        clip.times[:1],
+        (points_of(clip) + first.motion[0]).flatten(0, 2)[None],
+        clip.surface.faces.flatten(),
+    )[0].view(clip.valid.shape)
+    assert (first.motion_visible[0] & ~only_first).any(), "the second camera sees points that the first does not"
+
+
+def test_sparse_tracks_give_what_correspondence_gives_where_they_fall(clip: Clip) -> None:
+    raw = box_clip(3, frames=5, cameras=2, size=(24, 32))
+    sparse = normalise(to_clip(without_surface(raw)))
+    assert sparse.surface is None
+    assert sparse.tracks is not None
+    dense, few = with_motion(clip, clip.times[2:3]), with_motion(sparse, sparse.times[2:3])
+    assert 0 < few.motion_valid.sum() < few.motion_valid.numel() / 4
+    both = few.motion_valid & dense.motion_valid
+    error = (few.motion * few.scale - dense.motion * dense.scale).norm(dim=-1)[both]
+    assert float(error.median()) < 0.02, "metres; a pixel's centre and the track beside it are two points of one body"
+
+
+def test_the_nearest_track_is_the_one_a_pixel_shows(clip: Clip) -> None:
+    ray = geometry.rays(clip.cameras.intrinsics[0], torch.tensor([[10.5, 7.5]]))[0]
+    near_far = torch.stack([torch.stack([d * ray, d * ray + torch.tensor([0.1 * d, 0, 0])]) for d in (3.0, 2.0, 4.0)])
+    tracks = Tracks(
+        points=near_far,
+        visible=torch.ones(3, 2, dtype=torch.bool),
+        valid=torch.ones(3, 2, dtype=torch.bool),
+        times=clip.times[:2],
+    )
+    moved = with_motion(dataclasses.replace(clip, surface=None, tracks=tracks), clip.times[1:2])
+    assert int(moved.motion_valid[0, 0].sum()) == 1
+    torch.testing.assert_close(moved.motion[0, 0, 7, 10], torch.tensor([0.2, 0, 0]))
+
+
+def test_clips_without_correspondence_have_no_valid_motion_and_share_a_batch(clip: Clip) -> None:
+    bare = dataclasses.replace(clip, surface=None, tracks=None)
+    moved = [with_motion(each, clip.times[:2]) for each in (bare, clip)]
+    batch = collate([to_example(each, "x") for each in moved])
+    assert batch.targets.motion_valid.flatten(1).any(-1).tolist() == [False, True]
+    assert batch.inputs.query_times.shape == (2, 2)
+    assert batch.inputs.motion is None
+
+
+def test_times_are_drawn_alike_and_none_twice_while_there_are_others(clip: Clip) -> None:
+    rng = np.random.default_rng(0)
+    drawn = torch.stack([choose_times(clip.times, 2, rng) for _ in range(300)])
+    assert (drawn[:, 0] != drawn[:, 1]).all()
+    counts = torch.stack([(drawn == time).sum() for time in clip.times[:5]])
+    assert counts.min() > 80
+    assert len(choose_times(clip.times, 7, rng)) == 7
+
+
+def test_hints_show_the_model_what_is_named_and_nothing_else(clip: Clip) -> None:
+    eye = torch.eye(4)
+    lens = hinted(clip, ("intrinsics",))
+    assert torch.equal(lens.cameras.intrinsics, clip.cameras.intrinsics)
+    assert torch.equal(lens.cameras.world_from_camera, eye.expand(10, -1, -1))
+    assert (lens.cameras.known.any(), lens.cameras.intrinsics_known.all()) == (False, True)
+    assert lens.depth is lens.dynamic is None
+    pose = hinted(clip, ("poses",))
+    assert torch.equal(pose.cameras.world_from_camera, clip.cameras.world_from_camera)
+    assert not pose.cameras.intrinsics_known.any()
+    assert torch.equal(pose.cameras.intrinsics, torch.eye(3).expand(10, -1, -1))
+    rest = hinted(clip, ("depth", "masks"))
+    assert rest.cameras is None
+    assert torch.equal(rest.depth, clip.depth)
+    assert torch.equal(rest.dynamic, clip.dynamic)
+
+
+def test_a_batch_flags_which_of_its_clips_have_a_hint(clip: Clip) -> None:
+    batch = collate([to_example(clip, "a", ("intrinsics", "depth")), to_example(clip, "b")]).inputs
+    assert batch.cameras.intrinsics_known.all(-1).tolist() == [True, False]
+    assert not batch.cameras.known.any()
+    assert batch.valid.flatten(1).any(-1).tolist() == [True, False]
+    assert batch.dynamic is None
+    assert collate([to_example(clip, "a")]).inputs.cameras is None
+
+
+def test_shares_of_hints() -> None:
+    rng = np.random.default_rng(0)
+    shares = HintShares(intrinsics=0.5, masks=1.0)
+    drawn = [shares.draw(rng) for _ in range(200)]
+    assert 70 < sum("intrinsics" in each for each in drawn) < 130
+    assert all("masks" in each and "depth" not in each for each in drawn)
+    assert shares.most() == ("intrinsics", "masks")
+    with pytest.raises(UserError, match="shares"):
+        HintShares(poses=1.5)
