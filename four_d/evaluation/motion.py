@@ -99,6 +99,12 @@ def _visibility(prediction: Prediction, targets: Clip, counted: Bool[Tensor, "q 
     if prediction.motion_visible is None or targets.motion_visible is None:
         return {}
     truth, right = targets.motion_visible, (prediction.motion_visible > SEEN) == targets.motion_visible
-    seen, unseen = _share(right[counted & truth]), _share(right[counted & ~truth])
+    seen, unseen = _of(right, counted & truth), _of(right, counted & ~truth)
     balanced = None if seen is None or unseen is None else (seen + unseen) / 2
-    return dict(zip(VISIBLE_METRICS, (_share(right[counted]), balanced), strict=True))
+    return dict(zip(VISIBLE_METRICS, (_of(right, counted), balanced), strict=True))
+
+
+def _of(flags: Bool[Tensor, "q f h w"], where: Bool[Tensor, "q f h w"]) -> float | None:
+    """Share of the flags that are set, of those at ``where``; None where that is nowhere."""
+    count = int(where.sum())
+    return int((flags & where).sum()) / count if count else None

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from four_d.metrics import motion
+from four_d.types import Clip
+
+
+def clip(moved: Tensor, times: list[float], query_times: list[float], scale: float = 1.0) -> Clip:
+    """An unbatched clip whose truth is ``moved`` q f h w 3."""
+    _, frames, height, width, _ = moved.shape
+    return Clip(
+        images=torch.zeros(frames, 3, height, width),
+        times=torch.tensor(times),
+        camera_ids=torch.zeros(frames, dtype=torch.long),
+        query_times=torch.tensor(query_times),
+        motion=moved,
+        motion_valid=torch.ones(moved.shape[:-1], dtype=torch.bool),
+        scale=torch.tensor(scale),
+    )
+
+
+def test_a_path_is_as_long_as_its_steps_in_order_of_time() -> None:
+    x = torch.tensor([0.0, 3.0, 1.0])  # at 0, 2 and 1 s: 0 → 1 → 3, so 3 in all
+    moved = torch.zeros(3, 1, 1, 1, 3)
+    moved[..., 0] = x[:, None, None, None]
+    valid = torch.ones(3, 1, 1, 1, dtype=torch.bool)
+    times = torch.tensor([0.0, 2, 1])
+    assert motion.path_length(moved, valid, times).item() == 3
+    there_and_back = moved.clone()
+    there_and_back[1] = 0  # 0 → 1 → 0: ends where it began and moved all the same
+    assert motion.path_length(there_and_back, valid, times).item() == 2
+    valid[2] = False  # both steps lead over it
+    assert motion.path_length(moved, valid, times).item() == 0
+
+
+def test_dynamic_is_more_than_a_centimetre_in_source_units() -> None:
+    moved = torch.zeros(2, 1, 1, 3, 3)
+    moved[1, 0, 0, :, 1] = torch.tensor([0.0, 0.004, 0.006])
+    truth = clip(moved, [0.0], [0.0, 1.0], scale=2.0)
+    assert motion.dynamic(truth).flatten().tolist() == [False, False, True]
+    metres = dataclasses.replace(truth, scale=torch.tensor(1.0))
+    assert not bool(motion.dynamic(metres).any())
+
+
+def test_a_frames_own_time_does_not_count_whatever_its_camera() -> None:
+    truth = clip(torch.zeros(2, 3, 1, 1, 3), [0.0, 0.5, 0.0], [0.0, 0.5])
+    assert motion.counted(truth)[..., 0, 0].tolist() == [[False, True, False], [True, False, True]]
+
+
+def test_apd_is_the_mean_of_four_shares() -> None:
+    errors = torch.tensor([0.05, 0.2, 0.4, 0.9, 2.0])
+    assert motion.apd(errors).item() == pytest.approx((1 + 2 + 3 + 4) / 5 / 4)
