@@ -110,7 +110,13 @@ def _add_file_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     export.add_argument("--no-program", action="store_true", help="leave the torch.export program out")
     export.add_argument("--overwrite", action="store_true", help="replace whatever DIR holds")
     infer = _verb(verbs, "infer", _infer, "Cameras, depth, points and a report page of one video.")
-    infer.add_argument("video", type=Path, help="a video file or a folder of images")
+    infer.add_argument(
+        "video",
+        type=Path,
+        nargs="+",
+        metavar="VIDEO",
+        help="a video file or a folder of images; several: synchronised cameras that begin at the same moment",
+    )
     infer.add_argument(
         "--model", type=Path, metavar="PATH", help="an exported folder or a run folder (default: the best reference)"
     )
@@ -120,7 +126,11 @@ def _add_file_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         "--mask", type=Path, metavar="PATH", help="what moves (nonzero): an image for all frames, or a folder of them"
     )
     infer.add_argument(
-        "--points", type=_point, nargs="+", metavar="X,Y", help="pixels of the first frame to follow (track head)"
+        "--points",
+        type=_point,
+        nargs="+",
+        metavar="X,Y",
+        help="pixels to follow: X,Y of the first frame or FRAME,X,Y (default, of a model with motion: a grid)",
     )
     infer.add_argument("--static-points", action="store_true", help="leave what moves out of the point cloud")
     infer.add_argument("--max-frames", type=int, default=24, help="spread evenly over the video (default 24)")
@@ -213,12 +223,14 @@ def _shares(text: str) -> tuple[float, float]:
     return low, high
 
 
-def _point(text: str) -> tuple[float, float]:
+def _point(text: str) -> tuple[float, float, float]:
+    """Frame, x, y."""
     try:
-        x, y = (float(part) for part in text.split(","))
+        numbers = [float(part) for part in text.split(",")]
+        frame, x, y = numbers if len(numbers) == 3 else [0.0, *numbers]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not X,Y, as 120,64.5") from None
-    return x, y
+        raise argparse.ArgumentTypeError(f"{text!r} is not X,Y or FRAME,X,Y, as 120,64.5") from None
+    return frame, x, y
 
 
 def _count(text: str) -> int:
@@ -313,8 +325,10 @@ def _infer(arguments: argparse.Namespace) -> int:
         source, reference = best_reference()
         print(f"no --model given: taking {source} ({reference.summary}; {reference.licence})", file=sys.stderr)
 
+    title = ", ".join(video.name for video in arguments.video)
+
     def page(result: Result, folder: Path) -> None:
-        report(folder / "report.html", result, title=arguments.video.name, summary=f"Seen by {source}")
+        report(folder / "report.html", result, title=title, summary=f"Seen by {source}")
 
     infer(
         load(source).to(arguments.device),

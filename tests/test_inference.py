@@ -25,8 +25,8 @@ from four_d.heads.dynamic import DynamicHeadConfig
 from four_d.heads.track import TrackHeadConfig
 from four_d.inference import LoadedModel, Selection, Video, infer, load, read
 from four_d.inference.fit import fit, resize, resize_masks
+from four_d.inference.inputs import as_frames
 from four_d.inference.mask import as_masks
-from four_d.inference.run import as_frames
 from four_d.types import Cameras, Clip, Prediction
 from tests.test_export import RUN, TINY, tiny_model, write_run
 

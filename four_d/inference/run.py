@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast, overload
+from typing import overload
 
 import numpy as np
 import torch
@@ -22,10 +22,10 @@ from four_d.formats.cameras import CameraTable, write_cameras, write_colmap
 from four_d.formats.clouds import PointCloud, fuse, world_points, write_ply
 from four_d.formats.depth import write_depth
 from four_d.formats.folders import new_folder
-from four_d.inference import video as videos
 from four_d.inference.fit import Fit, fit, resize, resize_masks
+from four_d.inference.inputs import Frames, Source, gather
 from four_d.inference.mask import Mask, as_masks, write_masks
-from four_d.inference.video import Selection, Video
+from four_d.inference.video import Selection
 from four_d.model import FourD
 from four_d.tracking import Moves, PointTracks, follow, grid
 from four_d.types import Cameras, Clip, Prediction, map_tensors
@@ -33,9 +33,7 @@ from four_d.types import Cameras, Clip, Prediction, map_tensors
 UNIT = "model unit: the mean distance of the scene's points to the first camera is about 1; not metres"
 COLMAP_POINTS = 50_000
 
-Frames = str | Path | UInt8[np.ndarray, "f h w 3"] | Float[Tensor, "f 3 h w"] | Sequence[Image.Image]
-"""What a model can be called on: a video file or folder of images, uint8 or float frames, pictures."""
-Points = Sequence[tuple[float, float] | tuple[float, float, float]]
+Points = Sequence[tuple[float, float] | tuple[int | float, float, float]]
 """(x, y) in original pixels of the first frame, or (frame, x, y) of any frame that is taken, counted from 0; (0, 0) is
 the corner of the top-left pixel."""
 
@@ -131,8 +129,9 @@ class LoadedModel:
     ) -> Prediction | Result:
         """A batched `Clip` gives a batched `Prediction`; a video gives a `Result` of its frames.
 
-        A video is cropped and resized as little as the model allows (`fit`). ``selection`` chooses frames of a file or
-        folder (by default at most 24, spread evenly); arrays and lists are taken whole. ``mask`` says what moves, in
+        A list of videos are those of synchronised cameras (`inputs.gather`). A video is cropped and resized as little
+        as the model allows (`fit`). ``selection`` chooses frames of a file or folder (by default at most 24 of each
+        camera, spread evenly); arrays and lists are taken whole. ``mask`` says what moves, in
         place of the model's own guess (`mask.as_masks`); the prediction still holds that guess. ``points`` are
         followed through the video: in 3D by a model that predicts motion (`Result.tracks`; without points it follows a
         grid over the first frame), in pixels by one with a track head (`Result.pixel_tracks`).
@@ -148,13 +147,7 @@ class LoadedModel:
             with torch.no_grad():
                 return self.model(frames)
         self._check_use(mask, points)
-        if isinstance(frames, str | Path):
-            return self._run(videos.read(Path(frames), selection), mask=mask, points=points)
-        if selection is not None:
-            raise UserError("selection chooses frames of a file; slice an array or list yourself")
-        array, floats = as_frames(frames)
-        times = np.arange(len(array)) / videos.IMAGE_RATE
-        return self._run(Video(frames=array, times=times, total=len(array)), floats, mask, points)
+        return self._run(gather(frames, selection), mask, points)
 
     def to(self, device: str | torch.device) -> LoadedModel:
         """The same model on a device (it is moved, not copied). UserError if there is no such device."""
@@ -174,22 +167,21 @@ class LoadedModel:
         if points is not None and not follows:
             raise UserError("this model follows no points (it has no motion head and no track head); leave them out")
 
-    def _run(
-        self, video: Video, floats: Tensor | None = None, mask: Mask | None = None, points: Points | None = None
-    ) -> Result:
+    def _run(self, source: Source, mask: Mask | None, points: Points | None) -> Result:
+        video = source.video
         height, width = video.frames.shape[1:3]
         chosen = fit((height, width), self.info.image_size, self.model.patch_size)
-        images = resize(video.frames if floats is None else floats, chosen)
+        images = resize(video.frames if source.floats is None else source.floats, chosen)
         device = next(self.model.parameters()).device
         times = torch.tensor(video.times, dtype=torch.float32)[None]
         moving = None if mask is None else resize_masks(as_masks(mask, video), chosen)
         clip = Clip(
             images=images[None],
             times=times,
-            camera_ids=torch.zeros_like(times, dtype=torch.long),
+            camera_ids=(torch.arange(len(images)) % video.cameras)[None],
             dynamic=None if moving is None else moving[None],
             dynamic_known=None if moving is None else torch.ones_like(times, dtype=torch.bool),
-            query_points=None if points is None else _queries(points, chosen),
+            query_points=None if points is None else _queries(points, chosen, len(images)),
         )
         prediction, tracks = self._predict(map_tensors(clip, lambda tensor: tensor.to(device)))
         return Result(
@@ -200,6 +192,7 @@ class LoadedModel:
             fit=chosen,
             mask=moving,
             tracks=None if tracks is None else _to_original(tracks, chosen),
+            camera_ids=None if video.cameras == 1 else tuple(clip.camera_ids[0].tolist()),
         )
 
     def _predict(self, clip: Clip) -> tuple[Prediction, PointTracks | None]:
@@ -236,45 +229,6 @@ def _to_original(tracks: PointTracks, to: Fit) -> PointTracks:
     return dataclasses.replace(tracks, queries=queries, pixels=pixels)
 
 
-def as_frames(frames: object) -> tuple[NDArray[np.uint8], Tensor | None]:
-    """Frames as uint8 ``f h w 3``, and floats as they came, so that none of their precision is lost.
-
-    Raises:
-        UserError: what it is instead of uint8 (f, h, w, 3), floats in [0, 1] (f, 3, h, w) or pictures of one size.
-
-    """
-    if isinstance(frames, Tensor):
-        _check_floats(frames)
-        return (frames.detach().cpu().permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy(), frames
-    if isinstance(frames, Sequence):
-        return _from_pictures(cast(Sequence[object], frames)), None
-    if not isinstance(frames, np.ndarray):
-        raise UserError(f"frames are a {type(frames).__name__}; give a path, an array, a tensor or a list of pictures")
-    array = cast(NDArray[np.uint8], frames)
-    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[-1] != 3 or 0 in array.shape:
-        raise UserError(f"frames are {array.dtype} {array.shape}; give uint8 (frames, height, width, 3)")
-    return array, None
-
-
-def _check_floats(frames: Tensor) -> None:
-    if not frames.is_floating_point() or frames.ndim != 4 or frames.shape[1] != 3 or 0 in frames.shape:
-        raise UserError(
-            f"frames are {frames.dtype} {tuple(frames.shape)}; give floats in [0, 1], (frames, 3, height, width)"
-        )
-    if not (frames.isfinite().all() and frames.min() >= 0 and frames.max() <= 1):
-        raise UserError("frames hold values outside [0, 1]; divide by 255, or give uint8 (frames, height, width, 3)")
-
-
-def _from_pictures(frames: Sequence[object]) -> NDArray[np.uint8]:
-    pictures = [frame for frame in frames if isinstance(frame, Image.Image)]
-    if not pictures or len(pictures) < len(frames):
-        raise UserError("frames are a list of something else than PIL images, or empty; give pictures")
-    sizes = {picture.size for picture in pictures}
-    if len(sizes) > 1:
-        raise UserError(f"pictures are of sizes {sorted(sizes)}; make all one size")
-    return np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
-
-
 def load(path: str | Path) -> LoadedModel:
     """The model in an exported folder or a run folder, ready to call; see `checkpoints.read`."""
     found = checkpoints.read(path)
@@ -283,7 +237,7 @@ def load(path: str | Path) -> LoadedModel:
 
 def infer(
     model: LoadedModel,
-    video: Path,
+    video: Path | Sequence[Path],
     out: Path,
     *,
     selection: Selection | None = None,
@@ -297,7 +251,7 @@ def infer(
 
     Args:
         model: from `load`.
-        video: a file or a folder of images.
+        video: a file or a folder of images; several are those of synchronised cameras.
         out: is made; an earlier result there is replaced.
         selection: which frames.
         mask: what moves, by the user.
@@ -381,11 +335,15 @@ def _arrays(result: Result) -> dict[str, NDArray[np.generic]]:
     return {**arrays, "times": np.array(result.times)}
 
 
-def _queries(points: Points, to: Fit) -> Float[Tensor, "1 n 3"]:
+def _queries(points: Points, to: Fit, frames: int) -> Float[Tensor, "1 n 3"]:
     """As `Clip.query_points`."""
     if not points:
         raise UserError("points are an empty list; give at least one (x, y)")
     found = torch.tensor([(0.0, *point)[-3:] for point in points], dtype=torch.float32)
+    for frame, x, y in found.tolist():
+        if frame not in range(frames):
+            which = "the only frame is 0" if frames == 1 else f"choose 0 to {frames - 1}"
+            raise UserError(f"frame {frame:g} of point {x:g},{y:g} is not among the frames taken; {which}")
     return torch.cat([found[:, :1], to.points_to_model(found[:, 1:])], dim=-1)[None]
 
 

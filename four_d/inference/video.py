@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +59,15 @@ class Selection:
         return taken
 
 
+@runtime_checkable
+class Choice(Protocol):
+    """Says which frames of a video to take: `Selection` is one."""
+
+    def indices(self, times: Sequence[float]) -> list[int]:
+        """Indices into ``times`` (seconds, ascending)."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Video:
     """Frames that were read, upright, at their original size."""
@@ -70,9 +80,11 @@ class Video:
     """Frames the source has."""
     indices: tuple[int, ...] | None = None
     """Which of them these are; None: all, or not from a source."""
+    cameras: int = 1
+    """Synchronised cameras; the frames stand time by time, at each time one of every camera in turn."""
 
 
-def read(path: Path, selection: Selection | None = None) -> Video:
+def read(path: Path, selection: Choice | None = None) -> Video:
     """Read a video file (extra `video`) or a folder of images in the order of their names.
 
     Greyscale becomes RGB, transparency is dropped, rotation marked in the file is applied, 16-bit greyscale images
@@ -83,12 +95,8 @@ def read(path: Path, selection: Selection | None = None) -> Video:
 
     """
     selection = selection or Selection()
-    if path.is_dir():
-        video = _read_folder(path, selection)
-    elif path.is_file():
-        video = _read_file(path, selection)
-    else:
-        raise UserError(f"{path} does not exist; give a video file or a folder of images")
+    check_there(path)
+    video = _read_folder(path, selection) if path.is_dir() else _read_file(path, selection)
     if len(video.frames) == 1:
         print(f"{path} gives one frame: depth and points are meaningful, motion is not", file=sys.stderr)
     elif len(video.frames) < video.total:
@@ -97,11 +105,32 @@ def read(path: Path, selection: Selection | None = None) -> Video:
     return video
 
 
-def _read_folder(folder: Path, selection: Selection) -> Video:
+def check_there(path: Path) -> None:
+    """UserError unless it is a folder or a file."""
+    if not (path.is_dir() or path.is_file()):
+        raise UserError(f"{path} does not exist; give a video file or a folder of images")
+
+
+def source_times(path: Path) -> list[float]:
+    """Seconds of every frame of a file or folder from its first on, without decoding a picture. UserError as `read`."""
+    check_there(path)
+    if path.is_dir():
+        return [i / IMAGE_RATE for i in range(len(_images(path)))]
+    with _readable(path):
+        times = _packet_times(path)
+    return [time - times[0] for time in times]
+
+
+def _images(folder: Path) -> list[Path]:
     files = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
     if not files:
         kinds = " ".join(sorted(IMAGE_SUFFIXES))
         raise UserError(f"{folder} holds no images; put some there ({kinds}) or give a video file")
+    return files
+
+
+def _read_folder(folder: Path, selection: Choice) -> Video:
+    files = _images(folder)
     times = [i / IMAGE_RATE for i in range(len(files))]
     chosen = _some(selection.indices(times), folder, times)
     frames: list[NDArray[np.uint8]] = []
@@ -134,7 +163,9 @@ def _upper_bits(counts: NDArray[np.integer]) -> NDArray[np.uint8]:
     return (np.clip(counts, 0, 65535).astype(np.uint32) >> 8).astype(np.uint8)
 
 
-def _read_file(path: Path, selection: Selection) -> Video:
+@contextmanager
+def _readable(path: Path) -> Generator[None]:
+    """What goes wrong in decoding as one clear UserError."""
     if path.stat().st_size == 0:
         raise UserError(f"{path} is empty (0 bytes); copy or record the video again")
     try:
@@ -142,6 +173,14 @@ def _read_file(path: Path, selection: Selection) -> Video:
     except ImportError as error:
         raise UserError(f"reading {path} takes PyAV; install it with: pip install 'four_d[video]'") from error
     try:
+        yield
+    except (FFmpegError, IndexError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{path} does not decode as a video ({reason}); convert it to H.264 MP4 or images") from error
+
+
+def _read_file(path: Path, selection: Choice) -> Video:
+    with _readable(path):
         times = _packet_times(path)
         chosen = _some(selection.indices(times), path, times)
         frames = _pick(path, chosen)
@@ -150,9 +189,6 @@ def _read_file(path: Path, selection: Selection) -> Video:
             times = _decoded_times(path)
             chosen = _some(selection.indices(times), path, times)
             frames = _pick(path, chosen)
-    except (FFmpegError, IndexError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"{path} does not decode as a video ({reason}); convert it to H.264 MP4 or images") from error
     if len({frame.shape for frame in frames}) > 1:
         raise UserError(f"{path} changes its picture size on the way; convert it to one size")
     stamps = np.array([times[i] - times[0] for i in chosen])
