@@ -132,6 +132,20 @@ def _add_file_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         metavar="X,Y",
         help="pixels to follow: X,Y of the first frame or FRAME,X,Y (default, of a model with motion: a grid)",
     )
+    infer.add_argument(
+        "--intrinsics",
+        type=_pinhole,
+        nargs="+",
+        metavar="FX,FY,CX,CY",
+        help="known intrinsics in pixels, for a model that takes them; one, or one per camera",
+    )
+    infer.add_argument(
+        "--cameras", type=Path, metavar="FILE", help="known poses and intrinsics: a cameras.json as infer writes it"
+    )
+    infer.add_argument(
+        "--depth", type=Path, metavar="DIR", help="known depth: a folder as infer writes it, or 16-bit PNGs"
+    )
+    infer.add_argument("--depth-unit", type=float, metavar="UNIT", help="what one count of those PNGs is, as 0.001")
     infer.add_argument("--static-points", action="store_true", help="leave what moves out of the point cloud")
     infer.add_argument("--max-frames", type=int, default=24, help="spread evenly over the video (default 24)")
     infer.add_argument("--start", type=float, default=0.0, metavar="SECONDS", help="where in the video to begin")
@@ -233,6 +247,14 @@ def _point(text: str) -> tuple[float, float, float]:
     return frame, x, y
 
 
+def _pinhole(text: str) -> tuple[float, float, float, float]:
+    try:
+        fx, fy, cx, cy = (float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not FX,FY,CX,CY, as 500,500,320,240") from None
+    return fx, fy, cx, cy
+
+
 def _count(text: str) -> int:
     if not (text.isdigit() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
@@ -317,7 +339,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
 def _infer(arguments: argparse.Namespace) -> int:
     from four_d.checkpoints import best_reference
-    from four_d.inference import Result, Selection, infer, load
+    from four_d.inference import Known, Result, Selection, infer, load
     from four_d.viewer import report
 
     source = arguments.model
@@ -325,6 +347,12 @@ def _infer(arguments: argparse.Namespace) -> int:
         source, reference = best_reference()
         print(f"no --model given: taking {source} ({reference.summary}; {reference.licence})", file=sys.stderr)
 
+    known = Known(
+        intrinsics=arguments.intrinsics,
+        cameras=arguments.cameras,
+        depth=arguments.depth,
+        depth_unit=arguments.depth_unit,
+    )
     title = ", ".join(video.name for video in arguments.video)
 
     def page(result: Result, folder: Path) -> None:
@@ -337,6 +365,7 @@ def _infer(arguments: argparse.Namespace) -> int:
         selection=Selection(max_frames=arguments.max_frames, start=arguments.start, fps=arguments.fps),
         mask=arguments.mask,
         points=arguments.points,
+        known=known,
         static_points=arguments.static_points,
         page=page,
         overwrite=arguments.overwrite,

@@ -42,6 +42,14 @@ class Fit:
         result[..., :2, 2] += offset
         return result
 
+    def to_model(self, intrinsics: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b 3 3"]:
+        """The inverse of `to_original`."""
+        offset = torch.tensor([self.left, self.top], dtype=intrinsics.dtype, device=intrinsics.device)
+        result = intrinsics.clone()
+        result[..., :2, 2] -= offset
+        result[..., :2, :] *= self.scale
+        return result
+
     def points_to_original(self, points: Float[Tensor, "*b 2"]) -> Float[Tensor, "*b 2"]:
         """(x, y) in model pixels to original pixels."""
         return points / self.scale + torch.tensor([self.left, self.top], dtype=points.dtype, device=points.device)
@@ -105,6 +113,14 @@ def resize_masks(masks: Bool[np.ndarray, "f h w"], to: Fit) -> Bool[Tensor, "f r
         return torch.from_numpy(np.ascontiguousarray(masks))
     shares = [_resize(mask.astype(np.float32), to, Image.Resampling.BOX) for mask in masks]
     return torch.from_numpy(np.stack(shares) > 0.5)
+
+
+def resize_depth(depth: Float[np.ndarray, "f h w"], to: Fit) -> Float[Tensor, "f r c"]:
+    """Depth on the model's grid: that of the original pixel in which a model pixel's centre lies, never a blend."""
+    (height, width), (rows, columns) = to.original, to.model
+    y = ((np.arange(rows) + 0.5) / to.scale + to.top).astype(int).clip(0, height - 1)
+    x = ((np.arange(columns) + 0.5) / to.scale + to.left).astype(int).clip(0, width - 1)
+    return torch.from_numpy(np.ascontiguousarray(depth[:, y[:, None], x]))
 
 
 def _resize(

@@ -45,20 +45,7 @@ def _from_array(mask: object, video: Video) -> Bool[np.ndarray, "f h w"]:
         what = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
         raise UserError(f"the mask is {what}; give a path, or bool or uint8 (height, width) or (frames, height, width)")
     masks = cast(NDArray[np.uint8], array) != 0
-    return masks[None] if masks.ndim == 2 else masks[_which(len(masks), video)]
-
-
-def _which(count: int, video: Video) -> list[int]:
-    """Which of ``count`` masks belong to the frames that were taken; one belongs to all."""
-    taken = len(video.frames)
-    if count == 1:
-        return [0]
-    if count == taken:
-        return list(range(taken))
-    if count == video.total and video.indices is not None:
-        return list(video.indices)
-    frames = f"{taken} frames were taken" + (f" of {video.total}" if video.total != taken else "")
-    raise UserError(f"there are {count} masks, and {frames}; give one for all, or one for each")
+    return masks[None] if masks.ndim == 2 else masks[video.rows_of(len(masks), "masks")]
 
 
 def _read(path: Path, video: Video) -> Bool[np.ndarray, "f h w"]:
@@ -70,7 +57,7 @@ def _read(path: Path, video: Video) -> Bool[np.ndarray, "f h w"]:
         files = [path]
     else:
         raise UserError(f"{path} does not exist; give an image, or a folder of images, that marks what moves")
-    chosen = [files[index] for index in _which(len(files), video)]
+    chosen = [files[index] for index in video.rows_of(len(files), "masks")]
     height, width = video.frames.shape[1:3]
     masks: list[NDArray[np.bool_]] = []
     for file in chosen:

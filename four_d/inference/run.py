@@ -23,6 +23,7 @@ from four_d.formats.clouds import PointCloud, fuse, world_points, write_ply
 from four_d.formats.depth import write_depth
 from four_d.formats.folders import new_folder
 from four_d.inference.fit import Fit, fit, resize, resize_masks
+from four_d.inference.hints import Known, add, check
 from four_d.inference.inputs import Frames, Source, gather
 from four_d.inference.mask import Mask, as_masks, write_masks
 from four_d.inference.video import Selection
@@ -118,6 +119,7 @@ class LoadedModel:
         selection: Selection | None = None,
         mask: Mask | None = None,
         points: Points | None = None,
+        known: Known | None = None,
     ) -> Result: ...
     def __call__(
         self,
@@ -126,6 +128,7 @@ class LoadedModel:
         selection: Selection | None = None,
         mask: Mask | None = None,
         points: Points | None = None,
+        known: Known | None = None,
     ) -> Prediction | Result:
         """A batched `Clip` gives a batched `Prediction`; a video gives a `Result` of its frames.
 
@@ -135,19 +138,25 @@ class LoadedModel:
         place of the model's own guess (`mask.as_masks`); the prediction still holds that guess. ``points`` are
         followed through the video: in 3D by a model that predicts motion (`Result.tracks`; without points it follows a
         grid over the first frame), in pixels by one with a track head (`Result.pixel_tracks`).
+        ``known`` is what else is known of the video, for a model that takes it.
 
         Raises:
-            UserError: an input of another kind, shape or range, a file that does not decode, a mask or points for a
-                model that has no use for them.
+            UserError: an input of another kind, shape or range, a file that does not decode, a mask, points or hints
+                for a model that has no use for them, a model that requires hints without them.
 
         """
         if isinstance(frames, Clip):
-            if mask is not None or points is not None:
-                raise UserError("a clip brings its own mask and points; set Clip.dynamic and Clip.query_points")
+            if mask is not None or points is not None or known is not None:
+                raise UserError(
+                    "a clip brings its own mask, points and hints; "
+                    "set Clip.dynamic, Clip.query_points, Clip.cameras and Clip.depth"
+                )
             with torch.no_grad():
                 return self.model(frames)
         self._check_use(mask, points)
-        return self._run(gather(frames, selection), mask, points)
+        if known is not None:
+            check(known, self.info.model.backbone.hints)
+        return self._run(gather(frames, selection), mask, points, known)
 
     def to(self, device: str | torch.device) -> LoadedModel:
         """The same model on a device (it is moved, not copied). UserError if there is no such device."""
@@ -161,13 +170,15 @@ class LoadedModel:
 
     def _check_use(self, mask: Mask | None, points: Points | None) -> None:
         config = self.info.model
-        if mask is not None and config.backbone.dynamics is None:
+        hints = config.backbone.hints
+        masks = config.backbone.dynamics is not None or (hints is not None and hints.masks != "off")
+        if mask is not None and not masks:
             raise UserError("this model does not ask what moves (backbone.dynamics is off); leave the mask out")
         follows = self.model.moves or any(head.kind == "track" for head in config.heads.values())
         if points is not None and not follows:
             raise UserError("this model follows no points (it has no motion head and no track head); leave them out")
 
-    def _run(self, source: Source, mask: Mask | None, points: Points | None) -> Result:
+    def _run(self, source: Source, mask: Mask | None, points: Points | None, known: Known | None) -> Result:
         video = source.video
         height, width = video.frames.shape[1:3]
         chosen = fit((height, width), self.info.image_size, self.model.patch_size)
@@ -183,6 +194,9 @@ class LoadedModel:
             dynamic_known=None if moving is None else torch.ones_like(times, dtype=torch.bool),
             query_points=None if points is None else _queries(points, chosen, len(images)),
         )
+        hints = self.info.model.backbone.hints
+        if known is not None and hints is not None:
+            clip = add(clip, known, hints, video, chosen)
         prediction, tracks = self._predict(map_tensors(clip, lambda tensor: tensor.to(device)))
         return Result(
             prediction=_unbatch(prediction),
@@ -243,6 +257,7 @@ def infer(
     selection: Selection | None = None,
     mask: Mask | None = None,
     points: Points | None = None,
+    known: Known | None = None,
     static_points: bool = False,
     overwrite: bool = False,
     page: Callable[[Result, Path], None] | None = None,
@@ -255,7 +270,8 @@ def infer(
         out: is made; an earlier result there is replaced.
         selection: which frames.
         mask: what moves, by the user.
-        points: to follow, where the model has a track head.
+        points: to follow, where the model has a motion or a track head.
+        known: what else is known of the video, for a model that takes it.
         static_points: leave what moves out of ``points.ply`` and of the COLMAP projects' points.
         overwrite: replace whatever ``out`` holds.
         page: writes further files into the folder it is given, such as ``report.html``.
@@ -264,7 +280,7 @@ def infer(
         UserError: bad input, or a folder that cannot be written.
 
     """
-    result = model(video, selection=selection, mask=mask, points=points)
+    result = model(video, selection=selection, mask=mask, points=points, known=known)
     with new_folder(out, "inference", overwrite=overwrite) as folder:
         write(result, folder, static_points=static_points)
         if page is not None:

@@ -83,6 +83,21 @@ class Video:
     cameras: int = 1
     """Synchronised cameras; the frames stand time by time, at each time one of every camera in turn."""
 
+    def rows_of(self, count: int, what: str) -> list[int]:
+        """Which of ``count`` things belong to the frames that were taken, one for each; [0] where one is for all.
+
+        UserError if they are not one, one for each frame, or one for each that the source has.
+        """
+        taken = len(self.frames)
+        if count == 1:
+            return [0]
+        if count == taken:
+            return list(range(taken))
+        if count == self.total and self.indices is not None:
+            return list(self.indices)
+        frames = f"{taken} frames were taken" + (f" of {self.total}" if self.total != taken else "")
+        raise UserError(f"there are {count} {what}, and {frames}; give one for all, or one for each")
+
 
 def read(path: Path, selection: Choice | None = None) -> Video:
     """Read a video file (extra `video`) or a folder of images in the order of their names.
