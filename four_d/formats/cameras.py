@@ -43,6 +43,8 @@ class CameraTable:
     original_size: tuple[int, int]
     unit: str
     """What one unit of translation is."""
+    camera_ids: list[int] | None = None
+    """Which of several cameras each frame is of; None: all of one."""
 
 
 def write_cameras(path: Path, table: CameraTable) -> None:
@@ -50,9 +52,10 @@ def write_cameras(path: Path, table: CameraTable) -> None:
     poses = table.model.world_from_camera.double().tolist()
     at_model = table.model.intrinsics.double().tolist()
     at_original = table.original.intrinsics.double().tolist()
+    ids = table.camera_ids or [0] * len(poses)
     frames = [
-        {"time": t, "image": n, "world_from_camera": p, "intrinsics_model": m, "intrinsics_original": o}
-        for t, n, p, m, o in zip(table.times, table.images, poses, at_model, at_original, strict=True)
+        {"time": t, "camera": c, "image": n, "world_from_camera": p, "intrinsics_model": m, "intrinsics_original": o}
+        for t, c, n, p, m, o in zip(table.times, ids, table.images, poses, at_model, at_original, strict=True)
     ]
     content = {
         "format": FORMAT,
@@ -75,6 +78,7 @@ def read_cameras(path: Path) -> CameraTable:
             Cameras(world_from_camera=poses, intrinsics=torch.tensor([f[key] for f in frames], dtype=torch.float64))
             for key in ("intrinsics_model", "intrinsics_original")
         )
+        ids = [int(f.get("camera", 0)) for f in frames]
         return CameraTable(
             times=[f["time"] for f in frames],
             images=[f["image"] for f in frames],
@@ -83,8 +87,9 @@ def read_cameras(path: Path) -> CameraTable:
             original=at_original,
             original_size=(content["size_original"]["height"], content["size_original"]["width"]),
             unit=content["unit"],
+            camera_ids=ids if any(ids) else None,
         )
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a cameras.json of four_d ({error}); run four-d infer again") from error
 
 

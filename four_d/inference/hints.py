@@ -39,10 +39,10 @@ class Known:
 
     intrinsics: Sequence[Pinhole] | None = None
     """One for all frames, or one for each of several synchronised cameras."""
-    cameras: Path | Cameras | None = None
+    cameras: str | Path | Cameras | None = None
     """Poses in any world and intrinsics, of each frame (or one for all): a ``cameras.json`` as `infer` writes it, or
     tensors. Its unit of length is any, but that of ``depth``."""
-    depth: Path | Float[np.ndarray, "_f _h _w"] | None = None
+    depth: str | Path | Float[np.ndarray, "_f _h _w"] | None = None
     """z-depth of each frame (or one for all), 0 where it is not known, at the frames' size or the model's: a folder as
     `infer` writes it, a folder of 16-bit PNGs, or an array."""
     depth_unit: float | None = None
@@ -108,7 +108,7 @@ def _cameras(known: Known, with_poses: bool, video: Video, to: Fit) -> Cameras:
         intrinsics = _pinholes(known.intrinsics, video)
         poses = torch.eye(4, dtype=torch.float64).expand(count, 4, 4)
     else:
-        found = _read_cameras(known.cameras, video) if isinstance(known.cameras, Path) else known.cameras
+        found = known.cameras if isinstance(known.cameras, Cameras) else _read_cameras(Path(known.cameras), video)
         rows = video.rows_of(len(found.intrinsics), "cameras")
         intrinsics = found.intrinsics[rows].double().expand(count, 3, 3)
         poses = found.world_from_camera[rows].double().expand(count, 4, 4)
@@ -173,10 +173,12 @@ def _read_cameras(path: Path, video: Video) -> Cameras:
     return table.original
 
 
-def _depth(depth: Path | NDArray[np.floating], unit: float | None, video: Video, to: Fit) -> Float[Tensor, "f r c"]:
+def _depth(
+    depth: str | Path | NDArray[np.floating], unit: float | None, video: Video, to: Fit
+) -> Float[Tensor, "f r c"]:
     """On the model's grid; 0 where nothing is known."""
-    if isinstance(depth, Path):
-        maps, name = _read_depth(depth, unit, video), str(depth)
+    if isinstance(depth, str | Path):
+        maps, name = _read_depth(Path(depth), unit, video), str(depth)
     else:
         maps, name = depth[video.rows_of(len(depth), "depth maps")], "depth"
     maps = np.where(np.isfinite(maps) & (maps > 0), maps, 0).astype(np.float32)

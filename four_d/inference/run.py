@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from four_d.inference.inputs import Frames, Source, gather
 from four_d.inference.mask import Mask, as_masks, write_masks
 from four_d.inference.video import Selection
 from four_d.model import FourD
-from four_d.tracking import Moves, PointTracks, follow, grid
+from four_d.tracking import MOVING, Moves, PointTracks, follow, grid, moving
 from four_d.types import Cameras, Clip, Prediction, map_tensors
 
 UNIT = "model unit: the mean distance of the scene's points to the first camera is about 1; not metres"
@@ -281,6 +282,11 @@ def infer(
 
     """
     result = model(video, selection=selection, mask=mask, points=points, known=known)
+    if result.tracks is not None and len(result.tracks.times) > 1 and not moving(result.tracks).any():
+        told = (
+            f"nothing moves: no point that was followed spans {MOVING:.0%} of the median distance to the first camera"
+        )
+        print(told, file=sys.stderr)
     with new_folder(out, "inference", overwrite=overwrite) as folder:
         write(result, folder, static_points=static_points)
         if page is not None:
@@ -307,7 +313,7 @@ def write(result: Result, folder: Path, *, static_points: bool = False) -> None:
 
 def _write_cameras(result: Result, cameras: Cameras, cloud: PointCloud | None, folder: Path) -> None:
     """Cameras as JSON, and two COLMAP projects, each with its images, which splatting tools open as they are."""
-    names = [f"{i:06d}.png" for i in range(len(result.times))]
+    names = _names(result)
     table = CameraTable(
         times=result.times,
         images=names,
@@ -316,6 +322,7 @@ def _write_cameras(result: Result, cameras: Cameras, cloud: PointCloud | None, f
         original=result.fit.original_cameras(cameras),
         original_size=result.fit.original,
         unit=UNIT,
+        camera_ids=None if result.camera_ids is None else list(result.camera_ids),
     )
     write_cameras(folder / "cameras.json", table)
     few = None if cloud is None else cloud.thin(COLMAP_POINTS)
@@ -326,9 +333,18 @@ def _write_cameras(result: Result, cameras: Cameras, cloud: PointCloud | None, f
     ):
         project = folder / "colmap" / name
         write_colmap(project / "sparse" / "0", chosen, size, names, few)
-        (project / "images").mkdir()
         for image, picture in zip(names, pictures, strict=True):
-            Image.fromarray(picture).save(project / "images" / image, compress_level=3)
+            file = project / "images" / image
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(file, compress_level=3)
+
+
+def _names(result: Result) -> list[str]:
+    """Of the frames' pictures: by number; of several cameras in a folder each, by the number of the time."""
+    if result.camera_ids is None:
+        return [f"{i:06d}.png" for i in range(len(result.times))]
+    cameras = max(result.camera_ids) + 1
+    return [f"camera{camera}/{i // cameras:06d}.png" for i, camera in enumerate(result.camera_ids)]
 
 
 def _arrays(result: Result) -> dict[str, NDArray[np.generic]]:
