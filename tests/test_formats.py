@@ -213,6 +213,7 @@ def some_tracks(motion: tuple[int, int] | None = (6, 8)) -> TrackTable:
         queries=rng.uniform(0, 30, (7, 3)).astype(np.float32),
         times=np.array([0.0, 0.04, 0.1]),
         frame_times=np.array([0.0, 0.1, 0.1, 0.04]),
+        frame_cameras=np.array([0, 0, 1, 0]),
         visible=rng.uniform(0, 1, (7, 3)).astype(np.float32),
         confidence=rng.uniform(1, 9, (7, 3)).astype(np.float32),
         moving=np.arange(7) > 3,

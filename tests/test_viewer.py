@@ -1,7 +1,9 @@
 """The report page: one file, nothing fetched, everything plays together (the latter in a real browser)."""
 
+import base64
 import dataclasses
 import io
+import json
 import re
 import shutil
 import sys
@@ -17,8 +19,14 @@ from PIL import Image
 
 from four_d.data.sampling import normalise, to_clip
 from four_d.errors import UserError
-from four_d.types import Prediction
+from four_d.formats.clouds import PointCloud, fuse
+from four_d.formats.tracks import TrackTable
+from four_d.geometry import project, unproject
+from four_d.tracking import grid as evenly
+from four_d.types import Cameras, Prediction
 from four_d.viewer import Picture, Section, Table, report
+from four_d.viewer.scene import FIELD_OF_VIEW, scene_unit
+from four_d.viewer.trails import SHADES, colours, trails
 from tests.helpers import box_clip
 
 pytest.importorskip("viser", reason="the extra viz is not installed")
@@ -48,6 +56,65 @@ def perfect(frames: int) -> Truth:
         frames=raw.images.repeat(3, axis=1).repeat(3, axis=2),
         times=clip.times.tolist(),
     )
+
+
+def ball(frames: int = FRAMES, size: tuple[int, int] = (90, 160), *, grid: int = 24) -> tuple[Truth, TrackTable]:
+    """A ball that flies from left to right over the floor, seen by a camera that moves; a grid of its first pixels."""
+    times = torch.arange(frames) / 25
+    along = torch.linspace(0, 1, frames)
+    poses = torch.eye(4).repeat(frames, 1, 1)
+    poses[:, 0, 3], poses[:, 1, 3] = 0.25 * along, -0.1 * along
+    height, width = size
+    intrinsics = torch.tensor([[0.9 * width, 0, width / 2], [0, 0.9 * width, height / 2], [0, 0, 1]])
+    cameras = Cameras(world_from_camera=poses, intrinsics=intrinsics.repeat(frames, 1, 1))
+    centres = torch.stack([along * 1.4 - 0.7, 0.15 - 0.9 * along * (1 - along), 1.9 - 0.3 * along], dim=-1)
+    depth, on_ball = _cast(cameras, centres, height, width)
+    points = unproject(depth, cameras)
+    inside = points - torch.where(on_ball[..., None], centres[:, None, None], torch.zeros(3))
+    waves = 0.5 + 0.35 * torch.sin(torch.where(on_ball[..., None], 25.0, 7.0) * inside)
+    images = torch.where(on_ball[..., None], waves * torch.tensor([1.0, 0.75, 0.3]), waves * 0.8).permute(0, 3, 1, 2)
+    truth = Truth(
+        prediction=Prediction(cameras=cameras, depth=depth, depth_confidence=1 + 1 / depth, dynamic=on_ball.float()),
+        images=images,
+        frames=(images.permute(0, 2, 3, 1) * 255).to(torch.uint8).numpy().repeat(4, axis=1).repeat(4, axis=2),
+        times=times.tolist(),
+    )
+    queries = evenly(height, width, grid)
+    rows, columns = queries[:, 2].long(), queries[:, 1].long()
+    rides = on_ball[0, rows, columns]
+    path = points[0, rows, columns][:, None] + rides[:, None, None] * (centres - centres[0])
+    pixels, z = project(path.transpose(0, 1), cameras)
+    x, y = pixels.floor().long().unbind(-1)
+    within = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    at = torch.arange(frames)[:, None]
+    seen = within & (z < depth[at, y.clamp(0, height - 1), x.clamp(0, width - 1)] * 1.03)
+    table = TrackTable(
+        queries=(queries * torch.tensor([1, 4, 4])).numpy(),
+        times=times.double().numpy(),
+        frame_times=times.double().numpy(),
+        frame_cameras=np.zeros(frames, np.int64),
+        visible=seen.T.float().numpy(),
+        confidence=np.ones((len(queries), frames), np.float32),
+        moving=rides.numpy(),
+        unit="ells",
+        points=path.numpy(),
+        pixels=(pixels.transpose(0, 1) * 4).numpy(),
+    )
+    return truth, table
+
+
+def _cast(cameras: Cameras, centres: torch.Tensor, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """z-depth f h w of a floor, a wall and a ball of radius 0.3, and where the ball is in front."""
+    origin = cameras.world_from_camera[:, :3, 3][:, None, None]
+    ones = torch.ones(len(centres), height, width)
+    ray = unproject(ones, cameras) - origin
+    floor = (0.6 - origin[..., 1]) / ray[..., 1].clamp_min(1e-6)
+    depth = torch.minimum(floor, (4 - origin[..., 2]) / ray[..., 2])
+    away = origin - centres[:, None, None]
+    a, b, c = (ray * ray).sum(-1), (ray * away).sum(-1), (away * away).sum(-1) - 0.3**2
+    root = (b * b - a * c).clamp_min(0).sqrt()
+    hit = (b * b > a * c) & ((-b - root) / a < depth)
+    return torch.where(hit, (-b - root) / a, depth), hit
 
 
 def png(colour: tuple[int, int, int]) -> bytes:
@@ -114,6 +181,105 @@ def test_what_moves_is_a_panel_where_the_model_says_it(truth: Truth, tmp_path: P
     text = (tmp_path / "report.html").read_text()
     assert '<canvas data-panel="2" role="img" aria-label="What moves">' in text
     assert "<span>moves</span>" in text
+
+
+def data_of(page: Path) -> dict[str, Any]:
+    return json.loads(page.read_text().split('<script id="data" type="application/json">')[1].split("</script>")[0])
+
+
+def numbers(text: str, kind: str, *shape: int) -> NDArray[np.generic]:
+    return np.frombuffer(base64.b64decode(text), kind).reshape(shape)
+
+
+@pytest.fixture(scope="module")
+def flight() -> tuple[Truth, TrackTable]:
+    return ball()
+
+
+@pytest.fixture(scope="module")
+def flying(flight: tuple[Truth, TrackTable], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    report(path, flight[0], title="ball", tracks=flight[1])
+    return path
+
+
+def test_trails_are_in_the_pictures_and_the_scenes_coordinates(
+    flight: tuple[Truth, TrackTable], tmp_path: Path
+) -> None:
+    """What the page holds is the table seen through the crop and the scene's unit, frame by frame and not by time."""
+    table = flight[1]
+    keep, backwards = 7, slice(None, None, -1)
+    few = {name: getattr(table, name)[:keep] for name in ("queries", "confidence", "moving")}
+    turned = dataclasses.replace(
+        table,
+        **few,
+        times=table.times,
+        frame_times=table.frame_times[backwards],
+        visible=np.linspace(0, 1, keep * FRAMES, dtype=np.float32).reshape(keep, FRAMES),
+        points=table.points[:keep],
+        pixels=table.pixels[:keep, backwards],
+    )
+    box, unit = (20, 10, 200, 100), 2.5
+    made = trails(turned, box, unit, [3])
+    assert made["selected"] == [3]
+    points = numbers(made["points"], "<f4", keep, FRAMES, 3)  # pyright: ignore[reportArgumentType]
+    np.testing.assert_allclose(points, turned.points[:, backwards] / unit, rtol=1e-6)
+    pixels = numbers(made["pixels"], "<f4", keep, FRAMES, 2)  # pyright: ignore[reportArgumentType]
+    np.testing.assert_allclose(pixels * (200, 100) + (20, 10), turned.pixels, rtol=1e-5)
+    seen = numbers(made["seen"], "u1", keep, FRAMES)  # pyright: ignore[reportArgumentType]
+    assert seen.tolist() == (turned.visible[:, backwards] > 0.5).tolist()
+    with pytest.raises(IndexError):
+        trails(turned, box, unit, [keep])
+
+
+def test_trail_colours_follow_the_start(flight: tuple[Truth, TrackTable]) -> None:
+    table = flight[1]
+    found = colours(table)
+    assert found.shape == (len(table), 3)
+    left, right = found[~table.moving][0], found[~table.moving][23]
+    assert left[2] > left[0], "blue at the left"
+    assert right[0] > right[2], "red at the right"
+    assert len(np.unique(found[table.moving], axis=0)) > 20, "what moves has all colours to itself"
+    assert len(np.unique(found, axis=0)) <= SHADES
+
+
+def test_nothing_moves(flight: tuple[Truth, TrackTable], tmp_path: Path) -> None:
+    truth, table = flight
+    still = dataclasses.replace(table, moving=np.zeros(len(table), bool))
+    report(tmp_path / "report.html", truth, title="x", tracks=still)
+    text = (tmp_path / "report.html").read_text()
+    assert 'value="none" checked' in text
+    assert 'value="moving" disabled' in text
+    assert not any(data_of(tmp_path / "report.html")["trails"]["moving"])
+
+
+def test_no_trails_without_tracks_or_time(page: Path, flight: tuple[Truth, TrackTable], tmp_path: Path) -> None:
+    assert data_of(page)["trails"] is None
+    assert 'id="trails"' not in page.read_text()
+    truth, table = ball(1)
+    report(tmp_path / "report.html", truth, title="x", tracks=table)
+    assert data_of(tmp_path / "report.html")["trails"] is None
+
+
+def test_size_with_trails(tmp_path: Path) -> None:
+    """24 frames and a grid of 24 × 24 points stay below 8 MB."""
+    truth, table = ball(24, (112, 224))
+    assert len(table) == 576
+    report(tmp_path / "report.html", truth, title="x", tracks=table)
+    assert (tmp_path / "report.html").stat().st_size < 8e6
+
+
+def test_the_cloud_shown_is_the_one_given(flight: tuple[Truth, TrackTable], monkeypatch: pytest.MonkeyPatch) -> None:
+    truth = flight[0]
+    shown: list[PointCloud] = []
+    monkeypatch.setattr("four_d.viewer.page.scene_html", lambda cloud, *_: (shown.append(cloud), "<head></head>")[1])
+    monkeypatch.setattr("four_d.viewer.page._write", lambda *_: None)
+    every = fuse(truth.images, truth.prediction)
+    assert every is not None
+    some = every.thin(50)
+    report("report.html", truth, title="x", cloud=some)
+    report("report.html", truth, title="x")
+    assert [len(cloud) for cloud in shown] == [50, len(every)]
 
 
 def test_without_viser(truth: Truth, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,6 +389,120 @@ def test_page_in_browser(browser: Any, page: Path) -> None:
     assert difference(visit.scene(), first) > 1, "all frames' points are more than one frame's"
     assert not visit.errors
     assert [url for url in visit.requests if not url.startswith(("data:", "blob:", "about:"))] == [page.as_uri()]
+
+
+def ink(picture: NDArray[np.uint8], without: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Where a picture has something drawn on it."""
+    return np.abs(picture.astype(int) - without).max(-1) > 40
+
+
+@pytest.mark.browser
+def test_trails_follow_the_slider(browser: Any, flying: Path) -> None:
+    visit = Visit(browser, flying)
+    centres = []
+    for frame in (1, FRAMES - 1):
+        visit.go(frame)
+        visit.page.check("input[value=none]")
+        bare, space = visit.panel(0), visit.scene()
+        visit.page.check("input[value=moving]")
+        drawn = ink(visit.panel(0), bare)
+        assert 0.002 < drawn.mean() < 0.3
+        assert 0.0005 < ink(visit.scene(), space).mean() < 0.1, "and in space"
+        centres.append(np.nonzero(drawn)[1].mean() / drawn.shape[1])
+        visit.page.check("input[value=all]")
+        assert ink(visit.panel(0), bare).sum() > 1.2 * drawn.sum()
+    assert centres[1] - centres[0] > 0.2, "the ball flies to the right"
+    assert "of 576 followed points move" in visit.page.inner_text("#followed")
+    assert not visit.errors
+    assert [url for url in visit.requests if not url.startswith(("data:", "blob:", "about:"))] == [flying.as_uri()]
+
+
+@pytest.mark.browser
+def test_points_lie_where_the_3d_view_is_seen_from(
+    browser: Any, flying: Path, flight: tuple[Truth, TrackTable]
+) -> None:
+    """The ring around a point is where a camera at the view's first place, of its field of view, sees it."""
+    truth, table = flight
+    cloud, cameras = fuse(truth.images, truth.prediction), truth.prediction.cameras
+    assert cloud is not None
+    assert cameras is not None
+    assert table.points is not None
+    places = table.points[:, 0] / scene_unit(cloud, cameras)
+    visit = Visit(browser, flying)
+    visit.page.check("input[value=none]")
+    bare = visit.scene()
+    for key, presses, index in (("n", 1, 0), ("p", 20, len(table) - 20)):
+        for _ in range(presses):
+            visit.page.keyboard.press(key)
+        rows, columns = np.nonzero(ink(visit.scene(), bare))
+        found = np.array([columns.min() + columns.max() + 1, rows.min() + rows.max() + 1]) / 2
+        np.testing.assert_allclose(found, seen_at_first(places[index], *bare.shape[:2]), atol=2)
+
+
+def seen_at_first(place: NDArray[np.floating], height: int, width: int) -> NDArray[np.float64]:
+    """(x, y) in the 3D view as it opens, whose first camera is the world."""
+    eye, target = np.array([0.2, -0.3, -0.55]), np.array([0, 0.05, 0.9])
+    forward = (target - eye) / np.linalg.norm(target - eye)
+    right = np.cross(forward, [0, -1, 0]) / np.linalg.norm(np.cross(forward, [0, -1, 0]))
+    down = np.cross(forward, right)
+    ray = place - eye
+    focal = height / 2 / np.tan(FIELD_OF_VIEW / 2)
+    return np.array([ray @ right, ray @ down]) / (ray @ forward) * focal + np.array([width, height]) / 2
+
+
+@pytest.mark.browser
+def test_click_picks_a_point_out(browser: Any, flying: Path, flight: tuple[Truth, TrackTable]) -> None:
+    visit, table = Visit(browser, flying), flight[1]
+    visit.go(2)
+    said = visit.page.inner_text("#followed")
+    bare, space = visit.panel(0), visit.scene()
+    index = int(np.flatnonzero(table.moving & (table.visible[:, 2] > 0.5))[17])
+    canvas = visit.page.locator("canvas[data-panel='0']")
+    box, (x, y) = canvas.bounding_box(), table.pixels[index, 2] / (640, 360)
+    width = min(box["width"], box["height"] * 640 / 360)
+    left, top = (box["width"] - width) / 2, (box["height"] - width * 360 / 640) / 2
+    place = {"x": left + x * width, "y": top + y * width * 360 / 640}
+    canvas.click(position=place)
+    _, column, row = table.queries[index]
+    assert f"The point at {column:.0f}, {row:.0f} of frame 1: it moves" in visit.page.inner_text("#followed")
+    changed = ink(visit.panel(0), bare)
+    assert changed[int(place["y"]) - 6 : int(place["y"]) + 7, int(place["x"]) - 6 : int(place["x"]) + 7].any()
+    assert ink(visit.scene(), space).any(), "in both views"
+    canvas.click(position=place)
+    assert visit.page.inner_text("#followed") == said, "again lets go"
+    visit.page.keyboard.press("n")
+    visit.page.keyboard.press("n")
+    second = visit.page.inner_text("#followed")
+    visit.page.keyboard.press("n")
+    visit.page.keyboard.press("p")
+    assert visit.page.inner_text("#followed") == second != said
+    canvas.click(position=place, modifiers=["Shift"])
+    assert visit.page.inner_text("#followed") == "2 points picked out."
+    visit.page.keyboard.press("Escape")
+    assert visit.page.inner_text("#followed") == said
+    assert not visit.errors
+
+
+@pytest.mark.browser
+def test_points_asked_for_are_picked_out(browser: Any, flight: tuple[Truth, TrackTable], tmp_path: Path) -> None:
+    report(tmp_path / "report.html", flight[0], title="x", tracks=flight[1], selected=[0, 5])
+    visit = Visit(browser, tmp_path / "report.html")
+    assert visit.page.inner_text("#followed") == "2 points picked out."
+    assert not visit.errors
+
+
+@pytest.mark.browser
+def test_nothing_moves_is_said(browser: Any, flight: tuple[Truth, TrackTable], tmp_path: Path) -> None:
+    truth, table = flight
+    still = dataclasses.replace(table, moving=np.zeros(len(table), bool))
+    report(tmp_path / "report.html", truth, title="x", tracks=still)
+    visit = Visit(browser, tmp_path / "report.html")
+    visit.go(FRAMES - 1)
+    assert visit.page.inner_text("#followed") == "Nothing moves in this video."
+    first = visit.panel(0)
+    visit.page.check("input[value=all]")
+    assert ink(visit.panel(0), first).any(), "all can be shown all the same"
+    assert not visit.errors
 
 
 @pytest.mark.browser

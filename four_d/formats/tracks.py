@@ -29,6 +29,8 @@ class TrackTable:
     """t, ascending."""
     frame_times: NDArray[np.float64]
     """f, each one of ``times``."""
+    frame_cameras: NDArray[np.int64]
+    """f: which camera each frame is of."""
     visible: NDArray[np.float32]
     """n t: probability that a frame of that time sees the point."""
     confidence: NDArray[np.float32]
@@ -48,7 +50,7 @@ class TrackTable:
     def __post_init__(self) -> None:
         """ValueError if the arrays' shapes do not belong together."""
         n, t, f = len(self.queries), len(self.times), len(self.frame_times)
-        shapes = {"queries": (n, 3), "visible": (n, t), "confidence": (n, t), "moving": (n,)}
+        shapes = {"queries": (n, 3), "visible": (n, t), "confidence": (n, t), "moving": (n,), "frame_cameras": (f,)}
         shapes |= {"points": (n, t, 3), "pixels": (n, f, 2)}
         for name, shape in shapes.items():
             value = getattr(self, name)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -21,11 +21,13 @@ from PIL import Image
 from torch import Tensor
 
 from four_d.errors import UserError
-from four_d.formats.clouds import fuse
+from four_d.formats.clouds import PointCloud, fuse
+from four_d.formats.tracks import TrackTable
 from four_d.pictures import colour_map, depth_image, depth_limits
 from four_d.progress import progress
-from four_d.types import Cameras, Prediction
-from four_d.viewer.scene import scene_html
+from four_d.types import Prediction
+from four_d.viewer.scene import scene_html, scene_unit
+from four_d.viewer.trails import Box, trails
 
 PANEL_WIDTH = 640
 """Widest picture in pixels that is put into the page."""
@@ -91,6 +93,9 @@ def report(
     summary: str = "",
     facts: Sequence[tuple[str, str]] = (),
     sections: Sequence[Section] = (),
+    cloud: PointCloud | None = None,
+    tracks: TrackTable | None = None,
+    selected: Sequence[int] = (),
 ) -> None:
     """Write one HTML file that needs no network: it plays the video, what the model sees in it and its points together.
 
@@ -101,6 +106,9 @@ def report(
         summary: one or two sentences under it.
         facts: short label and value pairs beside the title, such as ("parameters", "3.8 M").
         sections: what follows under the video.
+        cloud: the points to show in 3D; None: all reliable ones of the model.
+        tracks: points followed through the video, drawn as trails, if it has more than one frame.
+        selected: which of them are picked out from the start.
 
     Raises:
         UserError: without the extra `viz`, or if the file cannot be written.
@@ -110,9 +118,11 @@ def report(
     with progress("report page", 3, "part") as bar:
         panels = _panels(playable)
         bar.advance()
-        scene = _scene(playable)
+        cloud = fuse(playable.images, playable.prediction) if cloud is None else cloud
+        scene = _scene(playable, cloud)
+        drawn = None if tracks is None else _trails(playable, cloud, tracks, selected)
         bar.advance()
-        page = _page(title, summary, facts, panels, scene, playable.times, sections)
+        page = _page(title, summary, facts, panels, scene, playable.times, sections, drawn)
         _write(path, page)
         bar.advance()
 
@@ -165,21 +175,36 @@ def _panels(playable: Playable) -> list[_Panel]:
     return panels
 
 
-def _scene(playable: Playable) -> str | None:
+def _scene(playable: Playable, cloud: PointCloud | None) -> str | None:
     """The recorded scene; None if the model gives no geometry."""
-    cloud = fuse(playable.images, playable.prediction)
-    cameras: Cameras | None = playable.prediction.cameras
+    cameras = playable.prediction.cameras
     if cloud is None or cameras is None:
         return None
     rows, columns = playable.images.shape[-2:]
     return scene_html(cloud, cameras, (rows, columns))
 
 
-def _crop(frame: NDArray[np.uint8], shape: float) -> NDArray[np.uint8]:
+def _trails(
+    playable: Playable, cloud: PointCloud | None, tracks: TrackTable, selected: Sequence[int]
+) -> dict[str, object] | None:
+    """The page's data of followed points; None where there is no time to follow them through, or none."""
+    if len(playable.times) < 2 or len(tracks) == 0:
+        return None
+    rows, columns = playable.images.shape[-2:]
+    cameras = playable.prediction.cameras
+    unit = 1.0 if cloud is None or cameras is None else scene_unit(cloud, cameras)
+    return trails(tracks, _box(playable.frames.shape[1:3], rows / columns), unit, selected)
+
+
+def _box(size: tuple[int, ...], shape: float) -> Box:
     """The centred part of this height / width, which is what the model saw."""
-    height, width = frame.shape[:2]
+    height, width = size
     rows, columns = min(height, round(width * shape)), min(width, round(height / shape))
-    top, left = (height - rows) // 2, (width - columns) // 2
+    return (width - columns) // 2, (height - rows) // 2, columns, rows
+
+
+def _crop(frame: NDArray[np.uint8], shape: float) -> NDArray[np.uint8]:
+    left, top, columns, rows = _box(frame.shape[:2], shape)
     return frame[top : top + rows, left : left + columns]
 
 
@@ -216,21 +241,23 @@ def _page(
     scene: str | None,
     times: Sequence[float],
     sections: Sequence[Section],
+    drawn: dict[str, object] | None,
 ) -> str:
     """Fill the template; every text from outside is escaped."""
-    content = {"times": list(times), "panels": [panel.pictures for panel in panels]}
+    content = {"times": list(times), "panels": [panel.pictures for panel in panels], "trails": drawn}
     parts = {
         "TITLE": html.escape(title),
         "SUMMARY": html.escape(summary),
         "STYLE": _resource("page.css"),
         "FACTS": "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in facts),
-        "PANELS": "".join(_panel(index, panel) for index, panel in enumerate(panels)),
-        "SCENE": _frame(scene),
+        "PANELS": "".join(_panel(i, panel, drawn if i == 0 else None) for i, panel in enumerate(panels)),
+        "SCENE": _frame(scene, watched=drawn is not None),
+        "SWITCH": "" if drawn is None else _switch(drawn),
         "LAST": str(len(times) - 1),
         "SECTIONS": "".join(_section(section) for section in sections),
         # </script> in a string would end the script
         "DATA": json.dumps(content).replace("</", "<\\/"),
-        "SCRIPT": _resource("page.js"),
+        "SCRIPT": "\n".join(_resource(name) for name in ("trails.js", "page.js")),
     }
     pieces = _resource("page.html").split("%%")
     return "".join(parts[piece] if index % 2 else piece for index, piece in enumerate(pieces))
@@ -240,7 +267,7 @@ def _resource(name: str) -> str:
     return resources.files("four_d.viewer").joinpath(name).read_text(encoding="utf-8")
 
 
-def _panel(index: int, panel: _Panel) -> str:
+def _panel(index: int, panel: _Panel, drawn: dict[str, object] | None) -> str:
     name, note = html.escape(panel.name), html.escape(panel.note)
     legend = ""
     if panel.legend is not None:
@@ -248,14 +275,60 @@ def _panel(index: int, panel: _Panel) -> str:
         left, right = (html.escape(text) for text in panel.legend)
         bar = f'<i style="background: linear-gradient(90deg, {stops})"></i>'
         legend = f'<div class="legend"><span>{left}</span>{bar}<span>{right}</span></div>'
+    below = legend if drawn is None else _STATUS
+    follow = ""
+    if drawn is not None and drawn["pixels"] is not None:
+        below, follow = _STATUS + _HELP, " follow"
     return (
-        f'<figure class="card"><figcaption><b>{name}</b><span>{note}</span></figcaption>'
-        f'<canvas data-panel="{index}" role="img" aria-label="{name}"></canvas>{legend}</figure>'
+        f'<figure class="card{follow}"><figcaption><b>{name}</b><span>{note}</span></figcaption>'
+        f'<canvas data-panel="{index}" role="img" aria-label="{name}"></canvas>{below}</figure>'
     )
 
 
-def _frame(scene: str | None) -> str:
-    """The scene in a frame of its own, told the colour scheme of the page's reader."""
+_STATUS = '<p id="followed" role="status"></p>'
+_HELP = (
+    "<p>Click on the video to pick out the nearest followed point; again or <kbd>Esc</kbd> lets go, <kbd>shift</kbd> "
+    "adds, <kbd>n</kbd> and <kbd>p</kbd> go on and back. This page has no model, only these points: "
+    "<code>four-d infer --points X,Y</code> follows others.</p>"
+)
+
+
+def _switch(drawn: dict[str, object]) -> str:
+    """Which trails to draw; none where nothing moves, lest noise be taken for motion."""
+    moves = any(cast(list[bool], drawn["moving"]))
+    at_first = "moving" if moves else "none"
+    names = {"all": "all", "moving": "moving only", "none": "none"}
+    choices = "".join(
+        f'<label><input type="radio" name="trails" value="{value}"{" checked" if value == at_first else ""}'
+        f"{' disabled' if value == 'moving' and not moves else ''}> {name}</label>"
+        for value, name in names.items()
+    )
+    return f'<div id="trails" role="radiogroup" aria-label="Trails"><span>Trails</span>{choices}</div>'
+
+
+_WATCH = """<script>
+window.__THREE_DEVTOOLS__ = new EventTarget();
+window.__THREE_DEVTOOLS__.addEventListener("observe", ({ detail: renderer }) => {
+  if (!renderer.isWebGLRenderer) return;
+  const render = renderer.render;
+  let anchor = null;
+  renderer.render = function (scene, camera) {
+    render.apply(this, arguments);
+    if (!camera.isPerspectiveCamera) return;
+    if (!anchor) scene.traverse((node) => { if (node.isPoints) anchor = node; });
+    if (!anchor) return;
+    window.view = { world: anchor.matrixWorld.elements, camera: camera.matrixWorldInverse.elements,
+                    projection: camera.projectionMatrix.elements };
+    if (window.onview) window.onview();
+  };
+});
+</script>"""
+"""Tells the page from where the scene is seen, by way of three.js's hook for developers' tools. Any point cloud of the
+scene lies in world coordinates, so its matrix is that of the world."""
+
+
+def _frame(scene: str | None, *, watched: bool) -> str:
+    """The scene in a frame of its own, told the colour scheme of the page's reader; a canvas over it if ``watched``."""
     if scene is None:
         return '<p class="none">This model gives no cameras with depth or points, so there is no scene to show.</p>'
     scheme = (
@@ -263,8 +336,11 @@ def _frame(scene: str | None) -> str:
         "<style>html,body{overflow:hidden}.mantine-Notifications-root{display:none}</style>"
     )
     end = scene.index("</head>")
-    document = scene[:end] + scheme + scene[end:]
-    return f'<iframe id="scene" title="Point cloud" srcdoc="{html.escape(document)}"></iframe>'
+    document = scene[:end] + scheme + (_WATCH if watched else "") + scene[end:]
+    over = '<canvas id="space"></canvas>' if watched else ""
+    return (
+        f'<div id="view"><iframe id="scene" title="Point cloud" srcdoc="{html.escape(document)}"></iframe>{over}</div>'
+    )
 
 
 def _section(section: Section) -> str:

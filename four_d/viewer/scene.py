@@ -60,16 +60,24 @@ def scene_html(cloud: PointCloud, cameras: Cameras, size: tuple[int, int]) -> st
             server.stop()
 
 
+def scene_unit(cloud: PointCloud, cameras: Cameras) -> float:
+    """What lengths are divided by in the scene: the points' median distance to the first camera; 1 without points."""
+    return max(float(np.median(_distances(cloud, cameras))), 1e-9) if len(cloud) else 1.0
+
+
+def _distances(cloud: PointCloud, cameras: Cameras) -> NDArray[np.float64]:
+    return np.linalg.norm(cloud.points - cameras.world_from_camera[0, :3, 3].double().cpu().numpy(), axis=-1)
+
+
 def _record(server: viser.ViserServer, cloud: PointCloud, cameras: Cameras, size: tuple[int, int]) -> str:
     poses = cameras.world_from_camera.double().cpu().numpy()
-    distances = np.linalg.norm(cloud.points - poses[0, :3, 3], axis=-1)
-    unit = max(float(np.median(distances)), 1e-9) if len(cloud) else 1.0
+    unit = scene_unit(cloud, cameras)
     _look(server, poses[0], unit)
     lenses = [_lens(matrix, size) for matrix in cameras.intrinsics.double().cpu().numpy()]
     _add_cameras(server, poses, lenses, unit)
     # a point covers about one pixel of the camera that saw it, at the median distance
     point_size = min(1.3 / float(cameras.intrinsics[:, 0, 0].median()), LARGEST_POINT)
-    near = cloud.take(distances <= FAR * unit)
+    near = cloud.take(_distances(cloud, cameras) <= FAR * unit)
     nodes: list[_Shown] = []
     for k, (pose, lens) in enumerate(zip(poses, lenses, strict=True)):
         points = _add_points(server, k, _frame_cloud(near, k, unit), point_size)
