@@ -24,7 +24,8 @@ from four_d.inference.fit import Fit, resize_depth
 from four_d.inference.video import Video
 from four_d.types import Cameras, Clip
 
-Pinhole = tuple[float, float, float, float]
+_Number = int | float
+Pinhole = tuple[_Number, _Number, _Number, _Number]
 """fx, fy, cx, cy."""
 RIGID = 1e-3
 """By how much the entries of a rotation times its transpose may miss the identity's."""
