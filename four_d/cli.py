@@ -174,6 +174,12 @@ def _add_data_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         metavar="A:B",
         help="share of the picture that moves, as 0.1:0.5",
     )
+    make.add_argument(
+        "--objects", type=_counts, default=(3, 12), metavar="A:B", help="fewest and most objects in a world, as 3:5"
+    )
+    make.add_argument(
+        "--seconds", type=_shares, default=(1.0, 2.0), metavar="A:B", help="a clip's length, as 0.5:0.8"
+    )
     make.add_argument("--held-out", action="store_true", help="worlds with textures and shapes never trained on")
     check = _verb(data, "check", _data_check, "Verify shards against the layout and their geometry; exit 1 if wrong.")
     stats = _verb(data, "stats", _data_stats, "Count what is in the shards.")
@@ -227,6 +233,13 @@ def _range(text: str) -> range:
     if not (first.isdigit() and last.isdigit() and int(first) < int(last)):
         raise argparse.ArgumentTypeError(f"{text!r} is not A:B with A < B, as 0:64")
     return range(int(first), int(last))
+
+
+def _counts(text: str) -> tuple[int, int]:
+    first, _, last = text.partition(":")
+    if not (first.isdigit() and last.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not A:B, as 3:5")
+    return int(first), int(last)
 
 
 def _shares(text: str) -> tuple[float, float]:
@@ -356,7 +369,15 @@ def _infer(arguments: argparse.Namespace) -> int:
     title = ", ".join(video.name for video in arguments.video)
 
     def page(result: Result, folder: Path) -> None:
-        report(folder / "report.html", result, title=title, summary=f"Seen by {source}")
+        report(
+            folder / "report.html",
+            result,
+            title=title,
+            summary=f"Seen by {source}",
+            cloud=result.cloud(static=arguments.static_points),
+            tracks=result.track_table,
+            selected=range(0 if result.queries is None else len(result.queries)),
+        )
 
     infer(
         load(source).to(arguments.device),
@@ -379,7 +400,13 @@ def _data_make(arguments: argparse.Namespace) -> int:
 
     width, height = arguments.size
     settings = WorldSettings(
-        width=width, height=height, frames=arguments.frames, cameras=arguments.cameras, moving=arguments.moving
+        width=width,
+        height=height,
+        frames=arguments.frames,
+        cameras=arguments.cameras,
+        moving=arguments.moving,
+        objects=arguments.objects,
+        duration_s=arguments.seconds,
     )
     manifest = make(
         arguments.out,

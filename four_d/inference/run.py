@@ -23,10 +23,12 @@ from four_d.formats.cameras import CameraTable, write_cameras, write_colmap
 from four_d.formats.clouds import PointCloud, fuse, world_points, write_ply
 from four_d.formats.depth import write_depth
 from four_d.formats.folders import new_folder
+from four_d.formats.tracks import TrackTable, write_tracks
 from four_d.inference.fit import Fit, fit, resize, resize_masks
 from four_d.inference.hints import Known, add, check
 from four_d.inference.inputs import Frames, Source, gather
 from four_d.inference.mask import Mask, as_masks, write_masks
+from four_d.inference.tracks import from_pixels, from_points
 from four_d.inference.video import Selection
 from four_d.model import FourD
 from four_d.tracking import MOVING, Moves, PointTracks, follow, grid, moving
@@ -60,6 +62,10 @@ class Result:
     """Points followed in 3D, by a model that predicts motion; queries and pixels are *original* pixels."""
     camera_ids: tuple[int, ...] | None = None
     """Which camera each frame is of; None: all of one."""
+    motion: Float[Tensor, "t r c 3"] | None = None
+    """Of the first frame's pixels to each of ``tracks.times``: where their points are then, minus where they are."""
+    queries: Float[Tensor, "n 3"] | None = None
+    """(frame, x, y) of the points that were asked for, in *original* pixels."""
 
     @property
     def moving(self) -> Bool[Tensor, "f r c"] | None:
@@ -90,6 +96,17 @@ class Result:
         """Where the track head sees the points that were asked for in every frame: (x, y) in *original* pixels."""
         tracks = self.prediction.pixel_tracks
         return None if tracks is None else self.fit.points_to_original(tracks)
+
+    @property
+    def track_table(self) -> TrackTable | None:
+        """Points followed through the video, in 3D if the model does that; None if none were."""
+        if self.tracks is not None:
+            return from_points(self.tracks, self.motion, self.times, self.camera_ids, UNIT)
+        if self.pixel_tracks is None or self.queries is None:
+            return None
+        seen, sure = self.prediction.pixel_tracks_visible, self.prediction.pixel_tracks_confidence
+        width = self.frames.shape[2]
+        return from_pixels(self.queries, self.pixel_tracks, seen, sure, self.times, self.camera_ids, width)
 
     def cloud(self, *, static: bool = False) -> PointCloud | None:
         """The reliable points of all frames, coloured (`formats.clouds.fuse`); ``static``: without what moves.
@@ -198,7 +215,7 @@ class LoadedModel:
         hints = self.info.model.backbone.hints
         if known is not None and hints is not None:
             clip = add(clip, known, hints, video, chosen)
-        prediction, tracks = self._predict(map_tensors(clip, lambda tensor: tensor.to(device)))
+        prediction, tracks, motion = self._predict(map_tensors(clip, lambda tensor: tensor.to(device)))
         return Result(
             prediction=_unbatch(prediction),
             images=images,
@@ -208,30 +225,37 @@ class LoadedModel:
             mask=moving,
             tracks=None if tracks is None else _to_original(tracks, chosen),
             camera_ids=None if video.cameras == 1 else tuple(clip.camera_ids[0].tolist()),
+            motion=motion,
+            queries=None if clip.query_points is None else _original_queries(clip.query_points[0], chosen),
         )
 
-    def _predict(self, clip: Clip) -> tuple[Prediction, PointTracks | None]:
-        """Of one clip; where the model predicts motion, that to the first time, and points followed to all times."""
+    def _predict(self, clip: Clip) -> tuple[Prediction, PointTracks | None, Tensor | None]:
+        """Of one clip; where the model predicts motion, that to the first time, points followed to all times, and the
+        motion t h w 3 of the first frame's pixels to all times.
+        """
         if not self.model.moves:
-            return self(clip), None
+            return self(clip), None, None
         first = _First(self.model)
         queries = clip.query_points
         height, width = clip.images.shape[-2:]
         tracks = follow(first, clip, grid(height, width) if queries is None else queries[0])
         assert first.prediction is not None
-        return first.prediction, tracks
+        return first.prediction, tracks, torch.stack(first.motions)
 
 
 class _First:
-    """A model's passes, the first of which is kept."""
+    """A model's passes, of which the first is kept, and of all of them the motion of the first frame."""
 
     def __init__(self, model: Moves) -> None:
         self.model = model
         self.prediction: Prediction | None = None
+        self.motions: list[Tensor] = []
 
     def passes(self, clip: Clip) -> Iterator[Prediction]:
         for prediction in self.model.passes(clip):
             self.prediction = self.prediction or prediction
+            if prediction.motion is not None:
+                self.motions.append(prediction.motion[0, 0, 0].float().cpu())
             yield prediction
             del prediction  # before the next is made
 
@@ -239,9 +263,13 @@ class _First:
 def _to_original(tracks: PointTracks, to: Fit) -> PointTracks:
     """On the CPU, with queries and pixels in original pixels."""
     tracks = map_tensors(tracks, lambda tensor: tensor.cpu())
-    queries = torch.cat([tracks.queries[:, :1], to.points_to_original(tracks.queries[:, 1:])], dim=-1)
+    queries = _original_queries(tracks.queries, to)
     pixels = None if tracks.pixels is None else to.points_to_original(tracks.pixels)
     return dataclasses.replace(tracks, queries=queries, pixels=pixels)
+
+
+def _original_queries(queries: Float[Tensor, "n 3"], to: Fit) -> Float[Tensor, "n 3"]:
+    return torch.cat([queries[:, :1], to.points_to_original(queries[:, 1:])], dim=-1)
 
 
 def load(path: str | Path) -> LoadedModel:
@@ -296,7 +324,7 @@ def infer(
 
 def write(result: Result, folder: Path, *, static_points: bool = False) -> None:
     """Write what the model gives: ``cameras.json``, ``colmap/``, ``depth/``, ``mask/``, ``points.ply``,
-    ``prediction.npz``; see `infer`.
+    ``tracks.npz``, ``prediction.npz``; see `infer`.
     """
     cloud = result.cloud(static=static_points)
     if result.prediction.dynamic is not None:
@@ -307,6 +335,8 @@ def write(result: Result, folder: Path, *, static_points: bool = False) -> None:
         write_ply(folder / "points.ply", cloud)
     if result.prediction.cameras is not None:
         _write_cameras(result, result.prediction.cameras, cloud, folder)
+    if (table := result.track_table) is not None:
+        write_tracks(folder / "tracks.npz", table)
     arrays = _arrays(result)
     np.savez_compressed(folder / "prediction.npz", **arrays)  # pyright: ignore[reportArgumentType]
 
