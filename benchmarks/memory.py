@@ -2,7 +2,7 @@
 
     python benchmarks/memory.py [--device meta] [--what tracks] [--size large] [--frames 10] [--image-size 518 518]
                                 [--precision fp32] [--query early] [--checkpointing on] [--record FILE]
-    python benchmarks/memory.py --what check
+    python benchmarks/memory.py --check --size small --frames 8 --image-size 128 128 [--what train]
 
 Without --precision, --query, --checkpointing: both values of each. Every figure is printed, and with --record appended
 to a file of JSON lines.
@@ -23,7 +23,7 @@ Attention is taken to be a fused kernel: FlashAttention in bfloat16, the memory-
 torch's own CUDA build, and ``cuda`` is held to them. Left alone, ``meta`` takes the formula written out, whose n × n
 products no GPU run would make: 10 frames of 518² are 13,740 tokens, in 16 heads 6 GB in bfloat16 for each of them.
 
-``check`` compares, on this machine's CPU, `LiveBytes` on real tensors, the same without values, and the growth of the
+``--check`` compares, on this machine's CPU, `LiveBytes` on real tensors, the same without values, and the growth of the
 process's resident memory (the kernel's high-water mark, in a process of its own).
 """
 
@@ -40,6 +40,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -312,30 +313,22 @@ def check(settings: argparse.Namespace) -> None:
 
 def chosen(settings: argparse.Namespace) -> Iterator[Setting]:
     """All combinations that are asked for."""
-    whats = ("tracks", "train") if settings.what == "check" else (settings.what,)
-    for what in whats:
-        for frames in settings.frames:
-            for query in (settings.query,) if settings.query else tuple(QUERIES):
-                for precision in (settings.precision,) if settings.precision else ("fp32", "bf16"):
-                    for checkpointing in again(settings, what):
-                        yield Setting(
-                            what=what,
-                            size=settings.size,
-                            precision=precision,
-                            query=query,
-                            frames=frames,
-                            image_size=tuple(settings.image_size),
-                            query_times=settings.query_times,
-                            checkpointing=checkpointing,
-                            configs=tuple(settings.configs),
-                        )
-
-
-def again(settings: argparse.Namespace, what: str) -> tuple[bool, ...]:
-    """Whether blocks are recomputed in the backward pass."""
-    if what != "train":
-        return (False,)
-    return (True, False) if settings.checkpointing is None else (settings.checkpointing == "on",)
+    precisions = (settings.precision,) if settings.precision else ("fp32", "bf16")
+    queries = (settings.query,) if settings.query else tuple(QUERIES)
+    again = (True, False) if settings.checkpointing is None else (settings.checkpointing == "on",)
+    again = again if settings.what == "train" else (False,)
+    for frames, query, precision, checkpointing in product(settings.frames, queries, precisions, again):
+        yield Setting(
+            what=settings.what,
+            size=settings.size,
+            precision=precision,
+            query=query,
+            frames=frames,
+            image_size=tuple(settings.image_size),
+            query_times=settings.query_times,
+            checkpointing=checkpointing,
+            configs=tuple(settings.configs),
+        )
 
 
 def report(settings: argparse.Namespace, figures: dict[str, Any]) -> None:
@@ -357,7 +350,7 @@ def main() -> None:
         lists = {name: tuple(given[name]) for name in ("image_size", "configs")}
         print(resident_growth(Setting(**{**given, **lists})))
         return
-    if settings.what == "check":
+    if settings.check:
         check(settings)
         return
     print(f"the paper: {PAPER}")
@@ -368,7 +361,8 @@ def main() -> None:
 def parse() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("meta", "cpu", "cuda"), default="meta")
-    parser.add_argument("--what", choices=("tracks", "train", "check"), default="tracks")
+    parser.add_argument("--what", choices=tuple(RUNS), default="tracks")
+    parser.add_argument("--check", action="store_true", help="compare ways to count, on this CPU")
     parser.add_argument("--size", default="large", help="of configs/overlays")
     parser.add_argument("--configs", nargs="+", default=["dept3r"], help="what the size is laid over")
     parser.add_argument("--precision", choices=("fp32", "bf16"))
