@@ -20,7 +20,11 @@ from four_d.geometry import invert_pose, project, rays, transform
 from four_d.types import Cameras, Clip, Prediction
 
 EDGE = 0.1
-"""Relative difference of inverse depth above which two neighbouring pixels are not read as one surface."""
+"""Relative difference of inverse depth above which two neighbouring pixels are not read as one surface.
+
+Of 0.02 to 0.5 this misses least: beside the edges of a box room at 64 × 64 pixels, exact motion read between pixels
+is 15 mm off on average, 49 mm if the nearest pixel is read, 221 mm if all four are blended.
+"""
 MOVING = 0.02
 """Share of the median distance to the first camera that a track must span to count as moving."""
 SAME_TIME = 5e-4
