@@ -147,7 +147,9 @@ def _add_file_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     )
     infer.add_argument("--depth-unit", type=float, metavar="UNIT", help="what one count of those PNGs is, as 0.001")
     infer.add_argument("--static-points", action="store_true", help="leave what moves out of the point cloud")
-    infer.add_argument("--max-frames", type=int, default=24, help="spread evenly over the video (default 24)")
+    infer.add_argument(
+        "--max-frames", type=int, default=24, help="of each camera, spread evenly over the video (default 24)"
+    )
     infer.add_argument("--start", type=float, default=0.0, metavar="SECONDS", help="where in the video to begin")
     infer.add_argument("--overwrite", action="store_true", help="replace whatever DIR holds")
     infer.add_argument(
@@ -177,9 +179,7 @@ def _add_data_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     make.add_argument(
         "--objects", type=_counts, default=(3, 12), metavar="A:B", help="fewest and most objects in a world, as 3:5"
     )
-    make.add_argument(
-        "--seconds", type=_shares, default=(1.0, 2.0), metavar="A:B", help="a clip's length, as 0.5:0.8"
-    )
+    make.add_argument("--seconds", type=_shares, default=(1.0, 2.0), metavar="A:B", help="a clip's length, as 0.5:0.8")
     make.add_argument("--held-out", action="store_true", help="worlds with textures and shapes never trained on")
     check = _verb(data, "check", _data_check, "Verify shards against the layout and their geometry; exit 1 if wrong.")
     stats = _verb(data, "stats", _data_stats, "Count what is in the shards.")
