@@ -17,7 +17,8 @@ to a file of JSON lines.
 Devices. ``cuda``: the allocator's figure. ``meta``: no GPU and no memory; the model runs on tensors without values
 that call themselves CUDA's (torch's ``FakeTensorMode``, so autocast does what it does there), and `LiveBytes` adds up
 what is alive. Left out are what kernels take for themselves (cuDNN's and cuBLAS's workspaces), the CUDA context and
-what an allocator rounds up. ``cpu``: `LiveBytes` on real tensors.
+what an allocator rounds up. Training, in float32 only, calls itself the CPU's, since torch's backward pass takes no
+CUDA tensors where there is no GPU. ``cpu``: `LiveBytes` on real tensors.
 
 Attention is taken to be a fused kernel: FlashAttention in bfloat16, the memory-efficient one in float32. Both are in
 torch's own CUDA build, and ``cuda`` is held to them. Left alone, ``meta`` takes the formula written out, whose n × n
@@ -285,7 +286,8 @@ def figure(setting: Setting, device: str) -> dict[str, Any]:
     if device == "cuda":
         found = measured(setting)
     else:
-        found = counted(setting, "cuda" if device == "meta" else device, real=device != "meta")
+        dressed = "cpu" if setting.training else "cuda"
+        found = counted(setting, dressed if device == "meta" else device, real=device != "meta")
     return {**dataclasses.asdict(setting), **found, "total_bytes": found["frozen_bytes"] + found["peak_bytes"]}
 
 
@@ -313,7 +315,10 @@ def check(settings: argparse.Namespace) -> None:
 
 def chosen(settings: argparse.Namespace) -> Iterator[Setting]:
     """All combinations that are asked for."""
-    precisions = (settings.precision,) if settings.precision else ("fp32", "bf16")
+    train_on_meta = settings.what == "train" and settings.device == "meta"
+    if train_on_meta and settings.precision == "bf16":
+        sys.exit("training in bf16 needs a GPU: torch's backward pass takes no CUDA tensors without one")
+    precisions = (settings.precision,) if settings.precision else ("fp32",) if train_on_meta else ("fp32", "bf16")
     queries = (settings.query,) if settings.query else tuple(QUERIES)
     again = (True, False) if settings.checkpointing is None else (settings.checkpointing == "on",)
     again = again if settings.what == "train" else (False,)
