@@ -7,11 +7,13 @@ function makeTrails(data) {
   const seen = decode(Uint8Array, data.seen), rgb = decode(Uint8Array, data.colours);
   const starts = decode(Float32Array, data.starts);
   const inks = data.moving.map((_, i) => `rgb(${rgb[3 * i]} ${rgb[3 * i + 1]} ${rgb[3 * i + 2]})`);
-  const all = data.moving.map((_, i) => i), moving = all.filter((i) => data.moving[i]);
+  const ids = data.moving.map((_, i) => i), moving = ids.filter((i) => data.moving[i]);
+  const resting = ids.filter((i) => !data.moving[i]), all = [...moving, ...resting];
   const selected = new Set(data.selected);
   const place = new Float64Array(2 * frames);
 
-  const among = (mode) => ({ all, moving, none: [] })[mode];
+  // Drawn in this order, so that what moves is on top.
+  const groups = (mode) => ({ all: [resting, moving], moving: [moving], none: [] })[mode];
 
   // Frames of the same camera up to `frame`, the newest first.
   function history(frame) {
@@ -116,16 +118,19 @@ function makeTrails(data) {
     const past = whole ? full : full.slice(0, LENGTH + 1);
     pen.save();
     pen.lineCap = pen.lineJoin = "round";
-    const rest = among(mode).filter((i) => !selected.has(i));
-    drawThin(pen, project, rest, past, size, selected.size ? 0.35 : 1);
+    for (const group of groups(mode)) {
+      drawThin(pen, project, group.filter((i) => !selected.has(i)), past, size, selected.size ? 0.35 : 1);
+    }
     for (const i of selected) drawSelected(pen, project, i, full, size);
     pen.restore();
   }
 
+  const choice = (mode) => (moving.length && mode === "moving" ? moving : all);
+
   // The point nearest to a place in shares of the picture, seen ones before hidden ones; -1 if none is in the picture.
   function nearest(frame, mode, x, y, aspect) {
     let best = -1, least = Infinity;
-    for (const i of moving.length && mode === "moving" ? moving : all) {
+    for (const i of choice(mode)) {
       const at = 2 * (i * frames + frame), u = pixels[at], v = pixels[at + 1];
       if (!(u >= 0 && u <= 1 && v >= 0 && v <= 1)) continue;
       const gap = Math.hypot((u - x) * aspect, v - y) + (seen[i * frames + frame] ? 0 : 10);
@@ -142,7 +147,7 @@ function makeTrails(data) {
   }
 
   function step(mode, by) {
-    const order = moving.length && mode === "moving" ? moving : all;
+    const order = choice(mode);
     const at = order.indexOf([...selected].pop());
     selected.clear();
     selected.add(order[at < 0 ? (by > 0 ? 0 : order.length - 1) : (at + by + order.length) % order.length]);
