@@ -150,6 +150,13 @@ def _add_file_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     infer.add_argument(
         "--max-frames", type=int, default=24, help="of each camera, spread evenly over the video (default 24)"
     )
+    infer.add_argument(
+        "--window",
+        type=int,
+        metavar="N",
+        help="frames seen at once; a longer video is joined of windows (default 24, or twice as many as in training)",
+    )
+    infer.add_argument("--overlap", type=int, metavar="K", help="frames that windows share (default a quarter)")
     infer.add_argument("--start", type=float, default=0.0, metavar="SECONDS", help="where in the video to begin")
     infer.add_argument("--overwrite", action="store_true", help="replace whatever DIR holds")
     infer.add_argument(
@@ -387,6 +394,8 @@ def _infer(arguments: argparse.Namespace) -> int:
         mask=arguments.mask,
         points=arguments.points,
         known=known,
+        window=arguments.window,
+        overlap=arguments.overlap,
         static_points=arguments.static_points,
         page=page,
         overwrite=arguments.overwrite,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +57,16 @@ class PointCloud:
             colours=self.colours[chosen],
             frames=self.frames[chosen],
             confidence=self.confidence[chosen],
+        )
+
+    @staticmethod
+    def join(clouds: Sequence[PointCloud]) -> PointCloud:
+        """The points of all of them, one or more."""
+        return PointCloud(
+            points=np.concatenate([cloud.points for cloud in clouds]),
+            colours=np.concatenate([cloud.colours for cloud in clouds]),
+            frames=np.concatenate([cloud.frames for cloud in clouds]),
+            confidence=np.concatenate([cloud.confidence for cloud in clouds]),
         )
 
     def thin(self, most: int) -> PointCloud:

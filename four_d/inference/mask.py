@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -83,8 +84,8 @@ def _read_image(file: Path) -> NDArray[np.bool_]:
     return pixels if pixels.ndim == 2 else pixels.any(-1)
 
 
-def write_masks(folder: Path, moving: Float[np.ndarray, "f h w"]) -> None:
+def write_masks(folder: Path, moving: Float[np.ndarray, "f h w"] | Sequence[NDArray[np.float32]]) -> None:
     """Probabilities as 8-bit grey pictures, 255 for 1."""
     folder.mkdir()
-    for index, frame in enumerate((moving * 255).round().clip(0, 255).astype(np.uint8)):
-        Image.fromarray(frame).save(folder / f"{index:06d}.png")
+    for index, frame in enumerate(moving):
+        Image.fromarray((frame * 255).round().clip(0, 255).astype(np.uint8)).save(folder / f"{index:06d}.png")

@@ -26,10 +26,11 @@ from four_d.formats.folders import new_folder
 from four_d.formats.tracks import TrackTable, write_tracks
 from four_d.inference.fit import Fit, fit, resize, resize_masks
 from four_d.inference.hints import Known, add, check
-from four_d.inference.inputs import Frames, Source, gather
+from four_d.inference.inputs import Frames, Source
 from four_d.inference.mask import Mask, as_masks, write_masks
 from four_d.inference.tracks import from_pixels, from_points
 from four_d.inference.video import Selection
+from four_d.inference.windows import choose
 from four_d.model import FourD
 from four_d.tracking import MOVING, Moves, PointTracks, follow, grid, moving
 from four_d.types import Cameras, Clip, Prediction, map_tensors
@@ -138,6 +139,8 @@ class LoadedModel:
         mask: Mask | None = None,
         points: Points | None = None,
         known: Known | None = None,
+        window: int | None = None,
+        overlap: int | None = None,
     ) -> Result: ...
     def __call__(
         self,
@@ -147,6 +150,8 @@ class LoadedModel:
         mask: Mask | None = None,
         points: Points | None = None,
         known: Known | None = None,
+        window: int | None = None,
+        overlap: int | None = None,
     ) -> Prediction | Result:
         """A batched `Clip` gives a batched `Prediction`; a video gives a `Result` of its frames.
 
@@ -157,6 +162,10 @@ class LoadedModel:
         followed through the video: in 3D by a model that predicts motion (`Result.tracks`; without points it follows a
         grid over the first frame), in pixels by one with a track head (`Result.pixel_tracks`).
         ``known`` is what else is known of the video, for a model that takes it.
+
+        More frames (of each camera) than ``window`` are seen in overlapping windows and joined in the world of the
+        first; by default 24 or, if more, twice as many as in training, a quarter of which overlap (`windows`). The
+        result holds all of them: `infer` writes a long video's without.
 
         Raises:
             UserError: an input of another kind, shape or range, a file that does not decode, a mask, points or hints
@@ -171,10 +180,15 @@ class LoadedModel:
                 )
             with torch.no_grad():
                 return self.model(frames)
-        self._check_use(mask, points)
-        if known is not None:
-            check(known, self.info.model.backbone.hints)
-        return self._run(gather(frames, selection), mask, points, known)
+        from four_d.inference import long
+
+        self.check(mask, points, known)
+        windows = choose(window, overlap, self.info.frames)
+        found = long.opened(frames, selection, windows)
+        if isinstance(found, Source):
+            return self.window(found, mask, points, known)
+        run = long.Run(model=self, stream=found, windows=windows, mask=mask, points=points, known=known)
+        return long.collect(run)
 
     def to(self, device: str | torch.device) -> LoadedModel:
         """The same model on a device (it is moved, not copied). UserError if there is no such device."""
@@ -186,7 +200,8 @@ class LoadedModel:
                 f"no device {str(device)!r} here ({reason}); choose cpu, or cuda where there is a GPU"
             ) from error
 
-    def _check_use(self, mask: Mask | None, points: Points | None) -> None:
+    def check(self, mask: Mask | None, points: Points | None, known: Known | None) -> None:
+        """UserError for what the model has no use for."""
         config = self.info.model
         hints = config.backbone.hints
         masks = config.backbone.dynamics is not None or (hints is not None and hints.masks != "off")
@@ -195,14 +210,19 @@ class LoadedModel:
         follows = self.model.moves or any(head.kind == "track" for head in config.heads.values())
         if points is not None and not follows:
             raise UserError("this model follows no points (it has no motion head and no track head); leave them out")
+        if known is not None:
+            check(known, hints)
 
-    def _run(self, source: Source, mask: Mask | None, points: Points | None, known: Known | None) -> Result:
+    def window(self, source: Source, mask: Mask | None, points: Points | None, known: Known | None) -> Result:
+        """All of these frames at once, in their own first frame's coordinates; as a call, of which this is a part."""
         video = source.video
         height, width = video.frames.shape[1:3]
         chosen = fit((height, width), self.info.image_size, self.model.patch_size)
         images = resize(video.frames if source.floats is None else source.floats, chosen)
         device = next(self.model.parameters()).device
-        times = torch.tensor(video.times, dtype=torch.float32)[None]
+        # a window is to the model what a clip was in training
+        since = video.times if video.part is None else video.times - video.times[0]
+        times = torch.tensor(since, dtype=torch.float32)[None]
         moving = None if mask is None else resize_masks(as_masks(mask, video), chosen)
         clip = Clip(
             images=images[None],
@@ -287,6 +307,8 @@ def infer(
     mask: Mask | None = None,
     points: Points | None = None,
     known: Known | None = None,
+    window: int | None = None,
+    overlap: int | None = None,
     static_points: bool = False,
     overwrite: bool = False,
     page: Callable[[Result, Path], None] | None = None,
@@ -303,23 +325,44 @@ def infer(
         known: what else is known of the video, for a model that takes it.
         static_points: leave what moves out of ``points.ply`` and of the COLMAP projects' points.
         overwrite: replace whatever ``out`` holds.
+        window: frames of each camera that the model sees at once, and
+        overlap: those that neighbouring windows share; by default as `LoadedModel` has it.
         page: writes further files into the folder it is given, such as ``report.html``.
+
+    Returns:
+        What was written; of a video longer than a window, of which only a window is ever held, some of its frames.
 
     Raises:
         UserError: bad input, or a folder that cannot be written.
 
     """
-    result = model(video, selection=selection, mask=mask, points=points, known=known)
+    from four_d.inference import long
+
+    model.check(mask, points, known)
+    windows = choose(window, overlap, model.info.frames)
+    found = long.opened(video, selection, windows)
+    if isinstance(found, Source):
+        seen = model.window(found, mask, points, known)
+    else:
+        seen = long.Run(model=model, stream=found, windows=windows, mask=mask, points=points, known=known)
+    with new_folder(out, "inference", overwrite=overwrite) as folder:
+        if isinstance(seen, Result):
+            result = seen
+            write(result, folder, static_points=static_points)
+        else:
+            result = long.write(seen, folder, static_points=static_points)
+        if page is not None:
+            page(result, folder)
+    _tell_if_still(result)
+    return result
+
+
+def _tell_if_still(result: Result) -> None:
     if result.tracks is not None and len(result.tracks.times) > 1 and not moving(result.tracks).any():
         told = (
             f"nothing moves: no point that was followed spans {MOVING:.0%} of the median distance to the first camera"
         )
         print(told, file=sys.stderr)
-    with new_folder(out, "inference", overwrite=overwrite) as folder:
-        write(result, folder, static_points=static_points)
-        if page is not None:
-            page(result, folder)
-    return result
 
 
 def write(result: Result, folder: Path, *, static_points: bool = False) -> None:
@@ -334,16 +377,17 @@ def write(result: Result, folder: Path, *, static_points: bool = False) -> None:
     if cloud is not None:
         write_ply(folder / "points.ply", cloud)
     if result.prediction.cameras is not None:
-        _write_cameras(result, result.prediction.cameras, cloud, folder)
+        write_poses(result, cloud, folder)
+        write_pictures(result, frame_names(len(result.times), result.camera_ids), folder)
     if (table := result.track_table) is not None:
         write_tracks(folder / "tracks.npz", table)
-    arrays = _arrays(result)
-    np.savez_compressed(folder / "prediction.npz", **arrays)  # pyright: ignore[reportArgumentType]
+    np.savez_compressed(folder / "prediction.npz", **arrays(result))  # pyright: ignore[reportArgumentType]
 
 
-def _write_cameras(result: Result, cameras: Cameras, cloud: PointCloud | None, folder: Path) -> None:
-    """Cameras as JSON, and two COLMAP projects, each with its images, which splatting tools open as they are."""
-    names = _names(result)
+def write_poses(result: Result, cloud: PointCloud | None, folder: Path) -> None:
+    """Cameras as JSON, and two COLMAP projects, which splatting tools open as they are with the pictures."""
+    cameras, names = result.prediction.cameras, frame_names(len(result.times), result.camera_ids)
+    assert cameras is not None
     table = CameraTable(
         times=result.times,
         images=names,
@@ -356,28 +400,32 @@ def _write_cameras(result: Result, cameras: Cameras, cloud: PointCloud | None, f
     )
     write_cameras(folder / "cameras.json", table)
     few = None if cloud is None else cloud.thin(COLMAP_POINTS)
-    seen = (result.images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
-    for name, chosen, size, pictures in (
-        ("model", table.model, table.model_size, seen),
-        ("original", table.original, table.original_size, result.frames),
+    for name, chosen, size in (
+        ("model", table.model, table.model_size),
+        ("original", table.original, table.original_size),
     ):
-        project = folder / "colmap" / name
-        write_colmap(project / "sparse" / "0", chosen, size, names, few)
+        write_colmap(folder / "colmap" / name / "sparse" / "0", chosen, size, names, few)
+
+
+def write_pictures(result: Result, names: Sequence[str], folder: Path) -> None:
+    """The images of both COLMAP projects under these names."""
+    seen = (result.images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
+    for project, pictures in (("model", seen), ("original", result.frames)):
         for image, picture in zip(names, pictures, strict=True):
-            file = project / "images" / image
+            file = folder / "colmap" / project / "images" / image
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(picture).save(file, compress_level=3)
 
 
-def _names(result: Result) -> list[str]:
+def frame_names(count: int, camera_ids: Sequence[int] | None) -> list[str]:
     """Of the frames' pictures: by number; of several cameras in a folder each, by the number of the time."""
-    if result.camera_ids is None:
-        return [f"{i:06d}.png" for i in range(len(result.times))]
-    cameras = max(result.camera_ids) + 1
-    return [f"camera{camera}/{i // cameras:06d}.png" for i, camera in enumerate(result.camera_ids)]
+    if camera_ids is None:
+        return [f"{i:06d}.png" for i in range(count)]
+    cameras = max(camera_ids) + 1
+    return [f"camera{camera}/{i // cameras:06d}.png" for i, camera in enumerate(camera_ids)]
 
 
-def _arrays(result: Result) -> dict[str, NDArray[np.generic]]:
+def arrays(result: Result) -> dict[str, NDArray[np.generic]]:
     """What ``prediction.npz`` holds; fields that the model does not give are absent."""
     prediction, cameras = result.prediction, result.prediction.cameras
     tensors = {

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast, runtime_checkable
 
 import numpy as np
+from jaxtyping import Float
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from four_d.errors import UserError
-from four_d.progress import progress
+from four_d.progress import Bar, progress
 
 if TYPE_CHECKING:
     import av
@@ -82,21 +85,144 @@ class Video:
     """Which of them these are; None: all, or not from a source."""
     cameras: int = 1
     """Synchronised cameras; the frames stand time by time, at each time one of every camera in turn."""
+    part: tuple[range, int] | None = None
+    """Of a window of a long video: which of the frames that were taken these are, and how many were taken."""
 
     def rows_of(self, count: int, what: str) -> list[int]:
         """Which of ``count`` things belong to the frames that were taken, one for each; [0] where one is for all.
 
         UserError if they are not one, one for each frame, or one for each that the source has.
         """
-        taken = len(self.frames)
+        which, taken = self.part or (range(len(self.frames)), len(self.frames))
         if count == 1:
             return [0]
         if count == taken:
-            return list(range(taken))
+            return list(which)
         if count == self.total and self.indices is not None:
             return list(self.indices)
         frames = f"{taken} frames were taken" + (f" of {self.total}" if self.total != taken else "")
         raise UserError(f"there are {count} {what}, and {frames}; give one for all, or one for each")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """Frames that are read one after the other and not held; what `Video` says of them."""
+
+    frames: Callable[[], Iterator[NDArray[np.uint8]]]
+    """Begins anew: each h w 3, RGB, upright, at its original size, which is that of all. UserError as `read`."""
+    times: NDArray[np.float64]
+    total: int
+    indices: tuple[int, ...] | None = None
+    cameras: int = 1
+    floats: Float[Tensor, "f 3 h w"] | None = None
+    """The same frames where they came as floats."""
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def windows(self, plan: Sequence[range]) -> Iterator[Video]:
+        """The frames of overlapping windows, whose starts and stops ascend; holds one window at a time."""
+        held: list[NDArray[np.uint8]] = []
+        frames, start = self.frames(), 0
+        for part in plan:
+            del held[: part.start - start]
+            start = part.start
+            held += itertools.islice(frames, len(part) - len(held))
+            yield Video(
+                frames=np.stack(held),
+                times=self.times[part.start : part.stop],
+                total=self.total,
+                indices=None if self.indices is None else self.indices[part.start : part.stop],
+                cameras=self.cameras,
+                part=(part, len(self)),
+            )
+
+
+def stream(path: Path, selection: Choice | None = None) -> Stream:
+    """The frames that `read` would give, to be read bit by bit; no picture is decoded yet. UserError as `read`."""
+    selection = selection or Selection()
+    check_there(path)
+    if path.is_dir():
+        files = _images(path)
+        times = [i / IMAGE_RATE for i in range(len(files))]
+        chosen = _some(selection.indices(times), path, times)
+        return _stream(lambda: _images_in_turn(files, chosen), times, chosen)
+    with _readable(path):
+        times = _packet_times(path, told=False)
+    chosen = _some(selection.indices(times), path, times)
+    return _stream(lambda: _pictures_in_turn(path, chosen), times, chosen)
+
+
+def counted(path: Path, selection: Choice | None = None) -> Stream:
+    """Likewise, sure to give as many frames as it says: a video file is decoded once to count. Says as much as `read`.
+
+    Some packets of a file may hold no frame to show.
+    """
+    found = stream(path, selection)
+    if path.is_file():
+        with _readable(path):
+            _packet_times(path)
+            last = (found.indices or (0,))[-1]
+            with progress(f"counting frames of {path.name}", last + 1, "frame") as bar:
+                count = sum(1 for _ in itertools.islice(_advancing(bar, _decode(path)), last + 1))
+            if count <= last:
+                times = _decoded_times(path)
+                chosen = _some((selection or Selection()).indices(times), path, times)
+                found = _stream(lambda: _pictures_in_turn(path, chosen), times, chosen)
+    if len(found) < found.total:
+        print(_taken(path, found.times, found.total), file=sys.stderr)
+    return found
+
+
+def _stream(frames: Callable[[], Iterator[NDArray[np.uint8]]], times: list[float], chosen: list[int]) -> Stream:
+    stamps = np.array([times[i] - times[0] for i in chosen])
+    return Stream(frames=frames, times=stamps, total=len(times), indices=tuple(chosen))
+
+
+T = TypeVar("T")
+
+
+def _advancing(bar: Bar, values: Iterator[T]) -> Iterator[T]:
+    for value in values:
+        bar.advance()
+        yield value
+
+
+def _images_in_turn(files: list[Path], chosen: list[int]) -> Iterator[NDArray[np.uint8]]:
+    first: tuple[int, ...] | None = None
+    for index in chosen:
+        frame = _read_image(files[index])
+        first = first or frame.shape
+        _check_size(files[index], frame.shape, files[chosen[0]], first)
+        yield frame
+
+
+def _pictures_in_turn(path: Path, chosen: list[int]) -> Iterator[NDArray[np.uint8]]:
+    wanted = set(chosen)
+    shape: tuple[int, ...] | None = None
+    with _readable(path):
+        for index, frame in enumerate(itertools.islice(_decode(path), chosen[-1] + 1)):
+            if index in wanted:
+                picture = _upright(frame)
+                shape = shape or picture.shape
+                _check_sizes(path, {picture.shape, shape})
+                yield picture
+
+
+def _check_size(file: Path, shape: tuple[int, ...], first: Path, expected: tuple[int, ...]) -> None:
+    if shape != expected:
+        sizes = f"{file} is {shape[1]}×{shape[0]}, {first.name} is {expected[1]}×{expected[0]}"
+        raise UserError(f"{sizes}; make all one size")
+
+
+def _check_sizes(path: Path, shapes: set[tuple[int, ...]]) -> None:
+    if len(shapes) > 1:
+        raise UserError(f"{path} changes its picture size on the way; convert it to one size")
+
+
+def _taken(path: Path, times: NDArray[np.float64], total: int) -> str:
+    taken = f"{len(times)} of {total} frames, {times[0]:.2f} s to {times[-1]:.2f} s"
+    return f"{path}: taking {taken} (max_frames, start and fps choose others)"
 
 
 def read(path: Path, selection: Choice | None = None) -> Video:
@@ -115,8 +241,7 @@ def read(path: Path, selection: Choice | None = None) -> Video:
     if len(video.frames) == 1:
         print(f"{path} gives one frame: depth and points are meaningful, motion is not", file=sys.stderr)
     elif len(video.frames) < video.total:
-        taken = f"{len(video.frames)} of {video.total} frames, {video.times[0]:.2f} s to {video.times[-1]:.2f} s"
-        print(f"{path}: taking {taken} (max_frames, start and fps choose others)", file=sys.stderr)
+        print(_taken(path, video.times, video.total), file=sys.stderr)
     return video
 
 
@@ -148,15 +273,8 @@ def _read_folder(folder: Path, selection: Choice) -> Video:
     files = _images(folder)
     times = [i / IMAGE_RATE for i in range(len(files))]
     chosen = _some(selection.indices(times), folder, times)
-    frames: list[NDArray[np.uint8]] = []
     with progress("reading images", len(chosen), "image") as bar:
-        for index in chosen:
-            frame = _read_image(files[index])
-            if frames and frame.shape != frames[0].shape:
-                size, first = f"{frame.shape[1]}×{frame.shape[0]}", f"{frames[0].shape[1]}×{frames[0].shape[0]}"
-                raise UserError(f"{files[index]} is {size}, {files[chosen[0]].name} is {first}; make all one size")
-            frames.append(frame)
-            bar.advance()
+        frames = list(_advancing(bar, _images_in_turn(files, chosen)))
     return Video(
         frames=np.stack(frames), times=np.array([times[i] for i in chosen]), total=len(files), indices=tuple(chosen)
     )
@@ -204,8 +322,7 @@ def _read_file(path: Path, selection: Choice) -> Video:
             times = _decoded_times(path)
             chosen = _some(selection.indices(times), path, times)
             frames = _pick(path, chosen)
-    if len({frame.shape for frame in frames}) > 1:
-        raise UserError(f"{path} changes its picture size on the way; convert it to one size")
+    _check_sizes(path, {frame.shape for frame in frames})
     stamps = np.array([times[i] - times[0] for i in chosen])
     return Video(frames=np.stack(frames), times=stamps, total=len(times), indices=tuple(chosen))
 
@@ -240,14 +357,14 @@ def _decode(path: Path) -> Iterator[av.VideoFrame]:
         yield from container.decode(video=0)
 
 
-def _packet_times(path: Path) -> list[float]:
-    """Seconds of every frame in the order shown, without decoding. Says on stderr when some are missing."""
+def _packet_times(path: Path, *, told: bool = True) -> list[float]:
+    """Seconds of every frame in the order shown, without decoding. Says on stderr when some are missing, if told to."""
     import av
 
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stamps = [packet.pts for packet in container.demux(stream) if packet.size]
-        if stream.frames > len(stamps):
+        if told and stream.frames > len(stamps):
             print(f"{path} is cut short: only {len(stamps)} of its {stream.frames} frames are there", file=sys.stderr)
         rate = float(stream.average_rate or IMAGE_RATE)
         known = [pts for pts in stamps if pts is not None]

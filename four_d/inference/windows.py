@@ -328,16 +328,19 @@ class Part:
 
 _MOTION = frozenset({"motion", "motion_confidence", "motion_visible"})
 """Fields whose frames are the second axis."""
+_LEFT_OUT = frozenset({"pose_encodings", "pixel_track_stages", "gaussians"})
+_OF_POINTS = frozenset({"pixel_tracks", "pixel_tracks_visible", "pixel_tracks_confidence"})
+"""Fields whose points differ from window to window."""
 
 
 def take_frames(prediction: Prediction, part: slice | Sequence[int]) -> Prediction:
-    """Some frames of an unbatched prediction."""
+    """Some frames of an unbatched prediction, without what was followed and what has no frames."""
     index = part if isinstance(part, slice) else list(part)
     return Prediction(
         **{
             name: map_tensors(value, (lambda tensor: tensor[:, index]) if name in _MOTION else lambda t: t[index])
             for name, value in vars(prediction).items()
-            if value is not None
+            if value is not None and name not in _LEFT_OUT | _OF_POINTS
         }
     )
 
@@ -417,6 +420,7 @@ class Chain:
         self._last: Part | None = None
         self._asked = torch.zeros(0, dtype=torch.long)
         self._state: _State | None = None
+        self._users = points is not None
         if points is not None:
             self._state = _State.empty(torch.tensor([(0.0, *point)[-3:] for point in points]), len(self._times))
 
@@ -448,6 +452,11 @@ class Chain:
                 self._asked = torch.arange(len(found.queries))
             self._keep(self._state, found, part)
         self._last = part
+
+    @property
+    def asked_for(self) -> Float[Tensor, "n 3"] | None:
+        """The points that the user asked for: frame of the video, x, y; None if the model chose."""
+        return self._state.queries if self._users and self._state is not None else None
 
     def tracks(self) -> PointTracks | None:
         """Of the whole video, in original pixels; None if no window gave points in 3D."""
