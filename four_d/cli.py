@@ -187,6 +187,13 @@ def _add_data_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         "--objects", type=_counts, default=(3, 12), metavar="A:B", help="fewest and most objects in a world, as 3:5"
     )
     make.add_argument("--seconds", type=_shares, default=(1.0, 2.0), metavar="A:B", help="a clip's length, as 0.5:0.8")
+    make.add_argument(
+        "--paths",
+        type=lambda text: tuple(text.split(",")),
+        default=None,
+        metavar="KIND,…",
+        help="how cameras may move (default: all): handheld, orbit, dolly, pan, follow, static",
+    )
     make.add_argument("--held-out", action="store_true", help="worlds with textures and shapes never trained on")
     check = _verb(data, "check", _data_check, "Verify shards against the layout and their geometry; exit 1 if wrong.")
     stats = _verb(data, "stats", _data_stats, "Count what is in the shards.")
@@ -416,6 +423,7 @@ def _data_make(arguments: argparse.Namespace) -> int:
         moving=arguments.moving,
         objects=arguments.objects,
         duration_s=arguments.seconds,
+        **({} if arguments.paths is None else {"paths": arguments.paths}),
     )
     manifest = make(
         arguments.out,

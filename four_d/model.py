@@ -85,6 +85,7 @@ class FourD(nn.Module):
         for index in range(times.shape[1] if self.moves else 1):
             part = replace(clip, query_times=None if clip.query_times is None else times[:, index : index + 1])
             if tokens is None or self.backbone.queried:
+                tokens = None  # so that two encodings never share the memory
                 tokens = self.backbone(part)
             heads = [head for head in self._heads() if index == 0 or head.queried]
             yield merge_predictions([head(tokens, part) for head in heads])

@@ -13,12 +13,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from four_d.correlation import Comparison, CorrelationConfig
 from four_d.errors import UserError
-from four_d.matching import FindingConfig
 from four_d.types import Clip
 
 TOLERANCE = 1e-4
 """Seconds between a query time and the frame's time that it means."""
+GAP = 4
+"""Numbers that `gap_numbers` gives."""
 SAME_CAMERA = 1 << 20
 """More than any camera id."""
 
@@ -28,12 +30,13 @@ class QueryConfig:
     """How tokens learn which frames the query is about."""
 
     kind: Literal["query"] = "query"
-    matching: FindingConfig | None = None
-    """Add to the patch tokens where the query frame shows their content. None, as DePT3R: leave that to attention."""
+    gaps: bool = False
+    """Tell each frame the seconds between it and the query. False, as DePT3R."""
 
-    def build(self, patch_size: int, width: int) -> Query:
-        """UserError where ``matching`` does not fit."""
-        return Query(width, None if self.matching is None else self.matching.build(patch_size, width))
+    def build(self, width: int, correlation: CorrelationConfig | None) -> Query:
+        """With ``correlation``, frames are compared with the query frame; None, as DePT3R: attention may do that."""
+        comparison = None if correlation is None else Comparison(correlation.cells, correlation.radius, width)
+        return Query(width, comparison, gaps=self.gaps)
 
 
 def asked(clip: Clip) -> Float[Tensor, "b q"]:
@@ -65,24 +68,38 @@ def reference_frames(there: Bool[Tensor, "b f"], camera_ids: Int[Tensor, "b f"])
     return preference.masked_fill(~there[:, None, :], -2 * SAME_CAMERA).argmax(-1)
 
 
-class Query(nn.Module):
-    """What to add to the patch tokens for a query time: a learned vector in its frames, and `Matching` with them.
+def gap_numbers(seconds: Float[Tensor, "*b"]) -> Float[Tensor, "*b 4"]:
+    """A signed time, its length, its square (what falls moves so) and a bounded form."""
+    return torch.stack([seconds, seconds.abs(), seconds.square(), (2 * seconds).tanh()], dim=-1)
 
-    Both are zero at the start, so that a model tuned from weights without a query begins with their outputs.
+
+class Query(nn.Module):
+    """What to add to the patch tokens for a query time: a learned vector in its frames, what is found by comparing with
+    them, and how far away in time they are.
+
+    All are zero at the start, so that a model tuned from weights without a query begins with their outputs.
     """
 
-    def __init__(self, width: int, matching: nn.Module | None = None) -> None:
+    def __init__(self, width: int, comparison: Comparison | None = None, *, gaps: bool = False) -> None:
         super().__init__()
         self.embedding = nn.Parameter(torch.zeros(width))
-        self.matching = matching
-        if matching is not None:
-            for parameter in matching.get_submodule("project").parameters():
-                nn.init.zeros_(parameter)
+        self.gap = nn.Linear(GAP, width, bias=False) if gaps else None
+        if self.gap is not None:
+            nn.init.zeros_(self.gap.weight)
+        self.comparison = comparison
 
-    def forward(self, clip: Clip, query: Float[Tensor, "b"], patches: Float[Tensor, "b f p c"]) -> Tensor:
+    def forward(
+        self,
+        clip: Clip,
+        query: Float[Tensor, "b"],
+        patches: Float[Tensor, "b f p c"],
+        features: Float[Tensor, "b f d y x"] | None,
+    ) -> Float[Tensor, "b f p c"]:
         """Patch tokens of all frames with what the query adds. UserError: see `frames_at`."""
         there = frames_at(clip, query)
         patches = patches + (there[..., None, None] * self.embedding).to(patches.dtype)
-        if self.matching is None:
+        if self.gap is not None:
+            patches = patches + self.gap(gap_numbers(query[:, None] - clip.times))[:, :, None].to(patches.dtype)
+        if self.comparison is None or features is None:
             return patches
-        return patches + self.matching(clip.images, reference_frames(there, clip.camera_ids))
+        return patches + self.comparison(features, reference_frames(there, clip.camera_ids)).to(patches.dtype)

@@ -128,6 +128,8 @@ class Tokens:
     """Which round of the backbone each map is of, so that a head finds those it asked for."""
     dynamic_logits: Float[Tensor, "b r p"] | None = None
     """Of each patch showing something that moves; None if the backbone does not look for it."""
+    features: Float[Tensor, "b r d y x"] | None = None
+    """Vectors of y rows and x columns of cells, to compare frames by (`correlation`); None if the backbone has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +183,8 @@ class Prediction:
     motion_confidence: Float[Tensor, "*b q f h w"] | None = None
     motion_visible: Float[Tensor, "*b q f h w"] | None = None
     """Probability that a frame of the query time sees the point."""
+    match_logits: Float[Tensor, "*b q f y x k"] | None = None
+    """Where the query frame shows what each cell shows: one logit for each of the k cells around the same place."""
     gaussians: Gaussians | None = None
 
 
@@ -218,6 +222,6 @@ def join_queries(parts: list[Prediction]) -> Prediction:
     first, *others = parts
     if not others:
         return first
-    names = ("motion", "motion_confidence", "motion_visible")
+    names = ("motion", "motion_confidence", "motion_visible", "match_logits")
     maps = {name: [getattr(part, name) for part in parts] for name in names if getattr(first, name) is not None}
     return dataclasses.replace(first, **{name: torch.cat(each, dim=1) for name, each in maps.items()})

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from four_d.geometry import encode_cameras, invert_pose, make_pose, unproject
 from four_d.losses import CameraLoss, DepthLoss, LossConfig, MotionLoss, PointsLoss
 from four_d.losses.camera import encoding_errors, stage_weights
 from four_d.losses.dense import PixelTerms, Weighing, confidence_weighted, gradient_term, normal_term
+from four_d.losses.matching import MatchingLoss, true_places
 from four_d.losses.reduction import below_quantile, group_mean, nothing
 from four_d.types import Cameras, Clip, Prediction, map_tensors
 
@@ -440,6 +442,42 @@ def test_balance_gives_moving_pixels_their_share() -> None:
     assert float(MotionLoss(visibility=0.0, balance=0.25)(still, None, targets)) == pytest.approx(0.25)
     with pytest.raises(UserError, match="balance is 1"):
         MotionLoss(balance=1.0)
+
+
+def test_the_right_place_of_a_moving_camera_and_of_what_moves() -> None:
+    """One camera, 4-pixel cells; frame 1 is the query. The scene stands at depth 2; one cell's point moves sideways."""
+    eye = torch.eye(4).repeat(1, 2, 1, 1)
+    eye[0, 1, 0, 3] = 0.4  # 4 pixels at focal length 20 and depth 2: everything appears one cell further left
+    lens = torch.tensor([[20.0, 0, 8], [0, 20, 8], [0, 0, 1]]).expand(1, 2, 3, 3)
+    motion = torch.zeros(1, 1, 2, 16, 16, 3)
+    motion[0, 0, 0, 6, 6, 1] = 0.8  # two cells down
+    flags = torch.ones(1, 1, 2, 16, 16, dtype=torch.bool)
+    targets = Clip(
+        images=torch.zeros(1, 2, 3, 16, 16),
+        times=torch.tensor([[0.0, 1.0]]),
+        camera_ids=torch.zeros(1, 2, dtype=torch.long),
+        cameras=Cameras(world_from_camera=eye, intrinsics=lens),
+        depth=torch.full((1, 2, 16, 16), 2.0),
+        query_times=torch.tensor([[1.0]]),
+        motion=motion,
+        motion_valid=flags,
+        motion_visible=flags,
+    )
+    label, known, moves = true_places(targets, 0, (4, 4), 25)
+    assert known[0, 0, :, 1:].all()
+    assert not known[0, 0, :, 0].any(), "it left the image"
+    assert not known[0, 1].any(), "the query frame's own places are not asked for"
+    left = 2 * 5 + 1
+    assert label[0, 0, 0].tolist() == [0, left, left, left]
+    assert label[0, 0, 1, 1] == 4 * 5 + 1
+    assert moves[0, 0].nonzero().tolist() == [[1, 1]]
+    right = torch.nn.functional.one_hot(label, 25).float()[:, None] * 50
+    assert float(MatchingLoss()(Prediction(match_logits=right), None, targets)) == pytest.approx(0, abs=1e-6)
+    assert float(MatchingLoss()(Prediction(match_logits=0 * right), None, targets)) == pytest.approx(math.log(25))
+    with pytest.raises(UserError, match="needs frames to be compared"):
+        MatchingLoss()(Prediction(), None, targets)
+    none = dataclasses.replace(targets, motion_valid=~flags)
+    assert float(MatchingLoss()(Prediction(match_logits=right), None, none)) == 0
 
 
 def test_visibility_is_learned_where_motion_is_known() -> None:

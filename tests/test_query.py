@@ -10,13 +10,13 @@ from torch import Tensor
 
 from four_d.backbones.alternating import AlternatingConfig
 from four_d.backbones.hints import HintsConfig, Use
+from four_d.correlation import CorrelationConfig, compare, neighbour_frames, offsets
 from four_d.errors import UserError
 from four_d.geometry import make_pose
 from four_d.heads import HeadConfig
 from four_d.heads.camera import CameraHeadConfig
 from four_d.heads.dense import DenseHeadConfig
 from four_d.heads.query_decoder import QueryDecoderConfig
-from four_d.matching import MatchingConfig, match
 from four_d.model import FourD, ModelConfig
 from four_d.query import QueryConfig, frames_at, reference_frames
 from four_d.types import Cameras, Clip, Prediction, map_tensors
@@ -29,8 +29,10 @@ HEADS: dict[str, HeadConfig] = {
     "points": dataclasses.replace(DENSE, output="points"),
 }
 BACKBONE = AlternatingConfig(patch_size=8, width=32, rounds=3, heads=2, registers=2, layer_scale=0.5, special_std=0.5)
-DECODER = QueryDecoderConfig(width=16, depth=1, heads=2, layer_scale=0.5, matching=MatchingConfig(window=3))
-EARLY = dataclasses.replace(BACKBONE, query=QueryConfig(matching=MatchingConfig(window=3)))
+CORRELATION = CorrelationConfig(channels=8, radius=1)
+DECODER = QueryDecoderConfig(width=16, depth=1, heads=2, layer_scale=0.5, gaps=True, correlation=CORRELATION)
+LATE = dataclasses.replace(BACKBONE, correlation=CORRELATION)
+EARLY = dataclasses.replace(LATE, query=QueryConfig(gaps=True))
 EVERY_HINT = HintsConfig(intrinsics="optional", poses="optional", depth="optional", masks="optional")
 
 
@@ -38,7 +40,7 @@ def build(*, late: bool, hints: HintsConfig | None = None, shaken: bool = True) 
     """With the query before or after the stack; ``shaken``: also what starts at zero has random weights."""
     motion = dataclasses.replace(DENSE, output="motion", decoder=DECODER if late else None)
     torch.manual_seed(0)
-    backbone = dataclasses.replace(BACKBONE if late else EARLY, hints=hints)
+    backbone = dataclasses.replace(LATE if late else EARLY, hints=hints)
     model = ModelConfig(backbone=backbone, heads={**HEADS, "motion": motion}).build()
     if shaken:
         with torch.no_grad():
@@ -152,7 +154,8 @@ class TestQueryTimes:
             clip, cameras=cameras, valid=some[..., None, None].expand(-1, -1, H, W), dynamic_known=some
         )
         out = model(ask(clip, 0.5))
-        values = [*motion(out), out.depth, out.depth_confidence, out.points, out.points_confidence]
+        inside = torch.where(out.match_logits.isfinite(), out.match_logits, 0)
+        values = [*motion(out), inside, out.depth, out.depth_confidence, out.points, out.points_confidence]
         sum((each * (1 + each)).sum() for each in [*values, out.pose_encodings]).backward()
         assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
@@ -182,11 +185,22 @@ def test_frames_refer_to_their_own_camera_at_the_query_time() -> None:
     assert reference_frames(alone, clip.camera_ids[:1])[0].tolist() == [1, 1, 1, 1]
 
 
-def test_matching_with_another_frame_is_matching_with_it_as_the_first() -> None:
-    descriptors = torch.nn.functional.normalize(torch.randn(1, 3, 8, 6), dim=2)
-    heat = torch.tensor(20.0)
-    turned = match(descriptors[:, [2, 0, 1]], (2, 3), heat)[:, [1, 2, 0]]
-    torch.testing.assert_close(match(descriptors, (2, 3), heat, torch.tensor([[2, 2, 2]])), turned)
+def test_a_frame_is_compared_with_those_around_it_in_time_of_its_own_camera() -> None:
+    times, ids = torch.tensor([[0.2, 0.0, 0.1, 0.1, 0.3]]), torch.tensor([[0, 0, 0, 1, 1]])
+    assert neighbour_frames(times, ids, later=True).tolist() == [[0, 2, 0, 4, 4]]
+    assert neighbour_frames(times, ids, later=False).tolist() == [[2, 1, 1, 3, 3]]
+
+
+def test_comparison_finds_where_the_features_went() -> None:
+    """Frame 1 shows what frame 0 shows, one cell to the right and one down."""
+    first = 4 * torch.nn.functional.normalize(torch.randn(1, 1, 16, 5, 6), dim=2)
+    second = first.roll((1, 1), (-2, -1))
+    logits = compare(torch.cat([first, second], dim=1), torch.tensor([[1, 1]]), radius=2)
+    found = offsets(2, first)[logits[0, 0].argmax(-1)]
+    torch.testing.assert_close(found[:-1, :-1], torch.tensor([1.0, 1.0]).expand(4, 5, 2))
+    assert logits[0, 0, 0, 0].isinf().sum() == 25 - 9, "a corner has nine of the places around it inside the image"
+    own = offsets(2, first)[logits[0, 1].argmax(-1)]
+    assert not own.any()
 
 
 class TestHints:

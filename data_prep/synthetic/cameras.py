@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.synthetic.settings import CameraKind, WorldSettings
+
 Array = NDArray[np.float64]
 Random = np.random.Generator
-CameraKind = Literal["handheld", "orbit", "dolly", "pan", "follow", "static"]
 SHARES = (0.25, 0.27, 0.2, 0.1, 0.1, 0.08)
+"""How often each kind is proposed, where all are wanted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +69,11 @@ def sway(rng: Random, times: Array, amount: float, lowest_hz: float = 0.3, highe
     return amount * (waves * strength).sum(1)
 
 
-def propose(rng: Random, action: Action, times: Array, width: int, height: int) -> CameraPath:
+def propose(rng: Random, action: Action, times: Array, settings: WorldSettings) -> CameraPath:
     """A random path that looks at the action; whether it is free and sees enough is the caller's to test."""
-    kind = get_args(CameraKind)[int(rng.choice(len(SHARES), p=SHARES))]
+    kinds = get_args(CameraKind)
+    shares = np.array([share if kind in settings.paths else 0.0 for kind, share in zip(kinds, SHARES)])
+    kind = kinds[int(rng.choice(len(kinds), p=shares if shares.all() else shares / shares.sum()))]
     ceiling = action.room[1, 2]
     start_angle, height_m = rng.uniform(0, 2 * np.pi), rng.uniform(0.5, min(ceiling - 0.5, 2.4))
     distance = rng.uniform(1.1, 2.6) + action.radius
@@ -103,4 +107,5 @@ def propose(rng: Random, action: Action, times: Array, width: int, height: int) 
     targets = targets + sway(rng, times, 0.03 * shake)
     roll = rng.normal(0, 0.05) + sway(rng, times, 0.012 * shake)[:, 0]
     poses = look_at(positions, targets, roll)
-    return CameraPath(kind=kind, world_from_camera=poses, intrinsics=make_intrinsics(rng, width, height))
+    intrinsics = make_intrinsics(rng, settings.width, settings.height)
+    return CameraPath(kind=kind, world_from_camera=poses, intrinsics=intrinsics)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from four_d.errors import UserError
 
 HELD_OUT_SEED = 1_000_000
 """Seeds from here on use textures and shapes that smaller seeds never do."""
+CameraKind = Literal["handheld", "orbit", "dolly", "pan", "follow", "static"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,8 @@ class WorldSettings:
     """Least and largest share of a camera's picture that moves, as a coarse look at a few moments finds it."""
     duration_s: tuple[float, float] = (1.0, 2.0)
     """Range of a clip's length, independent of its frame count: the frame rate follows."""
+    paths: tuple[CameraKind, ...] = get_args(CameraKind)
+    """How cameras may move. Orbits, dollies and pans cover their way in one clip, however short it is."""
     antialias: bool = True
     """Average four rays per pixel in the image where two surfaces meet."""
 
@@ -40,5 +44,9 @@ class WorldSettings:
             raise UserError(f"world setting moving is {self.moving}; choose shares 0 ≤ least < most ≤ 1, 0.05 apart")
         if not 0.2 <= self.duration_s[0] <= self.duration_s[1] <= 10:
             raise UserError(f"world setting duration_s is {self.duration_s}; choose 0.2 ≤ shortest ≤ longest ≤ 10")
+        unknown = [path for path in self.paths if path not in get_args(CameraKind)]
+        if unknown or not self.paths:
+            known = ", ".join(get_args(CameraKind))
+            raise UserError(f"world setting paths is {','.join(self.paths) or 'empty'}; choose among {known}")
         if self.cameras * self.frames > 999:
             raise UserError(f"{self.cameras} cameras × {self.frames} frames exceed the layout's 999 frames per clip")

@@ -121,7 +121,7 @@ def choose_cameras(
     moments = {time: make_moment(stage, time) for time in looks}
     chosen: list[CameraPath] = []
     for _ in range(40 + 15 * settings.cameras):
-        path = propose(rng, action, times, settings.width, settings.height)
+        path = propose(rng, action, times, settings)
         if is_clear(path, stage, pieces, action.room, 0.3) and _teaches(
             probe(path, moments, times, settings), settings
         ):

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from four_d.backbones.dynamics import Dynamics, DynamicsConfig, patch_shares
 from four_d.backbones.hints import Hints, HintsConfig
 from four_d.backbones.patches import ConvPatchConfig, PatchConfig, TimmPatches
+from four_d.correlation import CorrelationConfig, Features, Neighbours
 from four_d.errors import UserError
 from four_d.layers import AttentionBackend, Block, RankOne, Rotation, full_type, grid_positions, rotation_tables
 from four_d.matching import MatchingConfig
@@ -33,6 +34,9 @@ class AlternatingConfig:
     patches: PatchConfig = field(default_factory=ConvPatchConfig)
     matching: MatchingConfig | None = None
     """Add to the patch tokens where the first frame's content has gone. None, as in VGGT: leave that to attention."""
+    correlation: CorrelationConfig | None = None
+    """Add to the patch tokens how alike the frames just before and after are, and the query frame if there is a query.
+    None, as in VGGT: leave that to attention."""
     dynamics: DynamicsConfig | None = None
     """Keep what moves from steering the cameras, as PAGE-4D. None: VGGT."""
     query: QueryConfig | None = None
@@ -85,8 +89,10 @@ class AlternatingConfig:
         return AlternatingBackbone(
             patches=patches,
             matching=None if self.matching is None else self.matching.build(self.patch_size, self.width),
+            features=None if self.correlation is None else self.correlation.build(self.patch_size),
+            neighbours=None if self.correlation is None else self._neighbours(self.correlation),
             dynamics=None if self.dynamics is None else self.dynamics.build(self.width, self.rounds),
-            query=None if self.query is None else self.query.build(self.patch_size, self.width),
+            query=None if self.query is None else self.query.build(self.width, self.correlation),
             hints=None if self.hints is None else self.hints.build(self.patch_size, self.width),
             patch_size=self.patch_size,
             frame_blocks=blocks[: self.rounds],
@@ -99,6 +105,9 @@ class AlternatingConfig:
             rope_base=self.rope_base,
             checkpointing=self.checkpointing,
         )
+
+    def _neighbours(self, correlation: CorrelationConfig) -> Neighbours:
+        return Neighbours(correlation.cells, correlation.radius, self.width)
 
 
 def normalise_images(images: Float[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
@@ -126,6 +135,8 @@ class AlternatingBackbone(nn.Module):
         width: int,
         head_width: int,
         matching: nn.Module | None = None,
+        features: Features | None = None,
+        neighbours: Neighbours | None = None,
         dynamics: Dynamics | None = None,
         query: Query | None = None,
         hints: Hints | None = None,
@@ -140,7 +151,7 @@ class AlternatingBackbone(nn.Module):
         self.head_width, self.group, self.rope_base = head_width, group, rope_base
         self.checkpointing = checkpointing
         self.patches, self.matching, self.dynamics = patches, matching, dynamics
-        self.query, self.hints = query, hints
+        self.query, self.hints, self.features, self.neighbours = query, hints, features, neighbours
         self.camera_token = nn.Parameter(special_std * torch.randn(1, 2, 1, width))
         self.register_token = nn.Parameter(special_std * torch.randn(1, 2, registers, width))
         self.frame_blocks = nn.ModuleList(frame_blocks)
@@ -165,7 +176,8 @@ class AlternatingBackbone(nn.Module):
         no frame's, or if a hint is required that the clip lacks.
         """
         grid = self._grid(*clip.images.shape[-3:])
-        x = self._embed(clip)
+        features = None if self.features is None else self.features(clip.images)
+        x = self._embed(clip, features)
         special = 1 + self.register_token.shape[2]
         maps, dynamic_logits = self._alternate(x, grid, special, clip)
         return Tokens(
@@ -175,6 +187,7 @@ class AlternatingBackbone(nn.Module):
             frames=torch.arange(x.shape[1], device=x.device),
             rounds=self.kept,
             dynamic_logits=dynamic_logits,
+            features=features,
         )
 
     def at_step(self, step: int) -> None:
@@ -194,20 +207,22 @@ class AlternatingBackbone(nn.Module):
             )
         return height // size, width // size
 
-    def _embed(self, clip: Clip) -> Float[Tensor, "b f n c"]:
+    def _embed(self, clip: Clip, features: Float[Tensor, "b f d y x"] | None) -> Float[Tensor, "b f n c"]:
         """Camera token, registers, patches of every frame; first and other frames differ in the former two."""
         b, f = clip.images.shape[:2]
         normalised = normalise_images(clip.images)
         patches = self.patches(normalised.flatten(0, 1)).unflatten(0, (b, f))
         if self.matching is not None:
             patches = patches + self.matching(normalised)
+        if self.neighbours is not None and features is not None:
+            patches = patches + self.neighbours(features, clip.times, clip.camera_ids).to(patches.dtype)
         slots = (torch.arange(f, device=clip.images.device) > 0).long()
         special = torch.cat([self.camera_token, self.register_token], dim=2)[:, slots]
         special = special.to(patches.dtype).expand(b, -1, -1, -1)
         if self.hints is not None:
             special, patches = self.hints(clip, special, patches)
         if self.query is not None:
-            patches = self.query(clip, asked(clip)[:, 0], patches)
+            patches = self.query(clip, asked(clip)[:, 0], patches, features)
         return torch.cat([special, patches], dim=2)
 
     def _alternate(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from four_d.correlation import compare
 from four_d.errors import UserError
 from four_d.heads.query_decoder import QueryDecoder, QueryDecoderConfig
 from four_d.layers import full_precision, full_type, linear
-from four_d.query import asked
+from four_d.query import asked, frames_at, reference_frames
 from four_d.types import Clip, Prediction, Tokens
 
 LEVELS = 4
@@ -33,6 +34,8 @@ class DenseHeadConfig:
     output: Literal["depth", "points", "motion"] = "depth"
     decoder: QueryDecoderConfig | None = None
     """For motion: let the query in here. None, as in DePT3R: the backbone knows it already (``backbone.query``)."""
+    match_radius: int = 4
+    """For motion, where the backbone has features: how far ``match_logits`` look, in cells."""
     rounds: tuple[int, ...] | None = None
     """Four rounds of the backbone, fine to coarse; None: evenly spaced, the last one last."""
     channels: tuple[int, ...] = (256, 512, 1024, 1024)
@@ -62,7 +65,7 @@ class DenseHeadConfig:
             raise UserError(f"dense head: {self.output} does not depend on a query; remove decoder, or output: motion")
         decoder = None
         if self.decoder is not None:
-            decoder = self.decoder.build(token_width=token_width, rounds=tuple(chosen), patch_size=patch_size)
+            decoder = self.decoder.build(token_width=token_width, rounds=tuple(chosen))
         return DenseHead(
             output=self.output,
             token_width=token_width,
@@ -76,6 +79,7 @@ class DenseHeadConfig:
             fine_chunk=self.fine_chunk,
             precision=self.precision,
             decoder=decoder,
+            match_radius=self.match_radius,
         )
 
 
@@ -373,6 +377,7 @@ class DenseHead(DenseFeatures):
         fine_chunk: int = 1,
         precision: Literal["full", "loop"] = "full",
         decoder: QueryDecoder | None = None,
+        match_radius: int = 4,
     ) -> None:
         super().__init__(
             token_width=token_width,
@@ -391,7 +396,7 @@ class DenseHead(DenseFeatures):
         self.out = nn.Conv2d(last_features, last_width, 1)
         self.visible = nn.Conv2d(last_features, 1, 1) if sees else None
         self.decoder = decoder
-        self.queried = output == "motion"
+        self.queried, self.match_radius = output == "motion", match_radius
 
     def forward(self, tokens: Tokens, clip: Clip) -> Prediction:
         """Maps of every frame. UserError for a query time that is no frame's, where there is a decoder."""
@@ -399,7 +404,11 @@ class DenseHead(DenseFeatures):
             tokens = self.decoder(tokens, clip, asked(clip)[:, 0])
         raw = self.maps(tokens)
         with full_precision(raw.device):
-            return self.interpret(raw)
+            found = self.interpret(raw)
+            if self.queried and tokens.features is not None:
+                references = reference_frames(frames_at(clip, asked(clip)[:, 0]), clip.camera_ids)
+                found = replace(found, match_logits=compare(tokens.features, references, self.match_radius)[:, None])
+        return found
 
     def finish(
         self, coarse: Float[Tensor, "n e _h _w"], finest: Float[Tensor, "n p c"], grid: tuple[int, int]

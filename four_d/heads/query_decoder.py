@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from four_d.correlation import CorrelationConfig
 from four_d.errors import UserError
 from four_d.layers import AttentionBackend, Block, Linear, full_type, grid_positions, rotation_tables
-from four_d.matching import FindingConfig
 from four_d.query import Query, QueryConfig, frames_at, reference_frames
 from four_d.types import Clip, Tokens
 
@@ -34,10 +34,12 @@ class QueryDecoderConfig:
     layer_scale: float | None = 0.01
     rope_base: float = 100.0
     attention: AttentionBackend = "sdpa"
-    matching: FindingConfig | None = None
-    """As for `query.QueryConfig`."""
+    gaps: bool = False
+    """As `query.QueryConfig.gaps`."""
+    correlation: CorrelationConfig | None = None
+    """The backbone's, if frames are to be compared with the query frame here."""
 
-    def build(self, *, token_width: int, rounds: tuple[int, ...], patch_size: int) -> QueryDecoder:
+    def build(self, *, token_width: int, rounds: tuple[int, ...]) -> QueryDecoder:
         """UserError where sizes do not fit each other."""
         if self.width % self.heads or (self.width // self.heads) % 4:
             raise UserError(
@@ -54,7 +56,7 @@ class QueryDecoderConfig:
             )
             for _ in range(self.depth)
         ]
-        query = QueryConfig(matching=self.matching).build(patch_size, self.width)
+        query = QueryConfig(gaps=self.gaps).build(self.width, self.correlation)
         head_width = self.width // self.heads
         return QueryDecoder(token_width, rounds, query, blocks, head_width=head_width, rope_base=self.rope_base)
 
@@ -89,7 +91,7 @@ class QueryDecoder(nn.Module):
         """The token maps of its rounds for one query time. UserError: see `query.frames_at`."""
         last = tokens.patches[tokens.rounds.index(self.rounds[-1])]
         there = reference_frames(frames_at(clip, query), clip.camera_ids)
-        own = self.query(clip, query, self.project(self.norm(last.to(full_type(last.dtype)))))
+        own = self.query(clip, query, self.project(self.norm(last.to(full_type(last.dtype)))), tokens.features)
         # The same frames' tokens again, for every frame that looks at them.
         others = own[torch.arange(len(own), device=own.device)[:, None], there]
         b, f, p, _ = own.shape
