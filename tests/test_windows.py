@@ -2,19 +2,37 @@
 
 import dataclasses
 import itertools
+import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
+from four_d.checkpoints import ModelInfo
 from four_d.errors import UserError
+from four_d.formats.cameras import read_cameras, read_colmap
+from four_d.formats.clouds import read_ply
+from four_d.formats.depth import read_depth
+from four_d.formats.tracks import read_tracks
 from four_d.geometry import make_pose, pixel_centres, rays, rotation_angle, unproject
+from four_d.heads.track import TrackHeadConfig
+from four_d.inference import LoadedModel, Result, Selection, Video, infer, read
 from four_d.inference.fit import fit
+from four_d.inference.long import SHOWN
+from four_d.inference.mask import as_masks
+from four_d.inference.run import arrays
+from four_d.inference.video import counted
 from four_d.inference.windows import (
     Part,
     Seam,
@@ -27,8 +45,15 @@ from four_d.inference.windows import (
     join_frames,
     take_frames,
 )
-from four_d.types import Cameras, Prediction
+from four_d.model import FourD
+from four_d.types import Cameras, Clip, Prediction, map_tensors
+from tests.test_export import TINY, tiny_model
+from tests.test_inference import BIKES, gradient, moving_model
 
+av = pytest.importorskip("av", reason="the extra video is not installed")
+
+ROOT = Path(__file__).parents[1]
+AXIS = torch.tensor([0.2, 1.0, 0.1], dtype=torch.float64) / math.sqrt(1.05)
 SIZE = 12, 16
 RADIUS, CENTRE = 6.0, torch.tensor([0.0, 0.0, 3.0], dtype=torch.float64)
 
@@ -42,8 +67,7 @@ def truth(count: int) -> Prediction:
     poses = []
     for index in range(count):
         centre = torch.tensor([math.sin(index / 9), 0.4 * math.sin(index / 5), index / count], dtype=torch.float64)
-        axis = torch.tensor([0.2, 1.0, 0.1], dtype=torch.float64)
-        poses.append(make_pose(turn(axis / axis.norm(), 0.05 * index), centre))
+        poses.append(make_pose(turn(AXIS, 0.05 * index), centre))
     world = torch.stack(poses)
     world = torch.linalg.inv(world[0]) @ world
     height, width = SIZE
@@ -251,3 +275,361 @@ def test_a_similarity_keeps_what_a_camera_sees() -> None:
     torch.testing.assert_close(
         unproject(moved.depth, moved.cameras), move.points(unproject(whole.depth, whole.cameras))
     )
+
+
+# whole videos
+
+MEMORY = """
+import resource, sys, torch
+from pathlib import Path
+from four_d.checkpoints import ModelInfo
+from four_d.inference import LoadedModel, Selection, infer
+from tests.test_export import TINY, tiny_model
+torch.set_num_threads(1)
+model = LoadedModel(tiny_model(), ModelInfo(model=TINY, image_size=(32, 48), frames=8))
+for count in (60, 60, 240):
+    infer(model, Path(sys.argv[1]), Path(sys.argv[2]), selection=Selection(max_frames=count, fps=25.0), window=12)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+class Oracle(FourD):
+    """Knows the ball's world: a frame says which it is by its colour. Its wall turns by ``speed`` a frame.
+
+    Every clip is seen in its first frame's coordinates and in a unit of its own. ``still``: it predicts no motion.
+    """
+
+    patch_size = 4  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+
+    def __init__(self, whole: Prediction, speed: float = 0.0, *, still: bool = False) -> None:
+        torch.nn.Module.__init__(self)
+        self.unused = torch.nn.Parameter(torch.zeros(1))
+        self.whole, self.speed, self.still = whole, speed, still
+
+    @property
+    def moves(self) -> bool:
+        return not self.still
+
+    def places(self, points: Tensor, steps: Tensor) -> Tensor:
+        """Where points of the wall are so many frames later."""
+        turns = torch.stack([turn(AXIS, self.speed * float(step)) for step in steps])
+        return (points - CENTRE) @ turns.mT + CENTRE
+
+    def passes(self, clip: Clip) -> Iterator[Prediction]:
+        numbers = [int(round(r * 255) + 256 * round(g * 255)) for r, g in clip.images[0, :, :2, 0, 0].tolist()]
+        assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+        scale = 1.0 if numbers[0] == 0 else 0.5 + (numbers[0] * 7 % 11) / 5
+        frames = range(numbers[0], numbers[-1] + 1)
+        part = of_window(self.whole, frames, scale)
+        assert self.whole.cameras is not None
+        assert self.whole.depth is not None
+        poses = self.whole.cameras.world_from_camera
+        points = unproject(self.whole.depth, self.whole.cameras)[frames.start : frames.stop].flatten(1, 2)
+        queries = clip.times[0, :1] if clip.query_times is None else clip.query_times[0]
+        for index, time in enumerate(queries):
+            steps = int((clip.times[0] == time).nonzero()[0, 0]) - torch.arange(len(numbers))
+            motion = (self.places(points, steps) - points) @ poses[frames.start, :3, :3] / scale
+            moved = Prediction(motion=motion.unflatten(1, SIZE).float()[None])
+            whole = dataclasses.replace(part, motion=moved.motion) if index == 0 and self.moves else part
+            yield map_tensors(whole if index == 0 else moved, lambda tensor: tensor[None])
+
+    def loaded(self) -> LoadedModel:
+        return LoadedModel(self, ModelInfo(model=TINY, image_size=SIZE, frames=8))
+
+
+def numbered(count: int, size: tuple[int, int] = SIZE) -> NDArray[np.uint8]:
+    """Frames whose colour is their number."""
+    colours = np.array([[i % 256, i // 256, 0] for i in range(count)], np.uint8)
+    return np.broadcast_to(colours[:, None, None], (count, *size, 3)).copy()
+
+
+def tiny() -> LoadedModel:
+    return LoadedModel(tiny_model(), ModelInfo(model=TINY, image_size=(32, 48), frames=8))
+
+
+def save(folder: Path, frames: NDArray[np.uint8]) -> Path:
+    folder.mkdir()
+    for index, frame in enumerate(frames):
+        Image.fromarray(frame).save(folder / f"{index:05d}.png")
+    return folder
+
+
+def test_a_video_of_one_window_is_seen_as_ever() -> None:
+    frames = gradient(32, 48, frames=6)
+    whole, again = tiny()(frames), tiny()(frames, window=6, overlap=2)
+    cut = tiny()(frames, window=5, overlap=2)
+    assert torch.equal(whole.depth, again.depth)
+    assert not torch.equal(whole.depth, cut.depth)
+    assert cut.depth is not None
+    assert cut.depth.shape == (6, 32, 48)
+    assert cut.times == whole.times
+    np.testing.assert_array_equal(cut.frames, whole.frames)
+    torch.testing.assert_close(cut.images, whole.images)
+
+
+def test_a_perfect_models_long_video_is_the_truth(tmp_path: Path) -> None:
+    whole = truth(70)
+    assert whole.cameras is not None
+    folder = save(tmp_path / "video", numbered(70))
+    every = Selection(max_frames=70)
+    result = Oracle(whole, still=True).loaded()(folder, selection=every, window=12, overlap=3)
+    assert result.depth is not None
+    assert result.cameras is not None
+    torch.testing.assert_close(result.depth.double(), whole.depth, atol=1e-4, rtol=0)
+    poses = result.cameras.world_from_camera.double()
+    torch.testing.assert_close(poses, whole.cameras.world_from_camera, atol=1e-4, rtol=0)
+    np.testing.assert_array_equal(result.frames, numbered(70))
+    assert result.times == pytest.approx([i / 25 for i in range(70)])
+
+
+def test_what_is_written_window_by_window_is_what_the_call_gives(tmp_path: Path) -> None:
+    folder, out = save(tmp_path / "video", gradient(48, 64, frames=6).repeat(10, axis=0)), tmp_path / "out"
+    every = Selection(max_frames=60)
+    pages: list[Result] = []
+    shown = infer(moving_model(), folder, out, selection=every, window=9, page=lambda result, _: pages.append(result))
+    result = moving_model()(folder, selection=every, window=9)
+    assert pages == [shown]
+    assert result.prediction.cameras is not None
+    with np.load(out / "prediction.npz") as written:
+        expected = arrays(result)
+        assert set(written) == set(expected)
+        for name, value in expected.items():
+            np.testing.assert_array_equal(written[name], value, err_msg=name)
+    depth = read_depth(out / "depth")
+    np.testing.assert_allclose(depth, expected["depth"], atol=float(expected["depth"].max()) / 65535)
+    table = read_cameras(out / "cameras.json")
+    torch.testing.assert_close(table.model.world_from_camera, result.prediction.cameras.world_from_camera.double())
+    for project in ("model", "original"):
+        _, _, names = read_colmap(out / "colmap" / project / "sparse" / "0")
+        assert sorted(p.name for p in (out / "colmap" / project / "images").iterdir()) == names
+    with Image.open(out / "colmap" / "original" / "images" / "000037.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), result.frames[37])
+    assert len(list((out / "mask").iterdir())) == 60
+    assert set(read_ply(out / "points.ply").frames.tolist()) == set(range(60))
+    names = {".four_d.json", "cameras.json", "colmap", "depth", "mask", "points.ply", "prediction.npz", "windows.json"}
+    assert {p.name for p in out.iterdir()} == names
+    content = json.loads((out / "windows.json").read_text())
+    assert content["windows"][0]["frames"] == [0, 8]
+    assert content["windows"][0]["seam"] is None
+    assert content["windows"][-1]["frames"] == [51, 59]
+    assert {"scale", "residual", "residual_90", "camera_turn_deg"} <= set(content["windows"][1]["seam"])
+    assert len(shown.times) == SHOWN
+    rows = [result.times.index(time) for time in shown.times]
+    torch.testing.assert_close(shown.depth, result.prediction.depth[rows] if result.depth is not None else None)
+
+
+def test_a_long_video_that_breaks_on_the_way_leaves_nothing(tmp_path: Path) -> None:
+    folder = save(tmp_path / "video", gradient(32, 48, frames=5).repeat(6, axis=0))
+    (folder / "00025.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"00025\.png does not decode"):
+        infer(tiny(), folder, tmp_path / "out", selection=Selection(max_frames=30), window=8)
+    assert {p.name for p in tmp_path.iterdir()} == {"video"}
+
+
+def test_a_stream_gives_what_reading_gives(tmp_path: Path) -> None:
+    choices = (Selection(max_frames=100), Selection(max_frames=7, start=0.5), Selection(max_frames=9, fps=10.0))
+    folder = save(tmp_path / "video", gradient(20, 30, frames=5).repeat(6, axis=0))
+    for path in (BIKES, folder):
+        for choice in choices:
+            streamed, held = counted(path, choice), read(path, choice)
+            frames = list(streamed.frames())
+            np.testing.assert_array_equal(np.stack(frames), held.frames)
+            np.testing.assert_array_equal(streamed.times, held.times)
+            assert (streamed.indices, streamed.total) == (held.indices, held.total)
+            plan = Windows(frames=5, overlap=2).plan(len(streamed))
+            for part, video in zip(plan, streamed.windows(plan), strict=True):
+                np.testing.assert_array_equal(video.frames, held.frames[part.start : part.stop])
+                assert video.indices == (held.indices or ())[part.start : part.stop]
+
+
+def test_a_long_video_cut_short_is_used_as_far_as_it_goes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    content = BIKES.read_bytes()
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(content[: len(content) // 2])
+    held = read(path, Selection(max_frames=100))
+    capfd.readouterr()
+    result = tiny()(path, selection=Selection(max_frames=100), window=4)
+    assert capfd.readouterr().err.count("of its 52 frames are there") == 1
+    np.testing.assert_array_equal(result.frames, held.frames)
+
+
+def test_masks_of_a_window_are_those_of_its_frames() -> None:
+    frames = gradient(20, 30, frames=3)
+    part = (range(4, 7), 10)
+    video = Video(frames=frames, times=np.arange(3) / 25, total=40, indices=(16, 20, 24), part=part)
+    numbers = np.arange(40)[:, None, None] % 251 * np.ones((1, 20, 30), int)
+    of_taken, of_all = (numbers[:count] > 19 for count in (10, 40))
+    np.testing.assert_array_equal(as_masks(of_taken, video), of_taken[4:7])
+    np.testing.assert_array_equal(as_masks(of_all, video), of_all[[16, 20, 24]])
+    with pytest.raises(UserError, match="there are 3 masks, and 10 frames were taken of 40"):
+        as_masks(of_taken[:3], video)
+
+
+def test_a_users_masks_reach_every_window() -> None:
+    masks = np.zeros((12, 32, 48), bool)
+    masks[np.arange(12), np.arange(12)] = True
+    result = moving_model()(gradient(32, 48, frames=12), mask=masks, window=5)
+    assert torch.equal(result.moving, torch.from_numpy(masks))
+
+
+def test_windows_of_several_cameras_hold_all_of_them() -> None:
+    frames = gradient(32, 48, frames=7)
+    result = tiny()([frames, 255 - frames], window=4, overlap=2)
+    assert result.camera_ids == (0, 1) * 7
+    np.testing.assert_array_equal(result.frames[1::2], 255 - frames)
+    assert result.times[::2] == result.times[1::2] == pytest.approx([i / 25 for i in range(7)])
+
+
+# followed points
+
+
+def test_points_are_followed_over_many_windows() -> None:
+    """The wall turns, and the camera with it: points stay in view, asked for in any frame."""
+    whole = truth(80)
+    assert whole.cameras is not None
+    assert whole.depth is not None
+    oracle = Oracle(whole, speed=0.05)
+    queries = [(0.0, 8.0, 6.0), (0.0, 6.5, 7.25), (3.0, 9.0, 5.0), (41.0, 8.0, 6.5)]
+    result = oracle.loaded()(numbered(80), points=queries, window=10, overlap=4)
+    assert result.tracks is not None
+    assert result.queries is not None
+    torch.testing.assert_close(result.queries, torch.tensor(queries))
+    for index, (frame, x, y) in enumerate(queries):
+        start = ray_to_wall(whole, frame, x, y)
+        places = oracle.places(start.expand(80, 1, 3), torch.arange(80) - frame)[:, 0]
+        first = 0 if frame < 10 else 36  # a point begins in the first window that has its frame
+        found = result.tracks.points[index, first:].double()
+        # between pixels the wall is not quite a plane
+        torch.testing.assert_close(found, places[first:], atol=0.03, rtol=0)
+        assert bool((result.tracks.visible[index, first:] > 0.5).all())
+        assert not bool((result.tracks.visible[index, :first] > 0).any())
+    assert result.track_table is not None
+    assert result.track_table.moving.all()
+
+
+def ray_to_wall(whole: Prediction, frame: float, x: float, y: float) -> Tensor:
+    assert whole.cameras is not None
+    pose, intrinsics = whole.cameras.world_from_camera[int(frame)], whole.cameras.intrinsics[int(frame)]
+    way = pose[:3, :3] @ rays(intrinsics, torch.tensor([[x, y]], dtype=torch.float64))[0]
+    away = pose[:3, 3] - CENTRE
+    a, b, c = way @ way, way @ away, away @ away - RADIUS**2
+    return pose[:3, 3] + (-b + (b**2 - a * c).sqrt()) / a * way
+
+
+def test_points_out_of_view_are_carried_and_found_again() -> None:
+    """The wall rests; the camera looks away for several windows and comes back."""
+    there = truth(30)
+    assert there.cameras is not None
+    assert there.depth is not None
+    order = [*range(30), *range(29, -1, -1)]
+    cameras = there.cameras
+    whole = Prediction(
+        cameras=Cameras(world_from_camera=cameras.world_from_camera[order], intrinsics=cameras.intrinsics[order]),
+        depth=there.depth[order],
+    )
+    result = Oracle(whole).loaded()(numbered(60), points=[(3.0, 6.0), (8.0, 5.0)], window=8, overlap=3)
+    assert result.tracks is not None
+    assert result.tracks.pixels is not None
+    for index, (x, y) in enumerate([(3.0, 6.0), (8.0, 5.0)]):
+        place = ray_to_wall(whole, 0, x, y)
+        torch.testing.assert_close(result.tracks.points[index].double(), place.expand(60, 3), atol=0.03, rtol=0)
+        assert float(result.tracks.visible[index, 27:33].max()) == 0, "nobody sees it there"
+        assert float(result.tracks.visible[index, -3:].min()) > 0.5
+        torch.testing.assert_close(result.tracks.pixels[index, -1], torch.tensor([x, y]), atol=0.1, rtol=0)
+
+
+def test_a_grid_is_followed_where_nobody_asks_and_the_page_gets_a_part(tmp_path: Path) -> None:
+    whole = truth(60)
+    oracle = Oracle(whole, speed=0.05).loaded()
+    folder = save(tmp_path / "video", numbered(60))
+    shown = infer(oracle, folder, tmp_path / "out", selection=Selection(max_frames=60), window=10)
+    table = read_tracks(tmp_path / "out" / "tracks.npz")
+    assert table.points is not None
+    assert table.points.shape == (len(table), 60, 3)
+    assert len(table) == SIZE[0] * SIZE[1]
+    assert shown.track_table is not None
+    assert shown.track_table.points is not None
+    rows = [round(25 * time) for time in shown.times]
+    np.testing.assert_array_equal(shown.track_table.points, table.points[:, rows])
+    np.testing.assert_allclose(shown.track_table.frame_times, shown.times)
+
+
+def test_points_of_a_track_head_go_on_from_window_to_window(tmp_path: Path) -> None:
+    track = TrackHeadConfig(channels=(8,) * 4, features=8, levels=2, radius=1, hidden=16, depth=1, heads=2, virtual=4)
+    config = dataclasses.replace(TINY, heads={"track": track})
+    torch.manual_seed(0)
+    model = LoadedModel(config.build().eval(), ModelInfo(model=config, image_size=(32, 48), frames=8))
+    folder = save(tmp_path / "video", gradient(64, 112, frames=6).repeat(2, axis=0))
+    points = [(0.0, 10.0, 20.5), (9.0, 60.0, 33.0)]
+    result = model(folder, points=points, window=5, overlap=2)
+    assert result.pixel_tracks is not None
+    assert result.pixel_tracks.shape == (12, 2, 2)
+    torch.testing.assert_close(
+        result.pixel_tracks[[0, 9], [0, 1]], torch.tensor([[10.0, 20.5], [60, 33]]), atol=0.01, rtol=0
+    )
+    seen = result.prediction.pixel_tracks_visible
+    assert seen is not None
+    assert not bool(seen[:6, 1].any()), "before the window in which it begins"
+    infer(model, folder, tmp_path / "out", points=points, window=5, overlap=2)
+    with np.load(tmp_path / "out" / "prediction.npz") as written:
+        np.testing.assert_array_equal(written["pixel_tracks"], result.pixel_tracks)
+
+
+@pytest.mark.parametrize(
+    ("point", "message"),
+    [((70.0, 1.0, 1.0), "frame 70 of a point is outside"), ((50.0, 99.0, 1.0), "point 99,1 is outside")],
+)
+def test_points_outside_are_refused_before_all_windows_are_done(
+    point: tuple[float, float, float], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        Oracle(truth(60)).loaded()(numbered(60), points=[point], window=10)
+
+
+# memory
+
+
+def run_python(code: str, *arguments: str) -> list[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_memory_does_not_grow_with_the_video(tmp_path: Path) -> None:
+    """180 more frames of 0.9 MB each; the window is 12."""
+    folder = tmp_path / "video"
+    save(folder, gradient(480, 640, frames=4))
+    for index in range(4, 240):
+        (folder / f"{index:05d}.png").hardlink_to(folder / f"{index % 4:05d}.png")
+    _, short, long = map(int, run_python(MEMORY, str(folder), str(tmp_path / "out")))
+    assert long - short < 40, "MB"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_thousand_frames_in_eight_gigabytes(tmp_path: Path) -> None:
+    model = ROOT / "checkpoints" / "page_4d-small"
+    y, x = np.mgrid[:420, :1400]
+    wide = np.stack([x * y // 97 % 256, (x // 9 + y // 7) * 31 % 256, x * 255 // 1400], axis=-1).astype(np.uint8)
+    with av.open(str(tmp_path / "v.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"crf": "20", "threads": "1"})
+        stream.height, stream.width, stream.pix_fmt = 240, 320, "yuv420p"
+        for index in range(1000):
+            left, top = int(500 + 480 * math.sin(index / 120)), int(80 + 60 * math.cos(index / 70))
+            cut = np.ascontiguousarray(wide[top : top + 240, left : left + 320])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(cut, format="rgb24")))
+        container.mux(stream.encode())
+    code = (
+        "import resource, sys; from four_d.cli import main; assert main(sys.argv[1:]) == 0;"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"
+    )
+    values = ["infer", str(tmp_path / "v.mp4"), "--model", str(model), "--max-frames", "1000", "--out"]
+    *_, gigabytes = run_python(code, *values, str(tmp_path / "out"))
+    assert float(gigabytes) < 8
+    with np.load(tmp_path / "out" / "prediction.npz") as written:
+        assert len(written["depth"]) == len(written["world_from_camera"]) == 1000
+    assert len(read_cameras(tmp_path / "out" / "cameras.json").times) == 1000
+    assert (tmp_path / "out" / "report.html").stat().st_size < 50e6

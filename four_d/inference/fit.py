@@ -110,7 +110,7 @@ def resize(frames: UInt8[np.ndarray, "f h w 3"] | Float[Tensor, "f 3 h w"], to: 
 def resize_masks(masks: Bool[np.ndarray, "f h w"], to: Fit) -> Bool[Tensor, "f r c"]:
     """Masks on the model's grid: a pixel is set where more than half of what it covers is."""
     if to.original == to.model:
-        return torch.from_numpy(np.ascontiguousarray(masks))
+        return torch.from_numpy(masks.copy())
     shares = [_resize(mask.astype(np.float32), to, Image.Resampling.BOX) for mask in masks]
     return torch.from_numpy(np.stack(shares) > 0.5)
 
