@@ -489,7 +489,7 @@ def test_points_are_followed_over_many_windows() -> None:
     assert whole.cameras is not None
     assert whole.depth is not None
     oracle = Oracle(whole, speed=0.05)
-    queries = [(0.0, 8.0, 6.0), (0.0, 6.5, 7.25), (3.0, 9.0, 5.0), (41.0, 8.0, 6.5)]
+    queries = [(0.0, 8.0, 6.0), (0.0, 6.5, 7.25), (3.0, 7.0, 5.0), (41.0, 10.0, 6.5)]
     result = oracle.loaded()(numbered(80), points=queries, window=10, overlap=4)
     assert result.tracks is not None
     assert result.queries is not None
