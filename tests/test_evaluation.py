@@ -363,10 +363,12 @@ def test_frame_lists_take_each_camera_in_turn_evenly_from_first_to_last() -> Non
     assert evaluation.frame_lists([[0, 0, 0]], 8) == [(0, (0, 1, 2))]
     assert evaluation.frame_lists([rig], 4, cameras=2) == [(0, (0, 8, 9, 17)), (0, (9, 17, 0, 8))]
     assert evaluation.frame_lists([[0, 0]], 4, cameras=2) == []
+    assert evaluation.frame_lists([rig], 3, stride=2) == [(0, (2, 4, 6)), (0, (11, 13, 15))]
+    assert evaluation.frame_lists([rig], 8, stride=3) == [(0, (1, 4, 7)), (0, (10, 13, 16))]  # as many as there are
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"frames": 1}, {"frames": 7, "cameras": 2}, {"clips": 0}, {"cameras": 0}, {"train_clips": 0}]
+    "wrong", [{"frames": 1}, {"frames": 7, "cameras": 2}, {"clips": 0}, {"cameras": 0}, {"train_clips": 0}, {"stride": 0}]
 )
 def test_settings_that_make_no_sense_are_named(wrong: dict[str, int]) -> None:
     with pytest.raises(UserError, match=r"frames|clips|cameras"):

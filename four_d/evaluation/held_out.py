@@ -46,6 +46,8 @@ class EvaluationConfig:
     data stand beside the model."""
     frames: int = 8
     """Frames per video, shared among its cameras; a camera with fewer gives all it has."""
+    stride: int | None = None
+    """A video's frames are so many frames of its clip apart, in its middle; None = evenly spread over it all."""
     cameras: int = 1
     """Cameras per video: 1 is monocular, 2 joins each camera with the next one of its clip."""
     size: tuple[int, int] | None = None
@@ -64,8 +66,8 @@ class EvaluationConfig:
     """Show the model two frames at a time (`Pairwise`)."""
 
     def __post_init__(self) -> None:
-        if min(self.cameras, self.train_clips, 1 if self.clips is None else self.clips) < 1:
-            raise UserError("cameras, clips and train_clips must be at least 1")
+        if min(self.cameras, self.train_clips, self.clips or 1, self.stride or 1) < 1 or 0 in (self.clips, self.stride):
+            raise UserError("cameras, clips, train_clips and stride must be at least 1")
         if self.frames < 2 or self.frames % self.cameras:
             raise UserError(
                 f"frames is {self.frames}; choose a multiple of cameras ({self.cameras}) that is at least 2"
@@ -122,7 +124,8 @@ class Videos:
     def open(folder: Path, config: EvaluationConfig, count: int | None) -> Videos:
         """``count`` videos (or all) of a data set; `UserError` where no clip has enough cameras and frames."""
         reader = ShardReader(load_manifest(folder))
-        lists = frame_lists([sample.camera_ids for sample in reader.samples], config.frames, config.cameras)
+        ids = [sample.camera_ids for sample in reader.samples]
+        lists = frame_lists(ids, config.frames, config.cameras, config.stride)
         if not lists:
             raise UserError(
                 f"{folder} has no clip of {config.cameras} camera(s) with 2 frames; set cameras=1, or other data"
@@ -156,22 +159,32 @@ def _moving(clip: Clip) -> Clip:
 
 
 def frame_lists(
-    camera_ids: Sequence[Sequence[int]], frames: int, cameras: int = 1
+    camera_ids: Sequence[Sequence[int]], frames: int, cameras: int = 1, stride: int | None = None
 ) -> list[tuple[int, tuple[int, ...]]]:
     """Of each sample, each camera in turn: ``frames`` of its frames evenly spread, its first and last included.
 
     With several ``cameras`` each is joined by the next ones of its sample (cyclically), camera by camera with
-    ``frames // cameras`` frames each. A camera with fewer frames gives all of them; lists of one frame are left out.
+    ``frames // cameras`` frames each. With a ``stride`` they are so many frames apart, in the middle of the clip. A
+    camera with fewer frames gives all of them; lists of one frame are left out.
     """
+    per_camera = frames // cameras
     lists: list[tuple[int, tuple[int, ...]]] = []
     for sample, ids in enumerate(camera_ids):
         own = {c: [frame for frame, identity in enumerate(ids) if identity == c] for c in sorted(set(ids))}
         names = list(own)
         for place in range(len(names) if len(names) >= cameras else 0):
             group = [names[(place + step) % len(names)] for step in range(cameras)]
-            chosen = tuple(frame for camera in group for frame in evenly(own[camera], frames // cameras))
+            chosen = tuple(frame for camera in group for frame in _spread(own[camera], per_camera, stride))
             lists += [(sample, chosen)] if len(chosen) >= 2 else []
     return lists
+
+
+def _spread(items: list[int], count: int, stride: int | None) -> list[int]:
+    if stride is None:
+        return evenly(items, count)
+    there = min(count, (len(items) - 1) // stride + 1)
+    start = (len(items) - 1 - (there - 1) * stride) // 2
+    return items[start::stride][:there]
 
 
 def evenly(items: Sequence[T], count: int | None) -> list[T]:
