@@ -11,11 +11,25 @@ from numpy.typing import NDArray
 
 from four_d.types import Cameras
 
-Task = Literal["pose", "video_depth", "depth", "points", "mask"]
+Task = Literal["pose", "video_depth", "depth", "points", "mask", "tracks"]
 """``depth`` is of single frames, each aligned alone; ``video_depth`` has one alignment per sequence."""
 
 Depth = tuple[NDArray[np.float32], NDArray[np.bool_]]
 """z-depths f h w in metres (0 where invalid), and where they are valid (finite and > 0). No cap is applied."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackTruth:
+    """Points that were followed, and the pixels that they are asked for by."""
+
+    queries: NDArray[np.float64]
+    """n 3: frame and (x, y) in pixels of the sequence's images, corner origin, inside the picture."""
+    points: NDArray[np.float64]
+    """t n 3 in the coordinates of each frame's camera, metres; 0 where not ``known``."""
+    known: NDArray[np.bool_]
+    """t n: where ``points`` mean something, seen or not."""
+    visible: NDArray[np.bool_]
+    """t n: seen in that frame; only where ``known``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,3 +56,6 @@ class Sequence:
     """f h w: annotated foreground, or what moves in the world."""
     mask_frames: int | None = None
     """How many frames, counted from the first, ``masks`` has a truth for; None = all. The others are False."""
+    tracks: Callable[[], TrackTruth] | None = None
+    weight: float = 1.0
+    """In the mean over sequences, of ``tracks``: 1 / clips of its source where each source counts alike."""
