@@ -8,9 +8,8 @@ A sequence that fails is reported and does not lose the others'.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -18,14 +17,12 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from four_d import geometry
-from four_d.data.manifest import atomic
 from four_d.errors import UserError
-from four_d.evaluation.result import LOG_WIDTH, higher_is_better
+from four_d.evaluation.published_result import Missing, Published, Row, Skip
+from four_d.evaluation.published_tracks import TrackSettings, check_model, score_tracks
 from four_d.evaluation.scores import MOVING
 from four_d.metrics import depth, masks, points, pose
 from four_d.metrics.baselines import Model
@@ -42,6 +39,7 @@ NEEDS: dict[Task, str] = {
     "depth": "depth",
     "points": "points, or depth and cameras",
     "mask": "a mask of what moves",
+    "tracks": "motion",
 }
 """What a task takes from the model."""
 
@@ -64,6 +62,12 @@ class PublishedConfig:
     """Frames and stride of windows for video depth; None = the protocol's."""
     max_points: int = 500_000
     """Most points of a point map that are compared, at even steps; published code takes all."""
+    frames: int | None = None
+    """Of ``tracks``: how many of a clip's first frames the model sees; None = the protocol's, in one pass."""
+    scaling: str | None = None
+    """Of ``tracks``: how predictions are aligned; None = the protocol's first."""
+    intrinsics: bool = False
+    """Of ``tracks``: whether the model is given the true intrinsics, which it must take."""
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -77,102 +81,25 @@ class PublishedConfig:
             raise UserError("max_points and long_side must be at least 4")
         if self.window is not None and not 0 < self.window[1] <= self.window[0]:
             raise UserError(f"window is {list(self.window)}; write [frames,stride] with 0 < stride ≤ frames")
+        self._check_tracks()
 
+    def _check_tracks(self) -> None:
+        scalings = PROTOCOLS[self.protocol].scalings
+        if not scalings and (self.frames, self.scaling, self.intrinsics) != (None, None, False):
+            names = ", ".join(name for name, protocol in PROTOCOLS.items() if protocol.scalings)
+            raise UserError(f"frames, scaling and intrinsics are of tracks, which {self.protocol} has none of: {names}")
+        if self.scaling is not None and self.scaling not in scalings:
+            raise UserError(f"scaling is {self.scaling!r}; {self.protocol} has {', '.join(scalings)}")
+        if self.frames is not None and self.frames < 2:
+            raise UserError(f"frames is {self.frames}; a track needs 2 at least")
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """The scores of one sequence in one task."""
-
-    sequence: str
-    task: Task
-    frames: int
-    scores: dict[str, float]
-    weight: float = 1.0
-    """In the mean: valid pixels for depth, 1 elsewhere."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Missing:
-    """A sequence that has no scores in a task, and why."""
-
-    sequence: str
-    task: Task
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Published:
-    """All rows of a run; the mean of a metric is over the sequences that have it."""
-
-    protocol: str
-    source: str
-    """Whose published code was followed."""
-    note: str
-    """What was run, in words."""
-    rows: list[Row] = field(default_factory=list[Row])
-    skipped: list[Missing] = field(default_factory=list[Missing])
-    """What the protocol leaves out, such as cameras that stand still, or that the model does not predict."""
-    failed: list[Missing] = field(default_factory=list[Missing])
-    """What went wrong: damaged files, predictions that are not finite."""
-
-    def means(self) -> dict[str, float]:
-        """Metric → weighted mean over sequences."""
-        metrics = dict.fromkeys(metric for row in self.rows for metric in row.scores)
-        return {metric: self._mean(metric) for metric in metrics}
-
-    def _mean(self, metric: str) -> float:
-        found = [(row.scores[metric], row.weight) for row in self.rows if metric in row.scores]
-        return sum(value * weight for value, weight in found) / sum(weight for _, weight in found)
-
-    def to_dict(self) -> dict[str, object]:
-        """Plain containers for JSON."""
-        return {
-            "protocol": self.protocol,
-            "source": self.source,
-            "note": self.note,
-            "means": self.means(),
-            "sequences": [vars(row) for row in self.rows],
-            "skipped": [vars(missing) for missing in self.skipped],
-            "failed": [vars(missing) for missing in self.failed],
-        }
-
-    def write(self, path: Path) -> None:
-        """`to_dict` as JSON; the file appears whole or not at all. `UserError` where it cannot be written."""
-        with atomic(path) as file:
-            file.write((json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n").encode())
-
-    def tables(self) -> Iterator[Table]:
-        """One table per task: sequences, then their mean; the mean alone where there are many."""
-        means = self.means()
-        for task in dict.fromkeys(row.task for row in self.rows):
-            rows = [row for row in self.rows if row.task == task]
-            metrics = list(dict.fromkeys(metric for row in rows for metric in row.scores))
-            table = Table(title=f"{self.protocol}: {task}, {len(rows)} sequences", caption=f"after {self.source}")
-            table.add_column("sequence")
-            for metric in metrics:
-                table.add_column(f"{metric} {'↑' if higher_is_better(metric) else '↓'}", justify="right")
-            for row in rows:
-                cells = (f"{row.scores[metric]:.4g}" if metric in row.scores else "" for metric in metrics)
-                table.add_row(row.sequence, *cells, end_section=row is rows[-1])
-            table.add_row("mean", *(f"{means[metric]:.4g}" for metric in metrics), style="bold")
-            yield table
-
-    def print(self) -> None:
-        """The tables, and what is missing from them, on stdout."""
-        console = Console()
-        if not console.is_terminal:
-            console = Console(width=LOG_WIDTH)
-        for table in self.tables():
-            console.print(table)
-        console.print(self.note, highlight=False)
-        for word, part in (("skipped", self.skipped), ("FAILED", self.failed)):
-            for reason in dict.fromkeys(missing.reason for missing in part):
-                who = [f"{missing.sequence} ({missing.task})" for missing in part if missing.reason == reason]
-                console.print(f"{word} {len(who)}: {reason}: {', '.join(who)}", markup=False, highlight=False)
-
-
-class Skip(Exception):  # noqa: N818  # nothing went wrong
-    """The protocol leaves this sequence out; the message says why."""
+    def tracks(self) -> TrackSettings | None:
+        """How tracks are scored; None where the protocol has none."""
+        found = PROTOCOLS[self.protocol]
+        if found.tracks is None:
+            return None
+        scaling = self.scaling or found.scalings[0]
+        return TrackSettings(protocol=found.tracks, scaling=scaling, frames=self.frames, intrinsics=self.intrinsics)
 
 
 def run_protocol(model: Model, config: PublishedConfig, *, patch: int, trained: Size | None = None) -> Published:
@@ -188,11 +115,14 @@ def run_protocol(model: Model, config: PublishedConfig, *, patch: int, trained: 
         UserError: no such set under ``root``, or no sequence that could be scored.
 
     """
-    protocol = PROTOCOLS[config.protocol]
+    protocol, tracks = PROTOCOLS[config.protocol], config.tracks()
+    if tracks is not None:
+        check_model(model, tracks)
     sequences = protocol.open(Path(config.root), config.sequences)
     tasks = protocol.tasks if config.tasks is None else config.tasks
     note = f"{len(sequences)} videos of {config.root}, long side {config.long_side or protocol.long_side}"
     note += "" if trained is None else f" (the model was trained at {trained[0]} × {trained[1]})"
+    note += "" if tracks is None else f"; {tracks.note()}"
     result = Published(protocol=protocol.name, source=protocol.source, note=note)
     jobs = [(sequence, task) for sequence in sequences for task in tasks if task in sequence.tasks]
     if not jobs:
@@ -228,6 +158,9 @@ class Runner:
 
     def row(self, sequence: Sequence, task: Task) -> Row:
         """The scores of one sequence. Raises `Skip`, `UserError` and whatever reading or the model raises."""
+        tracks = self.config.tracks()
+        if task == "tracks" and tracks is not None:
+            return _finite(score_tracks(self.model, sequence, tracks, self.clip))
         score: dict[Task, Callable[[Sequence], tuple[dict[str, float], float]]] = {
             "pose": self.pose,
             "video_depth": self.video_depth,
@@ -236,9 +169,8 @@ class Runner:
             "mask": self.mask,
         }
         scores, weight = score[task](sequence)
-        if not np.isfinite(list(scores.values())).all():
-            raise UserError("scores are not finite: the truth or the prediction holds extreme values")
-        return Row(sequence=sequence.name, task=task, frames=sequence.frames, scores=scores, weight=weight)
+        row = Row(sequence=sequence.name, task=task, frames=sequence.frames, scores=scores, weight=weight)
+        return _finite(row)
 
     def seen(self, sequence: Sequence) -> Prediction:
         """What the model says of the whole video."""
@@ -250,17 +182,20 @@ class Runner:
 
     def pass_through(self, images: UInt8[np.ndarray, "f h w 3"], times: tuple[float, ...]) -> Prediction:
         """One pass: unbatched, on the CPU, at the model's resolution."""
-        size = model_size((images.shape[1], images.shape[2]), self.long_side, self.patch)
-        device = torch.device(self.config.device)
-        stamps = torch.tensor(times, dtype=torch.float32, device=device)[None]
-        pictures = stretch(images, size)[None].to(device)
-        clip = Clip(images=pictures, times=stamps, camera_ids=torch.zeros_like(stamps, dtype=torch.long))
         with torch.inference_mode():
-            prediction = self.model(clip)
+            prediction = self.model(self.clip(images, times))
         kept = Prediction(
             cameras=prediction.cameras, depth=prediction.depth, points=prediction.points, dynamic=prediction.dynamic
         )
         return map_tensors(kept, _settled)
+
+    def clip(self, images: UInt8[np.ndarray, "f h w 3"], times: tuple[float, ...]) -> Clip:
+        """What the model is shown, with a batch axis of one."""
+        size = model_size((images.shape[1], images.shape[2]), self.long_side, self.patch)
+        device = torch.device(self.config.device)
+        stamps = torch.tensor(times, dtype=torch.float32, device=device)[None]
+        pictures = stretch(images, size)[None].to(device)
+        return Clip(images=pictures, times=stamps, camera_ids=torch.zeros_like(stamps, dtype=torch.long))
 
     @property
     def long_side(self) -> int:
@@ -411,6 +346,14 @@ def central(size: Size, crop: Size) -> Tensor:
     top, left = (max(side // 2 - part // 2, 0) for side, part in zip(size, crop, strict=True))
     mask[top : top + crop[0], left : left + crop[1]] = True
     return mask
+
+
+def _finite(row: Row) -> Row:
+    if not np.isfinite(
+        [*row.scores.values(), *(v for scores in row.baselines.values() for v in scores.values())]
+    ).all():
+        raise UserError("scores are not finite: the truth or the prediction holds extreme values")
+    return row
 
 
 def _settled(tensor: Tensor) -> Tensor:

@@ -23,6 +23,9 @@ HIGHER = (
     "motion_apd",
     "track_apd",
     "motion_visible",
+    "apd_",
+    "aj_",
+    "oa_",
 )
 """What metrics begin with that are better when higher; the others are errors."""
 HEADLINES = (

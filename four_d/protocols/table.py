@@ -6,14 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from four_d.errors import UserError
-from four_d.protocols import davis, depths, dycheck, folder, rgbd, scenes, sintel
+from four_d.metrics import tracks
+from four_d.protocols import davis, depths, dycheck, folder, npz_tracks, rgbd, scenes, sintel
 from four_d.protocols.sequence import Sequence, Task
 
 Alignment = Literal["metric", "median", "scale", "scaleshift"]
 """``scale`` and ``scaleshift`` are least *absolute* errors as published code has them (IRLS; Adam)."""
+TrackProtocol = Literal["world", "tapvid3d"]
+WORLD_SCALINGS = ("median", "sim3_closed", "sim3_ransac", "per_trajectory", "none")
+TAPVID3D_SCALINGS = get_args(tracks.Scaling)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +69,10 @@ class Protocol:
     window: Window | None = None
     """None: the whole sequence in one pass."""
     points: PointSettings | None = None
+    tracks: TrackProtocol | None = None
+    """Whose definitions the scores of tracks follow (`metrics.tracks`)."""
+    scalings: tuple[str, ...] = ()
+    """How predicted tracks may be aligned, the protocol's own first."""
 
     def open(self, root: Path, only: tuple[str, ...] | None = None) -> list[Sequence]:
         """The sequences under ``root``, in the set's own layout. Reads no picture and no depth.
@@ -229,6 +237,26 @@ _ENTRIES = (
         reader=davis.read,
         source=_DAVIS.source.replace("DAVIS-16 validation", "every annotated video found (training and validation)"),
         sequences=90,
+    ),
+    Protocol(
+        name="worldtrack",
+        tasks=("tracks",),
+        reader=npz_tracks.read_worldtrack,
+        source="St4RTrack and DePT3R: first 64 frames, tracks seen in the first, its camera's coordinates, one scale "
+        "by medians; 4RC aligns by sim3_ransac. Tables list the four sources apart",
+        layout=npz_tracks.WORLDTRACK_LAYOUT,
+        tracks="world",
+        scalings=WORLD_SCALINGS,
+    ),
+    Protocol(
+        name="tapvid3d",
+        tasks=("tracks",),
+        reader=npz_tracks.read_tapvid3d,
+        source="TAPVid-3D's evaluator: each frame's camera coordinates, mean of the three sources' means; of minival "
+        "or full_eval whatever clips are there. A clip that fails is left out and reported, not scored 0",
+        layout=npz_tracks.TAPVID3D_LAYOUT,
+        tracks="tapvid3d",
+        scalings=TAPVID3D_SCALINGS,
     ),
     Protocol(
         name="folder",
