@@ -96,7 +96,8 @@ def train(study: Study, training: Training, name: str, seed: int) -> float:
     values = [*training.values, f"folder={RUNS}", f"name={name}", f"seed={seed}"]
     verb = "train" if training.start is None else "finetune"
     if training.start is not None:
-        values.append(f"weights.path={RUNS / study.name / training.start}")
+        shared = training.start in study.shared
+        values.append(f"weights.path={RUNS / study.name / training.start if shared else training.start}")
     log, began = RUNS / "logs" / f"{name.replace('/', '-')}.log", time.monotonic()
     code = STOPPED
     while code == STOPPED:
@@ -105,25 +106,34 @@ def train(study: Study, training: Training, name: str, seed: int) -> float:
     return (time.monotonic() - began) / 60
 
 
-def evaluate(run: Run) -> Line:
-    log, out = RUNS / "logs" / f"{run.name.replace('/', '-')}.log", RUNS / run.name / "scores.json"
-    command = four_d("eval", str(RUNS / run.name), *run.study.evaluation, "--json", str(out))
+def evaluate(run: Run, row: str, more: Iterable[str] = ()) -> Line:
+    """The scores of a trained run; ``row`` names the file."""
+    log, out = RUNS / "logs" / f"{run.name.replace('/', '-')}.log", RUNS / run.name / f"scores-{row}.json"
+    command = four_d("eval", str(RUNS / run.name), *run.study.evaluation, *more, "--json", str(out))
     finish(call(run.study, command, log), log)
     return cast(Line, json.loads(out.read_text()))
 
 
-def execute(run: Run) -> Line:
-    """One run from its start to its raw line."""
+def execute(run: Run) -> list[Line]:
+    """One run from its start to its raw lines: its own, and those of other ways to score it."""
     minutes = train(run.study, run.study.variants[run.variant], run.name, run.seed)
-    scores = evaluate(run)
-    summary = scores["summary"]
+    lines = [raw_line(run, run.variant, evaluate(run, run.variant), minutes)]
+    for name, scoring in run.study.scorings.items():
+        if scoring.of == run.variant:
+            lines.append(raw_line(run, name, evaluate(run, name, scoring.evaluation), minutes))
+    return lines
+
+
+def raw_line(run: Run, row: str, scores: Line, minutes: float) -> Line:
+    study, summary = run.study, scores["summary"]
     lines = [json.loads(text) for text in (RUNS / run.name / "metrics.jsonl").read_text().splitlines()]
     return {
-        "study": run.study.name,
-        "variant": run.variant,
+        "study": study.name,
+        "variant": row,
         "seed": run.seed,
-        **{key.name: summary.get(key.name) for key in run.study.keys},
-        "image_free": {key.name: summary["image_free"].get(key.name) for key in run.study.keys},
+        **{key.name: summary.get(key.name) for key in study.keys},
+        "image_free": {key.name: summary["image_free"].get(key.name) for key in study.keys},
+        "predictors": {name: summary["predictors"].get(row, {}) for name, row in study.predictors.items()},
         "digest": scores["digest"],
         "steps": max(line["step"] for line in lines),
         "minutes": round(minutes, 2),
@@ -143,18 +153,22 @@ def read_raw(study: Study) -> list[Line]:
     file = raw_file(study)
     lines = [json.loads(text) for text in file.read_text().splitlines()] if file.is_file() else []
     newest = {(line["variant"], line["seed"]): line for line in lines}
-    order = [(variant, seed) for variant in study.variants for seed in study.seeds]
+    order = [(variant, seed) for variant in (*study.variants, *study.scorings) for seed in study.seeds]
     return [newest[key] for key in order if key in newest]
 
 
 def summarise(study: Study, lines: list[Line]) -> Line:
     """Per variant and key: the mean over seeds and each seed's value; and the best image-free predictor's."""
     result: Line = {}
-    for variant in study.variants:
+    for variant in (*study.variants, *study.scorings):
         own = [line for line in lines if line["variant"] == variant]
         if not own:
             continue
         result[variant] = {key.name: over_seeds({line["seed"]: line[key.name] for line in own}) for key in study.keys}
+    for name in study.predictors:
+        known = [line["predictors"][name] for line in lines if line.get("predictors", {}).get(name)]
+        if known:
+            result[name] = {key.name: over_seeds({0: known[-1].get(key.name)}) for key in study.keys}
     if lines:
         result["image_free"] = lines[-1]["image_free"]
         result["digest"] = lines[-1]["digest"]
@@ -171,10 +185,15 @@ def over_seeds(values: dict[int, float | None]) -> Line:
     }
 
 
+def rows_of(study: Study) -> list[str]:
+    """In the order of the table."""
+    return [*study.predictors, *study.variants, *study.scorings]
+
+
 def table(study: Study, summary: Line) -> str:
     """Markdown: one row per variant, mean and range over seeds."""
     rows = [["", *(f"{key.label} {'↑' if key.higher_is_better else '↓'}" for key in study.keys)]]
-    for variant in (v for v in study.variants if v in summary):
+    for variant in (v for v in rows_of(study) if v in summary):
         cells = [summary[variant][key.name] for key in study.keys]
         rows.append([variant, *(cell_text(cell) for cell in cells)])
     free = summary.get("image_free", {})
@@ -197,7 +216,7 @@ def plot(study: Study, summary: Line, file: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    variants = [variant for variant in study.variants if variant in summary]
+    variants = [variant for variant in rows_of(study) if variant in summary]
     columns = 3
     rows = -(-len(study.keys) // columns)
     figure, panels = plt.subplots(rows, columns, figsize=(4.2 * columns, 3.1 * rows), constrained_layout=True)
@@ -261,10 +280,10 @@ def run_all(study: Study, runs: list[Run], jobs: int) -> None:
             shutil.rmtree(RUNS / run.name, ignore_errors=True)
     with ThreadPoolExecutor(jobs) as pool:
         for number, future in enumerate(as_completed([pool.submit(execute, run) for run in runs]), start=1):
-            line = future.result()
+            lines = future.result()
             with raw_file(study).open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            text = f"{number}/{len(runs)} {line['variant']} seed {line['seed']}, {line['minutes']} min"
+                file.writelines(json.dumps(line) + "\n" for line in lines)
+            text = f"{number}/{len(runs)} {lines[0]['variant']} seed {lines[0]['seed']}, {lines[0]['minutes']} min"
             print(f"{study.name}: {text}", file=sys.stderr, flush=True)
 
 

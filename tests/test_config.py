@@ -24,11 +24,28 @@ def test_sizes_build_and_keep_their_promise(size: str) -> None:
     assert 0.7 * SIZES[size] <= parameters <= SIZES[size]
 
 
-def test_every_shipped_overlay_loads_on_top_of_vggt() -> None:
-    overlays = [name for name in configs.shipped_configs() if name.startswith("overlays/")]
-    assert {"overlays/tiny", "overlays/small", "overlays/medium", "overlays/debug"} <= set(overlays)
-    for overlay in overlays:
-        configs.load([*BASE, overlay], DATA)
+OVERLAYS = [name for name in configs.shipped_configs() if name.startswith("overlays/")]
+DEPT3R = ["dept3r", "overlays/mini", "overlays/dept3r_mini"]
+LARGE_DEPT3R = ["overlays/dept3r_phase_1", "overlays/dept3r_late"]
+
+
+def test_there_is_an_overlay_for_every_size() -> None:
+    assert {"overlays/tiny", "overlays/small", "overlays/medium", "overlays/debug"} <= set(OVERLAYS)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_shipped_overlay_loads_on_top_of_what_it_is_for(overlay: str) -> None:
+    """Those of one system lie on that system, all others on VGGT."""
+    base = DEPT3R if "dept3r" in overlay else BASE
+    base = ["dept3r", "overlays/large"] if overlay in LARGE_DEPT3R else base
+    configs.load([*base, overlay], DATA)
+
+
+def test_a_motion_head_has_the_size_of_the_point_head_it_starts_from() -> None:
+    for size in ("overlays/large", "overlays/small", "overlays/mini"):
+        heads = configs.load(["dept3r", size], DATA).model.heads
+        shared = ("rounds", "channels", "features", "last_features")
+        assert [getattr(heads["motion"], s) for s in shared] == [getattr(heads["points"], s) for s in shared]
 
 
 def test_yaml_round_trip(tmp_path: Path) -> None:

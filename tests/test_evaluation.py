@@ -368,7 +368,8 @@ def test_frame_lists_take_each_camera_in_turn_evenly_from_first_to_last() -> Non
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"frames": 1}, {"frames": 7, "cameras": 2}, {"clips": 0}, {"cameras": 0}, {"train_clips": 0}, {"stride": 0}]
+    "wrong",
+    [{"frames": 1}, {"frames": 7, "cameras": 2}, {"clips": 0}, {"cameras": 0}, {"train_clips": 0}, {"stride": 0}],
 )
 def test_settings_that_make_no_sense_are_named(wrong: dict[str, int]) -> None:
     with pytest.raises(UserError, match=r"frames|clips|cameras"):

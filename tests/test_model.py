@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from four_d.backbones.alternating import AlternatingBackbone, AlternatingConfig
-from four_d.matching import MatchingConfig, describe, match
 from four_d.backbones.patches import ConvPatchConfig, PatchConfig, StemPatchConfig, TimmPatchConfig
 from four_d.errors import UserError
 from four_d.geometry import encode_cameras, make_pose
@@ -18,6 +17,7 @@ from four_d.heads import HeadConfig
 from four_d.heads.camera import CameraHeadConfig
 from four_d.heads.dense import DenseHeadConfig, add_position, spread_rounds
 from four_d.losses import CameraLoss, DepthLoss, PointsLoss
+from four_d.matching import MatchingConfig, describe, match
 from four_d.model import FourD, ModelConfig
 from four_d.types import Cameras, Clip, Prediction, map_tensors
 

@@ -163,9 +163,10 @@ def test_studies_find_the_figures_of_motion() -> None:
     assert mine["epe_dynamic"] < 1e-5 < free["epe_dynamic"]
     assert mine["apd_dynamic"] == 1 > free["apd_dynamic"]
     assert mine["track_epe_dynamic"] < 1e-4 < free["track_epe_dynamic"]
-    assert mine["dynamic_share"] == free["dynamic_share"] == 0.5
+    assert mine["dynamic_share"] == 0.5
     assert mine["seconds_per_clip"] > 0
     assert "seconds_per_clip" not in free
+    assert result.best_image_free("seconds_per_clip") is None, "being fast is no contest"
     assert all(higher_is_better(m) for m in ("motion_apd_all", "track_apd_dynamic", "motion_visible_balanced"))
     assert not any(higher_is_better(metric) for metric in ASKED - {"motion_apd_dynamic"})
 

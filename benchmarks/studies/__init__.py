@@ -28,7 +28,17 @@ class Training:
 
     values: tuple[str, ...]
     start: str | None = None
-    """The training whose weights it starts from."""
+    """What it starts from: a shared training by its name, or else a model's path."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """A trained variant, scored in another way."""
+
+    of: str
+    """Which variant."""
+    evaluation: tuple[str, ...]
+    """More arguments of ``four-d eval``; they override the study's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +63,10 @@ class Study:
     evaluation: tuple[str, ...]
     """Arguments of ``four-d eval`` after the checkpoint."""
     keys: tuple[Key, ...]
+    scorings: dict[str, Scoring] = field(default_factory=dict[str, Scoring])
+    """Further rows of the table that need no training of their own."""
+    predictors: dict[str, str] = field(default_factory=dict[str, str])
+    """Rows for predictors that ignore the image → their names in ``four-d eval``."""
     piece_minutes: float = 15.0
     """A run that takes longer is stopped, and goes on in the next piece."""
     environment: dict[str, str] = field(default_factory=lambda: {"OMP_NUM_THREADS": "1"})

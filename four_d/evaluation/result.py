@@ -57,6 +57,8 @@ STUDY = {
 }
 """What studies call the metrics they compare."""
 BEST = "best_image_free"
+FACTS = ("seconds_per_clip", "motion_dynamic_share")
+"""Not better or worse: no predictor is the best at them."""
 LOG_WIDTH = 160
 
 
@@ -90,7 +92,9 @@ class Evaluation:
     """What the videos are, in words."""
 
     def best_image_free(self, metric: str) -> tuple[str, Score] | None:
-        """The image-free predictor with the best mean of a metric; None if none has it."""
+        """The image-free predictor with the best mean of a metric; None if none has it, and for `FACTS`."""
+        if metric in FACTS:
+            return None
         rows = [(name, scores[metric]) for name, scores in self.rows.items() if name != self.name and metric in scores]
         if not rows:
             return None
@@ -114,7 +118,7 @@ class Evaluation:
             "clips": len({scene(key) for key in self.keys}),
             "digest": self.digest,
             "note": self.note,
-            "summary": {**summary(self), "image_free": image_free(self)},
+            "summary": {**summary(self), "image_free": image_free(self), "predictors": predictors(self)},
             "rows": rows,
             "per_video": {"keys": list(self.keys), **self.per_video},
         }
@@ -200,6 +204,15 @@ def image_free(evaluation: Evaluation) -> dict[str, float]:
     """The best image-free predictor's value of each of the studies' figures."""
     best = {name: evaluation.best_image_free(metric) for name, metric in STUDY.items()}
     return {name: row[1].mean for name, row in best.items() if row is not None}
+
+
+def predictors(evaluation: Evaluation) -> dict[str, dict[str, float]]:
+    """Every image-free predictor's value of the studies' figures that it has."""
+    others = {name: scores for name, scores in evaluation.rows.items() if name != evaluation.name}
+    return {
+        name: {figure: scores[metric].mean for figure, metric in STUDY.items() if metric in scores}
+        for name, scores in others.items()
+    }
 
 
 def score_of(values: Sequence[float | None], keys: Sequence[str]) -> Score:

@@ -1,0 +1,56 @@
+"""Does dense motion learn what moves where, and what does a query before the stack buy? See docs/results/dept3r.md."""
+
+from __future__ import annotations
+
+from benchmarks.studies import DATA, DataSet, Key, Scoring, Study, Training
+
+WORLDS = (
+    *("--clips-per-shard", "25", "--cameras", "2", "--frames", "12", "--size", "64", "--moving", "0.1:0.55"),
+    *("--objects", "3:10", "--seconds", "0.4:0.7", "--paths", "handheld,static"),
+)
+EARLY = (
+    "dept3r",
+    "overlays/mini",
+    "overlays/dept3r_mini",
+    f"data.sources.tracks.path={DATA / 'train_tracks'}",
+    f"data.validation.held_out.path={DATA / 'held_out_tracks'}",
+)
+LATE = (*EARLY, "overlays/dept3r_late_mini")
+REFERENCE = "checkpoints/page_4d-small"
+
+STUDY = Study(
+    name="dept3r",
+    data=(
+        DataSet(name="train_tracks", arguments=("--shards", "0:60", "--seed", "5", *WORLDS)),
+        DataSet(name="held_out_tracks", arguments=("--shards", "0:3", "--seed", "1", "--held-out", *WORLDS)),
+    ),
+    shared={
+        "early": Training(values=EARLY, start=REFERENCE),
+        "late": Training(values=LATE, start=REFERENCE),
+    },
+    variants={
+        "dept3r": Training(values=(*EARLY, "overlays/dept3r_seeds"), start="early"),
+        "late_query": Training(values=(*LATE, "overlays/dept3r_seeds"), start="late"),
+    },
+    scorings={
+        "no_intrinsics": Scoring(of="dept3r", evaluation=("hints=[]",)),
+        "pairwise": Scoring(of="dept3r", evaluation=("pairwise=true",)),
+    },
+    predictors={"static": "static_motion", "prior": "prior_motion"},
+    seeds=(0, 1, 2),
+    evaluation=(
+        f"data={DATA / 'held_out_tracks'}",
+        f"train_data={DATA / 'train_tracks'}",
+        "frames=6",
+        "stride=1",
+        "clips=60",
+        "hints=[intrinsics]",
+    ),
+    keys=(
+        Key(name="epe_dynamic", label="motion EPE, dynamic, m"),
+        Key(name="apd_dynamic", label="motion APD, dynamic", higher_is_better=True),
+        Key(name="track_epe_dynamic", label="track EPE, dynamic, m"),
+        Key(name="seconds_per_clip", label="seconds per clip"),
+        Key(name="dynamic_share", label="share of dynamic points"),
+    ),
+)
