@@ -8,7 +8,10 @@ UV := 0.13.8
 FAST := not slow and not gpu and not network
 SLOW := slow and not gpu and not network
 
-.PHONY: setup demo test test-slow study-page4d check lock clean
+STUDY_study-page4d := page_4d
+STUDY_study-dept3r := dept3r
+
+.PHONY: setup demo test test-slow study-page4d study-dept3r check lock clean
 
 setup: $(VENV)/.ready
 
@@ -33,8 +36,8 @@ test-slow: setup
 	$(RUN) pytest -m "$(SLOW)"
 
 # ONLY=variant SEEDS=0,1: those runs again; otherwise what has no raw line yet
-study-page4d: setup
-	$(BIN)/python benchmarks/study.py page_4d $(if $(ONLY),--only $(ONLY)) $(if $(SEEDS),--seeds $(SEEDS))
+study-page4d study-dept3r: setup
+	$(BIN)/python benchmarks/study.py $(STUDY_$@) $(if $(ONLY),--only $(ONLY)) $(if $(SEEDS),--seeds $(SEEDS))
 
 check: setup
 	$(BIN)/ruff format --check .
