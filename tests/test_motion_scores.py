@@ -253,3 +253,9 @@ def test_run_shows_pairs_if_told_to(tmp_path: Path) -> None:
     result = evaluation.run(model, EvaluationConfig(data=str(tmp_path), frames=4, pairwise=True))
     assert set(frames) == {2}
     assert "two frames at a time" in result.note
+
+
+def test_only_what_is_asked_for_is_scored() -> None:
+    example = scene()
+    found = evaluate(Oracle(example), [example], tasks=("motion",))
+    assert {metric.split("_")[0] for metric in found.rows["model"]} == {"motion", "track", "seconds"}

@@ -45,6 +45,7 @@ STUDY = Study(
         "stride=1",
         "clips=60",
         "hints=[intrinsics]",
+        "tasks=[motion]",
     ),
     keys=(
         Key(name="epe_dynamic", label="motion EPE, dynamic, m"),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -26,7 +26,7 @@ from four_d.data.shards import ShardReader, load_manifest
 from four_d.errors import UserError
 from four_d.evaluation.pairwise import Pairwise
 from four_d.evaluation.result import Evaluation, score_of
-from four_d.evaluation.scores import Scores, columns, score_batch
+from four_d.evaluation.scores import TASKS, Scores, Task, columns, score_batch
 from four_d.metrics import baselines
 from four_d.metrics.baselines import Model
 from four_d.progress import progress
@@ -57,6 +57,8 @@ class EvaluationConfig:
     train_clips: int = 200
     """Videos to fit the image-free predictors on, taken evenly from all."""
     device: str = "cpu"
+    tasks: tuple[Task, ...] = TASKS
+    """What to score: points take most of the time."""
     motion: bool | None = None
     """Whether dense motion from every frame to the time of every frame is asked for and scored; None: if the model has
     a motion head."""
@@ -89,7 +91,9 @@ def run(model: Model, config: EvaluationConfig) -> Evaluation:
     note += "; the model sees two frames at a time" if config.pairwise else ""
     note += f"; the model is given {', '.join(config.hints)}" if config.hints else ""
     shown = Pairwise(model=model) if config.pairwise else model
-    return evaluate(shown, videos.shown("evaluating"), predictors=predictors, device=device, note=note)
+    return evaluate(
+        shown, videos.shown("evaluating"), predictors=predictors, device=device, note=note, tasks=config.tasks
+    )
 
 
 def moves(model: Model) -> bool:
@@ -202,6 +206,7 @@ def evaluate(
     name: str = "model",
     device: str | torch.device = "cpu",
     note: str = "",
+    tasks: Collection[Task] = TASKS,
 ) -> Evaluation:
     """Score a model and image-free ``predictors`` (`baselines.untrained` by default) on the same batched examples.
 
@@ -220,7 +225,7 @@ def evaluate(
         digest.update(_seen(example).encode())
         for row, predictor in models.items():
             timed = example.targets.motion is not None
-            results[row] += score_batch(predictor, example, row, torch.device(device), timed=timed)
+            results[row] += score_batch(predictor, example, row, torch.device(device), timed=timed, tasks=tasks)
     if not keys:
         raise UserError("there is nothing to evaluate on: no clip came out of the data")
     per_video = {row: columns(scores) for row, scores in results.items()}

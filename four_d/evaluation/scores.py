@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -41,6 +42,9 @@ POSE_METRICS = (
 POINT_METRICS = ("points_accuracy", "points_accuracy_median", "points_completeness", "points_completeness_median")
 MASK_METRICS = ("mask_iou", "mask_f")
 SECONDS = "seconds_per_clip"
+Task = Literal["depth", "pose", "points", "mask", "motion"]
+TASKS: tuple[Task, ...] = get_args(Task)
+"""What is scored."""
 MOVING = 0.5
 """Probability above which a pixel counts as moving."""
 FEWEST_POINTS = 4
@@ -53,7 +57,15 @@ def columns(clips: Sequence[Scores]) -> dict[str, tuple[float | None, ...]]:
     return {metric: tuple(clip.get(metric) for clip in clips) for metric in metrics}
 
 
-def score_batch(model: Model, example: Example, row: str, device: torch.device, *, timed: bool = False) -> list[Scores]:
+def score_batch(
+    model: Model,
+    example: Example,
+    row: str,
+    device: torch.device,
+    *,
+    timed: bool = False,
+    tasks: Collection[Task] = TASKS,
+) -> list[Scores]:
     """The scores of every video of a batch; ``row`` names the predictor in errors, ``timed`` adds `SECONDS`."""
     prediction, seconds = _predict(model, map_tensors(example.inputs, lambda tensor: tensor.to(device)), device)
     clock: Scores = {SECONDS: seconds / len(example.key)} if timed else {}
@@ -68,7 +80,7 @@ def score_batch(model: Model, example: Example, row: str, device: torch.device, 
             motion=_optional(prediction.motion, index, "motion", row, key),
             motion_visible=_optional(prediction.motion_visible, index, "visibility", row, key),
         )
-        scores.append(score_clip(mine, targets) | clock)
+        scores.append(score_clip(mine, targets, tasks) | clock)
     return scores
 
 
@@ -125,19 +137,21 @@ def _finite(values: Tensor, what: str, row: str, key: str) -> Tensor:
     return values.double().cpu()
 
 
-def score_clip(prediction: Prediction, targets: Clip) -> Scores:
+def score_clip(prediction: Prediction, targets: Clip, tasks: Collection[Task] = TASKS) -> Scores:
     """All metrics of one unbatched clip that prediction and truth allow; lengths in the targets' normalised unit."""
     scores: Scores = {}
-    if prediction.depth is not None:
+    if prediction.depth is not None and "depth" in tasks:
         scores |= depth_scores(prediction.depth, targets)
-    if prediction.cameras is not None:
+    if prediction.cameras is not None and "pose" in tasks:
         scores |= pose_scores(prediction.cameras, targets)
     predicted = _points(prediction)
-    if predicted is not None:
+    if predicted is not None and "points" in tasks:
         scores |= point_scores(predicted, targets)
-    if prediction.dynamic is not None:
+    if prediction.dynamic is not None and "mask" in tasks:
         scores |= mask_scores(prediction.dynamic, targets)
-    return scores | motion_scores(prediction, None if predicted is None else predicted.float(), targets)
+    if "motion" in tasks:
+        scores |= motion_scores(prediction, None if predicted is None else predicted.float(), targets)
+    return scores
 
 
 def depth_scores(predicted: Tensor, targets: Clip) -> Scores:

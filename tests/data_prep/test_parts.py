@@ -12,7 +12,7 @@ pytest.importorskip("mujoco", reason="needs the extra synth")
 
 from data_prep.synthetic import meshes, textures
 from data_prep.synthetic.bodies import turn
-from data_prep.synthetic.cameras import look_at, make_intrinsics
+from data_prep.synthetic.cameras import Action, look_at, make_intrinsics, propose
 from data_prep.synthetic.physics import Body, MotionWord, rotation_matrix, simulate
 from data_prep.synthetic.raycast import EmbreeRays
 from data_prep.synthetic.render import ray_directions
@@ -194,3 +194,17 @@ def test_a_spin_is_about_world_axes() -> None:
 def test_settings_out_of_range_name_themselves(wrong: dict[str, object]) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):
         WorldSettings(**wrong)  # pyright: ignore[reportArgumentType]
+
+
+def test_cameras_move_only_as_they_may() -> None:
+    action = Action(centre=np.zeros(3), radius=1.0, room=ROOM, followed=np.linspace([0, 0, 0], [1, 0, 0], 5))
+    times = np.linspace(0, 0.5, 5)
+    rng = np.random.default_rng(0)
+    still = [propose(rng, action, times, WorldSettings(paths=("static",))) for _ in range(20)]
+    assert all(np.ptp(path.world_from_camera, axis=0).max() == 0 for path in still)
+    some = {propose(rng, action, times, WorldSettings(paths=("handheld", "pan"))).kind for _ in range(40)}
+    assert some == {"handheld", "pan"}
+    every = {propose(rng, action, times, WorldSettings()).kind for _ in range(200)}
+    assert len(every) == 6
+    with pytest.raises(UserError, match="paths is flying; choose among handheld, orbit"):
+        WorldSettings(paths=("flying",))  # pyright: ignore[reportArgumentType]
