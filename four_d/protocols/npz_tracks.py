@@ -13,7 +13,7 @@ import zlib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -127,13 +127,12 @@ class _Clip:
         try:
             with zipfile.ZipFile(self.path) as archive:
                 found = [name.removesuffix(".npy") for name in archive.namelist()]
-                missing = [key for key in self.keys if key not in found]
-                if missing:
-                    raise self._error(missing[0], f"is missing (the file has {', '.join(found)})")
-                with archive.open(f"{_VISIBLE}.npy") as file:
-                    shape = _header(file)[0]
-        except (OSError, zipfile.BadZipFile, ValueError) as error:
+                shape = _header(io.BytesIO(archive.read(f"{_VISIBLE}.npy")))[0] if _VISIBLE in found else ()
+        except (OSError, zipfile.BadZipFile, zlib.error, ValueError) as error:
             raise UserError(f"{self.path} is no readable npz ({error}); make or download it again") from error
+        missing = [key for key in self.keys if key not in found]
+        if missing:
+            raise self._error(missing[0], f"is missing (the file has {', '.join(found)})")
         self._check(_VISIBLE, shape, (None, None))
         if 0 in shape:
             raise self._error(_VISIBLE, f"has the shape {shape}: no tracks, or no frames")
@@ -243,11 +242,20 @@ class _Clip:
     def _stored(self, key: str) -> NDArray[np.generic]:
         """An array that may hold objects, of which only bytes and arrays of numbers are let in."""
         try:
-            with zipfile.ZipFile(self.path) as archive, archive.open(f"{key}.npy") as file:
-                shape, objects = _header(file)
-                if objects:
-                    return np.asarray(_Bytes(file).load()).reshape(shape)
-        except (OSError, ValueError, EOFError, TypeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+            with zipfile.ZipFile(self.path) as archive:
+                file = io.BytesIO(archive.read(f"{key}.npy"))
+            shape, objects = _header(file)
+            if objects:
+                return np.asarray(_Bytes(file).load()).reshape(shape)
+        except (
+            OSError,
+            ValueError,
+            EOFError,
+            TypeError,
+            pickle.UnpicklingError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as error:
             raise self._error(key, f"cannot be read ({error})") from error
         return self._array(key)
 
@@ -260,7 +268,7 @@ class _Clip:
         return UserError(f"{self.path}: {key} {what}; expected layout: {self.layout}")
 
 
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool]:
+def _header(file: io.BytesIO) -> tuple[tuple[int, ...], bool]:
     """Shape of the array in an .npy, and whether it holds objects; the file then stands at its content."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
