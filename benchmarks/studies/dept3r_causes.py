@@ -1,0 +1,125 @@
+"""Where is the error of dense motion: far times, hidden points, along the line of sight, or in finding things again?
+
+    python -m benchmarks.studies.dept3r_causes [--run dept3r-0]
+
+Takes a run of `make study-dept3r` and the study's held-out videos; dynamic points only, as there. Prints one JSON
+object: mean length and mean error of motion (metres) by the gap in frames, for points that the query frame sees and
+does not see, and along and across the line of sight; and how often the most likely place is the right one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.studies.dept3r import STUDY
+from four_d import geometry
+from four_d.config import build, load_plain
+from four_d.evaluation import EvaluationConfig
+from four_d.evaluation.held_out import Videos
+from four_d.inference import load
+from four_d.losses.matching import true_places
+from four_d.metrics import motion
+from four_d.progress import progress
+from four_d.types import Clip, map_tensors
+
+RUNS = Path("runs/studies")
+
+
+class Mean:
+    """Of true lengths and of errors, metres."""
+
+    def __init__(self) -> None:
+        self.length, self.error, self.count = 0.0, 0.0, 0
+
+    def add(self, length: Tensor, error: Tensor) -> None:
+        """Take in as many points as there are numbers."""
+        self.length += float(length.sum())
+        self.error += float(error.sum())
+        self.count += length.numel()
+
+    def result(self) -> dict[str, float]:
+        """Means over all points."""
+        count = max(self.count, 1)
+        return {
+            "length_m": round(self.length / count, 4),
+            "error_m": round(self.error / count, 4),
+            "ratio": round(self.error / max(self.length, 1e-9), 3),
+            "points": self.count,
+        }
+
+
+def across(vectors: Tensor, sight: Tensor) -> Tensor:
+    """Length of what is square to the line of sight."""
+    return torch.linalg.cross(vectors, sight.expand_as(vectors)).norm(dim=-1)
+
+
+def measure(found: dict[str, Mean], truth: Clip, predicted: Tensor) -> None:
+    """Add an unbatched clip; ``predicted`` is its motion, q f h w 3."""
+    assert truth.motion is not None
+    assert truth.motion_visible is not None
+    assert truth.cameras is not None
+    unit = 1.0 if truth.scale is None else float(truth.scale)
+    where = motion.counted(truth) & motion.dynamic(truth)
+    error = (predicted - truth.motion) * unit
+    frames = len(truth.times)
+    order = truth.times.argsort().argsort()
+    gap = (order[:, None] - order[None]).abs()[:, :, None, None].expand_as(where)
+
+    sight = geometry.unproject(torch.ones_like(truth.depth), truth.cameras)  # pyright: ignore[reportArgumentType]
+    sight = torch.nn.functional.normalize(sight - truth.cameras.world_from_camera[:, None, None, :3, 3], dim=-1)
+    moved = truth.motion * unit
+    sizes = {
+        "all": (moved.norm(dim=-1), error.norm(dim=-1)),
+        "along the line of sight": ((moved * sight).sum(-1).abs(), (error * sight).sum(-1).abs()),
+        "across the line of sight": (across(moved, sight), across(error, sight)),
+    }
+    for part, (lengths, errors) in sizes.items():
+        places = {part: where}
+        if part == "all":
+            places |= {f"gap {step}": where & (gap == step) for step in range(1, frames)}
+            places |= {"seen at the query time": where & truth.motion_visible}
+            places |= {"hidden at the query time": where & ~truth.motion_visible}
+        for name, chosen in places.items():
+            found.setdefault(name, Mean()).add(lengths[chosen], errors[chosen])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", default="dept3r-0")
+    name = parser.parse_args().run
+    model = load(RUNS / STUDY.name / name)
+    config = build(EvaluationConfig, {"size": list(model.info.image_size), **load_plain([], STUDY.evaluation)}, "eval")
+    videos = Videos.open(Path(config.data), replace(config, motion=True), config.clips)
+    found: dict[str, Mean] = {}
+    right = {True: [0, 0], False: [0, 0]}
+    with progress(name, len(videos.lists), "video") as bar:
+        for example in videos:
+            targets = map_tensors(example.targets, lambda tensor: tensor[0])
+            assert targets.query_times is not None
+            prediction = model(example.inputs)
+            assert prediction.motion is not None
+            measure(found, targets, prediction.motion[0])
+            for index in range(len(targets.query_times) if prediction.match_logits is not None else 0):
+                logits = prediction.match_logits[:, index]  # pyright: ignore[reportOptionalSubscript]
+                label, known, moves = true_places(example.targets, index, logits.shape[2:4], logits.shape[-1])
+                hit = logits.argmax(-1) == label
+                for moving in (True, False):
+                    chosen = known & (moves == moving)
+                    right[moving][0] += int((hit & chosen).sum())
+                    right[moving][1] += int(chosen.sum())
+            bar.advance()
+    shares = {moving: round(hits / max(count, 1), 3) for moving, (hits, count) in right.items()}
+    result: dict[str, object] = {"run": name, "videos": len(videos.lists)}
+    result |= {part: mean.result() for part, mean in found.items()}
+    result["right place"] = {"moving": shares[True], "static": shares[False]}
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
