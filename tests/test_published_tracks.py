@@ -122,7 +122,7 @@ def test_tapvid3d_is_of_each_frames_camera(tapvid: Path) -> None:
     """Points that stand in the world move in the camera: right where nothing moves, if the cameras are right."""
     result = run(Oracle(moving=False), tapvid, "tapvid3d").means()
     frozen = run(Oracle(frozen=True), tapvid, "tapvid3d").means()
-    points, moving = _of_first_frame()
+    _, moving = _of_first_frame()
     assert 1 - moving.mean() - 0.1 < result["apd_tapvid3d_median"] < 1
     assert frozen["apd_tapvid3d_median"] < result["apd_tapvid3d_median"]
 

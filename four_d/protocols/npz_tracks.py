@@ -127,7 +127,8 @@ class _Clip:
         try:
             with zipfile.ZipFile(self.path) as archive:
                 found = [name.removesuffix(".npy") for name in archive.namelist()]
-                shape = _header(io.BytesIO(archive.read(f"{_VISIBLE}.npy")))[0] if _VISIBLE in found else ()
+                stored = archive.read(f"{_VISIBLE}.npy") if _VISIBLE in found else b""
+            shape = _header(io.BytesIO(stored))[0] if stored else (0,)
         except (OSError, zipfile.BadZipFile, zlib.error, ValueError) as error:
             raise UserError(f"{self.path} is no readable npz ({error}); make or download it again") from error
         missing = [key for key in self.keys if key not in found]

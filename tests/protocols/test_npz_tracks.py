@@ -124,7 +124,7 @@ def test_a_folder_that_is_missing_is_named(world: Path) -> None:
     assert len(opened(world, "worldtrack", "adt_mini", "ds_mini")) == 2
     with pytest.raises(UserError, match="there is no sequence tum; choose of adt_mini"):
         opened(world, "worldtrack", "tum")
-    with pytest.raises(UserError, match="no sequence adt_mini/x; .* such as adt_mini/clip"):
+    with pytest.raises(UserError, match=r"no sequence adt_mini/x; .* such as adt_mini/clip"):
         opened(world, "worldtrack", "adt_mini/x")
 
 
@@ -142,7 +142,7 @@ def test_tapvid3d_needs_queries(tmp_path: Path) -> None:
     arrays = tracked.content(tracked.queries(), poses=True)
     del arrays["queries_xyt"]
     tracked.write(tmp_path / "adt" / "clip.npz", arrays)
-    with pytest.raises(UserError, match="clip.npz: queries_xyt is missing"):
+    with pytest.raises(UserError, match=r"clip.npz: queries_xyt is missing"):
         opened(tmp_path, "tapvid3d")
 
 
@@ -152,7 +152,7 @@ WRONG = {
     "fewer points": ("tracks_XYZ", lambda v: v[:, :-1], "tracks_XYZ has the shape"),
     "fewer pictures": ("images_jpeg_bytes", lambda v: v[:-1], "images_jpeg_bytes has the shape"),
     "no picture": ("images_jpeg_bytes", lambda v: np.array([b"x", *v[1:]]), "no.* readable JPEG at frame 0"),
-    "a matrix": ("fx_fy_cx_cy", lambda v: np.eye(3), r"fx_fy_cx_cy has the shape \(3, 3\), not 4"),
+    "a matrix": ("fx_fy_cx_cy", lambda v: np.diag(v[:3]), r"fx_fy_cx_cy has the shape \(3, 3\), not 4"),
     "no focal": ("fx_fy_cx_cy", lambda v: 0 * v, "no camera's"),
     "rows of poses": ("extrinsics_w2c", lambda v: v[:, :3], "not 5 4 4"),
     "no poses": ("extrinsics_w2c", lambda v: 0 * v, "no pose"),
@@ -166,8 +166,7 @@ def test_what_is_wrong_is_named_with_file_and_key(world: Path, case: str) -> Non
     arrays = tracked.content(tracked.queries(), poses=True)
     tracked.write(world / "po_mini" / "clip.npz", arrays | {key: change(arrays[key])})
     with pytest.raises(UserError, match=message) as caught:
-        for sequence in opened(world, "worldtrack", "po_mini"):
-            everything(sequence)
+        everything(*opened(world, "worldtrack", "po_mini"))
     assert "po_mini/clip.npz" in str(caught.value)
     assert key in str(caught.value)
     assert "expected layout" in str(caught.value)
@@ -192,7 +191,7 @@ def test_damaged_files_are_named(world: Path) -> None:
     whole = path.read_bytes()
     for content in (b"nothing", whole[: len(whole) // 2], b""):
         path.write_bytes(content)
-        with pytest.raises(UserError, match="adt_mini/clip.npz is no readable npz"):
+        with pytest.raises(UserError, match=r"adt_mini/clip.npz is no readable npz"):
             opened(world, "worldtrack")
 
 
@@ -213,7 +212,7 @@ def test_a_file_that_would_run_code_is_refused(world: Path) -> None:
     bad[:] = [Harm(str(mark))] * tracked.FRAMES
     tracked.write(world / "po_mini" / "clip.npz", arrays | {"images_jpeg_bytes": bad})
     (sequence,) = opened(world, "worldtrack", "po_mini")
-    with pytest.raises(UserError, match="images_jpeg_bytes cannot be read .*only bytes are read"):
+    with pytest.raises(UserError, match=r"images_jpeg_bytes cannot be read .*only bytes are read"):
         sequence.images()
     assert not mark.exists()
 
@@ -224,5 +223,5 @@ def test_pictures_of_two_sizes_are_named(world: Path, tmp_path: Path) -> None:
     arrays["images_jpeg_bytes"][2] = (tmp_path / "small.jpg").read_bytes()
     tracked.write(world / "po_mini" / "clip.npz", arrays)
     (sequence,) = opened(world, "worldtrack", "po_mini")
-    with pytest.raises(UserError, match="several sizes .frame 2 differs"):
+    with pytest.raises(UserError, match=r"several sizes .frame 2 differs"):
         sequence.images()
