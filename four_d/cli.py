@@ -109,6 +109,10 @@ def _add_file_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
     export.add_argument("--scores", type=Path, metavar="FILE", help="of four-d eval --json: they go onto the card")
     export.add_argument("--no-program", action="store_true", help="leave the torch.export program out")
     export.add_argument("--overwrite", action="store_true", help="replace whatever DIR holds")
+    _add_infer(verbs)
+
+
+def _add_infer(verbs: Verbs[argparse.ArgumentParser]) -> None:
     infer = _verb(verbs, "infer", _infer, "Cameras, depth, points and a report page of one video.")
     infer.add_argument(
         "video",

@@ -20,9 +20,11 @@ from four_d.formats.clouds import PointCloud, write_ply
 from four_d.formats.depth import write_depth
 from four_d.formats.tracks import write_tracks
 from four_d.inference import video as videos
+from four_d.inference.chain import Chain
 from four_d.inference.hints import Known
 from four_d.inference.inputs import Frames, Source, gather
 from four_d.inference.mask import Mask, write_masks
+from four_d.inference.parts import Part, join_frames
 from four_d.inference.run import (
     UNIT,
     LoadedModel,
@@ -33,8 +35,9 @@ from four_d.inference.run import (
     write_pictures,
     write_poses,
 )
+from four_d.inference.seams import Seam
 from four_d.inference.video import Selection, Stream
-from four_d.inference.windows import Chain, Part, Seam, Windows, join, join_frames
+from four_d.inference.windows import Windows, join
 from four_d.progress import progress
 from four_d.tracking import PointTracks
 from four_d.types import Prediction

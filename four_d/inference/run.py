@@ -469,5 +469,5 @@ def _without(prediction: Prediction, moving: Bool[Tensor, "f r c"]) -> Predictio
 
 def _unbatch(prediction: Prediction) -> Prediction:
     """Drop the batch axis of one, on the CPU. Refinements, whose batch axis is the second, are a training matter."""
-    rest = {**vars(prediction), "pose_encodings": None, "pixel_track_stages": None}
+    rest = {**vars(prediction), "pose_encodings": None, "pixel_track_stages": None, "match_logits": None}
     return map_tensors(Prediction(**rest), lambda tensor: tensor[0].cpu())
