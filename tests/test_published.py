@@ -16,6 +16,7 @@ from four_d import geometry
 from four_d.errors import UserError
 from four_d.evaluation import Published, PublishedConfig, run_protocol
 from four_d.evaluation import published as module
+from four_d.evaluation.result import higher_is_better
 from four_d.metrics.baselines import StaticCamera
 from four_d.protocols.sequence import Sequence
 from four_d.protocols.table import PROTOCOLS, Protocol
@@ -89,7 +90,7 @@ def test_the_truth_scores_perfectly_under_every_protocol(name: str, tmp_path: Pa
     assert not straight or name in ("tum", "dycheck")  # whose strides leave the little world two places
     assert {row.task for row in result.rows} | straight == set(PROTOCOLS[name].tasks), result.skipped
     for metric, value in result.means().items():
-        perfect = 1 if module.higher_is_better(metric) else 0
+        perfect = 1 if higher_is_better(metric) else 0
         assert value == pytest.approx(perfect, abs=2e-3), metric
 
 
@@ -320,7 +321,7 @@ def test_hololens(tmp_path: Path) -> None:
     (root / "intrinsics.txt").write_text("\n".join(" ".join(map(str, row)) for row in k))
     scores = _real("folder", root, max_points=20_000)
     for metric, value in scores.items():
-        assert value == pytest.approx(1 if module.higher_is_better(metric) else 0, abs=1e-3), metric
+        assert value == pytest.approx(1 if higher_is_better(metric) else 0, abs=1e-3), metric
 
 
 @real
@@ -333,7 +334,7 @@ def test_3dmatch(tmp_path: Path) -> None:
     scores = _real("seven_scenes", tmp_path, max_points=20_000)
     assert "points_nc_published_icp" in scores
     for metric, value in scores.items():
-        assert value == pytest.approx(1 if module.higher_is_better(metric) else 0, abs=1e-4), metric
+        assert value == pytest.approx(1 if higher_is_better(metric) else 0, abs=1e-4), metric
 
 
 @real
@@ -351,6 +352,6 @@ def test_kitti_and_nyu(tmp_path: Path) -> None:
         for metric, value in _real(name, tmp_path / name).items():
             exact = size[0] % PATCH == size[1] % PATCH == 0  # KITTI's sparse depth does not survive resampling
             if exact:
-                assert value == pytest.approx(1 if module.higher_is_better(metric) else 0, abs=1e-3), metric
+                assert value == pytest.approx(1 if higher_is_better(metric) else 0, abs=1e-3), metric
             else:
                 assert np.isfinite(value)

@@ -224,8 +224,7 @@ def _world_scores(found: Followed, truth: _Truth, scaling: str) -> Scores:
     """WorldTrack's: APD and EPE in the first camera's coordinates over all points known, and over the dynamic ones."""
     poses = geometry.rebase(truth.cameras).world_from_camera
     points = geometry.transform(poses, truth.points.transpose(0, 1)).transpose(0, 1)
-    usable = truth.cameras.known
-    known = truth.known if usable is None else truth.known & usable
+    known = truth.known
     moving = tracks.moving(points, known)
     errors = tracks.endpoint_errors(_aligned(found.points, points, known, scaling), points[known])
     scores: Scores = {}

@@ -165,6 +165,8 @@ class _Clip:
         self._check(_POSES, stored.shape, (self._array(_VISIBLE).shape[0], 4, 4))
         poses = stored[:count].astype(np.float64)
         finite = np.isfinite(poses).all((1, 2))
+        if _POSES in self.keys and not finite.all():
+            raise self._error(_POSES, f"has a pose that is not finite at frame {int((~finite).argmax())}")
         if not (np.abs(np.linalg.det(poses[finite])) > LEAST_DEPTH).all():
             raise self._error(_POSES, "has a matrix that is no pose")
         poses[finite] = np.linalg.inv(poses[finite])

@@ -156,6 +156,7 @@ WRONG = {
     "no focal": ("fx_fy_cx_cy", lambda v: 0 * v, "no camera's"),
     "rows of poses": ("extrinsics_w2c", lambda v: v[:, :3], "not 5 4 4"),
     "no poses": ("extrinsics_w2c", lambda v: 0 * v, "no pose"),
+    "a pose lost": ("extrinsics_w2c", lambda v: np.concatenate([v[:3], v[3:] * np.nan]), "not finite at frame 3"),
     "nothing seen": ("visibility", lambda v: v & False, "visibility asks for no track"),
 }
 
