@@ -13,8 +13,8 @@ from torch import Tensor
 
 from four_d.metrics import tracks
 
-GOLDEN = Path(__file__).parents[1] / "data" / "tapvid3d_scores.json"
-"""What the published code says; `tests/data/SOURCE.md`."""
+DATA = Path(__file__).parents[1] / "data"
+"""What published code says of random arrays; `SOURCE.md` there."""
 FOCAL = math.sqrt(210.0 * 190.0)
 
 
@@ -95,6 +95,35 @@ def test_scales_of_all_and_of_each_track() -> None:
     assert tracks.align_world(own, truth, "none", _generator()) is own
 
 
+def _world_arrays(seed: int, noise: float, count: int = 60, times: int = 10) -> tuple[Tensor, Tensor]:
+    """The arrays of the golden file: half of the tracks move, the prediction is in another unit and a little turned."""
+    rng = np.random.default_rng(seed)
+    truth = rng.uniform([-1, -1, 1.5], [1, 1, 4], (count, 1, 3)).repeat(times, 1)
+    moves = rng.random(count) < 0.5
+    truth[moves] += rng.normal(0, 0.05, (int(moves.sum()), times, 3)).cumsum(1)
+    turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+    turn *= np.linalg.det(turn)
+    left, _, right = np.linalg.svd(np.eye(3) + 0.1 * (turn - np.eye(3)))
+    predicted = 0.6 * (truth + rng.normal(0, noise, truth.shape)) @ (left @ right).T + 0.05
+    return torch.from_numpy(predicted), torch.from_numpy(truth)
+
+
+@pytest.mark.parametrize(
+    "row",
+    json.loads((DATA / "worldtrack_scores.json").read_text()),
+    ids=lambda row: f"{row['alignment']}-{row['subset']}-{row['seed']}",
+)
+def test_worldtrack_agrees_with_the_published_code(row: dict[str, Any]) -> None:
+    predicted, truth = _world_arrays(row["seed"], row["noise"])
+    chosen = tracks.moving(truth) if row["subset"] == "dynamic" else torch.ones(len(truth), dtype=torch.bool)
+    alignment = cast(tracks.WorldAlignment, row["alignment"])
+    aligned = tracks.align_world(predicted[chosen], truth[chosen], alignment, _generator())
+    errors = tracks.endpoint_errors(aligned, truth[chosen])
+    where = torch.ones_like(errors, dtype=torch.bool)
+    assert float(tracks.apd(errors, where)) == pytest.approx(row["apd"], abs=1e-11)
+    assert float(tracks.epe(errors, where)) == pytest.approx(row["epe"], abs=1e-11)
+
+
 def test_scene_flow_takes_absolute_or_relative_errors() -> None:
     truth = torch.tensor([[1.0, 0, 0], [2.0, 0, 0], [0.2, 0, 0], [10.0, 0, 0]])
     predicted = truth + torch.tensor([[0.0, 0.04, 0], [0, 0, 0.08], [0, 0.08, 0], [0, 0, 0.35]])
@@ -117,7 +146,9 @@ def _arrays(seed: int, noise: float, count: int = 40, times: int = 12) -> tuple[
     return tuple(torch.from_numpy(array) for array in arrays)
 
 
-@pytest.mark.parametrize("row", json.loads(GOLDEN.read_text()), ids=lambda row: f"{row['scaling']}-{row['seed']}")
+@pytest.mark.parametrize(
+    "row", json.loads((DATA / "tapvid3d_scores.json").read_text()), ids=lambda row: f"{row['scaling']}-{row['seed']}"
+)
 def test_tapvid3d_agrees_with_the_published_code(row: dict[str, Any]) -> None:
     predicted, said, truth, visible, queries = _arrays(row["seed"], row["noise"])
     found = tracks.tapvid3d(
