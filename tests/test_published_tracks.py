@@ -57,6 +57,7 @@ def test_the_truth_scores_perfectly_on_worldtrack(scaling: str, world: Path) -> 
     for suffix in ("", "_dynamic"):
         assert result.means()[f"apd_world_{scaling}{suffix}"] == 1
         assert result.means()[f"epe_world_{scaling}{suffix}"] == pytest.approx(0, abs=1e-4)
+        assert result.means()[f"sceneflow_strict_world_{scaling}{suffix}"] == 1
     assert result.means()["track_scale"] == pytest.approx(1, abs=1e-4)
 
 
@@ -96,12 +97,16 @@ def test_points_that_stand_still_score_what_is_computed_by_hand(world: Path) -> 
     result = run(Oracle(unit=1.7, moving=False), world, "worldtrack", sequences=MOVING_CAMERAS)
     points, moving = _of_first_frame()
     still = np.repeat(points[:, :1], points.shape[1], axis=1)
-    norms = np.linalg.norm(points, axis=-1), np.linalg.norm(still, axis=-1)
-    errors = np.linalg.norm(still * np.median(norms[0]) / np.median(norms[1]) - points, axis=-1)
     found = result.means()
     assert 0.05 < moving.mean() < 0.9
     assert found["track_dynamic_share"] == pytest.approx(moving.mean())
-    for suffix, part in (("", errors), ("_dynamic", errors[moving])):
+    for suffix, where in (("", np.ones_like(moving)), ("_dynamic", moving)):  # each aligned by itself
+        norms = np.linalg.norm(points[where], axis=-1), np.linalg.norm(still[where], axis=-1)
+        part = np.linalg.norm(still[where] * np.median(norms[0]) / np.median(norms[1]) - points[where], axis=-1)
+        lengths = np.linalg.norm(points[where][:, 1:] - points[where][:, :1], axis=-1)
+        assert found[f"sceneflow_epe_world_median{suffix}"] == pytest.approx(lengths.mean(), rel=2e-3)
+        outliers = ((lengths > 0.3) | (lengths / (lengths + 1e-4) > 0.1)).mean()
+        assert found[f"sceneflow_outliers_world_median{suffix}"] == pytest.approx(outliers, abs=2e-3)
         assert found[f"epe_world_median{suffix}"] == pytest.approx(part.mean(), rel=2e-3)
         apd = np.mean([(part <= threshold).mean() for threshold in (0.1, 0.3, 0.5, 1.0)])
         assert found[f"apd_world_median{suffix}"] == pytest.approx(apd, abs=2e-3)
@@ -237,6 +242,8 @@ def test_every_source_counts_alike_and_is_listed(tmp_path: Path, capsys: pytest.
     text = capsys.readouterr().out
     for words in ("mean of po_mini", "mean, static_points", "apd_world_median ↑", "epe_world_median ↓", "track_scale "):
         assert words in text
+    assert "sceneflow_epe_world_median" in content["means"]
+    assert "sceneflow" not in text
     assert "track_scale ↓" not in text
 
 

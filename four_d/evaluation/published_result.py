@@ -16,6 +16,8 @@ from four_d.protocols.sequence import Task
 
 NEITHER = ("track_scale", "track_dynamic_share")
 """Metrics that are neither better when higher nor when lower."""
+DETAILS = "sceneflow_"
+"""What metrics begin with that only the JSON has: tables would be too wide."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +96,8 @@ class Published:
         """One table per task: sequences, then means: of each source, of all, of the predictors beside the model."""
         for task in dict.fromkeys(row.task for row in self.rows):
             rows = [row for row in self.rows if row.task == task]
-            metrics = list(dict.fromkeys(metric for row in rows for metric in row.scores))
+            found = dict.fromkeys(metric for row in rows for metric in row.scores)
+            metrics = [metric for metric in found if not metric.startswith(DETAILS)]
             table = Table(title=f"{self.protocol}: {task}, {len(rows)} sequences", caption=f"after {self.source}")
             table.add_column("sequence")
             for metric in metrics:

@@ -221,36 +221,44 @@ def _flat(clip: Clip, queries: Float[Tensor, "n 3"]) -> Followed:
 
 
 def _world_scores(found: Followed, truth: _Truth, scaling: str) -> Scores:
-    """WorldTrack's: APD and EPE in the first camera's coordinates over all points known, and over the dynamic ones."""
+    """WorldTrack's, in the first camera's coordinates, over all points known and over those of dynamic tracks.
+
+    The dynamic ones are aligned by themselves, as St4RTrack's code does.
+    """
     poses = geometry.rebase(truth.cameras).world_from_camera
     points = geometry.transform(poses, truth.points.transpose(0, 1)).transpose(0, 1)
-    known = truth.known
-    moving = tracks.moving(points, known)
-    errors = tracks.endpoint_errors(_aligned(found.points, points, known, scaling), points[known])
+    moving = tracks.moving(points, truth.known)
     scores: Scores = {}
-    for suffix, where in (("", torch.ones_like(errors, dtype=torch.bool)), ("_dynamic", _rows(moving, known))):
+    for suffix, where in (("", truth.known), ("_dynamic", truth.known & moving[:, None])):
         if where.any():
+            aligned = _aligned(found.points, points, where, scaling)
+            errors = tracks.endpoint_errors(aligned, points)
             scores[f"apd_world_{scaling}{suffix}"] = float(tracks.apd(errors, where))
             scores[f"epe_world_{scaling}{suffix}"] = float(tracks.epe(errors, where))
+            scores |= _flow(aligned, points, where, f"world_{scaling}{suffix}")
     scores["track_dynamic_share"] = float(moving.double().mean())
-    return scores | _scale(found.points[known], points[known])
+    return scores | _scale(found.points[truth.known], points[truth.known])
 
 
-def _rows(flags: Bool[Tensor, "n"], known: Bool[Tensor, "n t"]) -> Bool[Tensor, "m"]:
-    return flags[:, None].expand_as(known)[known]
+def _flow(predicted: Tensor, truth: Tensor, where: Bool[Tensor, "n t"], name: str) -> Scores:
+    """Classic scene flow scores of displacements since the first frame, whose own are left out."""
+    chosen = where[:, 1:] & where[:, :1]
+    if not chosen.any():
+        return {}
+    mine, true = ((points[:, 1:] - points[:, :1])[chosen] for points in (predicted, truth))
+    return {f"sceneflow_{score}_{name}": value for score, value in vars(tracks.scene_flow(mine, true)).items()}
 
 
-def _aligned(predicted: Tensor, truth: Tensor, known: Bool[Tensor, "n t"], scaling: str) -> Float[Tensor, "m 3"]:
-    """The predicted points of those known, track by track, after an alignment over all of them."""
+def _aligned(predicted: Tensor, truth: Tensor, known: Bool[Tensor, "n t"], scaling: str) -> Float[Tensor, "n t 3"]:
+    """The prediction after an alignment over all points known; 0 elsewhere."""
     generator = torch.Generator().manual_seed(0)
     together = scaling != "per_trajectory"
     groups = [known] if together else [known & one[:, None] for one in torch.eye(len(known), dtype=torch.bool)]
-    parts = [
-        tracks.align_world(predicted[group][None], truth[group][None], WORLD_ALIGNMENTS[scaling], generator)[0]
-        for group in groups
-        if group.any()
-    ]
-    return torch.cat(parts)
+    aligned = torch.zeros_like(truth)
+    for group in (group for group in groups if group.any()):
+        mine, true = predicted[group][None], truth[group][None]
+        aligned[group] = tracks.align_world(mine, true, WORLD_ALIGNMENTS[scaling], generator)[0]
+    return aligned
 
 
 def _camera_scores(found: Followed, truth: _Truth, scaling: str) -> Scores:

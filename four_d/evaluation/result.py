@@ -26,6 +26,8 @@ HIGHER = (
     "apd_",
     "aj_",
     "oa_",
+    "sceneflow_strict",
+    "sceneflow_relaxed",
 )
 """What metrics begin with that are better when higher; the others are errors."""
 HEADLINES = (
