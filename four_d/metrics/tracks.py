@@ -127,7 +127,9 @@ Similarity = tuple[Tensor, Tensor, Tensor]
 def ransac(
     source: Float[Tensor, "n 3"], target: Float[Tensor, "n 3"], generator: torch.Generator, rounds: int = RANSAC_ROUNDS
 ) -> Similarity:
-    """The similarity target ≈ s·R·source + t, as ``sim3`` of `align_world`. n is at least 3."""
+    """The similarity target ≈ s·R·source + t, as ``sim3`` of `align_world`; of fewer than 3 points least squares."""
+    if len(source) < 3:
+        return geometry.align_points(source, target)
     if len(source) > RANSAC_POINTS:
         chosen = torch.randperm(len(source), generator=generator)[:RANSAC_POINTS].to(source.device)
         source, target = source[chosen], target[chosen]

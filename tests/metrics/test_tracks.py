@@ -81,6 +81,8 @@ def test_ransac_is_not_moved_by_outliers() -> None:
     torch.testing.assert_close(robust[kept], truth[kept])
     least_squares = tracks.align_world(wrong, truth, "sim3_closed", _generator())
     assert tracks.endpoint_errors(least_squares, truth)[kept].mean() > 0.1
+    two = tracks.align_world(predicted[:1, :2], truth[:1, :2], "sim3", _generator())
+    torch.testing.assert_close(two, truth[:1, :2])
     many = torch.rand(tracks.RANSAC_POINTS + 500, 3, generator=_generator(), dtype=torch.float64)
     scale, _, _ = tracks.ransac(_turned(many), many, _generator(), rounds=5)
     assert float(scale) == pytest.approx(2.5)
