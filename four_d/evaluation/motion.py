@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from four_d import geometry
-from four_d.metrics import motion
+from four_d.metrics import motion, tracks
 from four_d.types import Cameras, Clip, Prediction, map_tensors
 
 METRICS = (
@@ -65,7 +65,7 @@ def _errors(name: str, errors: Float[Tensor, "n"]) -> dict[str, float | None]:
     some = errors.numel() > 0
     return {
         name.format("epe"): float(errors.mean()) if some else None,
-        name.format("apd"): float(motion.apd(errors)) if some else None,
+        name.format("apd"): float(tracks.apd(errors, torch.ones_like(errors, dtype=torch.bool))) if some else None,
     }
 
 

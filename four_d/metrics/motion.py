@@ -5,17 +5,12 @@ Axes: q query times, f frames, h w pixels. Lengths are in the unit of the arrays
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from four_d.metrics.tracks import WORLD_DYNAMIC
 from four_d.surface import TIME_TOLERANCE
 from four_d.types import Clip
-
-MOVES = 0.01
-"""Path length over the video, in source units (m where metric), above which a pixel counts as dynamic (WorldTrack)."""
-THRESHOLDS = (0.1, 0.3, 0.5, 1.0)
-"""Source units of APD (WorldTrack)."""
 
 Motion = Float[Tensor, "q f h w 3"]
 Mask = Bool[Tensor, "q f h w"]
@@ -36,12 +31,12 @@ def path_length(motion: Motion, valid: Mask, query_times: Float[Tensor, "q"]) ->
 
 
 def dynamic(targets: Clip) -> Bool[Tensor, "f h w"]:
-    """Pixels of an unbatched clip whose surface point moves by more than `MOVES` in all. The clip holds its motion."""
+    """Pixels of an unbatched clip, with motion, whose surface point moves by more than `WORLD_DYNAMIC` in all."""
     assert targets.motion is not None
     assert targets.motion_valid is not None
     assert targets.query_times is not None
     unit = 1.0 if targets.scale is None else float(targets.scale)
-    return path_length(targets.motion, targets.motion_valid, targets.query_times) * unit > MOVES
+    return path_length(targets.motion, targets.motion_valid, targets.query_times) * unit > WORLD_DYNAMIC
 
 
 def counted(targets: Clip) -> Mask:
@@ -49,8 +44,3 @@ def counted(targets: Clip) -> Mask:
     assert targets.motion_valid is not None
     assert targets.query_times is not None
     return targets.motion_valid & ~own_time(targets.query_times, targets.times)[..., None, None]
-
-
-def apd(errors: Float[Tensor, "n"]) -> Float[Tensor, ""]:
-    """Mean over `THRESHOLDS` of the share of errors below."""
-    return (errors < torch.tensor(THRESHOLDS).to(errors)[:, None]).to(errors).mean()

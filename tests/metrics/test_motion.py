@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -50,8 +49,3 @@ def test_dynamic_is_more_than_a_centimetre_in_source_units() -> None:
 def test_a_frames_own_time_does_not_count_whatever_its_camera() -> None:
     truth = clip(torch.zeros(2, 3, 1, 1, 3), [0.0, 0.5, 0.0], [0.0, 0.5])
     assert motion.counted(truth)[..., 0, 0].tolist() == [[False, True, False], [True, False, True]]
-
-
-def test_apd_is_the_mean_of_four_shares() -> None:
-    errors = torch.tensor([0.05, 0.2, 0.4, 0.9, 2.0])
-    assert motion.apd(errors).item() == pytest.approx((1 + 2 + 3 + 4) / 5 / 4)
