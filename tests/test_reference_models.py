@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from four_d import checkpoints, load
+from four_d.evaluation import EvaluationConfig, run
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "checkpoints"
@@ -44,3 +45,25 @@ def test_it_sees_a_real_video(model: checkpoints.Reference) -> None:
     moving = result.prediction.dynamic
     assert moving is None or 0 <= float(moving.min()) < float(moving.max()) <= 1
     assert (result.tracks is None) == ("motion" not in checkpoints.read(FOLDER / model.name).info.model.heads)
+
+
+def test_known_intrinsics_do_not_raise_the_error_of_motion(tmp_path: Path) -> None:
+    synthetic = pytest.importorskip("data_prep.synthetic", reason="needs the extra synth")
+    settings = synthetic.WorldSettings(
+        width=64,
+        height=64,
+        frames=6,
+        cameras=2,
+        moving=(0.1, 0.55),
+        duration_s=(0.2, 0.35),
+        paths=("handheld", "static"),
+    )
+    synthetic.make(tmp_path, shards=range(1), seed=7, clips_per_shard=6, workers=1, settings=settings, held_out=True)
+    model = load(FOLDER / "dept3r-small")
+    scores = {
+        hints: run(model, EvaluationConfig(data=str(tmp_path), frames=6, hints=hints, tasks=("motion", "depth"))).rows
+        for hints in ((), ("intrinsics",))
+    }
+    without, given = (rows["model"] for rows in scores.values())
+    for metric in ("motion_epe_dynamic", "motion_epe_all", "track_epe_dynamic", "depth_absrel_none_clip"):
+        assert given[metric].mean <= 1.02 * without[metric].mean, metric
