@@ -259,19 +259,29 @@ def _outputs(prediction: Prediction) -> dict[str, Tensor]:
         "points": prediction.points,
         "points_confidence": prediction.points_confidence,
         "dynamic": prediction.dynamic,
+        "motion": prediction.motion,
+        "motion_confidence": prediction.motion_confidence,
+        "motion_visible": prediction.motion_visible,
         "world_from_camera": None if cameras is None else cameras.world_from_camera,
         "intrinsics": None if cameras is None else cameras.intrinsics,
     }
     return {name: value for name, value in named.items() if value is not None}
 
 
+FRAME_RATE = 25.0
+"""Frames per second of a program's images: it is given no times."""
+
+
 class _Named(nn.Module):
-    """Images in, tensors by name out: dataclasses do not cross the border of an exported program."""
+    """Images in, tensors by name out: dataclasses do not cross the border of an exported program.
+
+    The frames count as consecutive ones of one camera, `FRAME_RATE` a second; motion is that to the first one's time.
+    """
 
     def __init__(self, model: FourD) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, images: Float[Tensor, "1 f 3 h w"]) -> dict[str, Tensor]:
-        times = torch.zeros(images.shape[:2], device=images.device)
+        times = (torch.arange(images.shape[1], device=images.device) / FRAME_RATE)[None]
         return _outputs(self.model(Clip(images=images, times=times, camera_ids=times.long())))

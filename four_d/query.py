@@ -21,6 +21,8 @@ TOLERANCE = 1e-4
 """Seconds between a query time and the frame's time that it means."""
 GAP = 4
 """Numbers that `gap_numbers` gives."""
+LONGEST_GAP = 1.0
+"""Seconds."""
 SAME_CAMERA = 1 << 20
 """More than any camera id."""
 
@@ -69,7 +71,11 @@ def reference_frames(there: Bool[Tensor, "b f"], camera_ids: Int[Tensor, "b f"])
 
 
 def gap_numbers(seconds: Float[Tensor, "*b"]) -> Float[Tensor, "*b 4"]:
-    """A signed time, its length, its square (what falls moves so) and a bounded form."""
+    """A signed time, its length, its square (what falls moves so) and a bounded form.
+
+    Times beyond `LONGEST_GAP` count as that: no model has learned what longer ones mean.
+    """
+    seconds = seconds.clamp(-LONGEST_GAP, LONGEST_GAP)
     return torch.stack([seconds, seconds.abs(), seconds.square(), (2 * seconds).tanh()], dim=-1)
 
 

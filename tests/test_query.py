@@ -18,7 +18,7 @@ from four_d.heads.camera import CameraHeadConfig
 from four_d.heads.dense import DenseHeadConfig
 from four_d.heads.query_decoder import QueryDecoderConfig
 from four_d.model import FourD, ModelConfig
-from four_d.query import QueryConfig, frames_at, reference_frames
+from four_d.query import QueryConfig, frames_at, gap_numbers, reference_frames
 from four_d.types import Cameras, Clip, Prediction, map_tensors
 
 B, F, H, W = 2, 4, 16, 24
@@ -160,6 +160,13 @@ class TestQueryTimes:
         assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
+def test_long_gaps_count_as_the_longest_that_was_learned() -> None:
+    far = gap_numbers(torch.tensor([-60.0, -1.0, 0.3, 1.0, 60.0]))
+    assert torch.equal(far[0], far[1])
+    assert torch.equal(far[3], far[4])
+    assert far.abs().max() <= 1
+
+
 def test_one_frame_can_be_asked_for_its_own_time() -> None:
     clip = map_tensors(make_clip(), lambda x: x[:, :1])
     assert run(build(late=False), clip).motion.shape == (B, 1, 1, H, W, 3)
@@ -222,6 +229,15 @@ class TestHints:
             clip, cameras=dataclasses.replace(clip.cameras, world_from_camera=pose), depth=depth
         )
         torch.testing.assert_close(run(model, clip).points, run(model, large).points, atol=1e-4, rtol=1e-4)
+
+    def test_a_clips_hints_do_not_depend_on_those_of_its_batch(self) -> None:
+        """One clip with poses and depth beside one with poses only."""
+        model, clip = build(late=False, hints=EVERY_HINT), with_hints(make_clip())
+        valid = clip.valid.clone()
+        valid[1] = False
+        both = dataclasses.replace(clip, valid=valid, depth=clip.depth * valid)
+        alone = map_tensors(dataclasses.replace(clip, depth=None, valid=None), lambda x: x[1:])
+        torch.testing.assert_close(run(model, both).depth[1:], run(model, alone).depth, atol=1e-5, rtol=1e-5)
 
     def test_each_hint_counts_by_itself(self) -> None:
         clip = with_hints(make_clip())

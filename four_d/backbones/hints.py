@@ -54,7 +54,7 @@ def intrinsics_numbers(cameras: Cameras, size: tuple[int, int]) -> Float[Tensor,
 def pose_numbers(
     cameras: Cameras, known: Bool[Tensor, "b f"], unit: Float[Tensor, "b"] | None
 ) -> Float[Tensor, "b f 8"]:
-    """Translation, quaternion wxyz (w ≥ 0), and 1 where ``unit`` is given.
+    """Translation, quaternion wxyz (w ≥ 0), and 1 in clips whose ``unit`` is given (above 0).
 
     Translations are divided by that, or else by their mean length over the known cameras.
     """
@@ -62,15 +62,16 @@ def pose_numbers(
     lengths = poses[..., :3, 3].norm(dim=-1)
     count = (known & (lengths > SMALLEST)).sum(-1).clamp_min(1)
     own = (lengths * known).sum(-1) / count
-    divisor = (own if unit is None else unit).clamp_min(SMALLEST)
+    unit = torch.zeros_like(own) if unit is None else unit
+    divisor = torch.where(unit > 0, unit, own).clamp_min(SMALLEST)
     quaternion = roma.quat_xyzw_to_wxyz(roma.rotmat_to_unitquat(poses[..., :3, :3]))
     quaternion = torch.where(quaternion[..., :1] < 0, -quaternion, quaternion)
-    flag = torch.full_like(lengths, 0.0 if unit is None else 1.0)
+    flag = (unit > 0).to(lengths.dtype)[:, None].expand_as(lengths)
     return torch.cat([poses[..., :3, 3] / divisor[:, None, None], quaternion, flag[..., None]], dim=-1)
 
 
 def mean_depth(clip: Clip) -> Float[Tensor, "b"] | None:
-    """Of the valid pixels that are given; None without depth."""
+    """Of the valid pixels that are given, 0 in clips without any; None without depth."""
     if clip.depth is None or clip.valid is None:
         return None
     return (clip.depth * clip.valid).flatten(1).sum(-1) / clip.valid.flatten(1).sum(-1).clamp_min(1)

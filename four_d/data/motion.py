@@ -90,6 +90,7 @@ def track_motion(
     visible = torch.zeros(len(times), height * width, dtype=torch.bool)
     valid = torch.zeros_like(visible)
     then = _place(tracks, query)
+    inside_then = _in_view(tracks, then, cameras, (times - query).abs() <= TOLERANCE, size)
     for frame, time in enumerate(times):
         now = _place(tracks, time)
         if then is None or now is None:
@@ -101,10 +102,25 @@ def track_motion(
         landed, which = _landings(pixels[inside], depth[inside], width)
         chosen = shown.nonzero()[:, 0][inside][which]
         motion[frame, landed] = tracks.points[chosen, then] - tracks.points[chosen, now]
-        visible[frame, landed] = tracks.visible[chosen, then]
+        visible[frame, landed] = tracks.visible[chosen, then] & inside_then[chosen]
         valid[frame, landed] = True
     shape = (len(times), height, width)
     return MotionTruth(motion=motion.view(*shape, 3), visible=visible.view(shape), valid=valid.view(shape))
+
+
+def _in_view(
+    tracks: Tracks, then: int | None, cameras: Cameras, there: Bool[Tensor, "f"], size: tuple[int, int]
+) -> Bool[Tensor, "n"]:
+    """Which tracks lie inside a frame of the query time: a crop may have cut off what the source saw."""
+    found = torch.zeros(len(tracks.points), dtype=torch.bool)
+    if then is None:
+        return found
+    for frame in there.nonzero()[:, 0]:
+        camera = map_tensors(cameras, lambda tensor, frame=frame: tensor[frame])
+        pixels, depth = project(tracks.points[:, then], camera)
+        most = torch.tensor([size[1], size[0]])
+        found |= (depth > 0) & (pixels >= 0).all(-1) & (pixels < most).all(-1)
+    return found
 
 
 def _landings(

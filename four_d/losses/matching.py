@@ -67,7 +67,8 @@ def true_places(
 ) -> tuple[Int[Tensor, "b f m n"], Bool[Tensor, "b f m n"], Bool[Tensor, "b f m n"]]:
     """Which of the places around each cell is the right one, where that is known, and whether the cell moves.
 
-    Not known: points that the query frame does not see, that lie farther away, and the query frame's own.
+    Not known: points that the query frame does not see, that lie farther away, or have no depth; the query frame's own;
+    clips with several frames of that time, or with unknown cameras.
     """
     assert targets.motion is not None
     assert targets.motion_valid is not None
@@ -95,7 +96,13 @@ def true_places(
         (step.abs() <= radius).all(-1) & (cells >= 0).all(-1) & (cells[..., 0] < grid[1]) & (cells[..., 1] < grid[0])
     )
     seen = (targets.motion_valid[:, index] & targets.motion_visible[:, index])[..., middle, middle]
-    known = inside & seen & ~there[..., None, None]
+    if targets.valid is not None:
+        seen = seen & targets.valid[..., middle, middle]
+    if targets.cameras.known is not None:
+        seen = seen & targets.cameras.known.all(-1)[:, None, None, None]
+    # Of several frames of that time it is not known which one sees the point.
+    one = (there.sum(-1) == 1)[:, None, None, None]
+    known = inside & seen & one & ~there[..., None, None]
     moves = targets.motion[:, index].norm(dim=-1)[..., middle, middle] > MOVING
     label = (step[..., 1] + radius) * (2 * radius + 1) + step[..., 0] + radius
     return torch.where(known, label, 0), known, moves

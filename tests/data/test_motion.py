@@ -102,6 +102,20 @@ def test_the_nearest_track_is_the_one_a_pixel_shows(clip: Clip) -> None:
     torch.testing.assert_close(moved.motion[0, 0, 7, 10], torch.tensor([0.2, 0, 0]))
 
 
+def test_what_a_crop_cut_off_is_not_seen(clip: Clip) -> None:
+    ray = geometry.rays(clip.cameras.intrinsics[0], torch.tensor([[10.5, 7.5]]))[0]
+    away = torch.tensor([50.0, 0.0, 0.0])
+    tracks = Tracks(
+        points=torch.stack([torch.stack([2 * ray, 2 * ray + away])]),
+        visible=torch.ones(1, 2, dtype=torch.bool),
+        valid=torch.ones(1, 2, dtype=torch.bool),
+        times=clip.times[:2],
+    )
+    moved = with_motion(dataclasses.replace(clip, surface=None, tracks=tracks), clip.times[1:2])
+    assert moved.motion_valid[0, 0, 7, 10]
+    assert not moved.motion_visible[0, 0, 7, 10]
+
+
 def test_clips_without_correspondence_have_no_valid_motion_and_share_a_batch(clip: Clip) -> None:
     bare = dataclasses.replace(clip, surface=None, tracks=None)
     moved = [with_motion(each, clip.times[:2]) for each in (bare, clip)]
