@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.generate import commit, processor  # noqa: E402 - this script is run by its path
-from benchmarks.studies import Study, Training  # noqa: E402
+from benchmarks.studies import Key, Study, Training  # noqa: E402
 
 RUNS = Path("runs/studies")
 RESULTS = ROOT / "docs" / "results"
@@ -190,15 +190,19 @@ def rows_of(study: Study) -> list[str]:
     return [*study.predictors, *study.variants, *study.scorings]
 
 
+def compared(study: Study) -> list[Key]:
+    return [key for key in study.keys if key.compared]
+
+
 def table(study: Study, summary: Line) -> str:
     """Markdown: one row per variant, mean and range over seeds."""
-    rows = [["", *(f"{key.label} {'↑' if key.higher_is_better else '↓'}" for key in study.keys)]]
+    rows = [["", *(f"{key.label} {'↑' if key.higher_is_better else '↓'}" for key in compared(study))]]
     for variant in (v for v in rows_of(study) if v in summary):
-        cells = [summary[variant][key.name] for key in study.keys]
+        cells = [summary[variant][key.name] for key in compared(study)]
         rows.append([variant, *(cell_text(cell) for cell in cells)])
     free = summary.get("image_free", {})
     rows.append(
-        ["ignoring the image", *("" if free.get(k.name) is None else f"{free[k.name]:.3g}" for k in study.keys)]
+        ["ignoring the image", *("" if free.get(k.name) is None else f"{free[k.name]:.3g}" for k in compared(study))]
     )
     text = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([text[0], "|" + " --- |" * len(rows[0]), *text[1:]])
@@ -218,9 +222,9 @@ def plot(study: Study, summary: Line, file: Path) -> None:
 
     variants = [variant for variant in rows_of(study) if variant in summary]
     columns = 3
-    rows = -(-len(study.keys) // columns)
+    rows = -(-len(compared(study)) // columns)
     figure, panels = plt.subplots(rows, columns, figsize=(4.2 * columns, 3.1 * rows), constrained_layout=True)
-    for panel, key in zip(panels.flat, study.keys):
+    for panel, key in zip(panels.flat, compared(study)):
         for place, variant in enumerate(variants):
             values = [v for v in summary[variant][key.name]["per_seed"].values() if v is not None]
             if values:
@@ -235,7 +239,7 @@ def plot(study: Study, summary: Line, file: Path) -> None:
         panel.margins(y=0.15)
         panel.set_title(f"{key.label} ({'higher' if key.higher_is_better else 'lower'} is better)", fontsize=9)
         panel.grid(axis="y", alpha=0.3)
-    for panel in list(panels.flat)[len(study.keys) :]:
+    for panel in list(panels.flat)[len(compared(study)) :]:
         panel.set_visible(False)
     figure.savefig(file, dpi=110)
     plt.close(figure)

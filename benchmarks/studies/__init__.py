@@ -48,6 +48,8 @@ class Key:
     name: str
     label: str
     higher_is_better: bool = False
+    compared: bool = True
+    """False: a fact about the data, in the figures but in neither plot nor table."""
 
 
 @dataclass(frozen=True, kw_only=True)
