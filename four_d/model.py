@@ -83,7 +83,7 @@ class FourD(nn.Module):
         times = asked(clip)
         tokens = None
         for index in range(times.shape[1] if self.moves else 1):
-            part = replace(clip, query_times=None if clip.query_times is None else times[:, index : index + 1])
+            part = clip if clip.query_times is None else replace(clip, query_times=times[:, index : index + 1])
             if tokens is None or self.backbone.queried:
                 tokens = None  # so that two encodings never share the memory
                 tokens = self.backbone(part)
