@@ -101,11 +101,16 @@ class Query(nn.Module):
         patches: Float[Tensor, "b f p c"],
         features: Float[Tensor, "b f d y x"] | None,
     ) -> Float[Tensor, "b f p c"]:
-        """Patch tokens of all frames with what the query adds. UserError: see `frames_at`."""
+        """Patch tokens of all frames with what the query adds. UserError: see `frames_at`; or nothing to compare by."""
         there = frames_at(clip, query)
         patches = patches + (there[..., None, None] * self.embedding).to(patches.dtype)
         if self.gap is not None:
             patches = patches + self.gap(gap_numbers(query[:, None] - clip.times))[:, :, None].to(patches.dtype)
-        if self.comparison is None or features is None:
+        if self.comparison is None:
             return patches
+        if features is None:
+            raise UserError(
+                "the query decoder compares frames, and the backbone gives no features; set model.backbone.correlation, "
+                "or decoder.correlation=null"
+            )
         return patches + self.comparison(features, reference_frames(there, clip.camera_ids)).to(patches.dtype)

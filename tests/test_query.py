@@ -167,6 +167,13 @@ def test_long_gaps_count_as_the_longest_that_was_learned() -> None:
     assert far.abs().max() <= 1
 
 
+def test_a_decoder_that_compares_needs_the_backbones_features() -> None:
+    heads = {"motion": dataclasses.replace(DENSE, output="motion", decoder=DECODER)}
+    model = ModelConfig(backbone=BACKBONE, heads=heads).build().eval()
+    with pytest.raises(UserError, match="set model.backbone.correlation"):
+        run(model, make_clip())
+
+
 def test_one_frame_can_be_asked_for_its_own_time() -> None:
     clip = map_tensors(make_clip(), lambda x: x[:, :1])
     assert run(build(late=False), clip).motion.shape == (B, 1, 1, H, W, 3)
