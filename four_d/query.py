@@ -110,7 +110,7 @@ class Query(nn.Module):
             return patches
         if features is None:
             raise UserError(
-                "the query decoder compares frames, and the backbone gives no features; set model.backbone.correlation, "
+                "the query decoder compares frames, and the backbone gives no features; set model.backbone.correlation "
                 "or decoder.correlation=null"
             )
         return patches + self.comparison(features, reference_frames(there, clip.camera_ids)).to(patches.dtype)

@@ -170,7 +170,7 @@ def test_long_gaps_count_as_the_longest_that_was_learned() -> None:
 def test_a_decoder_that_compares_needs_the_backbones_features() -> None:
     heads = {"motion": dataclasses.replace(DENSE, output="motion", decoder=DECODER)}
     model = ModelConfig(backbone=BACKBONE, heads=heads).build().eval()
-    with pytest.raises(UserError, match="set model.backbone.correlation"):
+    with pytest.raises(UserError, match=r"set model\.backbone\.correlation"):
         run(model, make_clip())
 
 
