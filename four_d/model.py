@@ -16,7 +16,7 @@ from four_d.backbones.alternating import AlternatingConfig
 from four_d.backbones.patches import TimmPatches
 from four_d.errors import UserError
 from four_d.heads import Head, HeadConfig
-from four_d.heads.dense import DenseFeatures
+from four_d.heads.dense import DenseFeatures, DenseHeadConfig
 from four_d.layers import Block
 from four_d.query import asked
 from four_d.types import Clip, Prediction, join_queries, merge_predictions
@@ -30,13 +30,32 @@ class ModelConfig:
     heads: dict[str, HeadConfig] = field(default_factory=dict[str, HeadConfig])
 
     def build(self) -> FourD:
-        """Weights come from torch's global generator: seed it. Raises UserError where sizes do not fit."""
+        """Weights come from torch's global generator: seed it.
+
+        UserError where sizes do not fit, or where the query time does not reach a motion head by exactly one way.
+        """
+        for name, config in self.heads.items():
+            if isinstance(config, DenseHeadConfig) and config.output == "motion":
+                _check_query(name, early=self.backbone.query is not None, late=config.decoder is not None)
         backbone = self.backbone.build()
         heads = {
             name: config.build(token_width=backbone.token_width, rounds=backbone.rounds, patch_size=backbone.patch_size)
             for name, config in self.heads.items()
         }
         return FourD(backbone, heads)
+
+
+def _check_query(name: str, *, early: bool, late: bool) -> None:
+    if not (early or late):
+        raise UserError(
+            f"model.heads.{name} predicts motion, and nothing tells it the query time; add model.backbone.query="
+            f"{{kind: query}}, or model.heads.{name}.decoder={{kind: query_decoder}}"
+        )
+    if early and late:
+        raise UserError(
+            f"model.heads.{name} would learn the query time twice; set model.backbone.query=null, or "
+            f"model.heads.{name}.decoder=null"
+        )
 
 
 class FourD(nn.Module):

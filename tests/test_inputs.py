@@ -16,6 +16,7 @@ from four_d.errors import UserError
 from four_d.heads import DenseHeadConfig
 from four_d.inference import LoadedModel, Selection
 from four_d.inference.inputs import gather
+from four_d.query import QueryConfig
 from four_d.tracking import moving
 from four_d.types import map_tensors
 from tests.test_export import DENSE, TINY
@@ -23,6 +24,7 @@ from tests.test_inference import gradient
 
 MOTION = dataclasses.replace(
     TINY,
+    backbone=dataclasses.replace(TINY.backbone, query=QueryConfig()),
     heads={**TINY.heads, "motion": DenseHeadConfig(output="motion", **DENSE)},  # pyright: ignore[reportArgumentType]
 )
 

@@ -190,6 +190,23 @@ def test_a_decoder_belongs_to_motion_only() -> None:
         dataclasses.replace(DENSE, decoder=DECODER).build(token_width=64, rounds=3, patch_size=8)
 
 
+@pytest.mark.parametrize(
+    ("backbone", "decoder", "remedy"),
+    [
+        (BACKBONE, None, r"nothing tells it the query time; add model\.backbone\.query=\{kind: query\}, or .*decoder"),
+        (EARLY, DECODER, r"twice; set model\.backbone\.query=null, or model\.heads\.motion\.decoder=null"),
+    ],
+    ids=["neither", "both"],
+)
+def test_the_query_time_reaches_a_motion_head_one_way(
+    backbone: AlternatingConfig, decoder: QueryDecoderConfig | None, remedy: str
+) -> None:
+    heads = {"motion": dataclasses.replace(DENSE, output="motion", decoder=decoder)}
+    with pytest.raises(UserError, match=rf"model\.heads\.motion .*{remedy}") as raised:
+        ModelConfig(backbone=backbone, heads=heads).build()
+    assert len(str(raised.value).splitlines()) == 1
+
+
 def test_frames_refer_to_their_own_camera_at_the_query_time() -> None:
     clip = ask(make_clip(), 0.5)
     there = frames_at(clip, clip.query_times[:, 0])
