@@ -198,6 +198,17 @@ def _add_data_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
         metavar="KIND,…",
         help="how cameras may move (default: all): handheld, orbit, dolly, pan, follow, static",
     )
+    make.add_argument(
+        "--starts",
+        type=lambda text: tuple(text.split(",")),
+        default=None,
+        metavar="KIND,…",
+        help="how things may set out (default: all): dropped, thrown, slid, rolled",
+    )
+    make.add_argument("--spin", type=float, default=1.0, help="factor on how fast things spin when they set out")
+    make.add_argument(
+        "--rig", type=float, default=None, metavar="METRES", help="cameras move as one, at most so far from the first"
+    )
     make.add_argument("--held-out", action="store_true", help="worlds with textures and shapes never trained on")
     check = _verb(data, "check", _data_check, "Verify shards against the layout and their geometry; exit 1 if wrong.")
     stats = _verb(data, "stats", _data_stats, "Count what is in the shards.")
@@ -427,7 +438,9 @@ def _data_make(arguments: argparse.Namespace) -> int:
         moving=arguments.moving,
         objects=arguments.objects,
         duration_s=arguments.seconds,
-        **({} if arguments.paths is None else {"paths": arguments.paths}),
+        spin=arguments.spin,
+        rig_m=arguments.rig,
+        **{name: value for name in ("paths", "starts") if (value := getattr(arguments, name)) is not None},
     )
     manifest = make(
         arguments.out,

@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 from data_prep.synthetic import meshes
 from data_prep.synthetic.meshes import Mesh
 from data_prep.synthetic.physics import Body, MotionWord, rotation_matrix
+from data_prep.synthetic.settings import WorldSettings
 
 Array = NDArray[np.float64]
 Random = np.random.Generator
-STARTS: tuple[MotionWord, ...] = ("dropped", "thrown", "slid", "rolled")
 GAP_M = 0.03
 
 
@@ -61,7 +61,9 @@ def _start(rng: Random, motion: MotionWord, centre: Array, radius: float, bottom
     return start, inward * rng.uniform(1.5, 3.8), np.array([0, 0, rng.normal(0, 1.5)])
 
 
-def _place(rng: Random, motion: MotionWord, mesh: Mesh, name: str, centre: Array, radius: float) -> Body:
+def _place(
+    rng: Random, motion: MotionWord, mesh: Mesh, name: str, centre: Array, radius: float, settings: WorldSettings
+) -> Body:
     upright = motion in ("static", "resting", "slid")
     quaternion = turn(rng, upright=upright)
     bottom = -float((mesh.vertices @ rotation_matrix(quaternion).T)[:, 2].min())
@@ -73,7 +75,7 @@ def _place(rng: Random, motion: MotionWord, mesh: Mesh, name: str, centre: Array
         position=position,
         quaternion=quaternion,
         velocity=velocity,
-        spin=spin,
+        spin=spin if motion == "rolled" else spin * settings.spin,
         density=rng.uniform(150, 900),
         friction=rng.uniform(0.08, 0.3) if motion == "slid" else rng.uniform(0.3, 0.9),
         damping=rng.uniform(0.1, 0.9),
@@ -98,18 +100,20 @@ def _free(body: Body, others: list[Body], bounds: Array) -> bool:
     return True
 
 
-def make_bodies(rng: Random, count: int, centre: Array, radius: float, bounds: Array, held_out: bool) -> list[Body]:
+def make_bodies(
+    rng: Random, count: int, centre: Array, radius: float, bounds: Array, held_out: bool, settings: WorldSettings
+) -> list[Body]:
     """``count`` things (fewer where they find no room) about ``centre``, at least two of which start to move."""
     moving = max(2, round(count * rng.uniform(0.4, 0.75)))
     words: list[MotionWord] = []
-    words.extend(STARTS[int(i)] for i in rng.integers(0, len(STARTS), moving))
+    words.extend(settings.starts[int(i)] for i in rng.integers(0, len(settings.starts), moving))
     still: tuple[MotionWord, ...] = ("static", "static", "resting")
     words.extend(still[int(i)] for i in rng.integers(0, len(still), count - moving))
     bodies: list[Body] = []
     for word in sorted(words, key=lambda w: w != "static"):
         name, mesh = _shape(rng, word, held_out)
         for _ in range(12):
-            body = _place(rng, word, mesh, name, centre, radius)
+            body = _place(rng, word, mesh, name, centre, radius, settings)
             if _free(body, bodies, bounds):
                 bodies.append(body)
                 break

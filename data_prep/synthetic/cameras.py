@@ -109,3 +109,17 @@ def propose(rng: Random, action: Action, times: Array, settings: WorldSettings) 
     poses = look_at(positions, targets, roll)
     intrinsics = make_intrinsics(rng, settings.width, settings.height)
     return CameraPath(kind=kind, world_from_camera=poses, intrinsics=intrinsics)
+
+
+def beside(rng: Random, first: CameraPath, centre: Array, settings: WorldSettings) -> CameraPath:
+    """A camera on the same rig: it moves with ``first``, up to ``rig_m`` metres away, and looks where that looks."""
+    assert settings.rig_m is not None
+    direction = rng.normal(0, 1, 3)
+    away = settings.rig_m * rng.uniform(0.3, 1.0) * direction / np.linalg.norm(direction)
+    position, axes = first.world_from_camera[:, :3, 3], first.world_from_camera[:, :3, :3]
+    reach = np.linalg.norm(position[0] - centre)
+    poses = look_at(
+        position + axes @ away, position + reach * axes[:, :, 2], np.full(len(position), rng.normal(0, 0.05))
+    )
+    intrinsics = make_intrinsics(rng, settings.width, settings.height)
+    return CameraPath(kind=first.kind, world_from_camera=poses, intrinsics=intrinsics)

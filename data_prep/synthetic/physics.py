@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.synthetic.meshes import Mesh
+from data_prep.synthetic.settings import Start
 from four_d.errors import UserError
 
 Array = NDArray[np.float64]
-MotionWord = Literal["static", "resting", "dropped", "thrown", "slid", "rolled"]
+MotionWord = Start | Literal["static", "resting"]
 STEP_S = 0.002
 CONTACT_S = 0.008
 """Time constant of contacts: as stiff as the step allows."""

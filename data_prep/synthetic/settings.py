@@ -10,6 +10,7 @@ from four_d.errors import UserError
 HELD_OUT_SEED = 1_000_000
 """Seeds from here on use textures and shapes that smaller seeds never do."""
 CameraKind = Literal["handheld", "orbit", "dolly", "pan", "follow", "static"]
+Start = Literal["dropped", "thrown", "slid", "rolled"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,12 @@ class WorldSettings:
     """Range of a clip's length, independent of its frame count: the frame rate follows."""
     paths: tuple[CameraKind, ...] = get_args(CameraKind)
     """How cameras may move. Orbits, dollies and pans cover their way in one clip, however short it is."""
+    starts: tuple[Start, ...] = get_args(Start)
+    """How things may set out."""
+    spin: float = 1.0
+    """Factor on the spin with which things are dropped, thrown or slid; 0: they turn only where they hit."""
+    rig_m: float | None = None
+    """The cameras of a clip move as one, each at most this far from the first, in metres. None: each by itself."""
     antialias: bool = True
     """Average four rays per pixel in the image where two surfaces meet."""
 
@@ -48,5 +55,13 @@ class WorldSettings:
         if unknown or not self.paths:
             known = ", ".join(get_args(CameraKind))
             raise UserError(f"world setting paths is {','.join(self.paths) or 'empty'}; choose among {known}")
+        wrong = [start for start in self.starts if start not in get_args(Start)]
+        if wrong or not self.starts:
+            known = ", ".join(get_args(Start))
+            raise UserError(f"world setting starts is {','.join(self.starts) or 'empty'}; choose among {known}")
+        if not 0 <= self.spin <= 5:
+            raise UserError(f"world setting spin is {self.spin}; choose a factor from 0 to 5")
+        if self.rig_m is not None and not 0 < self.rig_m <= 3:
+            raise UserError(f"world setting rig_m is {self.rig_m}; choose metres above 0, up to 3")
         if self.cameras * self.frames > 999:
             raise UserError(f"{self.cameras} cameras × {self.frames} frames exceed the layout's 999 frames per clip")

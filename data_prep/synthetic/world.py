@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.synthetic.bodies import STARTS, make_bodies
-from data_prep.synthetic.cameras import Action, CameraPath, propose
+from data_prep.synthetic.bodies import make_bodies
+from data_prep.synthetic.cameras import Action, CameraPath, beside, propose
 from data_prep.synthetic.physics import Body, Motion, simulate
 from data_prep.synthetic.render import Lens, Moment, make_moment, pixel_grid, ray_directions
 from data_prep.synthetic.room import Painter, make_bounds, make_fittings, make_lights, make_shell
@@ -52,8 +52,8 @@ def _attempt(rng: Random, held_out: bool, settings: WorldSettings) -> World:
     centre = np.array([*rng.uniform(-0.12, 0.12, 2) * (bounds[1] - bounds[0])[:2], 0.0])
     count = int(rng.integers(settings.objects[0], settings.objects[1] + 1))
     radius = rng.uniform(0.8, 1.1) + 0.03 * count
-    bodies = make_bodies(rng, count, centre, radius, bounds, held_out)
-    if len(bodies) < settings.objects[0] or sum(b.motion in STARTS for b in bodies) < 2:
+    bodies = make_bodies(rng, count, centre, radius, bounds, held_out, settings)
+    if len(bodies) < settings.objects[0] or sum(b.motion in settings.starts for b in bodies) < 2:
         raise RejectedError("too few objects found room")
     motion = simulate(bodies, bounds, times + rng.uniform(0.0, 0.25))
     _require_sane(motion, bounds)
@@ -65,7 +65,7 @@ def _attempt(rng: Random, held_out: bool, settings: WorldSettings) -> World:
         pieces.append(Piece(mesh=body.mesh, instance=number + 1, body=number, material=material))
     lights, sky = make_lights(rng, bounds, lid)
     stage = make_stage(pieces, motion.positions, motion.rotations, make_atlas(painter.tiles), lights, sky)
-    movers = [i for i, body in enumerate(bodies) if body.motion in STARTS]
+    movers = [i for i, body in enumerate(bodies) if body.motion in settings.starts]
     followed = motion.positions[:, movers[int(rng.integers(len(movers)))]]
     action = Action(centre=centre, radius=radius, room=bounds, followed=followed)
     return World(
@@ -122,6 +122,8 @@ def choose_cameras(
     chosen: list[CameraPath] = []
     for _ in range(40 + 15 * settings.cameras):
         path = propose(rng, action, times, settings)
+        if chosen and settings.rig_m is not None:
+            path = beside(rng, chosen[0], action.centre, settings)
         if is_clear(path, stage, pieces, action.room, 0.3) and _teaches(
             probe(path, moments, times, settings), settings
         ):
