@@ -172,11 +172,29 @@ def test_missing_supervision_is_exactly_zero_with_zero_gradients(
         "camera": [prediction.pose_encodings],
         "depth": [prediction.depth, prediction.depth_confidence],
         "points": [prediction.points, prediction.points_confidence],
-        "motion": [prediction.motion, prediction.motion_confidence, prediction.motion_visible],
+        "motion": [prediction.motion, prediction.motion_visible],
     }[term.kind]
     for each in inputs:
         assert each.grad is not None
         assert torch.equal(each.grad, torch.zeros_like(each))
+
+
+@pytest.mark.parametrize("remove", [lambda targets: targets, without_motion], ids=["motion", "none"])
+def test_a_confidence_of_weight_0_spoils_nothing_however_large(remove: Callable[[Clip], Clip]) -> None:
+    """Nothing holds it back where it is not trained, and 0 · inf is no number."""
+    targets = make_targets()
+    prediction = map_tensors(disturb(truth(targets)), lambda x: x.detach().requires_grad_())
+    raw = torch.full((B, Q, F, H, W), 800.0, dtype=torch.float64, requires_grad=True)
+    assert (1 + raw.exp()).isinf().all()
+    for term in (MotionLoss(), MotionLoss(balance=0.5), MotionLoss(visibility=0.0)):
+        loss = term(dataclasses.replace(prediction, motion_confidence=1 + raw.exp()), None, remove(targets))
+        assert bool(loss.isfinite())
+        loss.backward()
+        for leaf in (prediction.motion, prediction.motion_visible):
+            assert leaf is not None
+            assert leaf.grad is not None, "every output has a path"
+            assert bool(leaf.grad.isfinite().all())
+        assert raw.grad is None
 
 
 @pytest.mark.parametrize("term", TERMS, ids=lambda t: t.kind)

@@ -131,7 +131,7 @@ class PixelTerms:
     regression: float = 1.0
     """Weight of the plain error."""
     confidence: float = 1.0
-    """Weight of the error weighed by confidence."""
+    """Weight of the error weighed by confidence; with 0 (and a plain ``gradient_by``) confidence learns nothing."""
     gamma: float = 1.0
     alpha: float = 0.2
     gradient_by: Weighing = "plain"
@@ -144,10 +144,15 @@ class PixelTerms:
     def __call__(
         self, errors: Float[Tensor, "b f h w"], confidence: Float[Tensor, "b f h w"], valid: Masks
     ) -> Float[Tensor, "g"]:
-        """Both terms of each group, weighted and summed."""
+        """Both terms of each group, weighted and summed; one of weight 0 is left out, whatever its value."""
         limited = errors.clamp_max(LIMIT)
-        weighed = confidence_weighted(limited, confidence, self.gamma, self.alpha).clamp(-LIMIT, LIMIT)
-        return self.regression * self.mean(limited, valid) + self.confidence * self.mean(weighed, valid)
+        total = grouped(limited, self.over)[:, :0].sum(-1)
+        if self.regression:
+            total = total + self.regression * self.mean(limited, valid)
+        if self.confidence:
+            weighed = confidence_weighted(limited, confidence, self.gamma, self.alpha).clamp(-LIMIT, LIMIT)
+            total = total + self.confidence * self.mean(weighed, valid)
+        return total
 
     def gradients(
         self, predicted: Maps, target: Maps, confidence: Float[Tensor, "b f h w"], valid: Masks

@@ -54,15 +54,15 @@ class MotionLoss:
         if motion is None or confidence is None or seen is None:
             raise UserError("the motion loss needs motion; add a head {kind: dense, output: motion} or remove the loss")
         if targets.motion is None or targets.motion_valid is None or targets.motion_visible is None:
-            return nothing(motion, confidence, seen)
+            return nothing(motion, seen, *([confidence] if self.pixels.confidence else []))
         # Query times and frames are one axis from here on: nothing couples them.
         errors = length(motion - targets.motion, -1).flatten(1, 2)
         valid, sure = targets.motion_valid.flatten(1, 2), confidence.flatten(1, 2)
         value = self.error(errors, sure, valid, length(targets.motion, -1).flatten(1, 2) > MOVING)
         if self.visibility:
             entropy = cross_entropy(seen, targets.motion_visible).flatten(1, 2)
-            value = value + self.visibility * self.pixels.reduce(self.pixels.mean(entropy, valid), valid)
-        return value
+            return value + self.visibility * self.pixels.reduce(self.pixels.mean(entropy, valid), valid)
+        return value + nothing(seen)
 
     def error(self, errors: Maps, confidence: Maps, valid: Masks, moves: Masks) -> Float[Tensor, ""]:
         """The mean over clips, moving pixels weighed as ``balance`` says."""
