@@ -1,0 +1,103 @@
+"""What cannot be drawn, said before drawing."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from four_d.errors import UserError
+from four_d.types import Cameras, Gaussians
+
+RIGID = 1e-2
+"""How far a rotation times its transpose may be from the identity."""
+
+
+def check_gaussians(gaussians: Gaussians) -> None:
+    """UserError unless the Gaussians are ``b n …``, finite, with opacities in [0, 1] and scales ≥ 0."""
+    _check_shapes(gaussians)
+    named = {
+        name: getattr(gaussians, name)
+        for name in ("means", "quats", "scales", "opacities", "harmonics", "offsets", "offset_times")
+        if getattr(gaussians, name) is not None
+    }
+    for name, good in _all_at_once({name: torch.isfinite(value).all() for name, value in named.items()}).items():
+        if not good:
+            raise UserError(f"gaussians.{name} has values that are not finite; remove those Gaussians")
+    if gaussians.means.shape[1]:
+        _check_ranges(gaussians)
+
+
+def _check_ranges(gaussians: Gaussians) -> None:
+    low, high = gaussians.opacities.aminmax()
+    checks = {"opacities": (low >= 0) & (high <= 1), "scales": gaussians.scales.amin() >= 0}
+    if gaussians.offset_times is not None:
+        checks["times"] = (gaussians.offset_times.diff(dim=-1) >= 0).all()
+    good = _all_at_once(checks)
+    if not good["opacities"]:
+        raise UserError(
+            f"gaussians.opacities are {float(low):.3g} to {float(high):.3g}; give them in [0, 1], not as logits"
+        )
+    if not good["scales"]:
+        raise UserError("gaussians.scales has negative values; give lengths, not logarithms")
+    if not good.get("times", True):
+        raise UserError("gaussians.offset_times must ascend; sort them, and the offsets with them")
+
+
+def _check_shapes(gaussians: Gaussians) -> None:
+    shape = gaussians.means.shape
+    if len(shape) != 3:
+        raise UserError(f"gaussians.means is {tuple(shape)}; give one batch axis: b n 3")
+    if (gaussians.offsets is None) != (gaussians.offset_times is None):
+        raise UserError("gaussians.offsets and gaussians.offset_times go together; give both or neither")
+    for name in ("quats", "scales", "opacities", "harmonics"):
+        other = getattr(gaussians, name).shape
+        if other[:2] != shape[:2]:
+            raise UserError(f"gaussians.{name} is {tuple(other)}, but the means are {tuple(shape)}: b and n must agree")
+    if gaussians.offsets is not None and gaussians.offsets.shape[-2] != shape[1]:
+        raise UserError(f"gaussians.offsets has {gaussians.offsets.shape[-2]} Gaussians, but there are {shape[1]}")
+
+
+def check_cameras(cameras: Cameras, times: Tensor, like: Tensor) -> None:
+    """UserError unless the cameras are ``b v …`` as ``times``, of the Gaussians' batch, and can see."""
+    poses, intrinsics = cameras.world_from_camera, cameras.intrinsics
+    if poses.shape[:-2] != times.shape or intrinsics.shape[:-2] != times.shape or times.shape[:1] != like.shape[:1]:
+        raise UserError(
+            f"cameras {tuple(poses.shape[:-2])} and times {tuple(times.shape)} must both be (b, v) with b ="
+            f" {len(like)} as the Gaussians"
+        )
+    rotation, eye = poses[..., :3, :3].detach(), torch.eye(3, dtype=poses.dtype, device=poses.device)
+    good = _all_at_once(
+        {
+            "finite": torch.isfinite(poses).all() & torch.isfinite(intrinsics).all(),
+            "times": torch.isfinite(times).all(),
+            "rigid": ((rotation @ rotation.mT - eye).abs() < RIGID).all() & (torch.linalg.det(rotation) > 0).all(),
+            "focal": (intrinsics[..., 0, 0] > 0).all() & (intrinsics[..., 1, 1] > 0).all(),
+        }
+    )
+    if not good["finite"]:
+        raise UserError("a camera has values that are not finite; leave that view out")
+    if not good["times"]:
+        raise UserError("times has values that are not finite; give seconds")
+    if not good["rigid"]:
+        raise UserError(
+            "a camera's pose is no rotation and translation; give world_from_camera without scale or reflection"
+        )
+    if not good["focal"]:
+        raise UserError("a camera's focal length is not above 0; give intrinsics in pixels")
+
+
+def check_features(features: Tensor | None, means: Tensor) -> None:
+    """UserError unless the features are finite and there is one for each Gaussian."""
+    if features is None:
+        return
+    if features.shape[:2] != means.shape[:2]:
+        raise UserError(
+            f"features is {tuple(features.shape)}, but the means are {tuple(means.shape)}: b and n must agree"
+        )
+    if not torch.isfinite(features).all():
+        raise UserError("features has values that are not finite; remove those Gaussians")
+
+
+def _all_at_once(checks: dict[str, Tensor]) -> dict[str, bool]:
+    """The same as plain values, with one wait for the device."""
+    return dict(zip(checks, torch.stack(list(checks.values())).tolist()))

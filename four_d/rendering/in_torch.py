@@ -1,0 +1,52 @@
+"""The rasteriser that runs wherever torch does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from four_d.geometry import pixel_centres
+from four_d.rendering.compositing import Cells, composite
+from four_d.rendering.projection import project
+from four_d.rendering.rasteriser import Raster
+from four_d.rendering.scene import Scene
+from four_d.rendering.tiles import Grid, make_grid, make_lists, tile_centres
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchRasteriser:
+    """Plain torch, any device and floating type; `rasteriser.Rasteriser`."""
+
+    tile: int = 8
+    """Pixels along a tile's edge: a matter of speed only."""
+
+    def __call__(self, scene: Scene, size: tuple[int, int]) -> Raster:
+        """As `rasteriser.Rasteriser`."""
+        splats = project(scene, size)
+        grid = make_grid(size, self.tile)
+        lists = make_lists(splats, grid)
+        cells = Cells(
+            offsets=pixel_centres(self.tile, self.tile, splats.centres).reshape(-1, 2) - self.tile / 2,
+            centres=tile_centres(grid, len(scene.means), splats.centres),
+            members=lists.members,
+            begins=lists.starts[:-1],
+            ends=lists.starts[1:],
+        )
+        values, alpha = composite(splats, torch.cat([scene.values, splats.depths[..., None]], dim=-1), cells)
+        pictures = _assemble(torch.cat([values, alpha[..., None]], dim=-1), grid)
+        return Raster(values=pictures[:, :-2], depth=expected(pictures[:, -2], pictures[:, -1]), alpha=pictures[:, -1])
+
+
+def expected(total: Float[Tensor, "*b"], alpha: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    """Σ weight·z / Σ weight, 0 where no weight is."""
+    return torch.where(alpha > 0, total / torch.where(alpha > 0, alpha, 1), 0)
+
+
+def _assemble(tiles: Float[Tensor, "t p c"], grid: Grid) -> Float[Tensor, "i c h w"]:
+    """Pictures out of their tiles, without what sticks out over the edge."""
+    shape = (-1, grid.rows, grid.columns, grid.tile, grid.tile, tiles.shape[-1])
+    pictures = tiles.reshape(shape).permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+    return pictures[..., : grid.size[0], : grid.size[1]]

@@ -1,0 +1,29 @@
+"""What a backend must be able to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from jaxtyping import Float
+from torch import Tensor
+
+from four_d.rendering.scene import Scene
+
+
+@dataclass(frozen=True, kw_only=True)
+class Raster:
+    """i pictures over nothing: Σ weight·value for c values, the expected z-depth, and alpha = Σ weight."""
+
+    values: Float[Tensor, "i c h w"]
+    depth: Float[Tensor, "i h w"]
+    """Σ weight·z / Σ weight; 0 where nothing was drawn."""
+    alpha: Float[Tensor, "i h w"]
+
+
+class Rasteriser(Protocol):
+    """Draws scenes; gradients reach every tensor of the scene but the intrinsics."""
+
+    def __call__(self, scene: Scene, size: tuple[int, int]) -> Raster:
+        """The pictures, ``size`` (height, width) pixels each. UserError if they need more memory than there is."""
+        ...
