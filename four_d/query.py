@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from four_d.correlation import Comparison, CorrelationConfig
+from four_d.correlation import Comparison, CorrelationConfig, Found
 from four_d.errors import UserError
 from four_d.types import Clip
 
@@ -37,7 +37,7 @@ class QueryConfig:
 
     def build(self, width: int, correlation: CorrelationConfig | None) -> Query:
         """With ``correlation``, frames are compared with the query frame; None, as DePT3R: attention may do that."""
-        comparison = None if correlation is None else Comparison(correlation.cells, correlation.radius, width)
+        comparison = None if correlation is None else Comparison(correlation, width)
         return Query(width, comparison, gaps=self.gaps)
 
 
@@ -100,17 +100,21 @@ class Query(nn.Module):
         query: Float[Tensor, "b"],
         patches: Float[Tensor, "b f p c"],
         features: Float[Tensor, "b f d y x"] | None,
-    ) -> Float[Tensor, "b f p c"]:
-        """Patch tokens of all frames with what the query adds. UserError: see `frames_at`; or nothing to compare by."""
+    ) -> tuple[Float[Tensor, "b f p c"], Found | None]:
+        """Patch tokens of all frames with what the query adds, and where the query frame shows the same.
+
+        UserError: see `frames_at`; or nothing to compare by.
+        """
         there = frames_at(clip, query)
         patches = patches + (there[..., None, None] * self.embedding).to(patches.dtype)
         if self.gap is not None:
             patches = patches + self.gap(gap_numbers(query[:, None] - clip.times))[:, :, None].to(patches.dtype)
         if self.comparison is None:
-            return patches
+            return patches, None
         if features is None:
             raise UserError(
                 "the query decoder compares frames, and the backbone gives no features; set model.backbone.correlation "
                 "or decoder.correlation=null"
             )
-        return patches + self.comparison(features, reference_frames(there, clip.camera_ids)).to(patches.dtype)
+        added, found = self.comparison(features, reference_frames(there, clip.camera_ids))
+        return patches + added.to(patches.dtype), found

@@ -130,6 +130,8 @@ class Tokens:
     """Of each patch showing something that moves; None if the backbone does not look for it."""
     features: Float[Tensor, "b r d y x"] | None = None
     """Vectors of y rows and x columns of cells, to compare frames by (`correlation`); None if the backbone has none."""
+    match_logits: Float[Tensor, "b r y x k"] | None = None
+    """Where the query frame shows what each cell shows; None if nothing looked for it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from benchmarks.studies import DATA, DataSet, Key, Scoring, Study, Training
+from benchmarks.studies import DATA, DataSet, Key, Scoring, Study, Training, page_4d
 
 WORLDS = (
-    *("--clips-per-shard", "25", "--cameras", "2", "--frames", "12", "--size", "64", "--moving", "0.1:0.55"),
-    *("--objects", "3:10", "--seconds", "0.4:0.7", "--paths", "handheld,static"),
+    *("--clips-per-shard", "25", "--cameras", "2", "--frames", "12", "--size", "64", "--moving", "0.12:0.55"),
+    *("--objects", "3:6", "--seconds", "0.5:0.9", "--paths", "handheld,static", "--starts", "dropped,thrown,slid"),
+    *("--spin", "0.2", "--rig", "0.5"),
 )
 EARLY = (
     "dept3r",
     "overlays/mini",
     "overlays/dept3r_mini",
-    f"data.sources.tracks.path={DATA / 'train_tracks'}",
-    f"data.validation.held_out.path={DATA / 'held_out_tracks'}",
+    f"data.sources.calm.path={DATA / 'train_calm'}",
+    f"data.sources.motion.path={DATA / 'train_motion'}",
+    "data.sources.motion.weight=0.25",
+    f"data.validation.held_out.path={DATA / 'held_out_calm'}",
 )
 LATE = (*EARLY, "overlays/dept3r_late_mini")
 REFERENCE = "checkpoints/page_4d-small"
@@ -21,8 +24,9 @@ REFERENCE = "checkpoints/page_4d-small"
 STUDY = Study(
     name="dept3r",
     data=(
-        DataSet(name="train_tracks", arguments=("--shards", "0:60", "--seed", "5", *WORLDS)),
-        DataSet(name="held_out_tracks", arguments=("--shards", "0:3", "--seed", "1", "--held-out", *WORLDS)),
+        page_4d.STUDY.data[1],  # train_motion: so that fast cameras are not forgotten
+        DataSet(name="train_calm", arguments=("--shards", "0:60", "--seed", "6", *WORLDS)),
+        DataSet(name="held_out_calm", arguments=("--shards", "0:3", "--seed", "2", "--held-out", *WORLDS)),
     ),
     shared={
         "early": Training(values=EARLY, start=REFERENCE),
@@ -39,8 +43,8 @@ STUDY = Study(
     predictors={"static": "static_motion", "prior": "prior_motion"},
     seeds=(0, 1, 2),
     evaluation=(
-        f"data={DATA / 'held_out_tracks'}",
-        f"train_data={DATA / 'train_tracks'}",
+        f"data={DATA / 'held_out_calm'}",
+        f"train_data={DATA / 'train_calm'}",
         "frames=6",
         "stride=1",
         "clips=60",

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from four_d.backbones.dynamics import Dynamics, DynamicsConfig, patch_shares
 from four_d.backbones.hints import Hints, HintsConfig
 from four_d.backbones.patches import ConvPatchConfig, PatchConfig, TimmPatches
-from four_d.correlation import CorrelationConfig, Features, Neighbours
+from four_d.correlation import CorrelationConfig, Features, Found, Neighbours
 from four_d.errors import UserError
 from four_d.layers import AttentionBackend, Block, RankOne, Rotation, full_type, grid_positions, rotation_tables
 from four_d.matching import MatchingConfig
@@ -90,7 +90,7 @@ class AlternatingConfig:
             patches=patches,
             matching=None if self.matching is None else self.matching.build(self.patch_size, self.width),
             features=None if self.correlation is None else self.correlation.build(self.patch_size),
-            neighbours=None if self.correlation is None else self._neighbours(self.correlation),
+            neighbours=None if self.correlation is None else Neighbours(self.correlation, self.width),
             dynamics=None if self.dynamics is None else self.dynamics.build(self.width, self.rounds),
             query=None if self.query is None else self.query.build(self.width, self.correlation),
             hints=None if self.hints is None else self.hints.build(self.patch_size, self.width),
@@ -105,9 +105,6 @@ class AlternatingConfig:
             rope_base=self.rope_base,
             checkpointing=self.checkpointing,
         )
-
-    def _neighbours(self, correlation: CorrelationConfig) -> Neighbours:
-        return Neighbours(correlation.cells, correlation.radius, self.width)
 
 
 def normalise_images(images: Float[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
@@ -177,7 +174,7 @@ class AlternatingBackbone(nn.Module):
         """
         grid = self._grid(*clip.images.shape[-3:])
         features = None if self.features is None else self.features(clip.images)
-        x = self._embed(clip, features)
+        x, found = self._embed(clip, features)
         special = 1 + self.register_token.shape[2]
         maps, dynamic_logits = self._alternate(x, grid, special, clip)
         return Tokens(
@@ -188,6 +185,7 @@ class AlternatingBackbone(nn.Module):
             rounds=self.kept,
             dynamic_logits=dynamic_logits,
             features=features,
+            match_logits=None if found is None else found.logits,
         )
 
     def at_step(self, step: int) -> None:
@@ -207,8 +205,12 @@ class AlternatingBackbone(nn.Module):
             )
         return height // size, width // size
 
-    def _embed(self, clip: Clip, features: Float[Tensor, "b f d y x"] | None) -> Float[Tensor, "b f n c"]:
-        """Camera token, registers, patches of every frame; first and other frames differ in the former two."""
+    def _embed(
+        self, clip: Clip, features: Float[Tensor, "b f d y x"] | None
+    ) -> tuple[Float[Tensor, "b f n c"], Found | None]:
+        """Camera token, registers, patches of every frame; first and other frames differ in the former two. And where
+        the query frame shows the same.
+        """
         b, f = clip.images.shape[:2]
         normalised = normalise_images(clip.images)
         patches = self.patches(normalised.flatten(0, 1)).unflatten(0, (b, f))
@@ -221,9 +223,10 @@ class AlternatingBackbone(nn.Module):
         special = special.to(patches.dtype).expand(b, -1, -1, -1)
         if self.hints is not None:
             special, patches = self.hints(clip, special, patches)
+        found = None
         if self.query is not None:
-            patches = self.query(clip, asked(clip)[:, 0], patches, features)
-        return torch.cat([special, patches], dim=2)
+            patches, found = self.query(clip, asked(clip)[:, 0], patches, features)
+        return torch.cat([special, patches], dim=2), found
 
     def _alternate(
         self, x: Float[Tensor, "b f n c"], grid: tuple[int, int], special: int, clip: Clip

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from four_d.correlation import compare
 from four_d.errors import UserError
 from four_d.heads.query_decoder import QueryDecoder, QueryDecoderConfig
 from four_d.layers import full_precision, full_type, linear
-from four_d.query import asked, frames_at, reference_frames
+from four_d.query import asked
 from four_d.types import Clip, Prediction, Tokens
 
 LEVELS = 4
@@ -34,8 +33,6 @@ class DenseHeadConfig:
     output: Literal["depth", "points", "motion"] = "depth"
     decoder: QueryDecoderConfig | None = None
     """For motion: let the query in here. None, as in DePT3R: the backbone knows it already (``backbone.query``)."""
-    match_radius: int = 4
-    """For motion, where the backbone has features: how far ``match_logits`` look, in cells."""
     rounds: tuple[int, ...] | None = None
     """Four rounds of the backbone, fine to coarse; None: evenly spaced, the last one last."""
     channels: tuple[int, ...] = (256, 512, 1024, 1024)
@@ -79,7 +76,6 @@ class DenseHeadConfig:
             fine_chunk=self.fine_chunk,
             precision=self.precision,
             decoder=decoder,
-            match_radius=self.match_radius,
         )
 
 
@@ -377,7 +373,6 @@ class DenseHead(DenseFeatures):
         fine_chunk: int = 1,
         precision: Literal["full", "loop"] = "full",
         decoder: QueryDecoder | None = None,
-        match_radius: int = 4,
     ) -> None:
         super().__init__(
             token_width=token_width,
@@ -396,7 +391,7 @@ class DenseHead(DenseFeatures):
         self.out = nn.Conv2d(last_features, last_width, 1)
         self.visible = nn.Conv2d(last_features, 1, 1) if sees else None
         self.decoder = decoder
-        self.queried, self.match_radius = output == "motion", match_radius
+        self.queried = output == "motion"
 
     def forward(self, tokens: Tokens, clip: Clip) -> Prediction:
         """Maps of every frame. UserError for a query time that is no frame's, where there is a decoder."""
@@ -405,9 +400,8 @@ class DenseHead(DenseFeatures):
         raw = self.maps(tokens)
         with full_precision(raw.device):
             found = self.interpret(raw)
-            if self.queried and tokens.features is not None:
-                references = reference_frames(frames_at(clip, asked(clip)[:, 0]), clip.camera_ids)
-                found = replace(found, match_logits=compare(tokens.features, references, self.match_radius)[:, None])
+        if self.queried and tokens.match_logits is not None:
+            found = replace(found, match_logits=tokens.match_logits[:, None])
         return found
 
     def finish(

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 
-from four_d.correlation import CorrelationConfig
+from four_d.correlation import CorrelationConfig, Found, by_patch, fetch
 from four_d.errors import UserError
-from four_d.layers import AttentionBackend, Block, Linear, full_type, grid_positions, rotation_tables
+from four_d.layers import AttentionBackend, Block, Linear, full_precision, full_type, grid_positions, rotation_tables
 from four_d.query import Query, QueryConfig, frames_at, reference_frames
 from four_d.types import Clip, Tokens
 
@@ -38,6 +39,9 @@ class QueryDecoderConfig:
     """As `query.QueryConfig.gaps`."""
     correlation: CorrelationConfig | None = None
     """The backbone's, if frames are to be compared with the query frame here."""
+    values: int = 16
+    """Where frames are compared: numbers per cell that each frame and the query frame, where it shows the same, are
+    told apart by."""
 
     def build(self, *, token_width: int, rounds: tuple[int, ...]) -> QueryDecoder:
         """UserError where sizes do not fit each other."""
@@ -58,7 +62,32 @@ class QueryDecoderConfig:
         ]
         query = QueryConfig(gaps=self.gaps).build(self.width, self.correlation)
         head_width = self.width // self.heads
-        return QueryDecoder(token_width, rounds, query, blocks, head_width=head_width, rope_base=self.rope_base)
+        change = None if self.correlation is None else Change(self.correlation.cells, self.values, self.width)
+        return QueryDecoder(token_width, rounds, query, blocks, change, head_width=head_width, rope_base=self.rope_base)
+
+
+class Change(nn.Module):
+    """What to add to the tokens: how learned numbers differ between each cell and where the query frame shows the same.
+
+    Motion is such a difference, that of the points' coordinates.
+    """
+
+    def __init__(self, cells: int, values: int, width: int) -> None:
+        super().__init__()
+        self.cells = cells
+        self.values = Linear(width, values * cells**2)
+        self.project = nn.Linear(values * cells**2, width)
+
+    def forward(
+        self, tokens: Float[Tensor, "b f p e"], grid: tuple[int, int], references: Int[Tensor, "b f"], found: Found
+    ) -> Float[Tensor, "b f p e"]:
+        """Zero where there is no difference."""
+        laid = self.values(tokens).flatten(0, 1).mT.unflatten(-1, grid)
+        values = functional.pixel_shuffle(laid, self.cells).movedim(1, -1).unflatten(0, tokens.shape[:2])
+        with full_precision(tokens.device):
+            values = values.to(full_type(values.dtype))
+            change = fetch(values, references, found.place) - values
+        return self.project(by_patch(change, self.cells))
 
 
 class QueryDecoder(nn.Module):
@@ -70,6 +99,7 @@ class QueryDecoder(nn.Module):
         rounds: tuple[int, ...],
         query: Query,
         blocks: list[Block],
+        change: Change | None = None,
         *,
         head_width: int,
         rope_base: float = 100.0,
@@ -79,7 +109,7 @@ class QueryDecoder(nn.Module):
         width = query.embedding.shape[0]
         self.norm = nn.LayerNorm(token_width)
         self.project = Linear(token_width, width)
-        self.query = query
+        self.query, self.change = query, change
         self.blocks = nn.ModuleList(blocks)
         self.norm_out = nn.LayerNorm(width)
         self.out = nn.ModuleList(Linear(width, token_width) for _ in rounds)
@@ -91,7 +121,11 @@ class QueryDecoder(nn.Module):
         """The token maps of its rounds for one query time. UserError: see `query.frames_at`."""
         last = tokens.patches[tokens.rounds.index(self.rounds[-1])]
         there = reference_frames(frames_at(clip, query), clip.camera_ids)
-        own = self.query(clip, query, self.project(self.norm(last.to(full_type(last.dtype)))), tokens.features)
+        own = self.project(self.norm(last.to(full_type(last.dtype))))
+        asked, found = self.query(clip, query, own, tokens.features)
+        if self.change is not None and found is not None:
+            asked = asked + self.change(own, tokens.grid, there, found).to(asked.dtype)
+        own = asked
         # The same frames' tokens again, for every frame that looks at them.
         others = own[torch.arange(len(own), device=own.device)[:, None], there]
         b, f, p, _ = own.shape
@@ -100,9 +134,10 @@ class QueryDecoder(nn.Module):
         rotation = rotation_tables(positions, self.head_width, self.rope_base, full_type(x.dtype))
         for block in self.blocks:
             x = block(x, rotation)
-        found = self.norm_out(x[:, :p]).unflatten(0, (b, f))
+        x = self.norm_out(x[:, :p]).unflatten(0, (b, f))
         maps = list(tokens.patches)
         for round_, layer in zip(self.rounds, self.out, strict=True):
             place = tokens.rounds.index(round_)
-            maps[place] = maps[place] + layer(found)
-        return dataclasses.replace(tokens, patches=tuple(maps))
+            maps[place] = maps[place] + layer(x)
+        logits = None if found is None else found.logits
+        return dataclasses.replace(tokens, patches=tuple(maps), match_logits=logits)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from four_d import geometry
@@ -19,6 +19,8 @@ from four_d.types import Cameras, Clip, Prediction, Views
 
 NEAREST = 1e-6
 """Points less far before a camera have no pixel in it."""
+LEAST = 20.0
+"""The log of a probability counts as at least minus this."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +52,8 @@ class MatchingLoss:
 
     def query(self, logits: Float[Tensor, "b f m n k"], targets: Clip, index: int) -> Float[Tensor, ""]:
         """Of one query time."""
-        label, known, moves = true_places(targets, index, logits.shape[2:4], logits.shape[-1])
-        # −∞ outside the image is never the label, but 0 · ∞ would spoil the gradient of what is left out.
-        entropy = torch.nn.functional.cross_entropy(
-            logits.clamp_min(-1e4).flatten(0, 3), label.flatten(), reduction="none"
-        ).view(label.shape)
+        step, known, moves = true_places(targets, index, logits.shape[2:4], logits.shape[-1])
+        entropy = place_entropy(logits, step)
         shares = ((self.balance, known & moves), (1 - self.balance, known & ~moves))
         return sum(
             (share * group_mean(grouped(entropy, "clip"), grouped(where, "clip")).mean() for share, where in shares),
@@ -62,10 +61,28 @@ class MatchingLoss:
         )
 
 
+def place_entropy(logits: Float[Tensor, "b f m n k"], step: Float[Tensor, "b f m n 2"]) -> Float[Tensor, "b f m n"]:
+    """−log of the probability of being ``step`` (x, y) cells away, the cells around that point weighed bilinearly."""
+    side = round(logits.shape[-1] ** 0.5)
+    # −∞ outside the image is never the right place, but 0 · ∞ would spoil the gradient of what is left out.
+    log = logits.clamp_min(-1e4).log_softmax(-1)
+    at = (step + side // 2).clamp(0, side - 1)
+    low = at.floor().clamp(max=side - 2)
+    part, first = at - low, low.long()
+    total = torch.zeros_like(log[..., 0])
+    for y in (0, 1):
+        for x in (0, 1):
+            weight = (part[..., 0] if x else 1 - part[..., 0]) * (part[..., 1] if y else 1 - part[..., 1])
+            cell = (first[..., 1] + y) * side + first[..., 0] + x
+            # A neighbour outside the image has no share of a point inside.
+            total = total - weight * log.gather(-1, cell[..., None])[..., 0].clamp_min(-LEAST)
+    return total
+
+
 def true_places(
     targets: Clip, index: int, grid: tuple[int, ...], places: int
-) -> tuple[Int[Tensor, "b f m n"], Bool[Tensor, "b f m n"], Bool[Tensor, "b f m n"]]:
-    """Which of the places around each cell is the right one, where that is known, and whether the cell moves.
+) -> tuple[Float[Tensor, "b f m n 2"], Bool[Tensor, "b f m n"], Bool[Tensor, "b f m n"]]:
+    """How many cells (x, y) away the query frame shows what each shows, where that is known, and whether it moves.
 
     Not known: points that the query frame does not see, that lie farther away, or have no depth; the query frame's own;
     clips with several frames of that time, or with unknown cameras.
@@ -88,13 +105,12 @@ def true_places(
     middle = slice(cell // 2, None, cell)
     flat = points[:, :, middle, middle].flatten(2, 3)
     pixels, depth = geometry.project(flat, camera)
-    cells = torch.where(depth[..., None] > NEAREST, pixels / cell, -1).floor().long().unflatten(2, (grid[0], grid[1]))
-    y, x = torch.meshgrid(*(torch.arange(count, device=cells.device) for count in grid), indexing="ij")
-    step = cells - torch.stack([x, y], dim=-1)
+    pixels = torch.where(depth[..., None] > NEAREST, pixels, -1.0).unflatten(2, (grid[0], grid[1]))
+    y, x = torch.meshgrid(*(torch.arange(count, device=pixels.device) for count in grid), indexing="ij")
+    step = (pixels - (torch.stack([x, y], dim=-1) * cell + cell // 2 + 0.5)) / cell
+    size = pixels.new_tensor([grid[1] * cell, grid[0] * cell])
     radius = (round(places**0.5) - 1) // 2
-    inside = (
-        (step.abs() <= radius).all(-1) & (cells >= 0).all(-1) & (cells[..., 0] < grid[1]) & (cells[..., 1] < grid[0])
-    )
+    inside = (step.abs() <= radius).all(-1) & (pixels >= 0).all(-1) & (pixels < size).all(-1)
     seen = (targets.motion_valid[:, index] & targets.motion_visible[:, index])[..., middle, middle]
     if targets.valid is not None:
         seen = seen & targets.valid[..., middle, middle]
@@ -104,5 +120,4 @@ def true_places(
     one = (there.sum(-1) == 1)[:, None, None, None]
     known = inside & seen & one & ~there[..., None, None]
     moves = targets.motion[:, index].norm(dim=-1)[..., middle, middle] > MOVING
-    label = (step[..., 1] + radius) * (2 * radius + 1) + step[..., 0] + radius
-    return torch.where(known, label, 0), known, moves
+    return torch.where(known[..., None], step, 0), known, moves
