@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from four_d.types import Cameras
+from four_d.types import Cameras, Prediction
 
 Points = Float[Tensor, "*b n 3"]
 Pose = Float[Tensor, "*b 4 4"]
@@ -64,6 +64,17 @@ def unproject(depth: Float[Tensor, "*b h w"], cameras: Cameras) -> Float[Tensor,
     directions = rays(cameras.intrinsics, pixels.expand(*depth.shape[:-2], -1, -1))
     points_camera = directions * depth.flatten(-2)[..., None]
     return transform(cameras.world_from_camera, points_camera).unflatten(-2, (height, width))
+
+
+def world_points(prediction: Prediction) -> Float[Tensor, "*b f h w 3"] | None:
+    """Where what each pixel shows is in the world: depth seen from the cameras, else the point map, else None.
+
+    The only place that chooses: whatever scores, shows or follows points means these. Depth with cameras goes first,
+    for it is the more accurate one (VGGT, arXiv 2503.11651 §4.2).
+    """
+    if prediction.depth is not None and prediction.cameras is not None:
+        return unproject(prediction.depth, prediction.cameras)
+    return prediction.points
 
 
 def project(points_world: Points, cameras: Cameras) -> tuple[Float[Tensor, "*b n 2"], Float[Tensor, "*b n"]]:

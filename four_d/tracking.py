@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from four_d.errors import UserError
-from four_d.geometry import invert_pose, project, rays, transform
+from four_d.geometry import invert_pose, project, rays, transform, world_points
 from four_d.types import Cameras, Clip, Prediction
 
 EDGE = 0.1
@@ -158,18 +158,17 @@ def _scene(prediction: Prediction, clip: Clip, queries: Float[Tensor, "n 3"]) ->
     depth = None if prediction.depth is None else prediction.depth[0]
     rows, columns, shares = _neighbours(pixels, height, width)
     chosen = frames[:, None], rows, columns
-    if depth is not None and own is not None:
-        weights = _one_surface(depth[chosen], shares)
-        directions = rays(own.intrinsics, pixels[:, None])
-        found = directions * _weigh(depth[chosen], weights)[:, None, None]
-        points = transform(own.world_from_camera, found)[:, 0]
-    elif prediction.points is not None:
-        found = prediction.points[0][chosen]
-        seen = found if own is None else transform(invert_pose(own.world_from_camera), found)
-        weights = _one_surface(seen[..., 2], shares)
-        points = _weigh(found, weights)
-    else:
+    dense = world_points(prediction)
+    if dense is None:
         raise UserError("this model gives neither depth with cameras nor points, so no place to follow; take another")
+    found = dense[0][chosen]
+    z = (found if own is None else transform(invert_pose(own.world_from_camera), found))[..., 2]
+    weights = _one_surface(z, shares)
+    points = _weigh(found, weights)
+    if depth is not None and own is not None:
+        # with a neighbour left out, the others' mean is not on the pixel's ray
+        on_ray = rays(own.intrinsics, pixels[:, None]) * _weigh(z, weights)[:, None, None]
+        points = transform(own.world_from_camera, on_ray)[:, 0]
     return _Scene(
         frames=frames,
         rows=rows,

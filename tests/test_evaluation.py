@@ -228,6 +228,9 @@ def test_depth_and_cameras_make_points_where_the_model_has_no_point_map() -> Non
     scores = score_clip(Prediction(depth=truth.depth, cameras=truth.cameras), truth)
     assert scores["points_accuracy"] == pytest.approx(0, abs=1e-5)
     assert "points_accuracy" not in score_clip(Prediction(depth=truth.depth), truth)
+    assert truth.depth is not None
+    both = Prediction(depth=truth.depth, cameras=truth.cameras, points=torch.randn(*truth.depth.shape, 3))
+    assert score_clip(both, truth)["points_accuracy"] == scores["points_accuracy"], "as clouds and tracks take them"
 
 
 def test_masks_of_frames_without_truth_are_left_out() -> None:

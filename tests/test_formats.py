@@ -12,7 +12,7 @@ import torch
 
 from four_d.errors import UserError
 from four_d.formats.cameras import CameraTable, read_cameras, read_colmap, write_cameras, write_colmap
-from four_d.formats.clouds import PointCloud, fuse, read_ply, reliable, write_ply
+from four_d.formats.clouds import PointCloud, fuse, point_maps, read_ply, reliable, write_ply
 from four_d.formats.depth import read_depth, write_depth
 from four_d.formats.folders import new_folder
 from four_d.formats.tracks import LARGE, TrackTable, read_tracks, write_tracks
@@ -204,6 +204,16 @@ def test_fuse_prefers_depth_and_falls_back_to_points() -> None:
     assert alone is not None
     np.testing.assert_allclose(both.points, alone.points, atol=1e-5)
     assert fuse(images, Prediction(depth=depth)) is None
+
+
+def test_depth_of_a_point_map_is_that_before_its_own_camera() -> None:
+    depth, cameras = slanted_room()
+    turned = torch.eye(4)
+    turned[:3, :3] = torch.diag(torch.tensor([-1.0, 1.0, -1.0]))  # looks back: all points have negative z in the world
+    behind = Cameras(world_from_camera=turned[None], intrinsics=cameras.intrinsics)
+    found = point_maps(Prediction(points=unproject(depth, behind), cameras=behind))
+    assert found is not None
+    torch.testing.assert_close(found[1], depth)
 
 
 def some_tracks(motion: tuple[int, int] | None = (6, 8)) -> TrackTable:

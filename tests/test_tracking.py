@@ -13,7 +13,7 @@ from torch import Tensor
 from four_d import surface as surfaces
 from four_d.data.sampling import to_clip
 from four_d.errors import UserError
-from four_d.geometry import invert_pose, make_pose, pixel_centres, project, rays, transform, unproject
+from four_d.geometry import invert_pose, make_pose, pixel_centres, project, rays, transform, unproject, world_points
 from four_d.tracking import PointTracks, clip_times, follow, grid, moving
 from four_d.types import Cameras, Clip, Prediction, map_tensors
 from tests.helpers import box_clip
@@ -136,6 +136,22 @@ def test_a_point_map_alone_is_exact_in_the_first_frame(generator: torch.Generato
     truth = torch.stack([plane.at(0, queries[:, 1:], float(t)) for t in tracks.times], dim=1)
     torch.testing.assert_close(tracks.points, truth, atol=1e-12, rtol=0)
     assert tracks.pixels is None
+
+
+def test_points_are_those_that_are_scored_and_shown_between_pixels_too(generator: torch.Generator) -> None:
+    """Depth with cameras goes before a point map that says something else (`geometry.world_points`)."""
+    plane = Plane([0.0, 0.5])
+    model, queries = plane.model(), some_queries(20, 2, generator)
+    queries[:, 1:] = queries[:, 1:].floor() + 0.5
+    expected = follow(model, plane.clip, queries).points
+    assert model.prediction.points is not None
+    model.prediction = dataclasses.replace(model.prediction, points=model.prediction.points * 3 + 1)
+    torch.testing.assert_close(follow(model, plane.clip, queries).points, expected, atol=0, rtol=0)
+    dense = world_points(model.prediction)
+    assert dense is not None
+    frames, x, y = queries.long().unbind(-1)
+    own = expected[torch.arange(20), frames]
+    torch.testing.assert_close(own, dense[0, frames, y, x], atol=1e-12, rtol=0)
 
 
 def test_a_static_scene_stands_still(generator: torch.Generator) -> None:

@@ -104,12 +104,10 @@ def _distance(prediction: Prediction, frame: int) -> float | None:
     """Median distance of a frame's points from its camera; None without points."""
     assert prediction.cameras is not None
     poses = _relative(prediction.cameras)
-    points = prediction.points
+    cameras = Cameras(world_from_camera=poses, intrinsics=prediction.cameras.intrinsics)
+    points = geometry.world_points(dataclasses.replace(prediction, cameras=cameras))
     if points is None:
-        if prediction.depth is None:
-            return None
-        cameras = Cameras(world_from_camera=poses, intrinsics=prediction.cameras.intrinsics)
-        points = geometry.unproject(prediction.depth, cameras)
+        return None
     return float((points[frame] - poses[frame, :3, 3]).norm(dim=-1).median())
 
 

@@ -407,10 +407,9 @@ def _camera_truth(sequence: Sequence) -> tuple[Cameras, Tensor]:
 
 
 def _points(seen: Prediction, *, prefer_map: bool) -> Tensor:
-    """Predicted points in float64: the point map where preferred and there, else depth seen from the cameras."""
-    if seen.depth is None or seen.cameras is None or (prefer_map and seen.points is not None):
-        return _required(seen.points, "points").double()
-    return geometry.unproject(seen.depth.double(), map_tensors(seen.cameras, lambda tensor: tensor.double()))
+    """Predicted points in float64: the point map where the protocol prefers it, else `geometry.world_points`."""
+    chosen = replace(seen, depth=None) if prefer_map and seen.points is not None else seen
+    return _required(geometry.world_points(map_tensors(chosen, lambda tensor: tensor.double())), "points")
 
 
 def _point_truth(sequence: Sequence, protocol: Protocol, size: Size) -> tuple[Tensor, Tensor]:

@@ -144,7 +144,7 @@ def score_clip(prediction: Prediction, targets: Clip, tasks: Collection[Task] = 
         scores |= depth_scores(prediction.depth, targets)
     if prediction.cameras is not None and "pose" in tasks:
         scores |= pose_scores(prediction.cameras, targets)
-    predicted = _points(prediction)
+    predicted = geometry.world_points(prediction)
     if predicted is not None and "points" in tasks:
         scores |= point_scores(predicted, targets)
     if prediction.dynamic is not None and "mask" in tasks:
@@ -197,15 +197,6 @@ def mask_scores(predicted: Tensor, targets: Clip) -> Scores:
     mine, truth = predicted[known] > MOVING, dynamic[known]
     overlap, edge = masks.region(mine, truth), masks.contour(mine, truth)
     return dict(zip(MASK_METRICS, (float(overlap.mean()), float(edge.mean())), strict=True))
-
-
-def _points(prediction: Prediction) -> Tensor | None:
-    """The point map, else depth seen from the cameras, else None."""
-    if prediction.points is not None:
-        return prediction.points
-    if prediction.depth is None or prediction.cameras is None:
-        return None
-    return geometry.unproject(prediction.depth, prediction.cameras)
 
 
 def point_scores(predicted: Tensor, targets: Clip) -> Scores:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from four_d.errors import UserError
-from four_d.geometry import unproject
-from four_d.types import Prediction
+from four_d.geometry import invert_pose, transform, world_points
+from four_d.types import Cameras, Prediction
 
 EDGE = 0.1
 """Relative bend of inverse depth between neighbouring pixels above which a pixel hangs between two surfaces."""
@@ -79,10 +79,10 @@ class PointCloud:
 def fuse(images: Float[Tensor, "f 3 h w"], prediction: Prediction) -> PointCloud | None:
     """One cloud of all frames in the world of the first camera; None if the model gives no geometry.
 
-    Depth with cameras goes before the point map, which is less accurate. Left out are the least confident pixels,
-    pixels that hang between two surfaces, and what is behind the camera or not finite.
+    The points are `geometry.world_points`. Left out are the least confident pixels, pixels that hang between two
+    surfaces, and what is behind the camera or not finite.
     """
-    maps = world_points(prediction)
+    maps = point_maps(prediction)
     if maps is None:
         return None
     points, depth, confidence = maps
@@ -97,18 +97,26 @@ def fuse(images: Float[Tensor, "f 3 h w"], prediction: Prediction) -> PointCloud
     )
 
 
-def world_points(prediction: Prediction) -> tuple[Tensor, Tensor, Tensor] | None:
-    """World points f h w 3, z-depth f h w and confidence f h w of an unbatched prediction."""
-    if prediction.depth is not None and prediction.cameras is not None:
-        confidence = prediction.depth_confidence
-        depth = prediction.depth
-        points = unproject(depth, prediction.cameras)
-    elif prediction.points is not None:
-        points, confidence = prediction.points, prediction.points_confidence
-        depth = points[..., 2]
-    else:
+def point_maps(prediction: Prediction) -> tuple[Tensor, Tensor, Tensor] | None:
+    """World points f h w 3, z-depth f h w and confidence f h w of an unbatched prediction.
+
+    Of a point map without cameras the depth is that before the first one.
+    """
+    points, cameras = world_points(prediction), prediction.cameras
+    if points is None:
         return None
+    if prediction.depth is not None and cameras is not None:
+        depth, confidence = prediction.depth, prediction.depth_confidence
+    else:
+        own = points if cameras is None else _in_cameras(points, cameras)
+        depth, confidence = own[..., 2], prediction.points_confidence
     return points, depth, torch.ones_like(depth) if confidence is None else confidence
+
+
+def _in_cameras(points: Float[Tensor, "f h w 3"], cameras: Cameras) -> Float[Tensor, "f h w 3"]:
+    """Each frame's points in its own camera."""
+    camera_from_world = invert_pose(cameras.world_from_camera)
+    return transform(camera_from_world, points.flatten(1, 2)).unflatten(1, points.shape[1:3])
 
 
 def reliable(depth: Float[Tensor, "f h w"], confidence: Float[Tensor, "f h w"]) -> Bool[Tensor, "f h w"]:

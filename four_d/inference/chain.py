@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from four_d.errors import UserError
-from four_d.formats.clouds import reliable, world_points
+from four_d.formats.clouds import point_maps, reliable
 from four_d.geometry import project
 from four_d.inference.fit import Fit
 from four_d.inference.parts import Part, border
@@ -240,7 +240,7 @@ def _carried(
     """Queries at the pixels whose points are nearest, and how far off the followed points are from those."""
     pixels = torch.zeros(len(rows), 2) if state.pixels is None else state.pixels[rows, frame]
     offset = torch.zeros(len(rows), 3)
-    maps = None if state.points is None else world_points(last.take(range(frame, frame + 1)).prediction)
+    maps = None if state.points is None else point_maps(last.take(range(frame, frame + 1)).prediction)
     if maps is not None and state.points is not None:
         points, depth, confidence = maps
         usable = (reliable(depth, confidence) & points.isfinite().all(-1))[0].nonzero()
@@ -261,7 +261,7 @@ def _offset(found: _Found, offset: Float[Tensor, "n 3"], lost: Bool[Tensor, "n"]
     if found.points is None:
         return dataclasses.replace(found, visible=found.visible.masked_fill(lost[:, None], 0))
     points = found.points + offset[:, None]
-    maps, cameras = world_points(part.prediction), part.prediction.cameras
+    maps, cameras = point_maps(part.prediction), part.prediction.cameras
     if maps is None or cameras is None:
         return dataclasses.replace(found, points=points)
     pixels, z = project(points.transpose(0, 1), cameras)

@@ -20,10 +20,11 @@ from four_d import checkpoints
 from four_d.checkpoints import ModelInfo
 from four_d.errors import UserError
 from four_d.formats.cameras import CameraTable, write_cameras, write_colmap
-from four_d.formats.clouds import PointCloud, fuse, world_points, write_ply
+from four_d.formats.clouds import PointCloud, fuse, write_ply
 from four_d.formats.depth import write_depth
 from four_d.formats.folders import new_folder
 from four_d.formats.tracks import TrackTable, write_tracks
+from four_d.geometry import world_points
 from four_d.inference.fit import Fit, fit, resize, resize_masks
 from four_d.inference.hints import Known, add, check
 from four_d.inference.inputs import Frames, Source
@@ -82,9 +83,8 @@ class Result:
 
     @property
     def points(self) -> Float[Tensor, "f r c 3"] | None:
-        """World points of every pixel, from depth and cameras or else from the point map."""
-        maps = world_points(self.prediction)
-        return None if maps is None else maps[0]
+        """World points of every pixel (`geometry.world_points`)."""
+        return world_points(self.prediction)
 
     @property
     def cameras(self) -> Cameras | None:

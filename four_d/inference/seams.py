@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from four_d.formats.clouds import reliable, world_points
+from four_d.formats.clouds import point_maps, reliable
 from four_d.geometry import align_points, make_pose, rotation_angle
 from four_d.types import Cameras, Prediction
 
@@ -128,7 +128,7 @@ class _Pairs:
 
 def _pairs(before: Prediction, after: Prediction) -> _Pairs | None:
     """The reliable pixels of both; None if there are no points or too few."""
-    ours, theirs = world_points(after), world_points(before)
+    ours, theirs = point_maps(after), point_maps(before)
     if ours is None or theirs is None or ours[1].numel() == 0:
         return None
     (source, depth, certain), (target, distance, sure) = ours, theirs
