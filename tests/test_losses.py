@@ -18,7 +18,7 @@ from four_d.geometry import encode_cameras, invert_pose, make_pose, unproject
 from four_d.losses import CameraLoss, DepthLoss, LossConfig, MotionLoss, PointsLoss
 from four_d.losses.camera import encoding_errors, stage_weights
 from four_d.losses.dense import PixelTerms, Weighing, confidence_weighted, gradient_term, normal_term
-from four_d.losses.matching import MatchingLoss, true_places
+from four_d.losses.matching import MatchingLoss, place_entropy, true_places
 from four_d.losses.reduction import below_quantile, group_mean, nothing
 from four_d.types import Cameras, Clip, Prediction, map_tensors
 
@@ -462,6 +462,14 @@ def test_balance_gives_moving_pixels_their_share() -> None:
         MotionLoss(balance=1.0)
 
 
+def test_a_place_between_cells_is_shared_by_those_around_it() -> None:
+    log = torch.full((1, 1, 1, 1, 9), 0.02).index_fill(-1, torch.tensor([4, 5]), 0.43).log()
+    entropy = place_entropy(log, torch.tensor([0.25, 0.0]).view(1, 1, 1, 1, 2))
+    assert float(entropy) == pytest.approx(-math.log(0.43), abs=1e-5)
+    aside = place_entropy(log, torch.tensor([0.0, 0.5]).view(1, 1, 1, 1, 2))
+    assert float(aside) == pytest.approx(-(math.log(0.43) + math.log(0.02)) / 2, abs=1e-5)
+
+
 def test_the_right_place_of_a_moving_camera_and_of_what_moves() -> None:
     """One camera, 4-pixel cells; frame 1 is the query. The scene stands at depth 2; one cell's point moves sideways."""
     eye = torch.eye(4).repeat(1, 2, 1, 1)
@@ -481,15 +489,15 @@ def test_the_right_place_of_a_moving_camera_and_of_what_moves() -> None:
         motion_valid=flags,
         motion_visible=flags,
     )
-    label, known, moves = true_places(targets, 0, (4, 4), 25)
+    step, known, moves = true_places(targets, 0, (4, 4), 25)
     assert known[0, 0, :, 1:].all()
     assert not known[0, 0, :, 0].any(), "it left the image"
     assert not known[0, 1].any(), "the query frame's own places are not asked for"
-    left = 2 * 5 + 1
-    assert label[0, 0, 0].tolist() == [0, left, left, left]
-    assert label[0, 0, 1, 1] == 4 * 5 + 1
+    torch.testing.assert_close(step[0, 0, 0, 1:], torch.tensor([-1.0, 0.0]).expand(3, 2))
+    torch.testing.assert_close(step[0, 0, 1, 1], torch.tensor([-1.0, 2.0]))
     assert moves[0, 0].nonzero().tolist() == [[1, 1]]
-    right = torch.nn.functional.one_hot(label, 25).float()[:, None] * 50
+    label = (step[..., 1].round() + 2) * 5 + step[..., 0].round() + 2
+    right = torch.nn.functional.one_hot(label.long(), 25).float()[:, None] * 50
     assert float(MatchingLoss()(Prediction(match_logits=right), None, targets)) == pytest.approx(0, abs=1e-6)
     assert float(MatchingLoss()(Prediction(match_logits=0 * right), None, targets)) == pytest.approx(math.log(25))
     with pytest.raises(UserError, match="needs frames to be compared"):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from four_d.backbones.alternating import AlternatingConfig
 from four_d.backbones.hints import HintsConfig, Use
-from four_d.correlation import CorrelationConfig, compare, neighbour_frames, offsets
+from four_d.correlation import CorrelationConfig, compare, fetch, neighbour_frames, search
 from four_d.errors import UserError
 from four_d.geometry import make_pose
 from four_d.heads import HeadConfig
@@ -222,16 +222,52 @@ def test_a_frame_is_compared_with_those_around_it_in_time_of_its_own_camera() ->
     assert neighbour_frames(times, ids, later=False).tolist() == [[2, 1, 1, 3, 3]]
 
 
-def test_comparison_finds_where_the_features_went() -> None:
-    """Frame 1 shows what frame 0 shows, one cell to the right and one down."""
-    first = 4 * torch.nn.functional.normalize(torch.randn(1, 1, 16, 5, 6), dim=2)
-    second = first.roll((1, 1), (-2, -1))
-    logits = compare(torch.cat([first, second], dim=1), torch.tensor([[1, 1]]), radius=2)
-    found = offsets(2, first)[logits[0, 0].argmax(-1)]
-    torch.testing.assert_close(found[:-1, :-1], torch.tensor([1.0, 1.0]).expand(4, 5, 2))
-    assert logits[0, 0, 0, 0].isinf().sum() == 25 - 9, "a corner has nine of the places around it inside the image"
-    own = offsets(2, first)[logits[0, 1].argmax(-1)]
-    assert not own.any()
+def moved_features(shift: float) -> Tensor:
+    """Of two frames: smooth maps, of which the second shows the first ``shift`` cells to the right and one down."""
+    y, x = torch.meshgrid(torch.arange(7.0), torch.arange(9.0), indexing="ij")
+    places = torch.rand(64, 2, generator=torch.Generator().manual_seed(3)) * torch.tensor([9.0, 7.0])
+    frames = [torch.stack([x - right, y - down], dim=-1) for right, down in ((0.0, 0.0), (shift, 1.0))]
+    maps = torch.stack([(-(each[None] - places[:, None, None]).square().sum(-1) / 4).exp() for each in frames])
+    return 8 * torch.nn.functional.normalize(maps, dim=1)[None]
+
+
+def test_the_search_finds_where_the_features_went() -> None:
+    found = search(moved_features(1.0), torch.tensor([[1, 1]]), radius=2)
+    inner = found.place[0, 0, 1:-2, 2:-2]
+    torch.testing.assert_close(inner, torch.tensor([1.0, 1.0]).expand_as(inner), atol=0.2, rtol=0)
+    assert found.place[0, 1, 1:-1, 1:-1].abs().max() < 0.2, "a frame shows its own places where they are"
+    assert (found.share > 0).all()
+    assert (found.share <= 1 + 1e-6).all()
+
+
+def test_the_search_tells_places_between_cells() -> None:
+    found = search(moved_features(0.5), torch.tensor([[1, 1]]), radius=2)
+    assert found.place[0, 0, 1:-2, 1:-2, 0].mean() == pytest.approx(0.5, abs=0.1)
+
+
+def test_logits_are_products_with_the_places_around() -> None:
+    features = torch.randn(1, 2, 4, 3, 5, generator=torch.Generator().manual_seed(4))
+    logits = compare(features, torch.tensor([[1, 0]]), radius=1)
+    assert logits.shape == (1, 2, 3, 5, 9)
+    for frame, y, x, row, column in ((0, 1, 2, 0, 1), (1, 2, 0, 1, 1), (0, 0, 4, 1, 3)):
+        place = 3 * (row - y + 1) + column - x + 1
+        expected = features[0, frame, :, y, x] @ features[0, 1 - frame, :, row, column]
+        torch.testing.assert_close(logits[0, frame, y, x, place], expected)
+    assert logits[0, 0, 0, 0].isinf().tolist() == [True, True, True, True, False, False, True, False, False]
+    assert not logits[0, 0, 1, 1].isinf().any()
+
+
+def test_what_is_fetched_comes_from_the_place_found() -> None:
+    values = torch.arange(24.0).view(1, 2, 3, 4, 1)
+    place = torch.zeros(1, 2, 3, 4, 2)
+    place[0, 0, 1, 1] = torch.tensor([1.0, -1.0])
+    place[0, 0, 0, 0] = torch.tensor([0.5, 0.0])
+    place[0, 0, 2, 3] = torch.tensor([9.0, 9.0])
+    got = fetch(values, torch.tensor([[1, 1]]), place)[0, ..., 0]
+    torch.testing.assert_close(got[1], values[0, 1, ..., 0])
+    assert got[0, 1, 1] == values[0, 1, 0, 2]
+    assert float(got[0, 0, 0]) == pytest.approx(12.5)
+    assert got[0, 2, 3] == values[0, 1, 2, 3]
 
 
 class TestHints:
