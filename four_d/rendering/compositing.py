@@ -78,12 +78,12 @@ def composite(
 ) -> tuple[Float[Tensor, "t p c"], Float[Tensor, "t p"]]:
     """Blended values and alpha at every point of every cell, differentiable in the splats and the values."""
     ones = torch.ones_like(values[..., :1])
-    blended = _Composite.apply(_parameters(splats), torch.cat([values, ones], dim=-1).flatten(0, 1), cells)
+    blended = _Composite.apply(parameters_of(splats), torch.cat([values, ones], dim=-1).flatten(0, 1), cells)
     return blended[..., :-1], blended[..., -1]
 
 
-def _parameters(splats: Splats) -> Float[Tensor, "m 6"]:
-    """Centre, conic and the logarithm of the opacity of every Gaussian."""
+def parameters_of(splats: Splats) -> Float[Tensor, "m 6"]:
+    """Centre, conic and the logarithm of the opacity of every Gaussian, as the blending wants them."""
     faintness = splats.opacities.clamp_min(FAINTEST / 2).log()
     return torch.cat([splats.centres, splats.conics, faintness[..., None]], dim=-1).flatten(0, 1)
 

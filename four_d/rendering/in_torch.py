@@ -11,7 +11,7 @@ from torch import Tensor
 from four_d.geometry import pixel_centres
 from four_d.rendering.compositing import Cells, composite
 from four_d.rendering.projection import project
-from four_d.rendering.rasteriser import Raster
+from four_d.rendering.rasteriser import Raster, expected
 from four_d.rendering.scene import Scene
 from four_d.rendering.tiles import Grid, make_grid, make_lists, tile_centres
 
@@ -38,11 +38,6 @@ class TorchRasteriser:
         values, alpha = composite(splats, torch.cat([scene.values, splats.depths[..., None]], dim=-1), cells)
         pictures = _assemble(torch.cat([values, alpha[..., None]], dim=-1), grid)
         return Raster(values=pictures[:, :-2], depth=expected(pictures[:, -2], pictures[:, -1]), alpha=pictures[:, -1])
-
-
-def expected(total: Float[Tensor, "*b"], alpha: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
-    """Σ weight·z / Σ weight, 0 where no weight is."""
-    return torch.where(alpha > 0, total / torch.where(alpha > 0, alpha, 1), 0)
 
 
 def _assemble(tiles: Float[Tensor, "t p c"], grid: Grid) -> Float[Tensor, "i c h w"]:

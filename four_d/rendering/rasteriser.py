@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -27,3 +28,8 @@ class Rasteriser(Protocol):
     def __call__(self, scene: Scene, size: tuple[int, int]) -> Raster:
         """The pictures, ``size`` (height, width) pixels each. UserError if they need more memory than there is."""
         ...
+
+
+def expected(total: Float[Tensor, "*b"], alpha: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    """Σ weight·z / Σ weight, 0 where no weight is."""
+    return torch.where(alpha > 0, total / torch.where(alpha > 0, alpha, 1), 0)

@@ -1,0 +1,159 @@
+"""The rasteriser for CPUs whose blending is compiled C++ (`kernel.cpp`), built the first time it is asked for."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from four_d.rendering.compositing import parameters_of
+from four_d.rendering.projection import project
+from four_d.rendering.rasteriser import Raster, expected
+from four_d.rendering.scene import Scene
+from four_d.rendering.tiles import Grid, first_and_last, make_grid
+
+SOURCE = Path(__file__).with_name("kernel.cpp")
+SIDE = 16
+"""Pixels along a tile's edge, as in the kernel."""
+PLAIN = ("-O3", "-std=c++17", "-fno-math-errno", "-fno-trapping-math")
+NATIVE = (*PLAIN, "-march=native")
+
+
+@functools.cache
+def library() -> ctypes.CDLL | str:
+    """The compiled kernel, or in one line why there is none. Building takes seconds, once for each kind of machine."""
+    reason = ""
+    for flags in (NATIVE, PLAIN):
+        try:
+            return ctypes.CDLL(_build(flags))
+        except (RuntimeError, OSError, ImportError) as error:
+            reason = str(error).strip().splitlines()[0]
+    return reason
+
+
+def _build(flags: tuple[str, ...]) -> str:
+    """Path of the kernel in torch's cache of extensions; RuntimeError or OSError without compiler or ninja."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    from torch.utils import cpp_extension
+
+    mark = hashlib.sha256("".join([SOURCE.read_text(), *flags, _processor()]).encode()).hexdigest()[:12]
+    return cpp_extension.load(
+        name=f"four_d_rendering_{mark}",
+        sources=[str(SOURCE)],
+        extra_cflags=list(flags),
+        is_python_module=False,
+        verbose=False,
+    )
+
+
+def _processor() -> str:
+    """What the processor can do: a kernel built for one must not run on another that shares its cache."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompiledRasteriser:
+    """On the CPU in float32 or float64, on as many threads as torch uses; `rasteriser.Rasteriser`."""
+
+    kernel: ctypes.CDLL
+
+    def __call__(self, scene: Scene, size: tuple[int, int]) -> Raster:
+        """As `rasteriser.Rasteriser`."""
+        splats = project(scene, size)
+        grid = make_grid(size, SIDE)
+        ones = torch.ones_like(splats.depths)
+        values = torch.cat([scene.values, torch.stack([splats.depths, ones], dim=-1)], dim=-1)
+        boxes = torch.stack(first_and_last(splats, grid), dim=-1).flatten(-2).int()
+        order = splats.depths.detach().argsort(dim=1, stable=True)
+        pictures = _Blend.apply(parameters_of(splats), values.flatten(0, 1), boxes, order, grid, self.kernel)
+        return Raster(values=pictures[:, :-2], depth=expected(pictures[:, -2], pictures[:, -1]), alpha=pictures[:, -1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pairs:
+    """Pairs of tiles and Gaussians, seen from both."""
+
+    tile_starts: Int[Tensor, "t1"]
+    members: Int[Tensor, "p"]
+    member_starts: Int[Tensor, "m1"]
+    slots: Int[Tensor, "p"]
+
+
+class _Blend(torch.autograd.Function):
+    @staticmethod
+    def forward(  # noqa: ANN205
+        ctx: Any,  # noqa: ANN401
+        parameters: Float[Tensor, "m 6"],
+        values: Float[Tensor, "m c"],
+        boxes: Int[Tensor, "i n 4"],
+        order: Int[Tensor, "i n"],
+        grid: Grid,
+        kernel: ctypes.CDLL,
+    ):
+        call = _Call(kernel, parameters.dtype, _numbers(boxes, grid))
+        parameters, values = parameters.contiguous(), values.contiguous()
+        pairs = _pairs(call, parameters, boxes, order, grid)
+        out = values.new_empty(len(boxes), values.shape[1], *grid.size)
+        call("blend", parameters, values, values.shape[1], pairs.tile_starts, pairs.members, out)
+        ctx.save_for_backward(parameters, values, out)
+        ctx.call, ctx.pairs = call, pairs
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor):  # noqa: ANN205, ANN401
+        parameters, values, out = ctx.saved_tensors
+        pairs: _Pairs = ctx.pairs
+        width = parameters.shape[1] + values.shape[1]
+        to_pairs = values.new_zeros(len(pairs.members), width)
+        to = values.new_zeros(len(values), width)
+        lists = (pairs.tile_starts, pairs.members, pairs.member_starts, pairs.slots)
+        gradient = gradients[0].contiguous()
+        ctx.call("blend_backward", parameters, values, values.shape[1], *lists, out, gradient, to_pairs, to)
+        return to[:, : parameters.shape[1]], to[:, parameters.shape[1] :], None, None, None, None
+
+
+def _numbers(boxes: Int[Tensor, "i n 4"], grid: Grid) -> tuple[int, ...]:
+    return (*boxes.shape[:2], grid.rows, grid.columns, *grid.size)
+
+
+class _Call:
+    """Calls ``name_float`` or ``name_double`` of the kernel; the first argument is the grid, the last the threads."""
+
+    def __init__(self, kernel: ctypes.CDLL, dtype: torch.dtype, grid: tuple[int, ...]) -> None:
+        self._kernel, self._grid = kernel, torch.tensor(grid)
+        self._suffix = {torch.float32: "float", torch.float64: "double"}[dtype]
+
+    def __call__(self, name: str, *arguments: Tensor | int) -> None:
+        plain = [_plain(argument) for argument in (self._grid, *arguments)]
+        getattr(self._kernel, f"{name}_{self._suffix}")(*plain, ctypes.c_int(torch.get_num_threads()))
+
+
+def _plain(argument: Tensor | int) -> ctypes.c_void_p | ctypes.c_int64:
+    if isinstance(argument, int):
+        return ctypes.c_int64(argument)
+    assert argument.is_contiguous()
+    return ctypes.c_void_p(argument.data_ptr())
+
+
+def _pairs(call: _Call, parameters: Tensor, boxes: Tensor, order: Tensor, grid: Grid) -> _Pairs:
+    """Which Gaussians each tile needs, nearest first."""
+    tiles, members = len(boxes) * grid.rows * grid.columns, boxes.shape[0] * boxes.shape[1]
+    tile_starts, member_starts = torch.zeros(tiles + 1, dtype=torch.int64), torch.zeros(members + 1, dtype=torch.int64)
+    boxes, order = boxes.contiguous(), order.contiguous()
+    call("count", parameters, boxes, tile_starts[1:], member_starts[1:])
+    tile_starts, member_starts = tile_starts.cumsum(0), member_starts.cumsum(0)
+    pairs = int(tile_starts[-1])
+    listed, slots = torch.empty(pairs, dtype=torch.int32), torch.empty(pairs, dtype=torch.int64)
+    call("fill", parameters, boxes, order, tile_starts, member_starts, listed, slots)
+    return _Pairs(tile_starts=tile_starts, members=listed, member_starts=member_starts, slots=slots)
