@@ -1,0 +1,147 @@
+"""Gaussians as binary glTF with ``KHR_gaussian_splatting``; programs that do not know it show coloured points.
+
+Scales are linear, opacities in [0, 1], quaternions (x, y, z, w), harmonics as ours; colours are display-referred sRGB;
+axes y up and z back, so the scene is turned on the way. Motion is morph targets of the positions, one per offset time,
+and an animation of their weights that goes linearly from one target to the next: what glTF means by it is exactly what
+the offsets mean, between times and beyond the first and last, the file holds each position once, and the points of
+programs that know no splats move too. One primitive per time would repeat every other attribute and jump.
+
+Source: github.com/KhronosGroup/glTF, extensions/2.0/Khronos/KHR_gaussian_splatting, release candidate.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from four_d.errors import UserError
+from four_d.formats.glb import POINTS, UNLIT, Builder, Document, Json, read_glb, to_linear
+from four_d.formats.splats.state import COEFFICIENTS, flip, sound
+from four_d.types import Gaussians
+
+EXTENSION = "KHR_gaussian_splatting"
+SH_CONSTANT = 0.28209479177387814
+"""The harmonic of degree 0."""
+
+
+def write_gltf(path: Path, gaussians: Gaussians) -> None:
+    """Write one file, with motion if the Gaussians have any.
+
+    Raises:
+        UserError: Gaussians that are not sound (`sound`), none at all, or a file that cannot be written.
+
+    """
+    gaussians = flip(sound(gaussians))
+    if not len(gaussians.means):
+        raise UserError("there are no Gaussians to write; glTF holds no empty arrays")
+    builder = Builder()
+    builder.uses(EXTENSION)
+    builder.uses(UNLIT)
+    primitive = _primitive(builder, gaussians)
+    mesh: Json = {"primitives": [primitive]}
+    node = builder.scene(builder.add("meshes", mesh))
+    if gaussians.offsets is not None and gaussians.offset_times is not None:
+        primitive["targets"] = [{"POSITION": builder.array(o.numpy(), bounds=True)} for o in gaussians.offsets]
+        mesh["weights"] = [1.0] + [0.0] * (len(gaussians.offsets) - 1)
+        _animate(builder, node, gaussians.offset_times)
+    builder.write(path)
+
+
+def _primitive(builder: Builder, gaussians: Gaussians) -> Json:
+    arrays = {
+        "ROTATION": gaussians.quats.roll(-1, dims=-1),
+        "SCALE": gaussians.scales,
+        "OPACITY": gaussians.opacities,
+        **dict(zip(_names(gaussians.harmonics.shape[1]), gaussians.harmonics.unbind(1), strict=True)),
+    }
+    material = builder.add("materials", {"extensions": {UNLIT: {}}, "alphaMode": "BLEND"})
+    return {
+        "attributes": {
+            "POSITION": builder.array(gaussians.means.numpy(), bounds=True),
+            "COLOR_0": builder.array(_fallback(gaussians), normalised=True),
+            **{f"{EXTENSION}:{name}": builder.array(value.numpy()) for name, value in arrays.items()},
+        },
+        "mode": POINTS,
+        "material": material,
+        "extensions": {EXTENSION: {"kernel": "ellipse", "colorSpace": "srgb_rec709_display"}},
+    }
+
+
+def _names(count: int) -> list[str]:
+    """Of the harmonics' attributes in order."""
+    degrees = range(COEFFICIENTS.index(count) + 1)
+    return [f"SH_DEGREE_{degree}_COEF_{order}" for degree in degrees for order in range(2 * degree + 1)]
+
+
+def _fallback(gaussians: Gaussians) -> NDArray[np.uint16]:
+    """Linear colour and opacity of plain points."""
+    colours = (SH_CONSTANT * gaussians.harmonics[:, 0] + 0.5).clamp(0, 1).numpy()
+    values = np.concatenate([to_linear(colours), gaussians.opacities[:, None].numpy()], axis=-1)
+    return np.rint(values * 65535).astype(np.uint16)
+
+
+def _animate(builder: Builder, node: int, times: Tensor) -> None:
+    """At each time the weight of its own target is 1 and of all others 0, linear in between."""
+    seconds = builder.array(times.numpy(), bounds=True)
+    weights = builder.array(np.eye(len(times), dtype=np.float32).reshape(-1))
+    sampler = {"input": seconds, "output": weights, "interpolation": "LINEAR"}
+    channel = {"sampler": 0, "target": {"node": node, "path": "weights"}}
+    builder.add("animations", {"name": "motion", "samplers": [sampler], "channels": [channel]})
+
+
+def read_gltf(path: Path) -> Gaussians:
+    """The Gaussians of the first primitive with the extension, in our axes, with motion as `write_gltf` writes it.
+
+    Raises:
+        UserError: not a GLB, no such primitive, another kernel, or arrays that are missing.
+
+    """
+    document = read_glb(path)
+    primitives = [p for mesh in document.content.get("meshes", []) for p in mesh.get("primitives", [])]
+    primitive = next((p for p in primitives if EXTENSION in p.get("extensions", {})), None)
+    if primitive is None:
+        raise UserError(f"{path} holds no Gaussians; give a GLB with {EXTENSION}")
+    kernel = primitive["extensions"][EXTENSION].get("kernel")
+    if kernel != "ellipse":
+        raise UserError(f"{path} has Gaussians of kernel {kernel}; only ellipse is known")
+    return flip(_with_motion(document, primitive, _gaussians(document, primitive["attributes"])))
+
+
+def _gaussians(document: Document, attributes: Mapping[str, int]) -> Gaussians:
+    def get(name: str) -> Tensor:
+        if name not in attributes:
+            raise UserError(f"{document.path} has no {name}; write the file again")
+        return torch.from_numpy(document.array(attributes[name]).astype(np.float32))
+
+    degrees = max((int(name.split("_")[-3]) for name in attributes if ":SH_DEGREE_" in name), default=0)
+    names = _names(COEFFICIENTS[min(degrees, 3)])
+    return Gaussians(
+        means=get("POSITION"),
+        quats=get(f"{EXTENSION}:ROTATION").roll(1, dims=-1),
+        scales=get(f"{EXTENSION}:SCALE"),
+        opacities=get(f"{EXTENSION}:OPACITY"),
+        harmonics=torch.stack([get(f"{EXTENSION}:{name}") for name in names], dim=1),
+    )
+
+
+def _with_motion(document: Document, primitive: Mapping[str, Any], still: Gaussians) -> Gaussians:
+    targets, animations = primitive.get("targets", []), document.content.get("animations", [])
+    channels = [(a, c) for a in animations for c in a["channels"] if c["target"]["path"] == "weights"]
+    if not targets or not channels:
+        return still
+    animation, channel = channels[0]
+    sampler = animation["samplers"][channel["sampler"]]
+    weights = document.array(sampler["output"]).reshape(-1, len(targets))
+    each = torch.from_numpy(np.stack([document.array(target["POSITION"]) for target in targets]).astype(np.float32))
+    return dataclasses.replace(
+        still,
+        offsets=torch.einsum("ik,knd->ind", torch.from_numpy(weights.astype(np.float32)), each),
+        offset_times=torch.from_numpy(document.array(sampler["input"]).astype(np.float32)),
+    )

@@ -1,0 +1,403 @@
+"""Gaussians written to files and read back look the same; files are as their formats say; mistakes are named."""
+
+import dataclasses
+import gzip
+import importlib
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from four_d.errors import UserError
+from four_d.formats.glb import Builder, read_glb, to_linear
+from four_d.formats.splats import (
+    flip,
+    read_gltf,
+    read_ply,
+    read_spz,
+    read_times,
+    read_usd,
+    sound,
+    state_at,
+    write_gltf,
+    write_ply,
+    write_spz,
+    write_times,
+    write_usd,
+)
+from four_d.formats.splats import sequence as sequences
+from four_d.types import Cameras, Gaussians
+from tests.formats.scene import SIZE, TIMES, cameras, moving, pictures, standing
+
+try:
+    from pxr import UsdVol
+
+    NO_USD = "" if hasattr(UsdVol, "ParticleField3DGaussianSplat") else "this OpenUSD knows no Gaussians"
+except ImportError:
+    NO_USD = "the extra usd is not installed"
+needs_usd = pytest.mark.skipif(bool(NO_USD), reason=NO_USD)
+
+MOVING = [
+    pytest.param(write_times, read_times, "ply", id="ply"),
+    pytest.param(lambda path, g: write_times(path, g, "spz"), read_times, "spz", id="spz"),
+    pytest.param(write_gltf, read_gltf, "scene.glb", id="gltf"),
+    pytest.param(write_usd, read_usd, "scene.usdc", id="usdc", marks=needs_usd),
+    pytest.param(write_usd, read_usd, "scene.usda", id="usda", marks=needs_usd),
+]
+STANDING = [
+    pytest.param(write_ply, read_ply, "scene.ply", id="ply"),
+    pytest.param(write_spz, read_spz, "scene.spz", id="spz"),
+    *MOVING[2:],
+]
+
+
+def assert_same_pictures(found: Gaussians, expected: Gaussians) -> None:
+    assert (pictures(found) - pictures(expected)).abs().mean() <= 1 / 255
+
+
+def test_the_scene_tells_mistakes() -> None:
+    """Its pictures change with time, camera, and every field that a format could get wrong."""
+    scene = moving()
+    shown = pictures(scene)
+    assert shown.std() > 0.15
+    assert (shown[0] - shown[-2]).abs().mean() > 10 / 255
+    assert (shown[0] - shown[1]).abs().mean() > 10 / 255
+    turned = dataclasses.replace(scene, quats=scene.quats.roll(1, dims=-1))
+    unlit = dataclasses.replace(scene, harmonics=scene.harmonics * torch.tensor([1.0] + [-1.0] * 15)[:, None])
+    larger = dataclasses.replace(scene, scales=scene.scales * 1.2)
+    for wrong in (turned, unlit, larger):
+        assert (pictures(wrong) - shown).abs().mean() > 2 / 255
+
+
+@pytest.mark.parametrize(("write", "read", "name"), MOVING)
+def test_deformable_gaussians_come_back_the_same(
+    write: Callable[..., None], read: Callable[[Path], Gaussians], name: str, tmp_path: Path
+) -> None:
+    write(tmp_path / name, moving())
+    assert_same_pictures(read(tmp_path / name), moving())
+
+
+@pytest.mark.parametrize("degree", [0, 1, 2, 3])
+@pytest.mark.parametrize(("write", "read", "name"), STANDING)
+def test_standing_gaussians_come_back_the_same(
+    write: Callable[..., None], read: Callable[[Path], Gaussians], name: str, degree: int, tmp_path: Path
+) -> None:
+    write(tmp_path / name, standing(100, degree))
+    found = read(tmp_path / name)
+    assert found.offsets is None
+    assert found.harmonics.shape == (100, (degree + 1) ** 2, 3)
+    assert_same_pictures(found, standing(100, degree))
+
+
+@pytest.mark.parametrize(("write", "read", "name"), [STANDING[0], *STANDING[2:]])
+def test_exact_formats_are_exact(
+    write: Callable[..., None], read: Callable[[Path], Gaussians], name: str, tmp_path: Path
+) -> None:
+    write(tmp_path / name, standing())
+    found, expected = read(tmp_path / name), sound(standing())
+    for field in ("means", "quats", "scales", "opacities", "harmonics"):
+        torch.testing.assert_close(getattr(found, field), getattr(expected, field), atol=2e-6, rtol=2e-6)
+
+
+@pytest.mark.parametrize("write", [write_ply, write_spz])
+def test_one_time_of_many_is_written(write: Callable[..., None], tmp_path: Path) -> None:
+    read = {write_ply: read_ply, write_spz: read_spz}[write]
+    write(tmp_path / "scene", moving(), 0.2)
+    torch.testing.assert_close(read(tmp_path / "scene").means, state_at(moving(), 0.2).means, atol=1e-5, rtol=0)
+
+
+def test_state_at_is_linear_between_and_still_beyond() -> None:
+    scene = moving()
+    assert scene.offsets is not None
+    for time, offset in [
+        (-3.0, scene.offsets[0]),
+        (0.1, scene.offsets[1]),
+        (0.15, 0.75 * scene.offsets[1] + 0.25 * scene.offsets[2]),
+        (7.0, scene.offsets[2]),
+    ]:
+        found = state_at(scene, time)
+        torch.testing.assert_close(found.means, scene.means + offset)
+        assert found.offsets is None
+    assert torch.equal(state_at(standing(), 3).means, standing().means)
+
+
+def test_flipped_axes_look_the_same_to_flipped_cameras() -> None:
+    """Harmonics of every degree and quaternions turn with the axes; twice is nothing."""
+    half_turn = torch.diag(torch.tensor([1.0, -1, -1, 1]))
+    turned = dataclasses.replace(cameras(), world_from_camera=half_turn @ cameras().world_from_camera)
+    torch.testing.assert_close(pictures(flip(moving()), turned), pictures(moving()), atol=1e-4, rtol=0)
+    torch.testing.assert_close(flip(flip(moving())).harmonics, moving().harmonics)
+
+
+def one(**changes: torch.Tensor) -> Gaussians:
+    """A Gaussian whose fields are easy to know again."""
+    plain = Gaussians(
+        means=torch.tensor([[1.0, 2.0, 3.0]]),
+        quats=torch.tensor([[2.0, 0.0, 0.0, 2.0]]),
+        scales=torch.tensor([[1.0, 0.5, 0.25]]),
+        opacities=torch.tensor([0.75]),
+        harmonics=torch.arange(12).reshape(1, 4, 3) / 16,
+    )
+    return dataclasses.replace(plain, **changes)
+
+
+def test_ply_is_laid_out_as_3dgs_has_it(tmp_path: Path) -> None:
+    write_ply(tmp_path / "one.ply", one())
+    head, _, body = (tmp_path / "one.ply").read_bytes().partition(b"end_header\n")
+    names = [line.split()[-1] for line in head.decode().splitlines() if line.startswith("property float")]
+    found = dict(zip(names, struct.unpack(f"<{len(names)}f", body), strict=True))
+    assert [found[n] for n in ("x", "y", "z")] == [1, 2, 3]
+    assert [found[f"f_dc_{i}"] for i in range(3)] == [0, 1 / 16, 2 / 16]
+    # red of the three harmonics of degree 1, then green, then blue
+    assert [16 * found[f"f_rest_{i}"] for i in range(9)] == [3, 6, 9, 4, 7, 10, 5, 8, 11]
+    assert found["opacity"] == pytest.approx(np.log(3))
+    assert [found[f"scale_{i}"] for i in range(3)] == pytest.approx([0, np.log(0.5), np.log(0.25)])
+    assert [found[f"rot_{i}"] for i in range(4)] == pytest.approx([np.sqrt(0.5), 0, 0, np.sqrt(0.5)])
+
+
+def test_ply_of_another_program_is_read(tmp_path: Path) -> None:
+    """Other orders, types and further properties."""
+    names = ["opacity", "extra", *(f"rot_{i}" for i in range(4)), *(f"scale_{i}" for i in range(3))]
+    names += [*(f"f_dc_{i}" for i in range(3)), "z", "y", "x"]
+    kinds = ["uchar" if name == "extra" else "double" for name in names]
+    values = [0.0, 7, 1, 0, 0, 0, 0, 0, 0, 0.1, 0.2, 0.3, 3, 2, 1]
+    properties = "".join(f"property {kind} {name}\n" for kind, name in zip(kinds, names, strict=True))
+    header = f"ply\nformat binary_little_endian 1.0\nelement vertex 1\n{properties}end_header\n"
+    (tmp_path / "x.ply").write_bytes(header.encode() + struct.pack("<dB13d", *values))
+    found = read_ply(tmp_path / "x.ply")
+    assert found.means.tolist() == [[1, 2, 3]]
+    assert found.opacities.tolist() == [0.5]
+    assert found.scales.tolist() == [[1, 1, 1]]
+    assert found.harmonics.shape == (1, 1, 3)
+
+
+def test_zero_and_one_are_kept_in_logarithms(tmp_path: Path) -> None:
+    extreme = one(opacities=torch.tensor([1.0]), scales=torch.zeros(1, 3), quats=torch.zeros(1, 4))
+    write_ply(tmp_path / "one.ply", extreme)
+    found = read_ply(tmp_path / "one.ply")
+    assert found.opacities.item() == pytest.approx(1, abs=1e-6)
+    assert (found.scales > 0).all()
+    assert found.scales.max() < 1e-11
+    assert found.quats.tolist() == [[1, 0, 0, 0]]
+
+
+def test_spz_is_laid_out_as_published(tmp_path: Path) -> None:
+    write_spz(tmp_path / "one.spz", one())
+    content = gzip.decompress((tmp_path / "one.spz").read_bytes())
+    magic, version, count, degree, bits, flags, reserved = struct.unpack_from("<IIIBBBB", content)
+    assert (magic, version, count, degree, flags, reserved) == (0x5053474E, 3, 1, 1, 0, 0)
+    body = content[16:]
+    places = [int.from_bytes(body[3 * i : 3 * i + 3], "little", signed=True) / 2**bits for i in range(3)]
+    assert places == pytest.approx([1, -2, -3], abs=1e-5), "axes right, up, back"
+    assert body[9] == 191  # opacity
+    assert list(body[10:13]) == [round(255 * (0.5 + 0.15 * c / 16)) for c in (0, 1, 2)]
+    assert list(body[13:16]) == [160, round(16 * (10 + np.log(0.5))), round(16 * (10 + np.log(0.25)))]
+    (packed,) = struct.unpack("<I", body[16:20])
+    # (w, x, y, z) = √½ (1, 0, 0, 1) becomes √½ (1, 0, 0, -1); of equals z is taken as the largest, hence turned round
+    assert packed >> 30 == 2
+    assert packed & (2**30 - 1) == (1 << 9 | 511)
+    # degree 1 goes with y, z, x, of which the first two are turned
+    assert list(body[20:]) == [128 - 8 * c for c in (3, 4, 5, 6, 7, 8)] + [128 + 8 * c for c in (9, 10, 11)]
+
+
+def test_spz_version_2_is_read(tmp_path: Path) -> None:
+    header = struct.pack("<IIIBBBB", 0x5053474E, 2, 1, 0, 12, 1, 0)
+    place = b"".join((v & 0xFFFFFF).to_bytes(3, "little") for v in (4096, 8192, -2048))
+    quaternion = bytes(round(127.5 + 127.5 * v) for v in (0.6, 0, 0))
+    body = place + bytes([255]) + bytes([128] * 3) + bytes([160, 144, 128]) + quaternion
+    (tmp_path / "x.spz").write_bytes(gzip.compress(header + body))
+    found = read_spz(tmp_path / "x.spz")
+    assert found.means.tolist() == [[1, -2, 0.5]]
+    torch.testing.assert_close(found.scales, torch.tensor([[0.0, -1, -2]]).exp())
+    torch.testing.assert_close(found.quats, torch.tensor([[0.8, 0.6, 0, 0]]), atol=0.01, rtol=0)
+    assert found.opacities.tolist() == [1]
+
+
+@pytest.mark.parametrize("far", [1e-3, 1.0, 7.99, 3e4])
+def test_spz_positions_use_their_bits(tmp_path: Path, far: float) -> None:
+    place = torch.tensor([[far, -far / 3, -far]])
+    write_spz(tmp_path / "x.spz", one(means=place))
+    worst = max(far * 2**-22, 2**-21)
+    torch.testing.assert_close(read_spz(tmp_path / "x.spz").means, place, atol=worst, rtol=0)
+
+
+def test_spz_too_far_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"1e\+08 away"):
+        write_spz(tmp_path / "x.spz", one(means=torch.tensor([[1e8, 0, 0]])))
+    assert not list(tmp_path.iterdir())
+
+
+def test_gltf_says_what_the_extension_asks_for(tmp_path: Path) -> None:
+    write_gltf(tmp_path / "one.glb", one())
+    document = read_glb(tmp_path / "one.glb")
+    assert "KHR_gaussian_splatting" in document.content["extensionsUsed"]
+    assert "extensionsRequired" not in document.content, "others show points"
+    primitive = document.content["meshes"][0]["primitives"][0]
+    assert primitive["mode"] == 0
+    said = primitive["extensions"]["KHR_gaussian_splatting"]
+    assert said == {"kernel": "ellipse", "colorSpace": "srgb_rec709_display"}
+    get = {name: document.array(index)[0] for name, index in primitive["attributes"].items()}
+    assert get["POSITION"].tolist() == [1, -2, -3]
+    assert get["KHR_gaussian_splatting:SCALE"].tolist() == [1, 0.5, 0.25]
+    assert get["KHR_gaussian_splatting:OPACITY"].item() == 0.75
+    half = np.sqrt(0.5)
+    np.testing.assert_allclose(get["KHR_gaussian_splatting:ROTATION"], [0, 0, -half, half], atol=1e-6)
+    np.testing.assert_allclose(get["KHR_gaussian_splatting:SH_DEGREE_1_COEF_0"] * 16, [-3, -4, -5])
+    np.testing.assert_allclose(get["KHR_gaussian_splatting:SH_DEGREE_1_COEF_2"] * 16, [9, 10, 11])
+    colours = np.append(to_linear(0.5 + 0.28209479 * np.array([0, 1, 2]) / 16), 0.75)
+    np.testing.assert_allclose(get["COLOR_0"], colours, atol=1e-5)
+
+
+def test_gltf_moves_by_morph_targets(tmp_path: Path) -> None:
+    write_gltf(tmp_path / "x.glb", moving())
+    document = read_glb(tmp_path / "x.glb")
+    animation = document.content["animations"][0]
+    assert animation["channels"][0]["target"] == {"node": 0, "path": "weights"}
+    sampler = animation["samplers"][0]
+    assert sampler["interpolation"] == "LINEAR"
+    np.testing.assert_allclose(document.array(sampler["input"]), [0, 0.1, 0.3])
+    weights = document.array(sampler["output"]).reshape(3, 3)
+    assert weights.tolist() == np.eye(3).tolist()
+    mesh = document.content["meshes"][0]
+    assert len(mesh["primitives"][0]["targets"]) == len(mesh["weights"]) == 3
+
+
+def test_gltf_is_what_another_program_reads(tmp_path: Path) -> None:
+    trimesh = pytest.importorskip("trimesh", reason="the extra synth has it")
+    write_gltf(tmp_path / "x.glb", standing())
+    cloud = next(iter(trimesh.load(tmp_path / "x.glb").geometry.values()))
+    np.testing.assert_allclose(cloud.vertices, flip(standing()).means, atol=1e-6)
+
+
+@needs_usd
+def test_usd_samples_in_time(tmp_path: Path) -> None:
+    from pxr import Usd, UsdGeom
+
+    write_usd(tmp_path / "x.usda", moving())
+    stage = Usd.Stage.Open(str(tmp_path / "x.usda"))
+    assert UsdGeom.GetStageUpAxis(stage) == "Y"
+    assert (stage.GetStartTimeCode(), stage.GetEndTimeCode()) == (0, 3)
+    assert stage.GetTimeCodesPerSecond() == pytest.approx(10)
+    prim = stage.GetDefaultPrim()
+    assert prim.GetTypeName() == "ParticleField3DGaussianSplat"
+    positions = prim.GetAttribute("positions")
+    for time in TIMES:
+        expected = flip(state_at(moving(), time)).means
+        found = torch.tensor(np.array(positions.Get(Usd.TimeCode(time * 10))))
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert prim.GetAttribute("radiance:sphericalHarmonicsDegree").Get() == 3
+
+
+def test_usd_without_openusd_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str, *_: Any) -> Any:
+        raise ModuleNotFoundError(f"No module named '{name}'")
+
+    monkeypatch.setattr(importlib, "import_module", absent)
+    for act in (lambda: write_usd(tmp_path / "x.usda", standing()), lambda: read_usd(tmp_path / "x.usda")):
+        with pytest.raises(UserError, match=r"pip install 'four_d\[usd\]'"):
+            act()
+    assert not list(tmp_path.iterdir())
+
+
+@needs_usd
+def test_usd_of_another_suffix_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"x\.ply is no name for USD"):
+        write_usd(tmp_path / "x.ply", standing())
+
+
+def test_files_over_time_say_when(tmp_path: Path) -> None:
+    write_times(tmp_path / "out", moving())
+    frames = json.loads((tmp_path / "out" / "times.json").read_text())["frames"]
+    assert [frame["file"] for frame in frames] == ["0000.ply", "0001.ply", "0002.ply"]
+    assert [frame["time"] for frame in frames] == pytest.approx([0, 0.1, 0.3])
+    write_times(tmp_path / "out", standing())
+    assert read_times(tmp_path / "out").offsets is None, "an earlier result gives way"
+
+
+def test_files_over_time_appear_all_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(path: Path, gaussians: Gaussians, time: float) -> None:
+        write_ply(path, gaussians, time)
+        if time > 0.2:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setitem(sequences._WRITERS, "ply", fails)
+    with pytest.raises(UserError, match="No space left"):
+        write_times(tmp_path / "out", moving())
+    assert not list(tmp_path.iterdir())
+
+
+def test_foreign_folders_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("x")
+    with pytest.raises(UserError, match=r"mine\.txt"):
+        write_times(tmp_path, moving())
+    with pytest.raises(UserError, match="no Gaussians over time"):
+        read_times(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"means": torch.tensor([[1.0, float("nan"), 0]])}, "means of the Gaussians are not finite"),
+        ({"scales": torch.tensor([[-1.0, 1, 1]])}, "not their logarithms"),
+        ({"harmonics": torch.zeros(1, 2, 3)}, "2 harmonics"),
+    ],
+)
+def test_unsound_gaussians_are_refused(changes: dict[str, torch.Tensor], message: str, tmp_path: Path) -> None:
+    for write in (write_ply, write_spz, write_gltf):
+        with pytest.raises(UserError, match=message):
+            write(tmp_path / "x", one(**changes))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_batch_is_refused() -> None:
+    with pytest.raises(ValueError, match="one of the batch"):
+        sound(dataclasses.replace(one(), means=torch.zeros(2, 1, 3)))
+
+
+def test_gltf_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no Gaussians to write"):
+        write_gltf(tmp_path / "x.glb", standing(0))
+
+
+def test_empty_ply_and_spz_come_back_empty(tmp_path: Path) -> None:
+    write_ply(tmp_path / "x.ply", standing(0))
+    write_spz(tmp_path / "x.spz", standing(0))
+    assert len(read_ply(tmp_path / "x.ply").means) == len(read_spz(tmp_path / "x.spz").means) == 0
+
+
+@pytest.mark.parametrize(("write", "read", "name"), STANDING)
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.98])
+def test_cut_off_files_are_named(
+    write: Callable[..., None], read: Callable[[Path], Gaussians], name: str, share: float, tmp_path: Path
+) -> None:
+    write(tmp_path / name, standing())
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[: int(share * len(content))])
+    with pytest.raises(UserError, match=name.replace(".", r"\.")):
+        read(tmp_path / name)
+
+
+@pytest.mark.parametrize(("write", "read", "name"), STANDING)
+def test_missing_files_are_named(
+    write: Callable[..., None], read: Callable[[Path], Gaussians], name: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=name.replace(".", r"\.")):
+        read(tmp_path / name)
+
+
+def test_glb_without_gaussians_is_named(tmp_path: Path) -> None:
+    builder = Builder()
+    builder.scene(builder.add("meshes", {"primitives": []}))
+    builder.write(tmp_path / "x.glb")
+    with pytest.raises(UserError, match="holds no Gaussians"):
+        read_gltf(tmp_path / "x.glb")
+
+
+def test_pictures_have_the_size_that_is_meant() -> None:
+    shown = pictures(standing(3), Cameras(world_from_camera=torch.eye(4)[None], intrinsics=cameras().intrinsics[:1]))
+    assert shown.shape == (len(TIMES), 3, *SIZE)
