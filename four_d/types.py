@@ -97,6 +97,10 @@ class Clip:
     """Where ``motion`` and ``motion_visible`` mean something."""
     motion_visible: Bool[Tensor, "*b q f h w"] | None = None
     """Whether a frame of the query time sees the point."""
+    references: Bool[Tensor, "*b f"] | None = None
+    """Frames far away in time that are only looked at: no Gaussians come of them, and their times are not rendered."""
+    views: Clip | None = None
+    """Of targets: the frames that pictures of Gaussians are compared with. Same coordinates and unit as this clip."""
     metric: Bool[Tensor, "*b"] | None = None
     """True where lengths times ``scale`` are metres."""
     scale: Float[Tensor, "*b"] | None = None
@@ -183,11 +187,24 @@ class Prediction:
     motion: Float[Tensor, "*b q f h w 3"] | None = None
     """Where the point that a pixel shows is at each query time, minus where it is at its own (``Clip.query_times``)."""
     motion_confidence: Float[Tensor, "*b q f h w"] | None = None
+    """Means something only if a loss trained it (``losses.motion.pixels.confidence``, 0 by default): nothing uses it."""
     motion_visible: Float[Tensor, "*b q f h w"] | None = None
     """Probability that a frame of the query time sees the point."""
     match_logits: Float[Tensor, "*b q f y x k"] | None = None
     """Where the query frame shows what each cell shows: one logit for each of the k cells around the same place."""
     gaussians: Gaussians | None = None
+    """One for each pixel of each key frame: key frame, row, column, in row-major order."""
+    key_frames: Int[Tensor, "*b k"] | None = None
+    """The frames that ``gaussians`` are of."""
+
+
+SAME_TIME = 1e-4
+"""Seconds by which two times may differ that mean one: more than single precision rounds, less than any camera's period."""
+
+
+def same_time(one: Tensor, other: Tensor) -> Bool[Tensor, "*b"]:
+    """Whether times mean the same instant; shapes broadcast."""
+    return (one - other).abs() <= SAME_TIME
 
 
 T = TypeVar("T")

@@ -237,7 +237,7 @@ def test_the_search_finds_where_the_features_went() -> None:
     torch.testing.assert_close(inner, torch.tensor([1.0, 1.0]).expand_as(inner), atol=0.2, rtol=0)
     assert found.place[0, 1, 1:-1, 1:-1].abs().max() < 0.2, "a frame shows its own places where they are"
     assert (found.share > 0).all()
-    assert (found.share <= 1 + 1e-6).all()
+    assert (found.share <= 1 + 1e-4).all()
 
 
 def test_the_search_tells_places_between_cells() -> None:
