@@ -260,7 +260,6 @@ def _outputs(prediction: Prediction) -> dict[str, Tensor]:
         "points_confidence": prediction.points_confidence,
         "dynamic": prediction.dynamic,
         "motion": prediction.motion,
-        "motion_confidence": prediction.motion_confidence,
         "motion_visible": prediction.motion_visible,
         "world_from_camera": None if cameras is None else cameras.world_from_camera,
         "intrinsics": None if cameras is None else cameras.intrinsics,

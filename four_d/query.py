@@ -15,10 +15,8 @@ from torch import Tensor, nn
 
 from four_d.correlation import Comparison, CorrelationConfig, Found
 from four_d.errors import UserError
-from four_d.types import Clip
+from four_d.types import Clip, same_time
 
-TOLERANCE = 1e-4
-"""Seconds between a query time and the frame's time that it means."""
 GAP = 4
 """Numbers that `gap_numbers` gives."""
 LONGEST_GAP = 1.0
@@ -48,7 +46,7 @@ def asked(clip: Clip) -> Float[Tensor, "b q"]:
 
 def frames_at(clip: Clip, query: Float[Tensor, "b"]) -> Bool[Tensor, "b f"]:
     """The frames of a query time. UserError if a clip has none at that time."""
-    there = (clip.times - query[:, None]).abs() <= TOLERANCE
+    there = same_time(clip.times, query[:, None])
     if clip.query_times is None or torch.compiler.is_compiling() or torch.compiler.is_exporting():
         return there
     missing = ~there.any(-1)

@@ -17,16 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from four_d.geometry import project, rays, transform
-from four_d.types import Cameras, Surface, Tracks
+from four_d.types import Cameras, Surface, Tracks, same_time
 
 DYNAMIC_SPEED = 0.05
 """Source units (m where metric) per second above which a surface point counts as moving."""
 
 DEPTH_TOLERANCE = 0.005
 """A point is hidden only if it lies deeper than what its pixel shows by more than this share of its depth."""
-
-TIME_TOLERANCE = 1e-6
-"""Seconds between a frame's time and the surface time that it means."""
 
 BARYCENTRIC_ONE = 65535
 """The stored weight that means 1."""
@@ -122,9 +119,8 @@ def time_indices(surface: Surface, times: Float[Tensor, "*q"]) -> Int[Tensor, "*
     right = torch.searchsorted(axis, times.contiguous()).clamp_max(len(axis) - 1)
     left = (right - 1).clamp_min(0)
     nearest = torch.where((times - axis[left]).abs() < (times - axis[right]).abs(), left, right)
-    error = (axis[nearest] - times).abs()
-    if bool((error > TIME_TOLERANCE + 1e-6 * times.abs()).any()):
-        wrong = times[error.argmax()] if times.ndim else times
+    if not bool(same_time(axis[nearest], times).all()):
+        wrong = times[(axis[nearest] - times).abs().argmax()] if times.ndim else times
         raise ValueError(f"time {float(wrong):.6f} s is not on the surface's axis of {len(axis)} times")
     return nearest
 

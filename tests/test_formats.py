@@ -234,7 +234,7 @@ def some_tracks(motion: tuple[int, int] | None = (6, 8)) -> TrackTable:
     )
 
 
-@pytest.mark.parametrize("absent", [(), ("points", "motion"), ("pixels",)])
+@pytest.mark.parametrize("absent", [(), ("points", "motion"), ("pixels", "confidence")])
 def test_tracks_round_trip(tmp_path: Path, absent: tuple[str, ...]) -> None:
     table = dataclasses.replace(some_tracks(), **dict.fromkeys(absent))
     write_tracks(tmp_path / "tracks.npz", table)

@@ -102,7 +102,6 @@ def test_several_cameras_share_times() -> None:
         queries=torch.zeros(2, 3),
         points=torch.ones(2, 3, 3) * torch.tensor([1.0, 1.1, 1.2])[:, None],
         visible=torch.ones(2, 3),
-        confidence=torch.ones(2, 3),
         times=torch.tensor([0, 0.1, 0.2]),
         pixels=torch.full((2, 6, 2), torch.inf),
     )

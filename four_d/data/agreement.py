@@ -15,7 +15,7 @@ from four_d import geometry
 from four_d import surface as surfaces
 from four_d.data.contract import RawClip
 from four_d.data.truth import Truth
-from four_d.types import Cameras
+from four_d.types import SAME_TIME, Cameras
 
 AGREEMENT_LIMIT = 0.9
 """Share of the pixels that another frame confirms, of those that it confirms or contradicts."""
@@ -178,7 +178,7 @@ def _choose_pairs(clip: RawClip) -> list[tuple[int, int]]:
     same_time = [
         (a, b)
         for a in range(len(times))
-        for b in np.flatnonzero(np.abs(times - times[a]) < surfaces.TIME_TOLERANCE).tolist()
+        for b in np.flatnonzero(np.abs(times - times[a]) <= SAME_TIME).tolist()
         if a != b
     ]
     same_camera: list[tuple[int, int]] = []
@@ -304,7 +304,7 @@ def _track_place(clip: RawClip, rated: Bool[Tensor, "f n"], on_surface: Bool[Ten
 def _any_camera(clip: RawClip, value: Bool[Tensor, "f n"]) -> Bool[Tensor, "f n"]:
     """A stored track's visibility is that by any camera at its time."""
     times = np.array(clip.info.times)
-    same = torch.from_numpy(np.abs(times[:, None] - times) < surfaces.TIME_TOLERANCE)
+    same = torch.from_numpy(np.abs(times[:, None] - times) <= SAME_TIME)
     return (same[..., None] & value[None]).any(1)
 
 

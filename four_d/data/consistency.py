@@ -15,7 +15,7 @@ from four_d import surface as surfaces
 from four_d.data.agreement import Measure, pair_measures, pose_mistakes, select_cameras, track_measures
 from four_d.data.contract import RawClip
 from four_d.data.truth import truth
-from four_d.types import Cameras, Surface
+from four_d.types import SAME_TIME, Cameras, Surface
 
 ROTATION_LIMIT = 1e-4
 """Largest entry of RᵀR − 1 (and distance of the determinant from 1)."""
@@ -96,11 +96,11 @@ def _times_missing(clip: RawClip) -> Measure | None:
         if axis is None:
             continue
         gaps = np.abs(np.subtract.outer(clip.info.times, axis)).min(-1)
-        if gaps.max() > surfaces.TIME_TOLERANCE:
+        if gaps.max() > SAME_TIME:
             return Measure(
                 check="times",
                 value=float(gaps.max()),
-                limit=surfaces.TIME_TOLERANCE,
+                limit=SAME_TIME,
                 frame=int(gaps.argmax()),
                 what=f"seconds between the frame's time and the nearest of {name}",
                 remedy=f"put every frame's time into {name}, in seconds from the clip's start",

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from four_d import surface as surfaces
 from four_d.geometry import project
-from four_d.query import TOLERANCE
-from four_d.types import Cameras, Clip, Surface, Tracks, map_tensors
+from four_d.types import Cameras, Clip, Surface, Tracks, map_tensors, same_time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +69,7 @@ def surface_motion(
     then = surfaces.points(surface, query.expand(len(times)))
     valid = surfaces.valid(surface)
     motion = (then - surfaces.points(surface, times)).masked_fill(~valid[..., None], 0.0)
-    there = ((times - query).abs() <= TOLERANCE).nonzero()[:, 0]
+    there = same_time(times, query).nonzero()[:, 0]
     seen = torch.zeros_like(valid).flatten()
     for frame in there:
         only = frame[None]
@@ -90,7 +89,7 @@ def track_motion(
     visible = torch.zeros(len(times), height * width, dtype=torch.bool)
     valid = torch.zeros_like(visible)
     then = _place(tracks, query)
-    inside_then = _in_view(tracks, then, cameras, (times - query).abs() <= TOLERANCE, size)
+    inside_then = _in_view(tracks, then, cameras, same_time(times, query), size)
     for frame, time in enumerate(times):
         now = _place(tracks, time)
         if then is None or now is None:
@@ -138,4 +137,4 @@ def _place(tracks: Tracks, time: Float[Tensor, ""]) -> int | None:
     if not len(tracks.times):
         return None
     index = int((tracks.times - time).abs().argmin())
-    return index if float((tracks.times[index] - time).abs()) <= TOLERANCE else None
+    return index if bool(same_time(tracks.times[index], time)) else None

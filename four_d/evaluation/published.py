@@ -23,7 +23,7 @@ from four_d import geometry
 from four_d.errors import UserError
 from four_d.evaluation.published_result import Missing, Published, Row, Skip
 from four_d.evaluation.published_tracks import TrackSettings, check_model, score_tracks
-from four_d.evaluation.scores import MOVING
+from four_d.evaluation.scores import PROBABLY_MOVES
 from four_d.metrics import depth, masks, points, pose
 from four_d.metrics.baselines import Model
 from four_d.progress import progress
@@ -298,7 +298,7 @@ class Runner:
         predicted = _required(self.seen(sequence).dynamic, "mask")[: len(truth)]
         size = truth.shape[1], truth.shape[2]
         soft = torch.nn.functional.interpolate(predicted[:, None].float(), size, mode="bilinear", align_corners=False)
-        mine = soft[:, 0] > MOVING
+        mine = soft[:, 0] > PROBABLY_MOVES
         overlap, edge = masks.region(mine, truth), masks.contour(mine, truth)
         scores: dict[str, float] = {}
         for letter, values in (("j", overlap), ("f", edge)):

@@ -45,7 +45,7 @@ SECONDS = "seconds_per_clip"
 Task = Literal["depth", "pose", "points", "mask", "motion"]
 TASKS: tuple[Task, ...] = get_args(Task)
 """What is scored."""
-MOVING = 0.5
+PROBABLY_MOVES = 0.5
 """Probability above which a pixel counts as moving."""
 FEWEST_POINTS = 4
 """Fewer do not hold a similarity."""
@@ -190,11 +190,11 @@ def _dynamic(targets: Clip) -> tuple[Tensor, Tensor]:
 
 
 def mask_scores(predicted: Tensor, targets: Clip) -> Scores:
-    """J and F of probabilities above `MOVING`, means over the frames whose mask is known; None where none is."""
+    """J and F of probabilities above `PROBABLY_MOVES`, means over the frames whose mask is known; None where none is."""
     dynamic, known = _dynamic(targets)
     if not bool(known.any()):
         return dict.fromkeys(MASK_METRICS)
-    mine, truth = predicted[known] > MOVING, dynamic[known]
+    mine, truth = predicted[known] > PROBABLY_MOVES, dynamic[known]
     overlap, edge = masks.region(mine, truth), masks.contour(mine, truth)
     return dict(zip(MASK_METRICS, (float(overlap.mean()), float(edge.mean())), strict=True))
 

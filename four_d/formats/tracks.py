@@ -33,12 +33,12 @@ class TrackTable:
     """f: which camera each frame is of."""
     visible: NDArray[np.float32]
     """n t: probability that a frame of that time sees the point."""
-    confidence: NDArray[np.float32]
-    """n t: the model's own; 1 where it has none."""
     moving: NDArray[np.bool_]
     """n: whether the point moves in the world; without ``points`` whether it moves in the picture."""
     unit: str
     """What a length of 1 is."""
+    confidence: NDArray[np.float32] | None = None
+    """n t: a track head's own that the place in the picture is right; dense motion is not trained to have any."""
     points: NDArray[np.float32] | None = None
     """n t 3, in the first frame's camera."""
     pixels: NDArray[np.float32] | None = None

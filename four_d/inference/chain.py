@@ -36,6 +36,7 @@ class Chain:
     def __init__(self, times: Sequence[float], points: Sequence[tuple[float, ...]] | None) -> None:
         self._times = torch.tensor(list(times), dtype=torch.float64)
         self._last: Part | None = None
+        self._jitter = 0.0
         self._asked = torch.zeros(0, dtype=torch.long)
         self._state: _State | None = None
         self._users = points is not None
@@ -64,6 +65,8 @@ class Chain:
     def add(self, part: Part) -> None:
         """Take what the window that was asked gave; it is in the world of the result."""
         found = _found(part, self._times)
+        if part.tracks is not None:
+            self._jitter = max(self._jitter, part.tracks.jitter)
         if found is not None and (self._state is None or len(self._asked)):
             if self._state is None:
                 self._state = _State.empty(found.queries, len(self._times))
@@ -86,9 +89,9 @@ class Chain:
             queries=state.queries,
             points=state.points[:, index],
             visible=state.visible[:, index],
-            confidence=state.confidence[:, index],
             times=torch.from_numpy(times),
             pixels=state.pixels,
+            jitter=self._jitter,
         )
 
     def pixel_tracks(self, to: Fit) -> Prediction:
@@ -136,7 +139,8 @@ class _Found:
 
     queries: Float[Tensor, "n 3"]
     visible: Float[Tensor, "n f"]
-    confidence: Float[Tensor, "n f"]
+    confidence: Float[Tensor, "n f"] | None
+    """Of a track head."""
     points: Float[Tensor, "n f 3"] | None
     pixels: Float[Tensor, "n f 2"] | None
 
@@ -144,7 +148,7 @@ class _Found:
         return _Found(
             queries=self.queries[rows],
             visible=self.visible[rows, first:],
-            confidence=self.confidence[rows, first:],
+            confidence=None if self.confidence is None else self.confidence[rows, first:],
             points=None if self.points is None else self.points[rows, first:],
             pixels=None if self.pixels is None else self.pixels[rows, first:],
         )
@@ -209,7 +213,7 @@ def _found(part: Part, times: Float[Tensor, "f"]) -> _Found | None:
         return _Found(
             queries=tracks.queries,
             visible=tracks.visible[:, index],
-            confidence=tracks.confidence[:, index],
+            confidence=None,
             points=tracks.points[:, index],
             pixels=tracks.pixels,
         )

@@ -29,7 +29,7 @@ Pinhole = tuple[_Number, _Number, _Number, _Number]
 """fx, fy, cx, cy."""
 RIGID = 1e-3
 """By how much the entries of a rotation times its transpose may miss the identity's."""
-SAME_TIME = 0.02
+LATE = 0.02
 """Seconds by which a camera's time may miss its frame's before that is said."""
 KINDS = ("intrinsics", "poses", "depth", "masks")
 
@@ -167,7 +167,7 @@ def _read_cameras(path: Path, video: Video) -> Cameras:
     rows = video.rows_of(len(table.times), "cameras")
     if len(rows) == len(video.times):
         for frame, (row, time) in enumerate(zip(rows, video.times, strict=True)):
-            if abs(table.times[row] - time) > SAME_TIME:
+            if abs(table.times[row] - time) > LATE:
                 told = f"frame {frame} is of {time:.2f} s, its camera of {table.times[row]:.2f} s"
                 print(f"{path}: {told}; are these the same frames?", file=sys.stderr)
                 break

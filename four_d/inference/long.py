@@ -296,9 +296,9 @@ def _tracks_at(tracks: PointTracks, times: Tensor, frames: list[int]) -> PointTr
         queries=_queries_at(tracks.queries, frames),
         points=tracks.points[:, index],
         visible=tracks.visible[:, index],
-        confidence=tracks.confidence[:, index],
         times=tracks.times[index],
         pixels=None if tracks.pixels is None else tracks.pixels[:, frames],
+        jitter=tracks.jitter,
     )
 
 

@@ -33,7 +33,7 @@ from four_d.inference.tracks import from_pixels, from_points
 from four_d.inference.video import Selection
 from four_d.inference.windows import choose
 from four_d.model import FourD
-from four_d.tracking import MOVING, Moves, PointTracks, follow, grid, moving
+from four_d.tracking import CLEARLY, SPAN, Moves, PointTracks, follow, grid, moving
 from four_d.types import Cameras, Clip, Prediction, map_tensors
 
 UNIT = "model unit: the mean distance of the scene's points to the first camera is about 1; not metres"
@@ -359,9 +359,8 @@ def infer(
 
 def _tell_if_still(result: Result) -> None:
     if result.tracks is not None and len(result.tracks.times) > 1 and not moving(result.tracks).any():
-        told = (
-            f"nothing moves: no point that was followed spans {MOVING:.0%} of the median distance to the first camera"
-        )
+        least = max(SPAN, CLEARLY * result.tracks.jitter)
+        told = f"nothing moves: no point that was followed spans {least:.0%} of its distance to the first camera"
         print(told, file=sys.stderr)
 
 

@@ -33,7 +33,6 @@ def from_points(
         frame_times=times[at],
         frame_cameras=_cameras(camera_ids, len(at)),
         visible=_array(tracks.visible),
-        confidence=_array(tracks.confidence),
         moving=moving(tracks).numpy(),
         unit=unit,
         points=_array(tracks.points),

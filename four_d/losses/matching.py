@@ -12,7 +12,7 @@ from torch import Tensor
 from four_d import geometry
 from four_d.errors import UserError
 from four_d.layers import full_precision
-from four_d.losses.motion import MOVING
+from four_d.losses.motion import LEAST_MOTION
 from four_d.losses.reduction import group_mean, grouped, nothing
 from four_d.query import frames_at, reference_frames
 from four_d.types import Cameras, Clip, Prediction, Views
@@ -119,5 +119,5 @@ def true_places(
     # Of several frames of that time it is not known which one sees the point.
     one = (there.sum(-1) == 1)[:, None, None, None]
     known = inside & seen & one & ~there[..., None, None]
-    moves = targets.motion[:, index].norm(dim=-1)[..., middle, middle] > MOVING
+    moves = targets.motion[:, index].norm(dim=-1)[..., middle, middle] > LEAST_MOTION
     return torch.where(known[..., None], step, 0), known, moves

@@ -20,7 +20,7 @@ from four_d.losses.reduction import nothing
 from four_d.losses.track import cross_entropy
 from four_d.types import Clip, Prediction, Views
 
-MOVING = 0.01
+LEAST_MOTION = 0.01
 """Motion longer than this, in the clip's unit, counts as moving."""
 
 Maps = Float[Tensor, "b f h w"]
@@ -58,7 +58,7 @@ class MotionLoss:
         # Query times and frames are one axis from here on: nothing couples them.
         errors = length(motion - targets.motion, -1).flatten(1, 2)
         valid, sure = targets.motion_valid.flatten(1, 2), confidence.flatten(1, 2)
-        value = self.error(errors, sure, valid, length(targets.motion, -1).flatten(1, 2) > MOVING)
+        value = self.error(errors, sure, valid, length(targets.motion, -1).flatten(1, 2) > LEAST_MOTION)
         if self.visibility:
             entropy = cross_entropy(seen, targets.motion_visible).flatten(1, 2)
             return value + self.visibility * self.pixels.reduce(self.pixels.mean(entropy, valid), valid)

@@ -9,8 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from four_d.metrics.tracks import WORLD_DYNAMIC
-from four_d.surface import TIME_TOLERANCE
-from four_d.types import Clip
+from four_d.types import Clip, same_time
 
 Motion = Float[Tensor, "q f h w 3"]
 Mask = Bool[Tensor, "q f h w"]
@@ -18,8 +17,7 @@ Mask = Bool[Tensor, "q f h w"]
 
 def own_time(query_times: Float[Tensor, "*b q"], times: Float[Tensor, "*b f"]) -> Bool[Tensor, "*b q f"]:
     """Whether a query time is the frame's own, so that the motion is 0 by definition."""
-    gap = (query_times[..., :, None] - times[..., None, :]).abs()
-    return gap <= TIME_TOLERANCE + 1e-6 * times.abs()[..., None, :]
+    return same_time(query_times[..., :, None], times[..., None, :])
 
 
 def path_length(motion: Motion, valid: Mask, query_times: Float[Tensor, "q"]) -> Float[Tensor, "f h w"]:

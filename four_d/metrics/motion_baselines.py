@@ -19,8 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from four_d.metrics import motion
-from four_d.surface import TIME_TOLERANCE
-from four_d.types import Clip, Prediction, map_tensors
+from four_d.types import Clip, Prediction, map_tensors, same_time
 
 GRIDS = (1, 2, 4, 8, 16)
 """Cells along each image axis that are tried."""
@@ -51,9 +50,10 @@ class MotionPrior:
         if clip.query_times is None:
             return Prediction()
         height, width = clip.images.shape[-2:]
-        gaps = clip.query_times[..., :, None] - clip.times[..., None, :]
+        asked, times = clip.query_times[..., :, None], clip.times[..., None, :]
+        gaps = asked - times
         table = self.table.to(clip.images)[nearest(gaps, self.gaps)]
-        table = torch.where((gaps.abs() <= TIME_TOLERANCE)[..., None, None, None], torch.zeros_like(table), table)
+        table = torch.where(same_time(asked, times)[..., None, None, None], torch.zeros_like(table), table)
         rows, columns = (cells(n, self.table.shape[1]).to(table.device) for n in (height, width))
         moved = table[..., rows[:, None], columns, :]
         return Prediction(motion=moved, motion_visible=torch.ones_like(moved[..., 0]))

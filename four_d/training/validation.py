@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from four_d import geometry, pictures
-from four_d.losses.motion import MOVING
+from four_d.losses.motion import LEAST_MOTION
 from four_d.metrics import depth as depth_metrics
 from four_d.metrics import pose as pose_metrics
 from four_d.training import parallel
@@ -39,7 +39,7 @@ def figures(prediction: Prediction, terms: Mapping[str, Tensor], targets: Clip) 
         found["rotation_deg"] = float(errors.rotation_deg[0].mean()), float(known)
     if prediction.motion is not None and targets.motion is not None and targets.motion_valid is not None:
         lengths = targets.motion.norm(dim=-1)
-        moves = targets.motion_valid & (lengths > MOVING)
+        moves = targets.motion_valid & (lengths > LEAST_MOTION)
         errors = (prediction.motion.float() - targets.motion).norm(dim=-1)
         found["motion_ratio"] = float(errors[moves].sum() / lengths[moves].sum()), float(moves.any())
     return found
