@@ -34,8 +34,8 @@ RESTING = 0.25
 CLEARLY = 3.0
 """Times the jitter that a track must span to count as moving.
 
-With this, of what `dept3r-small` says of 16 held-out clips of 64 × 64 pixels a third counts as moving, two thirds of the
-17 % that do among it; by `SPAN` alone it is 69 %. Twice the jitter gives 45 %, four times 25 %.
+With this, of what `dept3r-small` says of 16 held-out clips of 64 × 64 pixels a third counts as moving, and two thirds of
+the 17 % that do are in it; by `SPAN` alone it is 69 %. Twice the jitter gives 45 %, four times 25 %.
 """
 
 
@@ -131,8 +131,8 @@ def spans(points: Float[Tensor, "n t 3"]) -> Float[Tensor, "n"]:
 def moving(tracks: PointTracks, share: float = SPAN) -> Bool[Tensor, "n"]:
     """Tracks that span more than ``share`` of their distance, and clearly more than what stands still (`CLEARLY`).
 
-    So a model that lets everything wander has to say more to be believed. Where less than `RESTING` of the first picture
-    stands still, only what moves far more than the rest counts.
+    So a model that lets everything wander has to say more to be believed. Where less than `RESTING` of the first
+    picture stands still, only what moves far more than the rest counts.
     """
     return spans(tracks.points) > max(share, CLEARLY * tracks.jitter)
 

@@ -126,8 +126,8 @@ class Tokens:
     """Camera token first, then registers; one per kept round."""
     grid: tuple[int, int]
     """Rows and columns of patches."""
-    frames: Int[Tensor, "r"]
-    """Frame of each token row."""
+    frames: Int[Tensor, "*b r"]
+    """Frame of each token row; with a batch axis where clips differ."""
     rounds: tuple[int, ...]
     """Which round of the backbone each map is of, so that a head finds those it asked for."""
     dynamic_logits: Float[Tensor, "b r p"] | None = None
@@ -187,7 +187,7 @@ class Prediction:
     motion: Float[Tensor, "*b q f h w 3"] | None = None
     """Where the point that a pixel shows is at each query time, minus where it is at its own (``Clip.query_times``)."""
     motion_confidence: Float[Tensor, "*b q f h w"] | None = None
-    """Means something only if a loss trained it (``losses.motion.pixels.confidence``, 0 by default): nothing uses it."""
+    """Means something only if a loss trained it (``losses.motion.pixels.confidence``, by default 0); nothing uses it."""
     motion_visible: Float[Tensor, "*b q f h w"] | None = None
     """Probability that a frame of the query time sees the point."""
     match_logits: Float[Tensor, "*b q f y x k"] | None = None
@@ -199,7 +199,7 @@ class Prediction:
 
 
 SAME_TIME = 1e-4
-"""Seconds by which two times may differ that mean one: more than single precision rounds, less than any camera's period."""
+"""Seconds by which times that mean one may differ: more than single precision rounds, less than a camera's period."""
 
 
 def same_time(one: Tensor, other: Tensor) -> Bool[Tensor, "*b"]:

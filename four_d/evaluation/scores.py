@@ -190,7 +190,7 @@ def _dynamic(targets: Clip) -> tuple[Tensor, Tensor]:
 
 
 def mask_scores(predicted: Tensor, targets: Clip) -> Scores:
-    """J and F of probabilities above `PROBABLY_MOVES`, means over the frames whose mask is known; None where none is."""
+    """J and F of probabilities above `PROBABLY_MOVES`, means over the frames with a known mask; None without."""
     dynamic, known = _dynamic(targets)
     if not bool(known.any()):
         return dict.fromkeys(MASK_METRICS)
