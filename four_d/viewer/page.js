@@ -8,6 +8,7 @@
   const scene = document.getElementById("scene"), space = document.getElementById("space");
   const trails = content.trails && makeTrails(content.trails);
   const mode = () => document.querySelector("input[name=trails]:checked").value;
+  const splats = () => content.splats && document.querySelector("input[name=shape]:checked").value === "splats";
   const gaps = content.times.slice(1).map((t, i) => t - content.times[i]).sort((a, b) => a - b);
   // as fast as the video, but no faster than the scene can follow
   const interval = Math.max(80, 1000 * (gaps.length ? gaps[gaps.length >> 1] : 1));
@@ -56,7 +57,7 @@
     pen.setTransform(devicePixelRatio, 0, 0, devicePixelRatio, 0, 0);
     pen.clearRect(0, 0, width, height);
     const matrix = product(product(view.projection, view.camera), view.world);
-    trails.draw(pen, trails.space(matrix, width, height), frame, mode(), 1, all.checked);
+    trails.draw(pen, trails.space(matrix, width, height), frame, mode(), 1, all.checked && !splats());
   }
 
   // Of two 4 × 4 matrices, column after column.
@@ -77,12 +78,13 @@
     draw();
   }
 
-  // The recording's clock counts frames, and one more second that shows all of them. Its player has no programming
-  // interface, so we type into its time field, as a reader could.
+  // The recording's clock counts frames, one more second that shows all of them, and then the frames again in splats.
+  // Its player has no programming interface, so we type into its time field, as a reader could.
   function moveScene() {
     if (!sceneInput) return;
     if (trails) drawSpace();
-    const value = String((all.checked ? count : frame) + 0.5);
+    const second = splats() ? count + 1 + frame : all.checked ? count : frame;
+    const value = String(second + 0.5);
     const view = scene.contentWindow;
     Object.getOwnPropertyDescriptor(view.HTMLInputElement.prototype, "value").set.call(sceneInput, value);
     sceneInput.dispatchEvent(new view.Event("input", { bubbles: true }));
@@ -117,6 +119,14 @@
   play.addEventListener("click", () => setPlaying(!playing));
   slider.addEventListener("input", () => { setPlaying(false); show(Number(slider.value)); });
   all.addEventListener("change", moveScene);
+  function reshape() {
+    all.parentElement.hidden = splats();
+    moveScene();
+  }
+  if (content.splats) {
+    document.getElementById("shape").addEventListener("change", reshape);
+    reshape();
+  }
   // Whether a key has to do with picking points.
   function choose(key) {
     if (!trails || !["Escape", "n", "p"].includes(key)) return false;

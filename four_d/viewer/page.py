@@ -27,6 +27,7 @@ from four_d.pictures import colour_map, depth_image, depth_limits
 from four_d.progress import progress
 from four_d.types import Prediction
 from four_d.viewer.scene import scene_html, scene_unit
+from four_d.viewer.splats import Film, film
 from four_d.viewer.trails import Box, trails
 
 PANEL_WIDTH = 640
@@ -118,11 +119,12 @@ def report(
     with progress("report page", 3, "part") as bar:
         panels = _panels(playable)
         bar.advance()
-        cloud = fuse(playable.images, playable.prediction) if cloud is None else cloud
-        scene = _scene(playable, cloud)
+        cloud = _cloud(playable) if cloud is None else cloud
+        splats = _splats(playable, cloud)
+        scene = _scene(playable, cloud, splats)
         drawn = None if tracks is None else _trails(playable, cloud, tracks, selected)
         bar.advance()
-        page = _page(title, summary, facts, panels, scene, playable.times, sections, drawn)
+        page = _page(title, summary, facts, panels, scene, playable.times, sections, drawn, splats)
         _write(path, page)
         bar.advance()
 
@@ -175,13 +177,37 @@ def _panels(playable: Playable) -> list[_Panel]:
     return panels
 
 
-def _scene(playable: Playable, cloud: PointCloud | None) -> str | None:
+def _cloud(playable: Playable) -> PointCloud | None:
+    """All reliable points of the model; where it gives only Gaussians, their centres at the first frame's time."""
+    gaussians = playable.prediction.gaussians
+    cloud = fuse(playable.images, playable.prediction)
+    if cloud is not None or gaussians is None:
+        return cloud
+    first = film(gaussians, playable.times[:1]).still
+    return PointCloud(
+        points=first.centres,
+        colours=np.rint(first.colours * 255).astype(np.uint8),
+        frames=np.zeros(len(first.centres), np.int32),
+        confidence=first.opacities[:, 0],
+    )
+
+
+def _scene(playable: Playable, cloud: PointCloud | None, splats: Film | None) -> str | None:
     """The recorded scene; None if the model gives no geometry."""
     cameras = playable.prediction.cameras
     if cloud is None or cameras is None:
         return None
     rows, columns = playable.images.shape[-2:]
-    return scene_html(cloud, cameras, (rows, columns))
+    return scene_html(cloud, cameras, (rows, columns), splats)
+
+
+def _splats(playable: Playable, cloud: PointCloud | None) -> Film | None:
+    """The model's Gaussians at the frames' times; None without, or without a scene to put them in."""
+    cameras, gaussians = playable.prediction.cameras, playable.prediction.gaussians
+    if gaussians is None or cloud is None or cameras is None:
+        return None
+    unit, eye = scene_unit(cloud, cameras), cameras.world_from_camera[0, :3, 3]
+    return film(gaussians, playable.times, eye=eye, unit=unit)
 
 
 def _trails(
@@ -242,9 +268,15 @@ def _page(
     times: Sequence[float],
     sections: Sequence[Section],
     drawn: dict[str, object] | None,
+    splats: Film | None,
 ) -> str:
     """Fill the template; every text from outside is escaped."""
-    content = {"times": list(times), "panels": [panel.pictures for panel in panels], "trails": drawn}
+    content = {
+        "times": list(times),
+        "panels": [panel.pictures for panel in panels],
+        "trails": drawn,
+        "splats": splats is not None,
+    }
     parts = {
         "TITLE": html.escape(title),
         "SUMMARY": html.escape(summary),
@@ -252,7 +284,7 @@ def _page(
         "FACTS": "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in facts),
         "PANELS": "".join(_panel(i, panel, drawn if i == 0 else None) for i, panel in enumerate(panels)),
         "SCENE": _frame(scene, watched=drawn is not None),
-        "SWITCH": "" if drawn is None else _switch(drawn),
+        "SWITCH": ("" if splats is None else _shape_switch(splats)) + ("" if drawn is None else _switch(drawn)),
         "LAST": str(len(times) - 1),
         "SECTIONS": "".join(_section(section) for section in sections),
         # </script> in a string would end the script
@@ -303,7 +335,19 @@ def _switch(drawn: dict[str, object]) -> str:
         f"{' disabled' if value == 'moving' and not moves else ''}> {name}</label>"
         for value, name in names.items()
     )
-    return f'<div id="trails" role="radiogroup" aria-label="Trails"><span>Trails</span>{choices}</div>'
+    return f'<div id="trails" class="choice" role="radiogroup" aria-label="Trails"><span>Trails</span>{choices}</div>'
+
+
+def _shape_switch(splats: Film) -> str:
+    """Points or splats, with a word on how many of them there are."""
+    some = "" if splats.kept > 0.995 else f", {100 * splats.kept:.0f} % of the model's"
+    names = {"splats": f"{len(splats):,} splats{some}", "points": "points"}
+    checked = {"splats": " checked", "points": ""}
+    choices = "".join(
+        f'<label><input type="radio" name="shape" value="{value}"{checked[value]}> {name}</label>'
+        for value, name in names.items()
+    )
+    return f'<div id="shape" class="choice" role="radiogroup" aria-label="Shape"><span>Shape</span>{choices}</div>'
 
 
 _WATCH = """<script>

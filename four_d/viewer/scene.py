@@ -1,16 +1,18 @@
 """The moving point cloud, recorded with viser as one stand-alone HTML document.
 
-The recording's clock counts frames: during second k frame k is shown, in the last second all frames at once. The page
-around it moves that clock (`page.js`).
+The recording's clock counts frames: of f frames, during second k frame k is shown, in second f all frames at once, and
+where there are splats, in second f + 1 + k those of frame k in place of points. The page around it moves that clock
+(`page.js`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -20,6 +22,8 @@ from numpy.typing import NDArray
 from four_d.errors import UserError
 from four_d.formats.clouds import PointCloud
 from four_d.types import Cameras
+from four_d.viewer import splats
+from four_d.viewer.splats import Film
 
 if TYPE_CHECKING:
     import viser
@@ -35,29 +39,37 @@ FAR = 20.0
 """Points farther than this many times the median distance are left out: they only shrink the view."""
 
 
-def scene_html(cloud: PointCloud, cameras: Cameras, size: tuple[int, int]) -> str:
+def scene_html(cloud: PointCloud, cameras: Cameras, size: tuple[int, int], film: Film | None = None) -> str:
     """Record a cloud that plays over its frames, and every camera's frustum, as an HTML document.
 
     Args:
         cloud: points with the frame that saw each; the world is the first frame's camera.
         cameras: f of them, intrinsics in pixels of ``size``.
         size: height and width of the frames.
+        film: splats over the frames, in units of `scene_unit`.
 
     Raises:
         UserError: without the extra `viz`.
 
     """
-    try:
-        import viser
-    except ImportError as error:
-        raise UserError("the report page takes viser; install it with: pip install 'four_d[viz]'") from error
+    check_viser("the report page")
+    import viser
+
     # viser greets and says goodbye on stdout; it listens on a free port of this machine for the time of the recording
     with contextlib.redirect_stdout(io.StringIO()):
         server = viser.ViserServer(host="127.0.0.1", port=0, verbose=False)
         try:
-            return _record(server, cloud, cameras, size)
+            return _record(server, cloud, cameras, size, film)
         finally:
             server.stop()
+
+
+def check_viser(what: str) -> None:
+    """UserError without the extra `viz`."""
+    try:
+        importlib.import_module("viser")
+    except ImportError as error:
+        raise UserError(f"{what} takes viser; install it with: pip install 'four_d[viz]'") from error
 
 
 def scene_unit(cloud: PointCloud, cameras: Cameras) -> float:
@@ -69,7 +81,9 @@ def _distances(cloud: PointCloud, cameras: Cameras) -> NDArray[np.float64]:
     return np.linalg.norm(cloud.points - cameras.world_from_camera[0, :3, 3].double().cpu().numpy(), axis=-1)
 
 
-def _record(server: viser.ViserServer, cloud: PointCloud, cameras: Cameras, size: tuple[int, int]) -> str:
+def _record(
+    server: viser.ViserServer, cloud: PointCloud, cameras: Cameras, size: tuple[int, int], film: Film | None
+) -> str:
     poses = cameras.world_from_camera.double().cpu().numpy()
     unit = scene_unit(cloud, cameras)
     _look(server, poses[0], unit)
@@ -82,11 +96,11 @@ def _record(server: viser.ViserServer, cloud: PointCloud, cameras: Cameras, size
     for k, (pose, lens) in enumerate(zip(poses, lenses, strict=True)):
         points = _add_points(server, k, _frame_cloud(near, k, unit), point_size)
         nodes.append((points, _add_frustum(server, f"/frames/{k}/camera", pose, lens, unit, now=True)))
-    return _play(server, nodes)
+    return _play(server, nodes, film)
 
 
-def _play(server: viser.ViserServer, nodes: Sequence[_Shown]) -> str:
-    """Show what belongs to a frame, one frame a second, then all points for a second."""
+def _play(server: viser.ViserServer, nodes: Sequence[_Shown], film: Film | None) -> str:
+    """Show what belongs to a frame, one frame a second, then all points for a second, then the splats likewise."""
     for later in nodes[1:]:
         for node in later:
             node.visible = False
@@ -101,7 +115,26 @@ def _play(server: viser.ViserServer, nodes: Sequence[_Shown]) -> str:
     for points, _ in nodes:
         points.visible = True
     serializer.insert_sleep(1.0)
+    if film is not None:
+        _play_splats(server, serializer.insert_sleep, nodes, film)
     return serializer.as_html()
+
+
+def _play_splats(
+    server: viser.ViserServer, sleep: Callable[[float], None], nodes: Sequence[_Shown], film: Film
+) -> None:
+    """In place of the points, one frame a second."""
+    for points, frustum in nodes:
+        points.visible = frustum.visible = False
+    if len(film.still.centres):
+        splats.add(server, "/splats/still", film.still)
+    moving = splats.add(server, "/splats/moving", film.moving) if len(film.moving.centres) else None
+    for (_, frustum), places in zip(nodes, film.places, strict=True):
+        frustum.visible = True
+        if moving is not None:
+            splats.move(moving, places)
+        sleep(1.0)
+        frustum.visible = False
 
 
 def _add_points(server: viser.ViserServer, k: int, part: PointCloud, size: float) -> viser.PointCloudHandle:
