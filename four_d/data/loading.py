@@ -22,8 +22,18 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from four_d.data.augment import AugmentConfig, augment, crop
 from four_d.data.contract import RawClip
 from four_d.data.motion import choose_times, with_motion
-from four_d.data.sampling import HintShares, SamplingConfig, choose_frames, collate, normalise, to_clip, to_example
+from four_d.data.sampling import (
+    HintShares,
+    Normalisation,
+    SamplingConfig,
+    choose_frames,
+    collate,
+    normalise,
+    to_clip,
+    to_example,
+)
 from four_d.data.shards import CorruptSample, SampleIndex, ShardReader
+from four_d.data.views import ViewsConfig, choose_references, choose_views, split
 from four_d.errors import UserError
 from four_d.types import Clip, Example, map_tensors
 
@@ -70,6 +80,11 @@ class DataConfig:
     """Give the losses what every pixel saw as correspondence too: those of tracks need it."""
     query_times: int = 0
     """Times of an example's frames to which the model is asked for motion, and the losses know it."""
+    views: ViewsConfig | None = None
+    """Frames that pictures of Gaussians are compared with. None: there are no pictures."""
+    references: int = 0
+    """Frames far away in time that every example has besides, only to be looked at."""
+    normalisation: Normalisation = "mean_distance"
     hints: HintShares = field(default_factory=HintShares)
     """What the model is given beforehand, and how often."""
     workers: int = 0
@@ -85,8 +100,16 @@ class DataConfig:
             )
         if min(self.image_size) < 1 or self.validation_clips < 1 or self.validation_frames < 1:
             raise UserError("image_size, validation_clips and validation_frames must be positive")
-        if self.workers < 0 or self.query_times < 0:
-            raise UserError("workers and query_times must be at least 0")
+        if self.workers < 0 or self.query_times < 0 or self.references < 0:
+            raise UserError("workers, query_times and references must be at least 0")
+
+    def frames(self, found: SampleIndex, count: int, rng: np.random.Generator) -> list[int]:
+        """Of a clip: ``count`` frames of an example, then its references, then its views."""
+        times, cameras = found.times, found.camera_ids
+        chosen = choose_frames(times, cameras, count, self.sampling, rng)
+        references = choose_references(times, cameras, chosen, self.references, rng)
+        views = [] if self.views is None else choose_views(times, cameras, chosen, self.views, rng)
+        return [*chosen, *references, *views]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,7 +269,7 @@ class TrainingSteps(Dataset[Step]):
         clip, key, passed = self.sources.clip(
             source,
             index,
-            lambda found: choose_frames(found.times, found.camera_ids, frames, config.sampling, rng),
+            lambda found: config.frames(found, frames, rng),
             lambda raw: prepared(raw, config, rng, lambda clip: augment(clip, config.image_size, config.augment, rng)),
         )
         skipped += passed
@@ -282,7 +305,7 @@ class ValidationClips(Dataset[Step]):
         clip, key, skipped = self.sources.clip(
             source,
             number,
-            lambda found: choose_frames(found.times, found.camera_ids, config.validation_frames, config.sampling, rng),
+            lambda found: config.frames(found, config.validation_frames, rng),
             lambda raw: prepared(raw, config, rng, lambda clip: fit(clip, config.image_size)),
         )
         example = to_example(clip, key, config.hints.most())
@@ -291,9 +314,13 @@ class ValidationClips(Dataset[Step]):
 
 def prepared(raw: RawClip, config: DataConfig, rng: np.random.Generator, change: Callable[[Clip], Clip]) -> Clip:
     """A stored clip as the losses see it: ``change`` crops and augments, then come units and motion."""
-    clip = normalise(change(to_clip(raw, with_surface=config.surface or config.query_times > 0)))
+    clip = change(to_clip(raw, with_surface=config.surface or config.query_times > 0))
+    clip = normalise(
+        split(clip, config.references, 0 if config.views is None else config.views.count), config.normalisation
+    )
     if config.query_times:
-        clip = with_motion(clip, choose_times(clip.times, config.query_times, rng))
+        rendered = clip.times if clip.references is None else clip.times[~clip.references]
+        clip = with_motion(clip, choose_times(rendered, config.query_times, rng))
     return clip if config.surface else dataclasses.replace(clip, surface=None)
 
 

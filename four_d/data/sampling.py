@@ -21,12 +21,14 @@ from four_d.types import Cameras, Clip, Example, Surface, Tracks
 
 SCALE_RANGE = (1e-6, 1e6)
 """VGGT's bounds of the scale divisor (training/train_utils/normalization.py)."""
+DISPARITY, DISPARITY_SHARE = 2.0, 0.2
+"""DGS-LRM's unit of length, and the share of pixels with less disparity."""
 
 
 Hint = Literal["intrinsics", "poses", "depth", "masks"]
 HINT_FIELDS = ("cameras", "depth", "valid", "dynamic", "dynamic_known")
 """Of a clip among the inputs."""
-QUERY_FIELDS = ("query_times", "motion", "motion_valid", "motion_visible")
+OPTIONAL_FIELDS = ("references", "query_times", "motion", "motion_valid", "motion_visible")
 """Of a clip: all clips of a batch have them, or none has."""
 
 
@@ -169,14 +171,28 @@ def _tracks(raw: RawClip, new_from_world: Float[Tensor, "4 4"]) -> Tracks | None
     )
 
 
-def normalise(clip: Clip) -> Clip:
+Normalisation = Literal["mean_distance", "disparity"]
+"""What has a fixed size in examples: the mean distance of points (VGGT: 1), or the disparity that a fifth of the pixels
+fall below (DGS-LRM: 2)."""
+
+
+def normalise(clip: Clip, rule: Normalisation = "mean_distance") -> Clip:
     """The clip with its lengths divided by one number, which ``scale`` records. World = the first frame's camera.
 
-    The number is VGGT's: the mean distance of all valid points to the origin (training/train_utils/normalization.py:
-    sum / (count + 1e-3), clamped to [1e-6, 1e6]). Without depth it is the mean distance of the other cameras from the
-    first; without cameras the mean depth; and 1 where there is neither, or no camera moves.
+    ``disparity`` needs depth: UserError without. ``mean_distance`` is VGGT's: the mean distance of all valid points to
+    the origin (training/train_utils/normalization.py: sum / (count + 1e-3), clamped to [1e-6, 1e6]). Without depth it
+    is the mean distance of the other cameras from the first; without cameras the mean depth; and 1 where there is
+    neither, or no camera moves.
     """
-    return scale_lengths(clip, _scale(clip).clamp(*SCALE_RANGE))
+    scale = _scale(clip) if rule == "mean_distance" else disparity_scale(clip)
+    return scale_lengths(clip, scale.clamp(*SCALE_RANGE))
+
+
+def disparity_scale(clip: Clip) -> Float[Tensor, ""]:
+    """Lengths over this have a 20th percentile of disparity (1 / depth) of 2 (DGS-LRM). UserError without depth."""
+    if clip.depth is None or clip.valid is None or not bool(clip.valid.any()):
+        raise UserError("normalisation by disparity needs depth; give it, or set data.normalisation=mean_distance")
+    return DISPARITY / (1 / clip.depth[clip.valid]).quantile(DISPARITY_SHARE)
 
 
 def _scale(clip: Clip) -> Float[Tensor, ""]:
@@ -206,13 +222,22 @@ def scale_lengths(clip: Clip, divisor: Float[Tensor, ""]) -> Clip:
     scale = divisor if clip.scale is None else clip.scale * divisor
     depth = None if depth is None else depth / divisor
     motion = None if clip.motion is None else clip.motion / divisor
-    lengths = {"cameras": cameras, "depth": depth, "surface": surface, "tracks": tracks, "motion": motion}
+    views = None if clip.views is None else scale_lengths(clip.views, divisor)
+    lengths = {
+        "cameras": cameras,
+        "depth": depth,
+        "surface": surface,
+        "tracks": tracks,
+        "motion": motion,
+        "views": views,
+    }
     return dataclasses.replace(clip, **lengths, scale=scale)
 
 
 def hinted(clip: Clip, hints: Collection[Hint]) -> Clip:
     """What a model sees of a clip: images, times, camera ids, query times; and of the truth what ``hints`` name."""
-    inputs = Clip(images=clip.images, times=clip.times, camera_ids=clip.camera_ids, query_times=clip.query_times)
+    names = ("images", "times", "camera_ids", "references", "query_times")
+    inputs = Clip(**{name: getattr(clip, name) for name in names})
     cameras = clip.cameras
     if cameras is not None and ("intrinsics" in hints or "poses" in hints):
         known = torch.ones_like(clip.times, dtype=torch.bool) if cameras.known is None else cameras.known
@@ -304,7 +329,8 @@ def _stack(clips: list[Clip]) -> Clip:
         cameras=Cameras(**{name: torch.stack([getattr(c, name) for c in cameras]) for name in names}),
         surface=_stack_surfaces(surfaces_given, clips[0]),
         tracks=_stack_tracks(tracks_given),
-        **{name: every(name) for name in QUERY_FIELDS if getattr(clips[0], name) is not None},
+        views=_stack([fill(clip.views) for clip in clips if clip.views is not None]) if clips[0].views else None,
+        **{name: every(name) for name in OPTIONAL_FIELDS if getattr(clips[0], name) is not None},
     )
 
 

@@ -16,10 +16,12 @@ from four_d.checkpoints import WEIGHTS, Checkpoint, fill, sha256_of
 from four_d.config import Plain, RunConfig, WeightsConfig, to_plain
 from four_d.data.loading import Step
 from four_d.errors import UserError
+from four_d.layers import full_precision, full_type
 from four_d.model import FourD, compile_blocks
+from four_d.rendering import render
 from four_d.training.averaging import Average
 from four_d.training.optimiser import freeze, group_rate, make_optimiser
-from four_d.types import Example, Prediction
+from four_d.types import Clip, Example, Prediction, Views, map_tensors
 
 MAX_BAD_STEPS = 20
 """Steps in a row without finite gradients after which a run gives up."""
@@ -78,8 +80,8 @@ class TrainingModule(lightning.LightningModule):
     def terms(self, example: Example) -> tuple[Prediction, Terms]:
         """The prediction and its unweighted loss terms; ``loss`` is their weighted sum."""
         prediction = self.model(example.inputs)
-        losses = self.config.losses
-        terms = {name: term(prediction, None, example.targets) for name, term in losses.items()}
+        losses, views = self.config.losses, pictures(prediction, example.targets)
+        terms = {name: term(prediction, views, example.targets) for name, term in losses.items()}
         total = sum(
             (losses[name].weight * value for name, value in terms.items()), start=torch.zeros((), device=self.device)
         )
@@ -186,6 +188,16 @@ class TrainingModule(lightning.LightningModule):
             self.average.load(used, cast(int, run.get("average_updates", 0)))
         trained = cast(dict[str, Tensor], run.get("trained", {}))
         checkpoint["state_dict"] = {**state, **{f"model.{name}": value for name, value in trained.items()}}
+
+
+def pictures(prediction: Prediction, targets: Clip) -> Views | None:
+    """What the predicted Gaussians look like from where the targets' views were taken; None without either."""
+    shown = targets.views
+    if prediction.gaussians is None or shown is None or shown.cameras is None:
+        return None
+    with full_precision(shown.images.device):
+        gaussians = map_tensors(prediction.gaussians, lambda tensor: tensor.to(full_type(tensor.dtype)))
+        return render(gaussians, shown.cameras, shown.times, (shown.images.shape[-2], shown.images.shape[-1]))
 
 
 def _seed(*numbers: int) -> int:
