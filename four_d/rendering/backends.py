@@ -10,6 +10,7 @@ import torch
 from four_d.errors import UserError
 from four_d.rendering.compiled import CompiledRasteriser, library
 from four_d.rendering.in_torch import TorchRasteriser
+from four_d.rendering.on_cuda import GsplatRasteriser, rasterization
 from four_d.rendering.rasteriser import Rasteriser
 
 NAMES = ("gsplat", "compiled", "torch")
@@ -37,8 +38,15 @@ def missing(backend: str, device: torch.device) -> str | None:
     if backend == "compiled":
         return _compiled_missing(device)
     if backend == "gsplat":
-        return "not yet"
+        return _gsplat_missing(device)
     return None
+
+
+def _gsplat_missing(device: torch.device) -> str | None:
+    found = rasterization()
+    if isinstance(found, str):
+        return found
+    return None if device.type == "cuda" else f"it draws on CUDA, and the tensors are on {device.type}; move them"
 
 
 def _compiled_missing(device: torch.device) -> str | None:
@@ -51,21 +59,21 @@ def _compiled_missing(device: torch.device) -> str | None:
 
 
 def _fastest(device: torch.device) -> Rasteriser:
-    for name in NAMES:
-        if missing(name, device) is None:
-            break
-    if name == "torch" and device.type == "cpu":
-        _warn_slow()
+    likely = [name for name in NAMES if (name == "gsplat") == (device.type == "cuda")]
+    name = next((name for name in likely if missing(name, device) is None), "torch")
+    if name == "torch" and device.type in ("cpu", "cuda"):
+        _warn_slow(likely[0], device)
     return _make(name)
 
 
 @functools.cache
-def _warn_slow() -> None:
-    warnings.warn(
-        f"rendering in plain torch, several times slower: {missing('compiled', torch.device('cpu'))}", stacklevel=2
-    )
+def _warn_slow(better: str, device: torch.device) -> None:
+    warnings.warn(f"rendering in plain torch, which is slow: no {better}: {missing(better, device)}", stacklevel=2)
 
 
 def _make(name: str) -> Rasteriser:
-    kernel = library() if name == "compiled" else None
-    return TorchRasteriser() if kernel is None or isinstance(kernel, str) else CompiledRasteriser(kernel=kernel)
+    """The rasteriser of a name that is not `missing`."""
+    kernel, function = library() if name == "compiled" else "", rasterization() if name == "gsplat" else ""
+    if not isinstance(kernel, str):
+        return CompiledRasteriser(kernel=kernel)
+    return TorchRasteriser() if isinstance(function, str) else GsplatRasteriser(rasterization=function)

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from four_d.rendering.compositing import parameters_of
+from four_d.rendering.memory import check_memory
 from four_d.rendering.projection import project
 from four_d.rendering.rasteriser import Raster, expected
 from four_d.rendering.scene import Scene
@@ -46,13 +47,14 @@ def _build(flags: tuple[str, ...]) -> str:
     from torch.utils import cpp_extension
 
     mark = hashlib.sha256("".join([SOURCE.read_text(), *flags, _processor()]).encode()).hexdigest()[:12]
-    return cpp_extension.load(
+    path = cpp_extension.load(
         name=f"four_d_rendering_{mark}",
         sources=[str(SOURCE)],
         extra_cflags=list(flags),
         is_python_module=False,
         verbose=False,
     )
+    return str(path)
 
 
 def _processor() -> str:
@@ -154,6 +156,7 @@ def _pairs(call: _Call, parameters: Tensor, boxes: Tensor, order: Tensor, grid: 
     call("count", parameters, boxes, tile_starts[1:], member_starts[1:])
     tile_starts, member_starts = tile_starts.cumsum(0), member_starts.cumsum(0)
     pairs = int(tile_starts[-1])
+    check_memory(boxes.shape[1], boxes.shape[0], pairs, parameters.element_size(), parameters.device)
     listed, slots = torch.empty(pairs, dtype=torch.int32), torch.empty(pairs, dtype=torch.int64)
     call("fill", parameters, boxes, order, tile_starts, member_starts, listed, slots)
     return _Pairs(tile_starts=tile_starts, members=listed, member_starts=member_starts, slots=slots)

@@ -153,6 +153,24 @@ def _exponents_backward(parameters: Tensor, piece: Piece, cells: Cells, slopes: 
     return torch.stack([xx * right + xy * below, xy * right + yy * below, by_xx, by_xy, by_yy, one], dim=-1)
 
 
+@torch.no_grad()
+def weights_of(splats: Splats, cells: Cells, count: int) -> tuple[Int[Tensor, "t k"], Float[Tensor, "t k"]]:
+    """The ``count`` largest weights at the one point of each cell, and their Gaussians (any where the weight is 0)."""
+    parameters = parameters_of(splats)
+    best = parameters.new_zeros(len(cells.centres), count)
+    winners = torch.zeros(len(cells.centres), count, dtype=torch.int64, device=best.device)
+    left = parameters.new_ones(0)
+    for piece in pieces(cells):
+        left = left if piece.continues else parameters.new_ones(len(piece.cells), 1, 1)
+        shades = _shade(_exponents(parameters, piece, cells, _monomials(cells.offsets)), left)
+        left = shades.left
+        weights = torch.cat([best[piece.cells], shades.weights[:, 0]], dim=1)
+        members = torch.cat([winners[piece.cells], piece.members], dim=1)
+        best[piece.cells], order = weights.topk(count, dim=1)
+        winners[piece.cells] = members.gather(1, order)
+    return winners, best
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Shades:
     alphas: Float[Tensor, "t p k"]

@@ -37,8 +37,8 @@ class Splats:
     """In front of the camera and not too faint."""
 
 
-def project(scene: Scene, size: tuple[int, int]) -> Splats:
-    """The ellipses of all pictures of ``size`` (height, width). Gradients reach everything but the reach."""
+def project(scene: Scene, size: tuple[int | Tensor, int | Tensor]) -> Splats:
+    """The ellipses of all pictures of ``size`` (height, width), one number or ``i 1``. The reach has no gradient."""
     rotation = scene.camera_from_world[:, :3, :3]
     camera = scene.means @ rotation.mT + scene.camera_from_world[:, None, :3, 3]
     drawn = (camera[..., 2] > NEAR) & (scene.opacities >= FAINTEST)
@@ -71,7 +71,7 @@ def _axes(quats: Float[Tensor, "i n 4"], scales: Float[Tensor, "i n 3"]) -> Floa
 
 
 def _slope(
-    across: Tensor, along: Tensor, ratio: Tensor, z: Tensor, focal: Tensor, centre: Tensor, pixels: int
+    across: Tensor, along: Tensor, ratio: Tensor, z: Tensor, focal: Tensor, centre: Tensor, pixels: int | Tensor
 ) -> Float[Tensor, "i n 3"]:
     """How one pixel coordinate changes along the three half axes, taken at most `BESIDE` beside the picture."""
     margin = BESIDE * 0.5 * pixels / focal

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -22,6 +22,7 @@ class Raster:
     alpha: Float[Tensor, "i h w"]
 
 
+@runtime_checkable
 class Rasteriser(Protocol):
     """Draws scenes; gradients reach every tensor of the scene but the intrinsics."""
 

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from four_d.rendering.memory import check_memory
 from four_d.rendering.projection import Splats
 
 
@@ -58,6 +59,7 @@ def make_lists(splats: Splats, grid: Grid) -> Lists:
     members = (order + n * torch.arange(pictures, device=order.device)[:, None]).flatten()
     first, last = (ends.flatten(0, 1)[members] for ends in first_and_last(splats, grid))
     wide, high = (last - first + 1).clamp_min(0).unbind(-1)
+    check_memory(n, pictures, int((wide * high).sum()), splats.depths.element_size(), order.device)
     members, first, wide, within = _repeat(wide * high, members, first, wide)
     tile = (members // n * grid.rows + first[:, 1] + within // wide) * grid.columns + first[:, 0] + within % wide
     tile, position = tile.sort(stable=True)
@@ -70,12 +72,6 @@ def _repeat(counts: Tensor, members: Tensor, first: Tensor, wide: Tensor) -> tup
     each = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
     within = torch.arange(len(each), device=counts.device) - (counts.cumsum(0) - counts)[each]
     return members[each], first[each], wide[each], within
-
-
-def count_pairs(splats: Splats, grid: Grid) -> int:
-    """How many pairs `make_lists` will make."""
-    first, last = first_and_last(splats, grid)
-    return int((last - first + 1).clamp_min(0).prod(-1).sum())
 
 
 def tile_centres(grid: Grid, pictures: int, like: Float[Tensor, "*any"]) -> Float[Tensor, "t 2"]:

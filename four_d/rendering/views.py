@@ -8,6 +8,7 @@ from torch import Tensor
 
 from four_d.rendering.backends import choose
 from four_d.rendering.checks import check_cameras, check_features, check_gaussians
+from four_d.rendering.memory import check_memory
 from four_d.rendering.scene import make_scene
 from four_d.types import Cameras, Gaussians, Views
 
@@ -39,6 +40,7 @@ def render(
     check_gaussians(gaussians)
     check_cameras(cameras, times, gaussians.means)
     check_features(features, gaussians.means)
+    check_memory(gaussians.means.shape[1], times.numel(), 0, gaussians.means.element_size(), gaussians.means.device)
     rasterise = choose(backend, gaussians.means.device)
     raster = rasterise(make_scene(gaussians, cameras, times, features), size)
     colour = raster.values[:, :3] + _behind(background, raster.alpha, times.shape)
