@@ -106,30 +106,27 @@ def train(study: Study, training: Training, name: str, seed: int) -> float:
     return (time.monotonic() - began) / 60
 
 
-def evaluate(run: Run, row: str, more: Iterable[str] = ()) -> Line:
-    """The scores of a trained run; ``row`` names the file."""
-    log, out = RUNS / "logs" / f"{run.name.replace('/', '-')}.log", RUNS / run.name / f"scores-{row}.json"
+def evaluate(run: Run) -> Line:
+    """The scores of a trained run."""
+    log, out = RUNS / "logs" / f"{run.name.replace('/', '-')}.log", RUNS / run.name / "scores.json"
+    more = run.study.variants[run.variant].evaluation
     command = four_d("eval", str(RUNS / run.name), *run.study.evaluation, *more, "--json", str(out))
     finish(call(run.study, command, log), log)
     return cast(Line, json.loads(out.read_text()))
 
 
-def execute(run: Run) -> list[Line]:
-    """One run from its start to its raw lines: its own, and those of other ways to score it."""
+def execute(run: Run) -> Line:
+    """One run from its start to its raw line."""
     minutes = train(run.study, run.study.variants[run.variant], run.name, run.seed)
-    lines = [raw_line(run, run.variant, evaluate(run, run.variant), minutes)]
-    for name, scoring in run.study.scorings.items():
-        if scoring.of == run.variant:
-            lines.append(raw_line(run, name, evaluate(run, name, scoring.evaluation), minutes))
-    return lines
+    return raw_line(run, evaluate(run), minutes)
 
 
-def raw_line(run: Run, row: str, scores: Line, minutes: float) -> Line:
+def raw_line(run: Run, scores: Line, minutes: float) -> Line:
     study, summary = run.study, scores["summary"]
     lines = [json.loads(text) for text in (RUNS / run.name / "metrics.jsonl").read_text().splitlines()]
     return {
         "study": study.name,
-        "variant": row,
+        "variant": run.variant,
         "seed": run.seed,
         **{key.name: summary.get(key.name) for key in study.keys},
         "image_free": {key.name: summary["image_free"].get(key.name) for key in study.keys},
@@ -153,14 +150,14 @@ def read_raw(study: Study) -> list[Line]:
     file = raw_file(study)
     lines = [json.loads(text) for text in file.read_text().splitlines()] if file.is_file() else []
     newest = {(line["variant"], line["seed"]): line for line in lines}
-    order = [(variant, seed) for variant in (*study.variants, *study.scorings) for seed in study.seeds]
+    order = [(variant, seed) for variant in study.variants for seed in study.seeds]
     return [newest[key] for key in order if key in newest]
 
 
 def summarise(study: Study, lines: list[Line]) -> Line:
     """Per variant and key: the mean over seeds and each seed's value; and the best image-free predictor's."""
     result: Line = {}
-    for variant in (*study.variants, *study.scorings):
+    for variant in study.variants:
         own = [line for line in lines if line["variant"] == variant]
         if not own:
             continue
@@ -172,7 +169,8 @@ def summarise(study: Study, lines: list[Line]) -> Line:
     if lines:
         result["image_free"] = lines[-1]["image_free"]
         result["digest"] = lines[-1]["digest"]
-    if len({line["digest"] for line in lines}) > 1:
+    digests = {(line["variant"], line["digest"]) for line in lines}
+    if len(digests) > len({line["variant"] for line in lines}):
         raise SystemExit(f"{raw_file(study)} mixes runs scored on different clips; run the older ones again")
     return result
 
@@ -187,7 +185,7 @@ def over_seeds(values: dict[int, float | None]) -> Line:
 
 def rows_of(study: Study) -> list[str]:
     """In the order of the table."""
-    return [*study.predictors, *study.variants, *study.scorings]
+    return [*study.predictors, *study.variants]
 
 
 def compared(study: Study) -> list[Key]:
@@ -284,10 +282,10 @@ def run_all(study: Study, runs: list[Run], jobs: int) -> None:
             shutil.rmtree(RUNS / run.name, ignore_errors=True)
     with ThreadPoolExecutor(jobs) as pool:
         for number, future in enumerate(as_completed([pool.submit(execute, run) for run in runs]), start=1):
-            lines = future.result()
+            line = future.result()
             with raw_file(study).open("a") as file:
-                file.writelines(json.dumps(line) + "\n" for line in lines)
-            text = f"{number}/{len(runs)} {lines[0]['variant']} seed {lines[0]['seed']}, {lines[0]['minutes']} min"
+                file.write(json.dumps(line) + "\n")
+            text = f"{number}/{len(runs)} {line['variant']} seed {line['seed']}, {line['minutes']} min"
             print(f"{study.name}: {text}", file=sys.stderr, flush=True)
 
 

@@ -103,4 +103,3 @@ def test_every_training_of_a_study_has_a_config_that_loads(name: str) -> None:
         assert loaded.model.build() is not None
         known = training.start is None or training.start in study.shared
         assert known or Path(training.start).parts[0] == "checkpoints"
-    assert all(scoring.of in study.variants for scoring in study.scorings.values())

@@ -29,15 +29,7 @@ class Training:
     values: tuple[str, ...]
     start: str | None = None
     """What it starts from: a shared training by its name, or else a model's path."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scoring:
-    """A trained variant, scored in another way."""
-
-    of: str
-    """Which variant."""
-    evaluation: tuple[str, ...]
+    evaluation: tuple[str, ...] = ()
     """More arguments of ``four-d eval``; they override the study's."""
 
 
@@ -65,8 +57,6 @@ class Study:
     evaluation: tuple[str, ...]
     """Arguments of ``four-d eval`` after the checkpoint."""
     keys: tuple[Key, ...]
-    scorings: dict[str, Scoring] = field(default_factory=dict[str, Scoring])
-    """Further rows of the table that need no training of their own."""
     predictors: dict[str, str] = field(default_factory=dict[str, str])
     """Rows for predictors that ignore the image → their names in ``four-d eval``."""
     piece_minutes: float = 15.0

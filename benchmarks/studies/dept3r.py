@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.studies import DATA, DataSet, Key, Scoring, Study, Training, page_4d
+from benchmarks.studies import DATA, DataSet, Key, Study, Training, page_4d
 
 WORLDS = (
     *("--clips-per-shard", "25", "--cameras", "2", "--frames", "12", "--size", "64", "--moving", "0.12:0.55"),
@@ -19,6 +19,7 @@ EARLY = (
     f"data.validation.held_out.path={DATA / 'held_out_calm'}",
 )
 LATE = (*EARLY, "overlays/dept3r_late_mini")
+PAIRS = ("data.sampling.min_frames=2", "data.sampling.max_frames=2", "data.validation_frames=2")
 REFERENCE = "checkpoints/page_4d-small"
 
 STUDY = Study(
@@ -34,11 +35,15 @@ STUDY = Study(
     },
     variants={
         "dept3r": Training(values=(*EARLY, "overlays/dept3r_seeds"), start="early"),
+        "no_intrinsics": Training(
+            values=(*EARLY, "overlays/dept3r_seeds", "data.hints.intrinsics=0"),
+            start="early",
+            evaluation=("hints=[]",),
+        ),
         "late_query": Training(values=(*LATE, "overlays/dept3r_seeds"), start="late"),
-    },
-    scorings={
-        "no_intrinsics": Scoring(of="dept3r", evaluation=("hints=[]",)),
-        "pairwise": Scoring(of="dept3r", evaluation=("pairwise=true",)),
+        "pairwise": Training(
+            values=(*EARLY, "overlays/dept3r_seeds", *PAIRS), start="early", evaluation=("pairwise=true",)
+        ),
     },
     predictors={"static": "static_motion", "prior": "prior_motion"},
     seeds=(0, 1, 2),
