@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import roma
 import torch
 from jaxtyping import Bool, Float
@@ -36,11 +38,7 @@ def transform(a_from_b: Float[Tensor, "*#b 4 4"], points_b: Float[Tensor, "*#b n
 def rebase(cameras: Cameras) -> Cameras:
     """The same cameras in the first frame's camera coordinates (axis -3 of the poses is frames)."""
     first_from_world = invert_pose(cameras.world_from_camera[..., :1, :, :])
-    return Cameras(
-        world_from_camera=first_from_world @ cameras.world_from_camera,
-        intrinsics=cameras.intrinsics,
-        known=cameras.known,
-    )
+    return dataclasses.replace(cameras, world_from_camera=first_from_world @ cameras.world_from_camera)
 
 
 def pixel_centres(height: int, width: int, like: Tensor) -> Float[Tensor, "h w 2"]:
@@ -55,6 +53,17 @@ def rays(intrinsics: Float[Tensor, "*b 3 3"], pixels: Float[Tensor, "*b n 2"]) -
     x = (pixels[..., 0] - intrinsics[..., 0, 2, None]) / intrinsics[..., 0, 0, None]
     y = (pixels[..., 1] - intrinsics[..., 1, 2, None]) / intrinsics[..., 1, 1, None]
     return torch.stack([x, y, torch.ones_like(x)], dim=-1)
+
+
+def pixel_rays(
+    cameras: Cameras, height: int, width: int
+) -> tuple[Float[Tensor, "*b 3"], Float[Tensor, "*b height width 3"]]:
+    """Where cameras are, and unit directions through all pixel centres, both in the world."""
+    poses = cameras.world_from_camera
+    pixels = pixel_centres(height, width, poses).reshape(-1, 2)
+    local = rays(cameras.intrinsics, pixels.expand(*poses.shape[:-2], -1, -1))
+    directions = torch.nn.functional.normalize(local @ poses[..., :3, :3].mT, dim=-1)
+    return poses[..., :3, 3], directions.unflatten(-2, (height, width))
 
 
 def unproject(depth: Float[Tensor, "*b h w"], cameras: Cameras) -> Float[Tensor, "*b h w 3"]:

@@ -97,9 +97,15 @@ class FourD(nn.Module):
     def passes(self, clip: Clip) -> Iterator[Prediction]:
         """One prediction for each of the clip's query times, of which only the first holds what depends on none.
 
-        Encodes once, unless the backbone's tokens depend on the query. One prediction where no head answers queries.
+        Encodes once, unless the backbone's tokens depend on the query. One prediction where no head answers queries,
+        and one without motion where no time is asked for.
         """
         times = asked(clip)
+        if times.shape[1] == 0:
+            rest = replace(clip, query_times=None)
+            tokens = self.backbone(rest)
+            yield merge_predictions([head(tokens, rest) for head in self._heads() if not head.queried])
+            return
         tokens = None
         for index in range(times.shape[1] if self.moves else 1):
             part = clip if clip.query_times is None else replace(clip, query_times=times[:, index : index + 1])

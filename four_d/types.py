@@ -187,7 +187,7 @@ class Prediction:
     motion: Float[Tensor, "*b q f h w 3"] | None = None
     """Where the point that a pixel shows is at each query time, minus where it is at its own (``Clip.query_times``)."""
     motion_confidence: Float[Tensor, "*b q f h w"] | None = None
-    """Means something only if a loss trained it (``losses.motion.pixels.confidence``, by default 0); nothing uses it."""
+    """Means something only if a loss trained it (``losses.motion.pixels.confidence``, 0 by default)."""
     motion_visible: Float[Tensor, "*b q f h w"] | None = None
     """Probability that a frame of the query time sees the point."""
     match_logits: Float[Tensor, "*b q f y x k"] | None = None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -81,6 +82,11 @@ def test_a_rigid_move_of_the_world_changes_no_pixel(seed: int) -> None:
 
 def test_rebasing_puts_the_first_camera_at_the_origin_of_every_clip() -> None:
     cameras = _cameras(2, 4, seed=1)
+    marks = torch.tensor([True, False, True, True]).expand(2, -1)
+    marked = geometry.rebase(dataclasses.replace(cameras, known=marks, intrinsics_known=~marks))
+    assert marked.known is marks
+    assert marked.intrinsics_known is not None
+    assert torch.equal(marked.intrinsics_known, ~marks), "what is known stays so"
     rebased = geometry.rebase(cameras)
     torch.testing.assert_close(rebased.world_from_camera[:, 0], torch.eye(4, dtype=F64).expand(2, 4, 4))
     relative = geometry.invert_pose(cameras.world_from_camera[:, 1]) @ cameras.world_from_camera[:, 3]

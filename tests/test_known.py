@@ -115,6 +115,29 @@ def test_poses_of_any_world_arrive_in_the_first_frames(generator: torch.Generato
     torch.testing.assert_close(given.world_from_camera[0, 0], torch.eye(4), atol=1e-6, rtol=0)
 
 
+def test_a_frame_whose_camera_the_user_does_not_know_counts_as_unknown(generator: torch.Generator) -> None:
+    """Its placeholder is not looked at; ``known`` holds for intrinsics too unless those are told apart."""
+    some = some_cameras(3, generator)
+    poses, intrinsics = some.world_from_camera.clone(), some.intrinsics.clone()
+    poses[1], intrinsics[2] = 0, 0
+    known, lenses = torch.tensor([True, False, True]), torch.tensor([True, True, False])
+    cameras = Cameras(world_from_camera=poses, intrinsics=intrinsics, known=known, intrinsics_known=lenses)
+    model, seen = hinted()
+    model(gradient(*SIZE, 3), known=Known(cameras=cameras))
+    given = only(seen).cameras
+    assert given is not None
+    assert given.known is not None
+    assert given.intrinsics_known is not None
+    assert given.known.tolist() == [[True, False, True]]
+    assert given.intrinsics_known.tolist() == [[True, True, False]]
+    assert torch.equal(given.world_from_camera[0, 1], torch.eye(4))
+    third = invert_pose(some.world_from_camera[0]) @ some.world_from_camera[2]
+    torch.testing.assert_close(given.world_from_camera[0, 2], third.float(), atol=1e-6, rtol=0)
+    lost = dataclasses.replace(cameras, known=torch.tensor([False, True, True]))
+    with pytest.raises(UserError, match="the first frame's pose is not known"):
+        model(gradient(*SIZE, 3), known=Known(cameras=lost))
+
+
 def test_cameras_and_depth_as_written_are_read_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """What `infer` writes is what it takes: of the frames taken, or of all the frames that a folder has."""
     folder, (model, seen) = write_folder(tmp_path / "video", gradient(*SIZE, 6)), hinted()

@@ -107,6 +107,12 @@ class TestQueryTimes:
         moved = run(model, dataclasses.replace(swapped, query_times=clip.query_times))
         assert (moved.motion[:, :, [1, 0]] - straight.motion[:, :, :2]).abs().max() > 1e-6, "the first one is special"
 
+    def test_no_query_time_at_all_gives_all_but_motion(self, late: bool) -> None:
+        model, clip = build(late=late), make_clip()
+        nothing = run(model, dataclasses.replace(clip, query_times=torch.zeros(B, 0)))
+        assert nothing.motion is None
+        assert torch.equal(nothing.depth, run(model, clip).depth)
+
     def test_many_times_at_once_are_many_single_questions(self, late: bool) -> None:
         model, clip = build(late=late), make_clip()
         both = run(model, ask(clip, 0.5, 0.0))

@@ -14,6 +14,9 @@ from four_d import surface as surfaces
 from four_d.geometry import project
 from four_d.types import Cameras, Clip, Surface, Tracks, map_tensors, same_time
 
+BEHIND = 0.05
+"""Share of the depth that a pixel shows by which a track lies behind it that is hidden there."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MotionTruth:
@@ -55,9 +58,7 @@ def _motion(clip: Clip, query: Float[Tensor, ""]) -> MotionTruth:
     if clip.cameras is not None and clip.surface is not None:
         return surface_motion(clip.surface, clip.cameras, clip.times, query)
     if clip.cameras is not None and clip.tracks is not None:
-        return track_motion(
-            clip.tracks, clip.cameras, clip.times, query, (clip.images.shape[-2], clip.images.shape[-1])
-        )
+        return track_motion(clip, query)
     nothing = torch.zeros_like(clip.images[:, 0], dtype=torch.bool)
     return MotionTruth(motion=torch.zeros(*nothing.shape, 3), visible=nothing, valid=nothing)
 
@@ -80,46 +81,66 @@ def surface_motion(
     return MotionTruth(motion=motion, visible=seen.view(valid.shape) & valid, valid=valid)
 
 
-def track_motion(
-    tracks: Tracks, cameras: Cameras, times: Float[Tensor, "f"], query: Float[Tensor, ""], size: tuple[int, int]
-) -> MotionTruth:
-    """Of the pixels on which tracks fall; (height, width) is the images' ``size``."""
-    height, width = size
-    motion = torch.zeros(len(times), height * width, 3)
-    visible = torch.zeros(len(times), height * width, dtype=torch.bool)
+def track_motion(clip: Clip, query: Float[Tensor, ""]) -> MotionTruth:
+    """Of the pixels on which the clip's tracks fall.
+
+    A track that is visible may be so in another camera of that time only. Where the clip has depth, that decides; else
+    a track that falls into the pictures of several cameras is left out.
+    """
+    tracks = clip.tracks
+    assert tracks is not None
+    height, width = clip.images.shape[-2:]
+    motion = torch.zeros(len(clip.times), height * width, 3)
+    visible = torch.zeros(len(clip.times), height * width, dtype=torch.bool)
     valid = torch.zeros_like(visible)
     then = _place(tracks, query)
-    inside_then = _in_view(tracks, then, cameras, same_time(times, query), size)
-    for frame, time in enumerate(times):
+    seen_then = _seen(clip, tracks, then).any(0)
+    for frame, time in enumerate(clip.times):
         now = _place(tracks, time)
         if then is None or now is None:
             continue
-        shown = tracks.visible[:, now] & tracks.valid[:, now] & tracks.valid[:, then]
-        here = tracks.points[shown, now]
-        pixels, depth = project(here, map_tensors(cameras, lambda tensor, frame=frame: tensor[frame]))
-        inside = (depth > 0) & (pixels >= 0).all(-1) & (pixels[:, 0] < width) & (pixels[:, 1] < height)
-        landed, which = _landings(pixels[inside], depth[inside], width)
-        chosen = shown.nonzero()[:, 0][inside][which]
+        shown = (_seen(clip, tracks, now)[frame] & tracks.valid[:, then]).nonzero()[:, 0]
+        pixels, depth = project(tracks.points[shown, now], _camera(clip, frame))
+        landed, which = _landings(pixels, depth, width)
+        chosen = shown[which]
         motion[frame, landed] = tracks.points[chosen, then] - tracks.points[chosen, now]
-        visible[frame, landed] = tracks.visible[chosen, then] & inside_then[chosen]
+        visible[frame, landed] = seen_then[chosen]
         valid[frame, landed] = True
-    shape = (len(times), height, width)
+    shape = (len(clip.times), height, width)
     return MotionTruth(motion=motion.view(*shape, 3), visible=visible.view(shape), valid=valid.view(shape))
 
 
-def _in_view(
-    tracks: Tracks, then: int | None, cameras: Cameras, there: Bool[Tensor, "f"], size: tuple[int, int]
-) -> Bool[Tensor, "n"]:
-    """Which tracks lie inside a frame of the query time: a crop may have cut off what the source saw."""
-    found = torch.zeros(len(tracks.points), dtype=torch.bool)
-    if then is None:
-        return found
-    for frame in there.nonzero()[:, 0]:
-        camera = map_tensors(cameras, lambda tensor, frame=frame: tensor[frame])
-        pixels, depth = project(tracks.points[:, then], camera)
-        most = torch.tensor([size[1], size[0]])
-        found |= (depth > 0) & (pixels >= 0).all(-1) & (pixels < most).all(-1)
-    return found
+def _camera(clip: Clip, frame: int) -> Cameras:
+    assert clip.cameras is not None
+    return map_tensors(clip.cameras, lambda tensor: tensor[frame])
+
+
+def _seen(clip: Clip, tracks: Tracks, place: int | None) -> Bool[Tensor, "f n"]:
+    """Which frames of the time at a place on the tracks' axis surely see which tracks; the other frames see none.
+
+    A crop may have cut off what the source saw, and what one camera of the time saw may be hidden from another.
+    """
+    possible = torch.zeros(len(clip.times), len(tracks.points), dtype=torch.bool)
+    if place is None:
+        return possible
+    sure = possible.clone()
+    for frame in same_time(clip.times, tracks.times[place]).nonzero()[:, 0].tolist():
+        pixels, depth = project(tracks.points[:, place], _camera(clip, frame))
+        before, found = _shown(clip, frame, pixels)
+        possible[frame] = found & (depth > 0) & ~(before * (1 + BEHIND) < depth)
+        sure[frame] = possible[frame] & before.isfinite()
+    alone = possible.sum(0) == 1
+    return (sure | (possible & alone)) & (tracks.visible & tracks.valid)[:, place]
+
+
+def _shown(clip: Clip, frame: int, pixels: Float[Tensor, "n 2"]) -> tuple[Float[Tensor, "n"], Bool[Tensor, "n"]]:
+    """Depth of what a frame shows at some places, infinite where it is not known; and which of them it has."""
+    height, width = clip.images.shape[-2:]
+    inside = (pixels >= 0).all(-1) & (pixels[:, 0] < width) & (pixels[:, 1] < height)
+    if clip.depth is None or clip.valid is None:
+        return torch.full_like(pixels[:, 0], torch.inf), inside
+    x, y = pixels[:, 0].clamp(0, width - 1).long(), pixels[:, 1].clamp(0, height - 1).long()
+    return torch.where(clip.valid[frame, y, x], clip.depth[frame, y, x], torch.inf), inside
 
 
 def _landings(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -22,7 +22,7 @@ from four_d.formats.depth import read_depth
 from four_d.geometry import rebase
 from four_d.inference.fit import Fit, resize_depth
 from four_d.inference.video import Video
-from four_d.types import Cameras, Clip
+from four_d.types import Cameras, Clip, map_tensors
 
 _Number = int | float
 Pinhole = tuple[_Number, _Number, _Number, _Number]
@@ -92,18 +92,19 @@ def add(clip: Clip, known: Known, takes: HintsConfig, video: Video, to: Fit) -> 
 
 
 def _batched(cameras: Cameras) -> Cameras:
-    assert cameras.known is not None
-    return Cameras(
-        world_from_camera=cameras.world_from_camera[None].float(),
-        intrinsics=cameras.intrinsics[None].float(),
-        known=cameras.known[None],
-        intrinsics_known=torch.ones_like(cameras.known)[None],
+    batched = map_tensors(cameras, lambda tensor: tensor[None])
+    return dataclasses.replace(
+        batched, world_from_camera=batched.world_from_camera.float(), intrinsics=batched.intrinsics.float()
     )
 
 
 def _cameras(known: Known, with_poses: bool, video: Video, to: Fit) -> Cameras:
-    """Of every frame; poses in the first one's camera, or the identity and not ``known``."""
+    """Of every frame; poses in the first one's camera, or the identity and not ``known``, as the user says or the model
+    takes none.
+    """
     count = len(video.frames)
+    every = torch.ones(count, dtype=torch.bool)
+    with_pose, with_lens = every & with_poses, every
     if known.cameras is None:
         assert known.intrinsics is not None
         intrinsics = _pinholes(known.intrinsics, video)
@@ -113,14 +114,20 @@ def _cameras(known: Known, with_poses: bool, video: Video, to: Fit) -> Cameras:
         rows = video.rows_of(len(found.intrinsics), "cameras")
         intrinsics = found.intrinsics[rows].double().expand(count, 3, 3)
         poses = found.world_from_camera[rows].double().expand(count, 4, 4)
-    _check_intrinsics(intrinsics, video)
-    _check_poses(poses)
-    cameras = Cameras(
-        world_from_camera=poses if with_poses else torch.eye(4, dtype=torch.float64).expand(count, 4, 4),
-        intrinsics=to.to_model(intrinsics),
-        known=torch.full((count,), with_poses),
+        with_pose = with_pose & (every if found.known is None else found.known[rows])
+        lens = found.known if found.intrinsics_known is None else found.intrinsics_known
+        with_lens = with_lens & (every if lens is None else lens[rows])
+    _check_intrinsics(intrinsics, with_lens, video)
+    _check_poses(poses, with_pose)
+    identity = torch.eye(4, dtype=torch.float64)
+    poses = torch.where(with_pose[:, None, None], poses, identity)
+    cameras = rebase(Cameras(world_from_camera=poses, intrinsics=intrinsics))
+    return Cameras(
+        world_from_camera=torch.where(with_pose[:, None, None], cameras.world_from_camera, identity),
+        intrinsics=torch.where(with_lens[:, None, None], to.to_model(intrinsics), identity[:3, :3]),
+        known=with_pose,
+        intrinsics_known=with_lens,
     )
-    return rebase(cameras)
 
 
 def _pinholes(values: Sequence[Pinhole], video: Video) -> Float[Tensor, "f 3 3"]:
@@ -132,9 +139,9 @@ def _pinholes(values: Sequence[Pinhole], video: Video) -> Float[Tensor, "f 3 3"]
     return torch.tensor(chosen, dtype=torch.float64)
 
 
-def _check_intrinsics(intrinsics: Float[Tensor, "f 3 3"], video: Video) -> None:
+def _check_intrinsics(intrinsics: Float[Tensor, "f 3 3"], known: Bool[Tensor, "f"], video: Video) -> None:
     height, width = video.frames.shape[1:3]
-    for frame, k in enumerate(intrinsics.tolist()):
+    for frame, k in ((frame, k) for frame, k in enumerate(intrinsics.tolist()) if known[frame]):
         fx, fy, cx, cy = k[0][0], k[1][1], k[0][2], k[1][2]
         numbers = f"intrinsics {fx:g},{fy:g},{cx:g},{cy:g} (fx,fy,cx,cy) of frame {frame}"
         if not (0 < fx < float("inf") and 0 < fy < float("inf")):
@@ -146,11 +153,13 @@ def _check_intrinsics(intrinsics: Float[Tensor, "f 3 3"], video: Video) -> None:
             )
 
 
-def _check_poses(poses: Float[Tensor, "f 4 4"]) -> None:
+def _check_poses(poses: Float[Tensor, "f 4 4"], known: Bool[Tensor, "f"]) -> None:
+    if bool(known.any()) and not bool(known[0]):
+        raise UserError("the first frame's pose is not known, and the others are told from it; give it, or no pose")
     rotation = poses[:, :3, :3]
     off = (rotation @ rotation.mT - torch.eye(3).to(poses)).abs().flatten(1).amax(-1)
     rigid = (off < RIGID) & (torch.det(rotation) > 0) & (poses[:, 3] == torch.eye(4).to(poses)[3]).all(-1)
-    wrong = (~(rigid & poses.isfinite().flatten(1).all(-1))).nonzero().flatten().tolist()
+    wrong = (known & ~(rigid & poses.isfinite().flatten(1).all(-1))).nonzero().flatten().tolist()
     if wrong:
         raise UserError(
             f"the pose of frame {wrong[0]} is no rigid motion; give world_from_camera as a rotation and a translation"

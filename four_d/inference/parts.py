@@ -77,12 +77,15 @@ def take_frames(prediction: Prediction, part: slice | Sequence[int]) -> Predicti
 
 
 def join_frames(parts: Sequence[Prediction]) -> Prediction:
-    """The inverse of `take_frames`: frames of several predictions one after the other."""
+    """The inverse of `take_frames`: frames of several predictions one after the other.
+
+    Without motion: each window's is to its own first frame's time.
+    """
     joined: dict[str, object] = {}
     for name, first in vars(parts[0]).items():
         values = [getattr(part, name) for part in parts]
-        if isinstance(first, Tensor):
-            joined[name] = torch.cat(values, dim=1 if name in _MOTION else 0)
+        if isinstance(first, Tensor) and name not in _MOTION:
+            joined[name] = torch.cat(values)
         elif isinstance(first, Cameras):
             joined[name] = Cameras(
                 world_from_camera=torch.cat([value.world_from_camera for value in values]),

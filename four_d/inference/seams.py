@@ -229,6 +229,3 @@ def _disagreement(before: Cameras | None, after: Cameras | None) -> tuple[float 
 
 def _quantile(values: Tensor | None, share: float) -> float | None:
     return None if values is None else float(values.kthvalue(max(1, round(share * len(values)))).values)
-
-
-# joining

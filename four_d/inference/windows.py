@@ -54,9 +54,6 @@ def choose(window: int | None, overlap: int | None, trained: int) -> Windows:
     return Windows(frames=frames, overlap=max(1, frames // 4) if overlap is None else overlap)
 
 
-# similarities
-
-
 def join(parts: Iterable[Part], seams: list[Seam], chain: Chain | None = None) -> Iterator[Part]:
     """Bring windows, in the video's order, into the first one's world; yield every frame once, as soon as it is final.
 
@@ -97,6 +94,3 @@ def _complain(seam: Seam, shared: range) -> None:
         print(
             f"{where} fit badly: half of the points are off by {seam.residual:.0%} of their distance", file=sys.stderr
         )
-
-
-# followed points

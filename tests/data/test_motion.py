@@ -12,13 +12,23 @@ from four_d import geometry, surface
 from four_d.data.motion import choose_times, with_motion
 from four_d.data.sampling import HintShares, collate, hinted, normalise, to_clip, to_example
 from four_d.errors import UserError
-from four_d.types import Clip, Tracks
+from four_d.types import Cameras, Clip, Tracks, map_tensors
 from tests.helpers import box_clip, without_surface
 
 
 @pytest.fixture(scope="module")
 def clip() -> Clip:
     return normalise(to_clip(box_clip(3, frames=5, cameras=2, size=(24, 32)), with_surface=True))
+
+
+def of_one_camera(clip: Clip) -> Clip:
+    """The first camera's pictures, without depth or surface."""
+    return Clip(
+        images=clip.images[:5],
+        times=clip.times[:5],
+        camera_ids=clip.camera_ids[:5],
+        cameras=map_tensors(clip.cameras, lambda tensor: tensor[:5]),
+    )
 
 
 def points_of(clip: Clip) -> torch.Tensor:
@@ -97,7 +107,7 @@ def test_the_nearest_track_is_the_one_a_pixel_shows(clip: Clip) -> None:
         valid=torch.ones(3, 2, dtype=torch.bool),
         times=clip.times[:2],
     )
-    moved = with_motion(dataclasses.replace(clip, surface=None, tracks=tracks), clip.times[1:2])
+    moved = with_motion(dataclasses.replace(of_one_camera(clip), tracks=tracks), clip.times[1:2])
     assert int(moved.motion_valid[0, 0].sum()) == 1
     torch.testing.assert_close(moved.motion[0, 0, 7, 10], torch.tensor([0.2, 0, 0]))
 
@@ -111,9 +121,33 @@ def test_what_a_crop_cut_off_is_not_seen(clip: Clip) -> None:
         valid=torch.ones(1, 2, dtype=torch.bool),
         times=clip.times[:2],
     )
-    moved = with_motion(dataclasses.replace(clip, surface=None, tracks=tracks), clip.times[1:2])
+    moved = with_motion(dataclasses.replace(of_one_camera(clip), tracks=tracks), clip.times[1:2])
     assert moved.motion_valid[0, 0, 7, 10]
     assert not moved.motion_visible[0, 0, 7, 10]
+
+
+def test_a_track_that_another_camera_of_the_rig_sees_is_not_taken_for_this_ones() -> None:
+    """Two cameras side by side, before one of which something stands: depth tells, and without depth nothing does."""
+    pose = torch.eye(4).repeat(2, 1, 1)
+    pose[1, 0, 3] = 1.0
+    intrinsics = torch.tensor([[8.0, 0, 8], [0, 8, 4], [0, 0, 1]]).expand(2, 3, 3)
+    depth = torch.full((2, 8, 16), 4.0)
+    depth[1] = 2.0
+    rig = Clip(
+        images=torch.zeros(2, 3, 8, 16),
+        times=torch.zeros(2),
+        camera_ids=torch.arange(2),
+        cameras=Cameras(world_from_camera=pose, intrinsics=intrinsics),
+        depth=depth,
+        valid=torch.ones(2, 8, 16, dtype=torch.bool),
+    )
+    both, one = torch.tensor([0.5, 0.2, 4.0]), torch.tensor([-3.5, 0.2, 4.0])
+    ones = torch.ones(2, 1, dtype=torch.bool)
+    tracks = Tracks(points=torch.stack([both, one])[:, None], visible=ones, valid=ones, times=torch.zeros(1))
+    told = with_motion(dataclasses.replace(rig, tracks=tracks), rig.times[:1])
+    assert told.motion_valid[0].nonzero().tolist() == [[0, 4, 1], [0, 4, 9]]
+    unsure = with_motion(dataclasses.replace(rig, tracks=tracks, depth=None, valid=None), rig.times[:1])
+    assert unsure.motion_valid[0].nonzero().tolist() == [[0, 4, 1]], "the other could be either camera's"
 
 
 def test_clips_without_correspondence_have_no_valid_motion_and_share_a_batch(clip: Clip) -> None:
