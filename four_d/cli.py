@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     _add_run_verbs(verbs)
     _add_file_verbs(verbs)
+    _add_view_verb(verbs)
     _add_data_verbs(verbs)
     _add_weights_verbs(verbs)
     _add_config_verbs(verbs)
@@ -166,6 +167,15 @@ def _add_infer(verbs: Verbs[argparse.ArgumentParser]) -> None:
     infer.add_argument(
         "--fps", type=float, default=None, help="take so many frames per second instead of spreading them"
     )
+
+
+def _add_view_verb(verbs: Verbs[argparse.ArgumentParser]) -> None:
+    view = _verb(verbs, "view", _view, "Show Gaussians in the browser, with a slider over time, until Ctrl-C.")
+    view.add_argument(
+        "gaussians", type=Path, metavar="FILE", help="PLY, SPZ, GLB or USD, or a folder with one file per time"
+    )
+    view.add_argument("--port", type=int, default=8080, help="of this machine (default 8080, or the next free one)")
+    view.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default 127.0.0.1)")
 
 
 def _add_data_verbs(verbs: Verbs[argparse.ArgumentParser]) -> None:
@@ -475,6 +485,16 @@ def _data_stats(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         with atomic(arguments.json) as file:
             file.write((json.dumps(found.to_dict(), indent=1) + "\n").encode())
+    return 0
+
+
+def _view(arguments: argparse.Namespace) -> int:
+    from four_d.formats.splats import read_gaussians
+    from four_d.viewer import serve, wait
+
+    live = serve(read_gaussians(arguments.gaussians), host=arguments.host, port=arguments.port)
+    print(f"http://{arguments.host}:{live.server.get_port()}  {len(live.film)} splats; Ctrl-C ends")
+    wait(live)
     return 0
 
 

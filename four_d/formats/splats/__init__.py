@@ -1,5 +1,6 @@
 """Deformable Gaussians as files of other programs: PLY, SPZ, glTF and USD, each writer with its reader."""
 
+from four_d.formats.splats.any import read_gaussians
 from four_d.formats.splats.gltf import read_gltf, write_gltf
 from four_d.formats.splats.ply import read_ply, write_ply
 from four_d.formats.splats.sequence import read_times, write_times
@@ -9,6 +10,7 @@ from four_d.formats.splats.usd import read_usd, write_usd
 
 __all__ = [
     "flip",
+    "read_gaussians",
     "read_gltf",
     "read_ply",
     "read_spz",
