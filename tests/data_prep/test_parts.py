@@ -11,8 +11,8 @@ pytest.importorskip("embreex", reason="needs the extra synth")
 pytest.importorskip("mujoco", reason="needs the extra synth")
 
 from data_prep.synthetic import meshes, textures
-from data_prep.synthetic.bodies import turn
-from data_prep.synthetic.cameras import Action, look_at, make_intrinsics, propose
+from data_prep.synthetic.bodies import make_bodies, turn
+from data_prep.synthetic.cameras import Action, beside, look_at, make_intrinsics, propose
 from data_prep.synthetic.physics import Body, MotionWord, rotation_matrix, simulate
 from data_prep.synthetic.raycast import EmbreeRays
 from data_prep.synthetic.render import ray_directions
@@ -189,6 +189,9 @@ def test_a_spin_is_about_world_axes() -> None:
         {"objects": (5, 4)},
         {"duration_s": (0.0, 1.0)},
         {"moving": (0.4, 0.42)},
+        {"starts": ("flung",)},
+        {"spin": -1.0},
+        {"rig_m": 0.0},
     ],
 )
 def test_settings_out_of_range_name_themselves(wrong: dict[str, object]) -> None:
@@ -208,3 +211,34 @@ def test_cameras_move_only_as_they_may() -> None:
     assert len(every) == 6
     with pytest.raises(UserError, match="paths is flying; choose among handheld, orbit"):
         WorldSettings(paths=("flying",))  # pyright: ignore[reportArgumentType]
+
+
+def test_cameras_on_a_rig_move_with_the_first_and_look_where_it_looks() -> None:
+    action = Action(centre=np.zeros(3), radius=1.0, room=ROOM, followed=np.zeros((5, 3)))
+    rng, settings = np.random.default_rng(0), WorldSettings(paths=("handheld",), rig_m=0.5)
+    first = propose(rng, action, np.linspace(0, 1, 5), settings)
+    for _ in range(10):
+        second = beside(rng, first, action.centre, settings)
+        apart = np.linalg.inv(first.world_from_camera) @ second.world_from_camera
+        distance = np.linalg.norm(apart[:, :3, 3], axis=-1)
+        assert ((distance > 0.1) & (distance <= 0.5)).all()
+        np.testing.assert_allclose(distance, distance[0], atol=1e-9)
+        forward = first.world_from_camera[:, :3, 2]
+        reach = np.linalg.norm(first.world_from_camera[0, :3, 3])
+        seen = first.world_from_camera[:, :3, 3] + reach * forward
+        ahead = seen - second.world_from_camera[:, :3, 3]
+        cosine = (ahead * second.world_from_camera[:, :3, 2]).sum(-1) / np.linalg.norm(ahead, axis=-1)
+        np.testing.assert_allclose(cosine, 1, atol=1e-9)
+
+
+def test_things_set_out_as_asked_and_spin_as_asked() -> None:
+    def made(**values: object) -> list[Body]:
+        settings = WorldSettings(starts=("dropped", "thrown"), **values)  # pyright: ignore[reportArgumentType]
+        return make_bodies(np.random.default_rng(3), 8, np.zeros(3), 1.2, ROOM, False, settings)
+
+    wild, calm = made(), made(spin=0.1)
+    assert {body.motion for body in wild} <= {"dropped", "thrown", "static", "resting"}
+    assert any(body.spin.any() for body in wild)
+    for one, two in zip(wild, calm, strict=True):
+        np.testing.assert_allclose(two.spin, 0.1 * one.spin)
+        np.testing.assert_allclose(two.velocity, one.velocity)
