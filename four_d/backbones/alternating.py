@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from four_d.backbones.dynamics import Dynamics, DynamicsConfig, patch_shares
 from four_d.backbones.hints import Hints, HintsConfig
-from four_d.backbones.patches import ConvPatchConfig, PatchConfig, TimmPatches
+from four_d.backbones.patches import ConvPatchConfig, PatchConfig, TimmPatches, patch_grid
 from four_d.correlation import CorrelationConfig, Features, Found, Neighbours
 from four_d.errors import UserError
 from four_d.layers import AttentionBackend, Block, RankOne, Rotation, full_type, grid_positions, rotation_tables
@@ -172,7 +172,7 @@ class AlternatingBackbone(nn.Module):
         """Raises UserError if images are not RGB or their sides not multiples of the patch size, if the query time is
         no frame's, or if a hint is required that the clip lacks.
         """
-        grid = self._grid(*clip.images.shape[-3:])
+        grid = patch_grid(clip.images, self.patch_size)
         features = None if self.features is None else self.features(clip.images)
         x, found = self._embed(clip, features)
         special = 1 + self.register_token.shape[2]
@@ -192,18 +192,6 @@ class AlternatingBackbone(nn.Module):
         """Tell the schedule of `Dynamics`, if there is one, which training step comes."""
         if self.dynamics is not None:
             self.dynamics.at_step(step)
-
-    def _grid(self, channels: int, height: int, width: int) -> tuple[int, int]:
-        size = self.patch_size
-        if channels != 3:
-            raise UserError(f"images have {channels} channels, the model takes RGB; convert them (and drop any alpha)")
-        if height % size or width % size:
-            near = (max(round(height / size), 1) * size, max(round(width / size), 1) * size)
-            raise UserError(
-                f"images are {height} × {width} (height × width), not multiples of the model's patch size {size}; "
-                f"resize or crop them to {near[0]} × {near[1]}"
-            )
-        return height // size, width // size
 
     def _embed(
         self, clip: Clip, features: Float[Tensor, "b f d y x"] | None

@@ -15,6 +15,20 @@ from four_d.errors import UserError
 from four_d.layers import Linear
 
 
+def patch_grid(images: Float[Tensor, "*b k h w"], size: int) -> tuple[int, int]:
+    """Rows and columns of patches. UserError if images are not RGB or their sides no multiples of ``size``."""
+    channels, height, width = images.shape[-3:]
+    if channels != 3:
+        raise UserError(f"images have {channels} channels, the model takes RGB; convert them (and drop any alpha)")
+    if height % size or width % size:
+        near = (max(round(height / size), 1) * size, max(round(width / size), 1) * size)
+        raise UserError(
+            f"images are {height} × {width} (height × width), not multiples of the model's patch size {size}; "
+            f"resize or crop them to {near[0]} × {near[1]}"
+        )
+    return height // size, width // size
+
+
 @dataclass(frozen=True, kw_only=True)
 class ConvPatchConfig:
     """One convolution whose stride is its kernel, as in VGGT's ``conv`` variant."""
