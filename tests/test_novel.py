@@ -1,0 +1,72 @@
+"""Novel views: which frames they are, what copying scores, and that Gaussians of the truth score well."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from four_d.evaluation.novel import copies, nearest_frames, novel_frames, novel_scores
+from four_d.types import Cameras, Clip, Gaussians
+
+TIMES = [0.0, 0.1, 0.2, 0.3] * 2
+
+
+def make_clip() -> Clip:
+    """Camera 0 at times 0 and 0.2; to be shown: camera 1 then, and camera 0 in between."""
+    poses = torch.eye(4).repeat(5, 1, 1)
+    poses[2:4, 0, 3] = 0.3
+    lens = torch.tensor([[16.0, 0, 8], [0, 16, 8], [0, 0, 1]]).expand(5, 3, 3)
+    images = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    times, ids = torch.tensor([0.0, 0.2, 0.0, 0.2, 0.1]), torch.tensor([0, 0, 1, 1, 0])
+
+    def part(rows: slice) -> Clip:
+        return Clip(
+            images=images[rows],
+            times=times[rows],
+            camera_ids=ids[rows],
+            cameras=Cameras(world_from_camera=poses[rows], intrinsics=lens[rows]),
+        )
+
+    return dataclasses.replace(part(slice(0, 2)), views=part(slice(2, 5)))
+
+
+def sheet(colour: float) -> Gaussians:
+    """A dense grey wall at depth 2."""
+    x = torch.linspace(-3, 3, 40)
+    place = torch.stack([*torch.meshgrid(x, x, indexing="xy"), torch.full((40, 40), 2.0)], dim=-1).reshape(-1, 3)
+    return Gaussians(
+        means=place,
+        quats=torch.tensor([1.0, 0, 0, 0]).expand(1600, 4),
+        scales=torch.tensor([0.1, 0.1, 0.01]).expand(1600, 3),
+        opacities=torch.full((1600,), 0.99),
+        harmonics=torch.full((1600, 1, 3), (colour - 0.5) / 0.28209479177387814),
+    )
+
+
+def test_novel_frames_are_all_others_within_the_examples_time() -> None:
+    assert novel_frames(TIMES, [0, 2]) == [1, 4, 5, 6]
+    assert novel_frames(TIMES, [1, 2]) == [5, 6]
+
+
+def test_copies_are_nearest_in_time_then_in_place() -> None:
+    clip = make_clip()
+    assert nearest_frames(clip, clip.views).tolist()[:2] == [0, 1]
+    assert torch.equal(copies(clip, clip.views).colour[1], clip.images[1])
+    both = dataclasses.replace(clip, times=torch.zeros(2))
+    both.cameras.world_from_camera[1, 0, 3] = 0.25
+    assert nearest_frames(both, clip.views).tolist() == [1, 1, 0]
+
+
+def test_the_right_gaussians_score_better_than_a_copy() -> None:
+    clip = make_clip()
+    wall = torch.full_like(clip.views.images, 0.7)
+    clip = dataclasses.replace(clip, views=dataclasses.replace(clip.views, images=wall))
+    scores = novel_scores(sheet(0.7), clip)
+    assert scores["psnr"] > 30
+    assert scores["psnr"] > novel_scores(sheet(0.2), clip)["psnr"] + 15
+    assert scores["copy_psnr"] < 15
+    assert scores["novel_time_psnr"] > 30
+    assert scores["ssim"] == pytest.approx(1, abs=0.1)
+    assert novel_scores(sheet(0.7), dataclasses.replace(clip, views=None)) == {}
