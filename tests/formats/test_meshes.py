@@ -124,7 +124,10 @@ def test_another_program_sees_them_upright(tmp_path: Path) -> None:
 
 
 def test_nothing_to_write_is_named(tmp_path: Path) -> None:
-    none = Mesh(vertices=np.zeros((0, 3), np.float32), colours=np.zeros((0, 3), np.uint8), triangles=np.zeros((0, 3)))
+    nothing = np.zeros((0, 3))
+    none = Mesh(
+        vertices=nothing.astype(np.float32), colours=nothing.astype(np.uint8), triangles=nothing.astype(np.uint32)
+    )
     with pytest.raises(UserError, match="no triangles"):
         write_glb_mesh(tmp_path / "x.glb", none)
     with pytest.raises(UserError, match="no points"):

@@ -31,7 +31,7 @@ from four_d.formats.splats import (
     write_usd,
 )
 from four_d.formats.splats import sequence as sequences
-from four_d.types import Cameras, Gaussians
+from four_d.types import Cameras, Gaussians, map_tensors
 from tests.formats.scene import SIZE, TIMES, cameras, moving, pictures, standing
 
 try:
@@ -123,7 +123,7 @@ def test_state_at_is_linear_between_and_still_beyond() -> None:
         found = state_at(scene, time)
         torch.testing.assert_close(found.means, scene.means + offset)
         assert found.offsets is None
-    assert torch.equal(state_at(standing(), 3).means, standing().means)
+    assert torch.equal(state_at(standing(), 3.0).means, standing().means)
 
 
 def test_flipped_axes_look_the_same_to_flipped_cameras() -> None:
@@ -356,7 +356,7 @@ def test_unsound_gaussians_are_refused(changes: dict[str, torch.Tensor], message
 
 def test_a_batch_is_refused() -> None:
     with pytest.raises(ValueError, match="one of the batch"):
-        sound(dataclasses.replace(one(), means=torch.zeros(2, 1, 3)))
+        sound(map_tensors(one(), lambda tensor: tensor[None]))
 
 
 def test_gltf_of_nothing_is_refused(tmp_path: Path) -> None:

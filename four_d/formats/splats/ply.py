@@ -8,6 +8,7 @@ blue). Axes are ours. The format has no time: a file holds one state.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,12 +80,12 @@ def read_ply(path: Path) -> Gaussians:
     )
 
 
-def _columns(records: NDArray[np.void], names: tuple[str, ...] | list[str]) -> torch.Tensor:
+def _columns(records: NDArray[Any], names: tuple[str, ...] | list[str]) -> torch.Tensor:
     columns = [torch.from_numpy(records[name].astype(np.float32)) for name in names]
     return torch.stack(columns, dim=-1) if columns else torch.zeros(len(records), 0)
 
 
-def _records(path: Path) -> NDArray[np.void]:
+def _records(path: Path) -> NDArray[Any]:
     content = read_whole(path)
     end = content.find(b"end_header\n")
     lines = content[: max(end, 0)].decode("ascii", "replace").splitlines()

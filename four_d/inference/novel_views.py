@@ -1,0 +1,185 @@
+"""What Gaussians look like from where no camera was: a path of cameras over the clip's times, as a video.
+
+`camera_path` makes the cameras, `novel_views` the pictures, `write_novel_views` the file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from four_d.errors import UserError
+from four_d.formats.videos import write_video
+from four_d.geometry import make_pose
+from four_d.progress import progress
+from four_d.rendering import render
+from four_d.types import Cameras, Gaussians, map_tensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class CameraPath:
+    """How the cameras of a video go.
+
+    ``orbit``: round the point that the first camera looks at, through a circle of ``amplitude`` in the plane of its
+    picture, always towards that point. ``wiggle``: likewise, only to the left and right. ``input``: as the clip's own
+    cameras, smoothly from one to the next.
+    """
+
+    kind: Literal["orbit", "wiggle", "input"] = "orbit"
+    amplitude: float = 0.1
+    """Radius of the circle as a share of the distance to the point that is looked at."""
+    rounds: int = 1
+    """Times round, or to and fro, during the video."""
+    rate: float = 25.0
+    """Pictures a second."""
+    seconds: float | None = None
+    """How long the video is; None: as the clip, but 2 s at least. The clip's time goes evenly from start to end."""
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no video."""
+        if not (0 <= self.amplitude < 10 and self.rounds >= 1 and self.rate > 0):
+            raise UserError(
+                f"amplitude {self.amplitude}, rounds {self.rounds}, rate {self.rate}: give 0 to 10, ≥ 1 and > 0"
+            )
+        if self.seconds is not None and not self.seconds > 0:
+            raise UserError(f"a video of {self.seconds} s; give more than 0")
+
+
+LEAST_SECONDS = 2.0
+
+
+def camera_path(
+    cameras: Cameras, times: Float[Tensor, "f"], distance: float, way: CameraPath | None = None
+) -> tuple[Cameras, Float[Tensor, "v"]]:
+    """The v cameras of a video and the clip's time at each.
+
+    Args:
+        cameras: of the clip's f frames, any world.
+        times: of the frames in seconds, in any order.
+        distance: from the first camera to the point it looks at, along its axis (`looked_at`).
+        way: how they go; None: an orbit.
+
+    Returns:
+        Cameras with the first camera's intrinsics (``input``: with the nearest frame's), in the same world; v times.
+
+    """
+    way = way or CameraPath()
+    start, end = float(times.min()), float(times.max())
+    seconds = max(end - start, LEAST_SECONDS) if way.seconds is None else way.seconds
+    count = max(round(seconds * way.rate), 1)
+    at = torch.linspace(start, end, count, dtype=times.dtype, device=times.device)
+    if way.kind == "input":
+        return _along(cameras, times, at), at
+    angle = 2 * math.pi * way.rounds * torch.arange(count, device=times.device) / count
+    round_about = [torch.cos(angle), torch.sin(angle)]
+    across = [torch.sin(angle), torch.zeros_like(angle)]
+    shift = way.amplitude * distance * torch.stack(round_about if way.kind == "orbit" else across, dim=-1)
+    poses = cameras.world_from_camera[0] @ _towards(shift.to(cameras.world_from_camera), distance)
+    return Cameras(world_from_camera=poses, intrinsics=cameras.intrinsics[:1].expand(count, 3, 3)), at
+
+
+def _towards(shift: Float[Tensor, "v 2"], distance: float) -> Float[Tensor, "v 4 4"]:
+    """Poses in the first camera's coordinates: moved by x and y, looking at the point ``distance`` ahead of it."""
+    centre = torch.cat([shift, torch.zeros_like(shift[:, :1])], dim=-1)
+    ahead = torch.nn.functional.normalize(shift.new_tensor([0, 0, distance]) - centre, dim=-1)
+    down = shift.new_tensor([0, 1, 0]).expand_as(ahead)
+    right = torch.nn.functional.normalize(torch.linalg.cross(down, ahead), dim=-1)
+    rotation = torch.stack([right, torch.linalg.cross(ahead, right), ahead], dim=-1)
+    return make_pose(rotation, centre)
+
+
+def _along(cameras: Cameras, times: Float[Tensor, "f"], at: Float[Tensor, "v"]) -> Cameras:
+    """The clip's cameras at other times: centres linear, rotations along the shortest turn, lenses the nearest's."""
+    import roma
+
+    order = times.argsort()
+    known, poses = times[order], cameras.world_from_camera[order]
+    after = torch.searchsorted(known, at).clamp(0, len(known) - 1)
+    before = (after - 1).clamp_min(0)
+    gap = known[after] - known[before]
+    share = ((at - known[before]) / torch.where(gap > 0, gap, torch.ones_like(gap))).clamp(0, 1).to(poses)
+    turn = poses[before, :3, :3].mT @ poses[after, :3, :3]
+    part = roma.rotvec_to_rotmat(share[:, None] * roma.rotmat_to_rotvec(turn))
+    centres = torch.lerp(poses[before, :3, 3], poses[after, :3, 3], share[:, None])
+    nearest = torch.where(share < 0.5, before, after)
+    return Cameras(
+        world_from_camera=make_pose(poses[before, :3, :3] @ part, centres),
+        intrinsics=cameras.intrinsics[order][nearest],
+    )
+
+
+def looked_at(gaussians: Gaussians, cameras: Cameras) -> float:
+    """Distance ahead of the first camera of what it sees: the median depth of the Gaussians in front of it, else 1."""
+    pose = cameras.world_from_camera[0]
+    depth = (gaussians.means - pose[:3, 3]) @ pose[:3, 2]
+    front = depth[depth > 0]
+    return float(front.median()) if len(front) else 1.0
+
+
+def novel_views(
+    gaussians: Gaussians,
+    cameras: Cameras,
+    times: Float[Tensor, "v"],
+    size: tuple[int, int],
+    *,
+    background: Float[Tensor, "3"] | None = None,
+) -> Iterator[NDArray[np.uint8]]:
+    """Pictures h w 3 of unbatched Gaussians, one camera after the other, each at its time in seconds.
+
+    Args:
+        gaussians: in the cameras' world.
+        cameras: v of them, intrinsics in pixels of ``size``.
+        times: v of them.
+        size: height and width.
+        background: what shows where nothing is; None: black.
+
+    """
+    batch = map_tensors(gaussians, lambda tensor: tensor.detach()[None])
+    with progress("novel views", len(times), "picture") as bar, torch.no_grad():
+        for index in range(len(times)):
+            one = Cameras(
+                world_from_camera=cameras.world_from_camera[None, index : index + 1],
+                intrinsics=cameras.intrinsics[None, index : index + 1],
+            )
+            view = render(batch, one, times[None, index : index + 1], size, background=background)
+            yield (view.colour[0, 0].permute(1, 2, 0).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+            bar.advance()
+
+
+def write_novel_views(
+    file: Path,
+    gaussians: Gaussians,
+    cameras: Cameras,
+    times: Float[Tensor, "f"],
+    size: tuple[int, int],
+    *,
+    way: CameraPath | None = None,
+    background: Float[Tensor, "3"] | None = None,
+) -> None:
+    """Write an MP4 of unbatched Gaussians along a path about a clip's cameras, over the clip's times.
+
+    Args:
+        file: ends in ``.mp4``; appears whole or not at all.
+        gaussians: in the cameras' world.
+        cameras: of the clip's f frames, intrinsics in pixels of ``size``.
+        times: of the frames in seconds.
+        size: height and width of the video.
+        way: how the camera goes; None: an orbit.
+        background: what shows where nothing is; None: black.
+
+    Raises:
+        UserError: as `write_video`.
+
+    """
+    way = way or CameraPath()
+    along, at = camera_path(cameras, times, looked_at(gaussians, cameras), way)
+    write_video(file, novel_views(gaussians, along, at, size, background=background), way.rate)

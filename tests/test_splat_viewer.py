@@ -1,0 +1,179 @@
+"""Gaussians in the browser: what is kept of them, the report page that plays them, and the live view."""
+
+import dataclasses
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from four_d import cli
+from four_d.errors import UserError
+from four_d.formats.splats import read_gaussians, write_gltf, write_ply, write_spz, write_times
+from four_d.types import Gaussians, Prediction
+from four_d.viewer import report, serve
+from four_d.viewer.splats import GRID, film
+from tests.formats.scene import moving, standing
+from tests.splat_scene import splatted
+from tests.test_viewer import Visit, browser, data_of, difference  # noqa: F401  browser is a fixture
+
+pytest.importorskip("viser", reason="the extra viz is not installed")
+
+TIMES = [0.0, 0.1, 0.2, 0.3]
+FRAMES = 4
+KNOWN = "computeBoundingSphere"
+"""viser's splats say so in the browser's log whenever they are drawn first; it does no harm."""
+
+
+def test_what_stands_still_is_recorded_once() -> None:
+    shown = film(moving(300), TIMES, unit=2.0)
+    assert (len(shown.still.centres), len(shown.moving.centres)) == (150, 150)
+    assert shown.places.shape == (4, 150, 3)
+    assert shown.kept == 1
+    scene = moving(300)
+    assert scene.offsets is not None
+    expected = (scene.means + 0.5 * (scene.offsets[1] + scene.offsets[2]))[:150] / 2
+    np.testing.assert_allclose(shown.places[2], expected, atol=1 / GRID)
+    np.testing.assert_allclose(shown.still.centres, scene.means[150:] / 2, atol=1 / GRID)
+
+
+def test_covariances_are_of_the_turned_axes() -> None:
+    gaussian = Gaussians(
+        means=torch.zeros(1, 3),
+        quats=torch.tensor([[2.0, 0, 0, 2.0]]),  # a quarter turn about z
+        scales=torch.tensor([[4.0, 2.0, 1.0]]),
+        opacities=torch.ones(1),
+        harmonics=torch.zeros(1, 1, 3),
+    )
+    found = film(gaussian, [0.0], unit=2.0).still
+    np.testing.assert_allclose(found.covariances, [np.diag([1.0, 4.0, 0.25])], atol=1e-6)
+    np.testing.assert_allclose(found.colours, 0.5)
+
+
+def test_colours_are_those_the_eye_sees() -> None:
+    scene = standing(1, 1)
+    sides = [film(scene, [0.0], eye=torch.tensor([x, 0.0, 0.0])).still.colours for x in (-9.0, 9.0)]
+    assert np.abs(sides[0] - sides[1]).max() > 0.05
+
+
+def test_too_many_are_thinned_and_grow() -> None:
+    scene = dataclasses.replace(standing(900), opacities=torch.ones(900))
+    shown = film(scene, TIMES, most=100)
+    assert len(shown) == 100
+    assert shown.kept == pytest.approx(1 / 9)
+    whole = film(scene, TIMES)
+    picked = np.linspace(0, 899, 100).astype(int)
+    np.testing.assert_array_equal(shown.still.centres, whole.still.centres[picked])
+    np.testing.assert_allclose(shown.still.covariances, 9 * whole.still.covariances[picked], rtol=1e-4)
+
+
+def test_what_is_recorded_is_bounded() -> None:
+    shown = film(moving(1000), TIMES, recorded=1000)
+    assert len(shown.still.centres) + 4 * len(shown.moving.centres) <= 1010
+    assert len(shown) > 300
+
+
+def test_what_cannot_be_seen_is_left_out() -> None:
+    faint = dataclasses.replace(moving(), opacities=torch.where(torch.arange(300) < 100, 1e-3, 0.5))
+    assert len(film(faint, TIMES)) == 200
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    report(path, splatted(FRAMES, (18, 32)), title="ball")
+    return path
+
+
+def test_page_says_how_many_there_are(page: Path) -> None:
+    assert data_of(page)["splats"] is True
+    assert "576 splats<" in page.read_text()
+
+
+def test_page_without_gaussians_has_no_switch(tmp_path: Path) -> None:
+    truth = splatted(2, (18, 32))
+    bare = dataclasses.replace(truth, prediction=dataclasses.replace(truth.prediction, gaussians=None))
+    report(tmp_path / "report.html", bare, title="x")
+    assert data_of(tmp_path / "report.html")["splats"] is False
+    assert 'id="shape"' not in (tmp_path / "report.html").read_text()
+
+
+def test_gaussians_and_cameras_are_enough_for_a_scene(tmp_path: Path) -> None:
+    truth = splatted(2, (18, 32))
+    said = Prediction(cameras=truth.prediction.cameras, gaussians=truth.prediction.gaussians)
+    report(tmp_path / "report.html", dataclasses.replace(truth, prediction=said), title="x")
+    assert "srcdoc" in (tmp_path / "report.html").read_text()
+
+
+def test_size_is_bounded(tmp_path: Path) -> None:
+    """24 frames of 60,000 Gaussians, all of which move, stay below 20 MB."""
+    truth = splatted(24, (18, 32))
+    generator = torch.Generator().manual_seed(0)
+    count = 60_000
+    crowd = dataclasses.replace(
+        moving(count, 0),
+        offsets=torch.randn(24, count, 3, generator=generator),
+        offset_times=torch.tensor(truth.times),
+    )
+    many = dataclasses.replace(truth, prediction=dataclasses.replace(truth.prediction, gaussians=crowd))
+    report(tmp_path / "report.html", many, title="x")
+    text = (tmp_path / "report.html").read_text()
+    assert len(text) < 20e6
+    assert "28 % of the model" in text
+
+
+@pytest.mark.browser
+def test_splats_move_with_the_slider(browser: Any, page: Path) -> None:  # noqa: F811
+    visit = Visit(browser, page)
+    first = visit.scene()
+    assert first.std() > 10, "the 3D view is not blank"
+    visit.go(FRAMES - 1)
+    last = visit.scene()
+    assert difference(last, first) > 0.5
+    visit.page.check("input[value=points]")
+    assert visit.page.locator("#all").is_visible()
+    assert difference(visit.scene(), last) > 0.5, "points look different"
+    visit.page.check("input[value=splats]")
+    assert not visit.page.locator("#all").is_visible()
+    assert visit.comes_back_to(last)
+    assert [error for error in visit.errors if KNOWN not in error] == []
+    assert [url for url in visit.requests if not url.startswith(("data:", "blob:", "about:"))] == [page.as_uri()]
+
+
+def test_live_view_serves_and_moves() -> None:
+    live = serve(moving(200), port=0)
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{live.server.get_port()}", timeout=20) as answer:
+            assert b"<html" in answer.read(2000).lower()
+        assert live.slider is not None
+        assert (live.slider.min, live.slider.max) == (0, pytest.approx(0.3))
+        assert live.film.times[0] == 0
+        assert len(live.film.times) == 9
+    finally:
+        live.stop()
+
+
+def test_live_view_of_what_stands_has_no_slider() -> None:
+    live = serve(standing(20), port=0)
+    live.stop()
+    assert live.slider is None
+
+
+def test_live_view_of_nothing_is_refused() -> None:
+    with pytest.raises(UserError, match="no Gaussians to show"):
+        serve(standing(0), port=0)
+
+
+def test_any_known_file_is_read(tmp_path: Path) -> None:
+    for write, name in ((write_ply, "x.ply"), (write_spz, "x.spz"), (write_gltf, "x.glb"), (write_times, "folder")):
+        write(tmp_path / name, standing(20))
+        assert len(read_gaussians(tmp_path / name).means) == 20
+    with pytest.raises(UserError, match="no known kind"):
+        read_gaussians(tmp_path / "x.obj")
+
+
+def test_view_is_a_verb() -> None:
+    arguments = cli.parse(["view", "scene.glb", "--port", "9000"])
+    assert (arguments.gaussians, arguments.port, arguments.host) == (Path("scene.glb"), 9000, "127.0.0.1")
