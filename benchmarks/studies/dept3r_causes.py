@@ -4,7 +4,9 @@
 
 Takes a run of `make study-dept3r` and the study's held-out videos; dynamic points only, as there. Prints one JSON
 object: mean length and mean error of motion (metres) by the gap in frames, for points that the query frame sees and
-does not see, and along and across the line of sight; and how often the most likely cell is the right one or beside it.
+does not see, and along and across the line of sight; how often the most likely cell is the right one or beside it; and
+what error is left with places known (true ones, or those found) but no motion along the query camera's axis, by the
+model's depth and cameras and by the true ones.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from four_d.inference import load
 from four_d.losses.matching import true_places
 from four_d.metrics import motion
 from four_d.progress import progress
-from four_d.types import Clip, map_tensors
+from four_d.query import frames_at, reference_frames
+from four_d.types import Cameras, Clip, Prediction, map_tensors
 
 RUNS = Path("runs/studies")
 
@@ -90,6 +93,70 @@ def measure(found: dict[str, Mean], truth: Clip, predicted: Tensor) -> None:
             found.setdefault(name, Mean()).add(lengths[chosen], errors[chosen])
 
 
+def sideways(
+    depth: Tensor, cameras: Cameras, references: Tensor, step: Tensor, cells: tuple[slice, slice]
+) -> tuple[Tensor, Tensor]:
+    """Motion f y x 3 of the points in the middle of cells that goes ``step`` (f y x 2, pixels) in the camera of the
+    frame referred to, at unchanged depth there; and where that is not behind it.
+    """
+    points = geometry.unproject(depth, cameras)[:, cells[0], cells[1]]
+    there = map_tensors(cameras, lambda tensor: tensor[references])
+    z = geometry.project(points.flatten(1, 2), there)[1].view(points.shape[:-1])
+    focal = torch.stack([there.intrinsics[:, 0, 0], there.intrinsics[:, 1, 1]], dim=-1)
+    across_axis = step * z[..., None] / focal[:, None, None]
+    moved = torch.cat([across_axis, torch.zeros_like(z)[..., None]], dim=-1)
+    return torch.einsum("fij,fyxj->fyxi", there.world_from_camera[:, :3, :3], moved), z > 0
+
+
+def measure_places(found: dict[str, Mean], right: dict[bool, list[int]], clip: Clip, prediction: Prediction) -> None:
+    """Add what the search found, and what places alone would give, of a clip of one video."""
+    truth = map_tensors(clip, lambda tensor: tensor[0])
+    assert prediction.match_logits is not None
+    assert prediction.depth is not None
+    assert prediction.cameras is not None
+    assert truth.depth is not None
+    assert truth.cameras is not None
+    assert truth.valid is not None
+    assert truth.motion is not None
+    assert clip.query_times is not None
+    unit = 1.0 if truth.scale is None else float(truth.scale)
+    known_scale = float((truth.depth[truth.valid] / prediction.depth[0][truth.valid]).median())
+    own = map_tensors(prediction.cameras, lambda tensor: tensor[0].float())
+    sources = {"own": (prediction.depth[0].float(), own, known_scale), "true": (truth.depth, truth.cameras, 1.0)}
+    for index in range(clip.query_times.shape[1]):
+        logits = prediction.match_logits[:, index]
+        step, known, moves = true_places(clip, index, logits.shape[2:4], logits.shape[-1])
+        side, cell = round(logits.shape[-1] ** 0.5), truth.depth.shape[-2] // logits.shape[2]
+        best = offsets(side // 2, step)[logits.argmax(-1)]
+        hit = (best - step).abs().amax(-1) <= 1
+        for moving in (True, False):
+            chosen = known & (moves == moving)
+            right[moving][0] += int((hit & chosen).sum())
+            right[moving][1] += int(chosen.sum())
+        middle = slice(cell // 2, None, cell)
+        references = reference_frames(frames_at(clip, clip.query_times[:, index]), clip.camera_ids)[0]
+        motion_there = truth.motion[index][:, middle, middle]
+        # A camera that moves shifts what stands still: only the rest of the step is motion.
+        for name, (depth, cameras, scale) in sources.items():
+            still = still_step(depth, cameras, references, (middle, middle))
+            for which, places in (("true", step[0]), ("found", best[0])):
+                moved, before = sideways(depth, cameras, references, places * cell - still, (middle, middle))
+                where = known[0] & moves[0] & before
+                error = (moved * scale - motion_there).norm(dim=-1) * unit
+                key = f"{which} places, {name} depth and cameras, none along the axis"
+                found.setdefault(key, Mean()).add((motion_there.norm(dim=-1) * unit)[where], error[where])
+
+
+def still_step(depth: Tensor, cameras: Cameras, references: Tensor, cells: tuple[slice, slice]) -> Tensor:
+    """How far (f y x 2, pixels) the middle of each cell would be away in the frame referred to if nothing moved."""
+    height, width = depth.shape[-2:]
+    points = geometry.unproject(depth, cameras)[:, cells[0], cells[1]]
+    there = map_tensors(cameras, lambda tensor: tensor[references])
+    pixels = geometry.project(points.flatten(1, 2), there)[0].view(*points.shape[:-1], 2)
+    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    return pixels - torch.stack([x, y], dim=-1)[cells]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", default="dept3r-0")
@@ -106,15 +173,8 @@ def main() -> None:
             prediction = model(example.inputs)
             assert prediction.motion is not None
             measure(found, targets, prediction.motion[0])
-            for index in range(len(targets.query_times) if prediction.match_logits is not None else 0):
-                logits = prediction.match_logits[:, index]  # pyright: ignore[reportOptionalSubscript]
-                step, known, moves = true_places(example.targets, index, logits.shape[2:4], logits.shape[-1])
-                side = round(logits.shape[-1] ** 0.5)
-                hit = (offsets(side // 2, step)[logits.argmax(-1)] - step).abs().amax(-1) <= 1
-                for moving in (True, False):
-                    chosen = known & (moves == moving)
-                    right[moving][0] += int((hit & chosen).sum())
-                    right[moving][1] += int(chosen.sum())
+            if prediction.match_logits is not None:
+                measure_places(found, right, example.targets, prediction)
             bar.advance()
     shares = {moving: round(hits / max(count, 1), 3) for moving, (hits, count) in right.items()}
     result: dict[str, object] = {"run": name, "videos": len(videos.lists)}
