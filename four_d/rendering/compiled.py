@@ -1,4 +1,4 @@
-"""The rasteriser for CPUs whose blending is compiled C++ (`kernel.cpp`), built the first time it is asked for."""
+"""The rasteriser for CPUs whose work is compiled C++ (`kernel.cpp`), built the first time it is asked for."""
 
 from __future__ import annotations
 
@@ -15,12 +15,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from four_d.rendering.compositing import parameters_of
 from four_d.rendering.memory import check_memory
-from four_d.rendering.projection import project
 from four_d.rendering.rasteriser import Raster, expected
 from four_d.rendering.scene import Scene
-from four_d.rendering.tiles import Grid, first_and_last, make_grid
+from four_d.rendering.tiles import Grid, make_grid
 
 SOURCE = Path(__file__).with_name("kernel.cpp")
 SIDE = 16
@@ -64,6 +62,18 @@ def _processor() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
 
 
+class _Call:
+    """Calls ``name_float`` or ``name_double`` of the kernel; the first argument is the grid, the last the threads."""
+
+    def __init__(self, kernel: ctypes.CDLL, dtype: torch.dtype, grid: tuple[int, ...]) -> None:
+        self._kernel, self._grid = kernel, torch.tensor(grid)
+        self._suffix = {torch.float32: "float", torch.float64: "double"}[dtype]
+
+    def __call__(self, name: str, *arguments: Tensor | int) -> None:
+        plain = [_plain(argument) for argument in (self._grid, *arguments)]
+        getattr(self._kernel, f"{name}_{self._suffix}")(*plain, ctypes.c_int(torch.get_num_threads()))
+
+
 @dataclass(frozen=True, kw_only=True)
 class CompiledRasteriser:
     """On the CPU in float32 or float64, on as many threads as torch uses; `rasteriser.Rasteriser`."""
@@ -72,14 +82,39 @@ class CompiledRasteriser:
 
     def __call__(self, scene: Scene, size: tuple[int, int]) -> Raster:
         """As `rasteriser.Rasteriser`."""
-        splats = project(scene, size)
         grid = make_grid(size, SIDE)
-        ones = torch.ones_like(splats.depths)
-        values = torch.cat([scene.values, torch.stack([splats.depths, ones], dim=-1)], dim=-1)
-        boxes = torch.stack(first_and_last(splats, grid), dim=-1).flatten(-2).int()
-        order = splats.depths.detach().argsort(dim=1, stable=True)
-        pictures = _Blend.apply(parameters_of(splats), values.flatten(0, 1), boxes, order, grid, self.kernel)
+        numbers = (*scene.opacities.shape, grid.rows, grid.columns, *size)
+        call = _Call(self.kernel, scene.means.dtype, numbers)
+        inputs = (scene.means, scene.quats, scene.scales, scene.opacities, scene.camera_from_world, scene.intrinsics)
+        parameters, depths, boxes = _Project.apply(call, *inputs)
+        values = torch.cat([scene.values, torch.stack([depths, torch.ones_like(depths)], dim=-1)], dim=-1)
+        order = depths.detach().argsort(dim=1, stable=True)
+        pictures = _Blend.apply(parameters.flatten(0, 1), values.flatten(0, 1), boxes, order, grid, call)
         return Raster(values=pictures[:, :-2], depth=expected(pictures[:, -2], pictures[:, -1]), alpha=pictures[:, -1])
+
+
+class _Project(torch.autograd.Function):
+    """``(means, quats, scales, opacities, cameras, intrinsics)`` to parameters, depths and boxes of the kernel."""
+
+    @staticmethod
+    def forward(ctx: Any, call: _Call, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ANN401
+        inputs = tuple(value.contiguous() for value in inputs)
+        opacities = inputs[3]
+        parameters = opacities.new_empty(*opacities.shape, 6)
+        depths, boxes = torch.empty_like(opacities), torch.empty(*opacities.shape, 4, dtype=torch.int32)
+        call("project", *inputs, parameters, depths, boxes)
+        ctx.save_for_backward(*inputs, parameters)
+        ctx.mark_non_differentiable(boxes)
+        ctx.call = call
+        return parameters, depths, boxes
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        *inputs, parameters = ctx.saved_tensors
+        to_inputs = [torch.zeros_like(value) for value in inputs[:-1]]
+        to_parameters, to_depths = (gradient.contiguous() for gradient in gradients[:2])
+        ctx.call("project_backward", *inputs, parameters, to_parameters, to_depths, *to_inputs)
+        return None, *to_inputs, None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,9 +136,8 @@ class _Blend(torch.autograd.Function):
         boxes: Int[Tensor, "i n 4"],
         order: Int[Tensor, "i n"],
         grid: Grid,
-        kernel: ctypes.CDLL,
+        call: _Call,
     ):
-        call = _Call(kernel, parameters.dtype, _numbers(boxes, grid))
         parameters, values = parameters.contiguous(), values.contiguous()
         pairs = _pairs(call, parameters, boxes, order, grid)
         out = values.new_empty(len(boxes), values.shape[1], *grid.size)
@@ -125,22 +159,6 @@ class _Blend(torch.autograd.Function):
         return to[:, : parameters.shape[1]], to[:, parameters.shape[1] :], None, None, None, None
 
 
-def _numbers(boxes: Int[Tensor, "i n 4"], grid: Grid) -> tuple[int, ...]:
-    return (*boxes.shape[:2], grid.rows, grid.columns, *grid.size)
-
-
-class _Call:
-    """Calls ``name_float`` or ``name_double`` of the kernel; the first argument is the grid, the last the threads."""
-
-    def __init__(self, kernel: ctypes.CDLL, dtype: torch.dtype, grid: tuple[int, ...]) -> None:
-        self._kernel, self._grid = kernel, torch.tensor(grid)
-        self._suffix = {torch.float32: "float", torch.float64: "double"}[dtype]
-
-    def __call__(self, name: str, *arguments: Tensor | int) -> None:
-        plain = [_plain(argument) for argument in (self._grid, *arguments)]
-        getattr(self._kernel, f"{name}_{self._suffix}")(*plain, ctypes.c_int(torch.get_num_threads()))
-
-
 def _plain(argument: Tensor | int) -> ctypes.c_void_p | ctypes.c_int64:
     if isinstance(argument, int):
         return ctypes.c_int64(argument)
@@ -152,7 +170,7 @@ def _pairs(call: _Call, parameters: Tensor, boxes: Tensor, order: Tensor, grid: 
     """Which Gaussians each tile needs, nearest first."""
     tiles, members = len(boxes) * grid.rows * grid.columns, boxes.shape[0] * boxes.shape[1]
     tile_starts, member_starts = torch.zeros(tiles + 1, dtype=torch.int64), torch.zeros(members + 1, dtype=torch.int64)
-    boxes, order = boxes.contiguous(), order.contiguous()
+    order = order.contiguous()
     call("count", parameters, boxes, tile_starts[1:], member_starts[1:])
     tile_starts, member_starts = tile_starts.cumsum(0), member_starts.cumsum(0)
     pairs = int(tile_starts[-1])

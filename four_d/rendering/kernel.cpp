@@ -4,6 +4,8 @@
 // without branches. Threads take whole tiles; what a tile adds to a Gaussian's gradient has a slot of its own, and the
 // slots are summed in order, so results do not depend on the number of threads. No torch here: plain C arrays.
 //
+// Projection is `projection.py` written out, with its derivative; that file says what the numbers mean.
+//
 // parameters: per Gaussian x, y (pixels), the inverse covariance's xx, xy, yy, and log(opacity).
 // boxes: per Gaussian first and last tile column, first and last tile row; last < first where it is not drawn.
 
@@ -28,6 +30,10 @@ constexpr int PARAMETERS = 6;
 constexpr double OPAQUE = 0.999;
 constexpr double DARK = 1e-4;
 constexpr double FAINTEST = 1.0 / 255.0;
+constexpr double NEAR = 0.01;
+constexpr double BLUR = 0.3;
+constexpr double BESIDE = 0.3;
+constexpr int64_t BLOCK = 2048;  // Gaussians that a thread takes at a time
 constexpr int REVIEW = 16;  // Gaussians after which a tile looks which of its rows are still lit
 
 struct Grid {
@@ -69,6 +75,187 @@ inline float exponential(float x) {
 }
 
 inline double exponential(double x) { return std::exp(x); }
+
+template <typename T>
+inline void cross(const T* a, const T* b, T* out) {
+  out[0] = a[1] * b[2] - a[2] * b[1];
+  out[1] = a[2] * b[0] - a[0] * b[2];
+  out[2] = a[0] * b[1] - a[1] * b[0];
+}
+
+template <typename T>
+inline T dot(const T* a, const T* b) {
+  return a[0] * b[0] + a[1] * b[1] + a[2] * b[2];
+}
+
+// All that projecting one Gaussian computes on the way, so that the derivative can take it from there.
+template <typename T>
+struct Projected {
+  const T* view;        // camera_from_world, 4 x 4
+  T focal[2], middle[2];
+  T at[3];              // the mean in the camera's coordinates
+  T unit[4], length;    // the quaternion of length 1, and the length it had
+  T turn[3][3];         // its rotation
+  T half[3][3];         // columns: half axes in the world
+  T axes[3][3];         // columns: half axes in the camera's coordinates
+  T ratio[2];           // x/z and y/z, no farther than BESIDE
+  bool beside[2];
+  T slope[2][3];        // how x and y of the picture change along the half axes
+  T area[3], xx, xy, yy, determinant;
+  bool drawn;
+
+  Projected(const Grid& grid, const T* camera, const T* intrinsics, const T* mean, const T* quat, const T* scale,
+            T opacity)
+      : view(camera) {
+    focal[0] = intrinsics[0], focal[1] = intrinsics[4], middle[0] = intrinsics[2], middle[1] = intrinsics[5];
+    for (int r = 0; r < 3; ++r) at[r] = dot(view + 4 * r, mean) + view[4 * r + 3];
+    drawn = at[2] > T(NEAR) && opacity >= T(FAINTEST);
+    if (!drawn) return;
+    rotate(quat);
+    for (int r = 0; r < 3; ++r)
+      for (int c = 0; c < 3; ++c) half[r][c] = turn[r][c] * scale[c];
+    for (int r = 0; r < 3; ++r)
+      for (int c = 0; c < 3; ++c)
+        axes[r][c] = view[4 * r] * half[0][c] + view[4 * r + 1] * half[1][c] + view[4 * r + 2] * half[2][c];
+    const T pixels[2] = {T(grid.width), T(grid.height)};
+    for (int k = 0; k < 2; ++k) {
+      const T margin = T(BESIDE * 0.5) * pixels[k] / focal[k], free = at[k] / at[2];
+      ratio[k] = std::min(std::max(free, -middle[k] / focal[k] - margin), (pixels[k] - middle[k]) / focal[k] + margin);
+      beside[k] = ratio[k] != free;
+      for (int c = 0; c < 3; ++c) slope[k][c] = focal[k] / at[2] * (axes[k][c] - ratio[k] * axes[2][c]);
+    }
+    cross(slope[0], slope[1], area);
+    xx = dot(slope[0], slope[0]), xy = dot(slope[0], slope[1]), yy = dot(slope[1], slope[1]);
+    determinant = dot(area, area) + T(BLUR) * (xx + yy) + T(BLUR * BLUR);
+  }
+
+  void rotate(const T* quat) {
+    length = std::sqrt(quat[0] * quat[0] + quat[1] * quat[1] + quat[2] * quat[2] + quat[3] * quat[3]);
+    for (int k = 0; k < 4; ++k) unit[k] = quat[k] / std::max(length, T(1e-12));
+    const T w = unit[0], x = unit[1], y = unit[2], z = unit[3];
+    turn[0][0] = 1 - 2 * (y * y + z * z), turn[0][1] = 2 * (x * y - w * z), turn[0][2] = 2 * (x * z + w * y);
+    turn[1][0] = 2 * (x * y + w * z), turn[1][1] = 1 - 2 * (x * x + z * z), turn[1][2] = 2 * (y * z - w * x);
+    turn[2][0] = 2 * (x * z - w * y), turn[2][1] = 2 * (y * z + w * x), turn[2][2] = 1 - 2 * (x * x + y * y);
+  }
+
+  void write(const Grid& grid, T opacity, T* p, T* depth, int32_t* box) const {
+    *depth = drawn ? at[2] : T(1);
+    std::fill_n(p, PARAMETERS, T(0));
+    box[0] = box[2] = 1, box[1] = box[3] = 0;
+    if (!drawn) return;
+    p[2] = (yy + T(BLUR)) / determinant, p[3] = -xy / determinant, p[4] = (xx + T(BLUR)) / determinant;
+    p[5] = std::log(opacity);
+    const T limit = 2 * std::max(T(0), p[5] - T(std::log(FAINTEST)));
+    const T variance[2] = {xx + T(BLUR), yy + T(BLUR)};
+    const int64_t pixels[2] = {grid.width, grid.height};
+    for (int k = 0; k < 2; ++k) {
+      p[k] = focal[k] * at[k] / at[2] + middle[k];
+      const T reach = std::sqrt(limit * variance[k]), last = T(pixels[k] - 1);
+      const T from = std::min(std::max(std::ceil(p[k] - T(0.5) - reach), T(0)), last + 1);
+      const T to = std::max(std::min(std::floor(p[k] - T(0.5) + reach), last), T(-1));
+      box[2 * k] = from <= to ? int32_t(from) / SIDE : 1;
+      box[2 * k + 1] = from <= to ? int32_t(to) / SIDE : 0;
+    }
+  }
+
+  // Adds what this Gaussian gives the camera to to_view (rows of rotation and translation, 3 x 4).
+  void backward(const T* p, const T* mean, const T* scale, T opacity, const T* to_p, T to_depth, T* to_mean, T* to_quat,
+                T* to_scale, T* to_opacity, T* to_view) const {
+    if (!drawn) return;
+    T to_slope[2][3], to_axes[3][3] = {}, to_at[3] = {0, 0, to_depth};
+    slopes_backward(p, to_p, to_slope);
+    for (int k = 0; k < 2; ++k) {
+      const T scaled = focal[k] / at[2];
+      for (int c = 0; c < 3; ++c) {
+        to_axes[k][c] += scaled * to_slope[k][c];
+        to_axes[2][c] -= scaled * ratio[k] * to_slope[k][c];
+      }
+      const T to_ratio = beside[k] ? T(0) : -scaled * dot(to_slope[k], axes[2]);
+      to_at[k] += to_ratio / at[2] + to_p[k] * scaled;
+      to_at[2] -= dot(to_slope[k], slope[k]) / at[2] + (to_ratio + to_p[k] * focal[k]) * at[k] / (at[2] * at[2]);
+    }
+    T to_turn[3][3];
+    for (int c = 0; c < 3; ++c) {
+      to_mean[c] = view[c] * to_at[0] + view[4 + c] * to_at[1] + view[8 + c] * to_at[2];
+      to_scale[c] = 0;
+      for (int r = 0; r < 3; ++r) {
+        const T to_half = view[r] * to_axes[0][c] + view[4 + r] * to_axes[1][c] + view[8 + r] * to_axes[2][c];
+        to_scale[c] += to_half * turn[r][c];
+        to_turn[r][c] = to_half * scale[c];
+      }
+    }
+    for (int r = 0; r < 3; ++r) {
+      for (int c = 0; c < 3; ++c) to_view[4 * r + c] += to_at[r] * mean[c] + dot(to_axes[r], half[c]);
+      to_view[4 * r + 3] += to_at[r];
+    }
+    turn_backward(to_turn, to_quat);
+    *to_opacity = to_p[5] / opacity;
+  }
+
+  void slopes_backward(const T* p, const T* to_p, T (*to_slope)[3]) const {
+    const T to_determinant = -(to_p[2] * p[2] + to_p[3] * p[3] + to_p[4] * p[4]) / determinant;
+    const T to_xx = to_p[4] / determinant + T(BLUR) * to_determinant;
+    const T to_yy = to_p[2] / determinant + T(BLUR) * to_determinant;
+    const T to_xy = -to_p[3] / determinant;
+    T by_x[3], by_y[3];
+    cross(slope[1], area, by_x);
+    cross(area, slope[0], by_y);
+    for (int c = 0; c < 3; ++c) {
+      to_slope[0][c] = 2 * (to_xx * slope[0][c] + to_determinant * by_x[c]) + to_xy * slope[1][c];
+      to_slope[1][c] = 2 * (to_yy * slope[1][c] + to_determinant * by_y[c]) + to_xy * slope[0][c];
+    }
+  }
+
+  void turn_backward(const T (*g)[3], T* to_quat) const {
+    const T w = unit[0], x = unit[1], y = unit[2], z = unit[3];
+    const T to_unit[4] = {
+        2 * (x * (g[2][1] - g[1][2]) + y * (g[0][2] - g[2][0]) + z * (g[1][0] - g[0][1])),
+        2 * (y * (g[0][1] + g[1][0]) + z * (g[0][2] + g[2][0]) + w * (g[2][1] - g[1][2]) - 2 * x * (g[1][1] + g[2][2])),
+        2 * (x * (g[0][1] + g[1][0]) + z * (g[1][2] + g[2][1]) + w * (g[0][2] - g[2][0]) - 2 * y * (g[0][0] + g[2][2])),
+        2 * (x * (g[0][2] + g[2][0]) + y * (g[1][2] + g[2][1]) + w * (g[1][0] - g[0][1]) - 2 * z * (g[0][0] + g[1][1])),
+    };
+    const T along = w * to_unit[0] + x * to_unit[1] + y * to_unit[2] + z * to_unit[3];
+    for (int k = 0; k < 4; ++k) to_quat[k] = length > T(1e-12) ? (to_unit[k] - along * unit[k]) / length : T(0);
+  }
+};
+
+template <typename T>
+struct Inputs {
+  const T *means, *quats, *scales, *opacities, *views, *intrinsics;
+
+  Projected<T> project(const Grid& grid, int64_t m) const {
+    const int64_t picture = m / grid.gaussians;
+    return {grid, views + 16 * picture, intrinsics + 9 * picture, means + 3 * m, quats + 4 * m, scales + 3 * m,
+            opacities[m]};
+  }
+};
+
+template <typename T>
+void project(const Grid& grid, const Inputs<T>& in, T* parameters, T* depths, int32_t* boxes, int threads) {
+  const int64_t all = grid.pictures * grid.gaussians;
+  in_parallel((all + BLOCK - 1) / BLOCK, threads, [&](int64_t block) {
+    for (int64_t m = block * BLOCK; m < std::min(all, (block + 1) * BLOCK); ++m)
+      in.project(grid, m).write(grid, in.opacities[m], parameters + PARAMETERS * m, depths + m, boxes + 4 * m);
+  });
+}
+
+// The gradients come in as zeros. Each block's share of its camera is kept apart and added in order.
+template <typename T>
+void project_backward(const Grid& grid, const Inputs<T>& in, const T* parameters, const T* to_parameters,
+                      const T* to_depths, T* to_means, T* to_quats, T* to_scales, T* to_opacities, T* to_views,
+                      int threads) {
+  const int64_t blocks = (grid.gaussians + BLOCK - 1) / BLOCK;
+  std::vector<T> shares(12 * blocks * grid.pictures, T(0));
+  in_parallel(blocks * grid.pictures, threads, [&](int64_t block) {
+    const int64_t first = block / blocks * grid.gaussians, from = block % blocks * BLOCK;
+    for (int64_t m = first + from; m < first + std::min(grid.gaussians, from + BLOCK); ++m)
+      in.project(grid, m).backward(parameters + PARAMETERS * m, in.means + 3 * m, in.scales + 3 * m, in.opacities[m],
+                                   to_parameters + PARAMETERS * m, to_depths[m], to_means + 3 * m, to_quats + 4 * m,
+                                   to_scales + 3 * m, to_opacities + m, shares.data() + 12 * block);
+  });
+  for (int64_t block = 0; block < blocks * grid.pictures; ++block)
+    for (int k = 0; k < 12; ++k) to_views[block / blocks * 16 + k] += shares[12 * block + k];
+}
 
 // The least sigma on a horizontal or vertical stretch: u is fixed, v goes from low to high.
 template <typename T>
@@ -292,7 +479,6 @@ void blend_tile_backward(const Grid& grid, int64_t index, const T* parameters, c
 template <typename T>
 void gather(int64_t all, int64_t width, const int64_t* member_starts, const int64_t* slots, const T* to_pairs, T* to,
             int threads) {
-  constexpr int64_t BLOCK = 4096;
   in_parallel((all + BLOCK - 1) / BLOCK, threads, [&](int64_t block) {
     for (int64_t m = block * BLOCK; m < std::min(all, (block + 1) * BLOCK); ++m)
       for (int64_t i = member_starts[m]; i < member_starts[m + 1]; ++i)
@@ -321,6 +507,20 @@ void blend_backward(const Grid& grid, const T* parameters, const T* values, int6
 
 // grid: pictures, Gaussians of each, tile rows, tile columns, height, width.
 #define FOR_TYPE(NAME, T)                                                                                              \
+  API void project_##NAME(const int64_t* g, const T* means, const T* quats, const T* scales, const T* opacities,         \
+                          const T* views, const T* intrinsics, T* parameters, T* depths, int32_t* boxes,               \
+                          int threads) {                                                                               \
+    project<T>({g[0], g[1], g[2], g[3], g[4], g[5]}, {means, quats, scales, opacities, views, intrinsics}, parameters, \
+               depths, boxes, threads);                                                                                \
+  }                                                                                                                    \
+  API void project_backward_##NAME(const int64_t* g, const T* means, const T* quats, const T* scales,                  \
+                                   const T* opacities, const T* views, const T* intrinsics, const T* parameters,       \
+                                   const T* to_parameters, const T* to_depths, T* to_means, T* to_quats, T* to_scales, \
+                                   T* to_opacities, T* to_views, int threads) {                                        \
+    project_backward<T>({g[0], g[1], g[2], g[3], g[4], g[5]}, {means, quats, scales, opacities, views, intrinsics},    \
+                        parameters, to_parameters, to_depths, to_means, to_quats, to_scales, to_opacities, to_views,   \
+                        threads);                                                                                      \
+  }                                                                                                                    \
   API void count_##NAME(const int64_t* g, const T* parameters, const int32_t* boxes, int64_t* per_tile,                \
                         int64_t* per_member, int threads) {                                                            \
     count<T>({g[0], g[1], g[2], g[3], g[4], g[5]}, parameters, boxes, per_tile, per_member, threads);                  \
