@@ -14,9 +14,11 @@ from torch import nn
 from four_d.backbones import Backbone, BackboneConfig
 from four_d.backbones.alternating import AlternatingConfig
 from four_d.backbones.patches import TimmPatches
+from four_d.backbones.spacetime import SpacetimeConfig
 from four_d.errors import UserError
 from four_d.heads import Head, HeadConfig
 from four_d.heads.dense import DenseFeatures, DenseHeadConfig
+from four_d.heads.gaussian import GaussianHeadConfig
 from four_d.layers import Block
 from four_d.query import asked
 from four_d.types import Clip, Prediction, join_queries, merge_predictions
@@ -32,9 +34,12 @@ class ModelConfig:
     def build(self) -> FourD:
         """Weights come from torch's global generator: seed it.
 
-        UserError where sizes do not fit, or where the query time does not reach a motion head by exactly one way.
+        UserError where sizes do not fit, where the query time does not reach a motion head by exactly one way, or where
+        a head needs token rows that the backbone does not give.
         """
         for name, config in self.heads.items():
+            if isinstance(self.backbone, SpacetimeConfig):
+                _check_rows(name, config, self.backbone)
             if isinstance(config, DenseHeadConfig) and config.output == "motion":
                 _check_query(name, early=self.backbone.query is not None, late=config.decoder is not None)
         backbone = self.backbone.build()
@@ -43,6 +48,19 @@ class ModelConfig:
             for name, config in self.heads.items()
         }
         return FourD(backbone, heads)
+
+
+def _check_rows(name: str, config: HeadConfig, backbone: SpacetimeConfig) -> None:
+    if not isinstance(config, GaussianHeadConfig):
+        raise UserError(
+            f"model.heads.{name} reads tokens of every frame, and the spacetime backbone gives them of every "
+            f"{backbone.stride}th; remove it, or take configs/unified.yaml, which has both"
+        )
+    if config.frames % backbone.stride:
+        raise UserError(
+            f"model.heads.{name}.frames {config.frames} is no multiple of model.backbone.stride {backbone.stride}; "
+            "change one of them"
+        )
 
 
 def _check_query(name: str, *, early: bool, late: bool) -> None:

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
 
 from four_d.backbones.alternating import AlternatingConfig
+from four_d.backbones.spacetime import SpacetimeConfig
 from four_d.types import Clip, Tokens
 
-BackboneConfig = AlternatingConfig
+BackboneConfig = AlternatingConfig | SpacetimeConfig
 """All backbones there are; the config's ``kind`` says which."""
 
 

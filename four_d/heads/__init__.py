@@ -7,10 +7,11 @@ from typing import Protocol, runtime_checkable
 from four_d.heads.camera import CameraHeadConfig
 from four_d.heads.dense import DenseHeadConfig
 from four_d.heads.dynamic import DynamicHeadConfig
+from four_d.heads.gaussian import GaussianHeadConfig
 from four_d.heads.track import TrackHeadConfig
 from four_d.types import Clip, Prediction, Tokens
 
-HeadConfig = CameraHeadConfig | DenseHeadConfig | DynamicHeadConfig | TrackHeadConfig
+HeadConfig = CameraHeadConfig | DenseHeadConfig | DynamicHeadConfig | GaussianHeadConfig | TrackHeadConfig
 """All heads there are; the config's ``kind`` says which."""
 
 
