@@ -151,6 +151,7 @@ def _add_infer(verbs: Verbs[argparse.ArgumentParser]) -> None:
         "--depth", type=Path, metavar="DIR", help="known depth: a folder as infer writes it, or 16-bit PNGs"
     )
     infer.add_argument("--depth-unit", type=float, metavar="UNIT", help="what one count of those PNGs is, as 0.001")
+    infer.add_argument("--no-tracks", action="store_true", help="follow nothing: faster with a model of dense motion")
     infer.add_argument("--static-points", action="store_true", help="leave what moves out of the point cloud")
     infer.add_argument(
         "--max-frames", type=int, default=24, help="of each camera, spread evenly over the video (default 24)"
@@ -428,6 +429,7 @@ def _infer(arguments: argparse.Namespace) -> int:
         known=known,
         window=arguments.window,
         overlap=arguments.overlap,
+        tracks=not arguments.no_tracks,
         static_points=arguments.static_points,
         page=page,
         overwrite=arguments.overwrite,

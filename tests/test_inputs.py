@@ -18,7 +18,7 @@ from four_d.inference import LoadedModel, Selection
 from four_d.inference.inputs import gather
 from four_d.query import QueryConfig
 from four_d.tracking import moving
-from four_d.types import map_tensors
+from four_d.types import Clip, map_tensors
 from tests.test_export import DENSE, TINY
 from tests.test_inference import gradient
 
@@ -160,6 +160,35 @@ def test_points_outside_are_refused(point: tuple[float, ...], message: str) -> N
     with pytest.raises(UserError, match=message) as raised:
         motion_model()(gradient(64, 112), points=[point])  # pyright: ignore[reportArgumentType]
     assert len(str(raised.value).splitlines()) == 1
+
+
+def test_without_tracks_only_the_first_time_is_asked_for() -> None:
+    model, frames = motion_model(), gradient(32, 48, 6)
+    encoded: list[Clip] = []
+    model.model.backbone.register_forward_pre_hook(lambda _, inputs: encoded.append(inputs[0]))  # pyright: ignore
+    full = model(frames, window=6)
+    assert len(encoded) == 6
+    encoded.clear()
+    few = model(frames, window=6, tracks=False)
+    assert len(encoded) == 1
+    assert few.tracks is few.track_table is None
+    assert few.prediction.motion is not None
+    assert torch.equal(few.prediction.motion, full.prediction.motion)
+    encoded.clear()
+    assert model(frames, window=4, overlap=1, tracks=False).tracks is None
+    assert len(encoded) == 2
+    with pytest.raises(UserError, match="points are given to be followed, and tracks are off"):
+        model(frames, points=[(3.0, 4.0)], tracks=False)
+
+
+def test_windows_before_the_first_point_follow_nothing() -> None:
+    model, frames = motion_model(), gradient(32, 48, 10)
+    encoded: list[Clip] = []
+    model.model.backbone.register_forward_pre_hook(lambda _, inputs: encoded.append(inputs[0]))  # pyright: ignore
+    found = model(frames, points=[(9, 3.0, 4.0)], window=4, overlap=1)
+    assert found.tracks is not None
+    assert found.tracks.points.shape == (1, 10, 3)
+    assert len(encoded) == 1 + 1 + 4, "three windows, of which only the last has the point"
 
 
 def test_one_frame_has_tracks_that_stay() -> None:

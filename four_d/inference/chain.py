@@ -46,7 +46,7 @@ class Chain:
     def ask(self, frames: range) -> list[tuple[float, float, float]] | None:
         """What to ask of the next window: its own frame, x, y in original pixels of every point that it has to follow.
 
-        None: nothing. UserError for a point of a frame that is not there.
+        None: what the model chooses; empty: nothing yet. UserError for a point of a frame that is not there.
         """
         state, last = self._state, self._last
         if state is None:
@@ -60,7 +60,7 @@ class Chain:
             queries = torch.cat([self._onwards(state, last, begun, frames), queries])
         self._asked = torch.cat([begun, new])
         local = queries - torch.tensor([float(frames.start), 0, 0])
-        return [(frame, x, y) for frame, x, y in local.tolist()] or None
+        return [(frame, x, y) for frame, x, y in local.tolist()]
 
     def add(self, part: Part) -> None:
         """Take what the window that was asked gave; it is in the world of the result."""

@@ -91,6 +91,7 @@ class Run:
     mask: Mask | None
     points: Points | None
     known: Known | None
+    tracks: bool = True
     seams: list[Seam] = field(default_factory=list[Seam])
     """One for each window but the first, as they get done."""
 
@@ -122,7 +123,10 @@ class Run:
             for frames, video in zip(plan, self.stream.windows(plan), strict=True):
                 some = None if floats is None else floats[frames.start : frames.stop]
                 asked = chain.ask(frames)
-                result = self.model.window(Source(video=video, floats=some), self.mask, asked, self.known)
+                follow = self.tracks and asked != []
+                result = self.model.window(
+                    Source(video=video, floats=some), self.mask, asked or None, self.known, tracks=follow
+                )
                 if frames.start == 0 and self.points is not None:
                     result.fit.points_to_model(torch.tensor([point[-2:] for point in self.points]).float())
                 yield Part(

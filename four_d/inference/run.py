@@ -141,6 +141,7 @@ class LoadedModel:
         known: Known | None = None,
         window: int | None = None,
         overlap: int | None = None,
+        tracks: bool = True,
     ) -> Result: ...
     def __call__(
         self,
@@ -152,6 +153,7 @@ class LoadedModel:
         known: Known | None = None,
         window: int | None = None,
         overlap: int | None = None,
+        tracks: bool = True,
     ) -> Prediction | Result:
         """A batched `Clip` gives a batched `Prediction`; a video gives a `Result` of its frames.
 
@@ -161,6 +163,7 @@ class LoadedModel:
         place of the model's own guess (`mask.as_masks`); the prediction still holds that guess. ``points`` are
         followed through the video: in 3D by a model that predicts motion (`Result.tracks`; without points it follows a
         grid over the first frame), in pixels by one with a track head (`Result.pixel_tracks`).
+        Without ``tracks`` nothing is followed, which saves a pass or a decoding for every time but the first.
         ``known`` is what else is known of the video, for a model that takes it.
 
         More frames (of each camera) than ``window`` are seen in overlapping windows and joined in the world of the
@@ -169,7 +172,7 @@ class LoadedModel:
 
         Raises:
             UserError: an input of another kind, shape or range, a file that does not decode, a mask, points or hints
-                for a model that has no use for them, a model that requires hints without them.
+                for a model that has no use for them, a model that requires hints without them, points without tracks.
 
         """
         if isinstance(frames, Clip):
@@ -182,13 +185,17 @@ class LoadedModel:
                 return self.model(frames)
         from four_d.inference import long
 
-        self.check(mask, points, known)
+        self.check(mask, points, known, tracks=tracks)
         windows = choose(window, overlap, self.info.frames)
         found = long.opened(frames, selection, windows)
         if isinstance(found, Source):
-            return self.window(found, mask, points, known)
-        run = long.Run(model=self, stream=found, windows=windows, mask=mask, points=points, known=known)
+            return self.window(found, mask, points, known, tracks=tracks)
+        run = long.Run(model=self, stream=found, windows=windows, mask=mask, points=points, known=known, tracks=tracks)
         return long.collect(run)
+
+    def passes(self, clip: Clip) -> Iterator[Prediction]:
+        """One query time of a batched clip after the other; see `FourD.passes`."""
+        return self.model.passes(clip)
 
     def to(self, device: str | torch.device) -> LoadedModel:
         """The same model on a device (it is moved, not copied). UserError if there is no such device."""
@@ -200,8 +207,10 @@ class LoadedModel:
                 f"no device {str(device)!r} here ({reason}); choose cpu, or cuda where there is a GPU"
             ) from error
 
-    def check(self, mask: Mask | None, points: Points | None, known: Known | None) -> None:
+    def check(self, mask: Mask | None, points: Points | None, known: Known | None, *, tracks: bool = True) -> None:
         """UserError for what the model has no use for."""
+        if points is not None and not tracks:
+            raise UserError("points are given to be followed, and tracks are off; leave one of the two out")
         config = self.info.model
         hints = config.backbone.hints
         masks = config.backbone.dynamics is not None or (hints is not None and hints.masks != "off")
@@ -213,7 +222,9 @@ class LoadedModel:
         if known is not None:
             check(known, hints)
 
-    def window(self, source: Source, mask: Mask | None, points: Points | None, known: Known | None) -> Result:
+    def window(
+        self, source: Source, mask: Mask | None, points: Points | None, known: Known | None, *, tracks: bool = True
+    ) -> Result:
         """All of these frames at once, in their own first frame's coordinates; as a call, of which this is a part."""
         video = source.video
         height, width = video.frames.shape[1:3]
@@ -235,7 +246,7 @@ class LoadedModel:
         hints = self.info.model.backbone.hints
         if known is not None and hints is not None:
             clip = add(clip, known, hints, video, chosen)
-        prediction, tracks, motion = self._predict(map_tensors(clip, lambda tensor: tensor.to(device)))
+        prediction, followed, motion = self._predict(map_tensors(clip, lambda tensor: tensor.to(device)), tracks=tracks)
         return Result(
             prediction=_unbatch(prediction),
             images=images,
@@ -243,24 +254,24 @@ class LoadedModel:
             times=[float(t) for t in video.times],
             fit=chosen,
             mask=moving,
-            tracks=None if tracks is None else _to_original(tracks, chosen),
+            tracks=None if followed is None else _to_original(followed, chosen),
             camera_ids=None if video.cameras == 1 else tuple(clip.camera_ids[0].tolist()),
             motion=motion,
             queries=None if clip.query_points is None else _original_queries(clip.query_points[0], chosen),
         )
 
-    def _predict(self, clip: Clip) -> tuple[Prediction, PointTracks | None, Tensor | None]:
-        """Of one clip; where the model predicts motion, that to the first time, points followed to all times, and the
-        motion t h w 3 of the first frame's pixels to all times.
+    def _predict(self, clip: Clip, *, tracks: bool) -> tuple[Prediction, PointTracks | None, Tensor | None]:
+        """Of one clip; where the model predicts motion, that to the first time, and with ``tracks`` points followed to
+        all times, and the motion t h w 3 of the first frame's pixels to all times.
         """
-        if not self.model.moves:
+        if not (self.model.moves and tracks):
             return self(clip), None, None
         first = _First(self.model)
         queries = clip.query_points
         height, width = clip.images.shape[-2:]
-        tracks = follow(first, clip, grid(height, width) if queries is None else queries[0])
+        found = follow(first, clip, grid(height, width) if queries is None else queries[0])
         assert first.prediction is not None
-        return first.prediction, tracks, torch.stack(first.motions)
+        return first.prediction, found, torch.stack(first.motions)
 
 
 class _First:
@@ -309,6 +320,7 @@ def infer(
     known: Known | None = None,
     window: int | None = None,
     overlap: int | None = None,
+    tracks: bool = True,
     static_points: bool = False,
     overwrite: bool = False,
     page: Callable[[Result, Path], None] | None = None,
@@ -322,6 +334,7 @@ def infer(
         selection: which frames.
         mask: what moves, by the user.
         points: to follow, where the model has a motion or a track head.
+        tracks: follow points; a model with a motion head does so without ``points`` too.
         known: what else is known of the video, for a model that takes it.
         static_points: leave what moves out of ``points.ply`` and of the COLMAP projects' points.
         overwrite: replace whatever ``out`` holds.
@@ -338,13 +351,15 @@ def infer(
     """
     from four_d.inference import long
 
-    model.check(mask, points, known)
+    model.check(mask, points, known, tracks=tracks)
     windows = choose(window, overlap, model.info.frames)
     found = long.opened(video, selection, windows)
     if isinstance(found, Source):
-        seen = model.window(found, mask, points, known)
+        seen = model.window(found, mask, points, known, tracks=tracks)
     else:
-        seen = long.Run(model=model, stream=found, windows=windows, mask=mask, points=points, known=known)
+        seen = long.Run(
+            model=model, stream=found, windows=windows, mask=mask, points=points, known=known, tracks=tracks
+        )
     with new_folder(out, "inference", overwrite=overwrite) as folder:
         if isinstance(seen, Result):
             result = seen
