@@ -187,3 +187,35 @@ def test_nothing_visible_scores_nothing() -> None:
     queries = torch.zeros(2, dtype=torch.long)
     found = tracks.tapvid3d(truth, hidden, truth, hidden, focal=200.0, query_frames=queries)
     assert (found.jaccard, found.within, found.occlusion) == (0, 0, 1)
+
+
+def test_ransac_fits_again_to_what_is_within_five_centimetres() -> None:
+    truth = _walk(200)
+    predicted = truth + 0.005 * torch.randn(truth.shape, generator=_generator(), dtype=torch.float64)
+    everything = tracks.align_world(_turned(predicted), truth, "sim3_closed", _generator())
+    torch.testing.assert_close(tracks.align_world(_turned(predicted), truth, "sim3", _generator()), everything)
+    kept = torch.arange(200) % 4 > 0
+    predicted[~kept] += torch.tensor([0.15, 0, 0], dtype=torch.float64)
+    good = tracks.align_world(_turned(predicted[kept]), truth[kept], "sim3_closed", _generator())
+    found = tracks.align_world(_turned(predicted), truth, "sim3", _generator())
+    torch.testing.assert_close(found[kept], good)
+
+
+def test_a_sample_is_of_three_different_points() -> None:
+    three = _walk(3)[:, 0]
+    for seed in range(20):
+        scale, _, _ = tracks.ransac(_turned(three), three, torch.Generator().manual_seed(seed), rounds=1)
+        assert float(scale) == pytest.approx(2.5)
+
+
+@pytest.mark.parametrize(
+    ("length", "strict", "relaxed", "outlier"), [(0.0, 0.05, 0.1, 1e-5), (1.0, 0.05, 0.1, 0.1), (5.0, 0.25, 0.5, 0.3)]
+)
+def test_scene_flow_has_the_published_limits(length: float, strict: float, relaxed: float, outlier: float) -> None:
+    """Acc3DS 0.05 m or 5 %, Acc3DR 0.1 m or 10 %, outliers 0.3 m or 10 %, to the true length + 0.1 mm (HPLFlowNet)."""
+    truth = torch.tensor([[length, 0.0, 0.0]], dtype=torch.float64)
+    for limit, name, inside in ((strict, "strict", 1.0), (relaxed, "relaxed", 1.0), (outlier, "outliers", 0.0)):
+        for share in (0.99, 1.01):
+            off = torch.tensor([[0.0, share * limit, 0.0]], dtype=torch.float64)
+            value = getattr(tracks.scene_flow(truth + off, truth), name)
+            assert value == (inside if share < 1 else 1 - inside), (name, share)
