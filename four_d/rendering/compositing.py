@@ -48,8 +48,8 @@ class Piece:
     """Whether earlier pieces had the beginning of the lists."""
 
 
-def pieces(cells: Cells, work: int = WORK) -> Iterator[Piece]:
-    """All lists that are not empty, about ``work`` numbers at a time; the pieces of one list follow each other."""
+def pieces(cells: Cells) -> Iterator[Piece]:
+    """All lists that are not empty, about `WORK` numbers at a time; the pieces of one list follow each other."""
     lengths = cells.ends - cells.begins
     order = lengths.argsort(descending=True)
     sorted_lengths: list[int] = lengths[order].tolist()
@@ -57,8 +57,8 @@ def pieces(cells: Cells, work: int = WORK) -> Iterator[Piece]:
     at = 0
     while at < len(order) and sorted_lengths[at] > 0:
         longest = sorted_lengths[at]
-        stretch = min(longest, max(work // points, 1))
-        until = at + max(work // (points * stretch), 1)
+        stretch = min(longest, max(WORK // points, 1))
+        until = at + max(WORK // (points * stretch), 1)
         until = next((i for i in range(at, min(until, len(order))) if sorted_lengths[i] < 0.8 * longest), until)
         yield from _stretches(cells, order[at:until], longest, stretch)
         at = until

@@ -35,7 +35,7 @@ def test_all_weights_of_a_pixel_sum_to_its_alpha(monkeypatch: pytest.MonkeyPatch
     found = contributors(gaussians, cameras, times, pixels, 60)
     torch.testing.assert_close(found.weights.sum(-1), alpha)
     assert found.indices.max() < 50
-    monkeypatch.setattr(compositing.pieces, "__defaults__", (7,))
+    monkeypatch.setattr(compositing, "WORK", 7)
     pieces = contributors(gaussians, cameras, times, pixels, 60)
     torch.testing.assert_close(pieces.weights, found.weights)
 
