@@ -13,6 +13,7 @@ from rich.console import Console
 from torch import Tensor
 
 from four_d import evaluation, geometry
+from four_d.backbones.hints import HintsConfig
 from four_d.data.contract import ClipInfo, RawClip
 from four_d.data.shards import CorruptSample, finalise, write_shard
 from four_d.errors import UserError
@@ -26,8 +27,11 @@ from four_d.evaluation import (
     score_clip,
     summary,
 )
+from four_d.evaluation.pairwise import Pairwise
 from four_d.metrics import baselines
+from four_d.metrics.baselines import StaticCamera
 from four_d.types import Cameras, Clip, Example, Prediction, map_tensors
+from tests.test_export import TINY
 
 FRAMES, HEIGHT, WIDTH = 6, 8, 10
 
@@ -352,6 +356,38 @@ def test_the_digest_tells_what_was_seen_and_not_what_was_said() -> None:
     later = dataclasses.replace(examples[0].inputs, times=examples[0].inputs.times + 1)
     c = evaluate(Oracle(examples), [dataclasses.replace(examples[0], inputs=later)])
     assert a.digest == b.digest != c.digest
+
+
+def test_the_digest_tells_what_the_model_was_given_and_how() -> None:
+    plain = _example([1, 2])
+    inputs, truth = plain.inputs, plain.targets
+    assert truth.cameras is not None
+    no = torch.zeros_like(inputs.times, dtype=torch.bool)
+    poses = dataclasses.replace(truth.cameras, known=~no, intrinsics_known=no)
+    lenses = dataclasses.replace(truth.cameras, known=no, intrinsics_known=~no)
+    clips = [
+        inputs,
+        dataclasses.replace(inputs, cameras=poses),
+        dataclasses.replace(inputs, cameras=lenses),
+        dataclasses.replace(inputs, depth=truth.depth, valid=truth.valid),
+    ]
+    found = [evaluate(Oracle([plain]), [dataclasses.replace(plain, inputs=clip)]).digest for clip in clips]
+    nothing = dataclasses.replace(truth.cameras, known=no, intrinsics_known=no)
+    unknown = dataclasses.replace(inputs, cameras=nothing)
+    assert evaluate(Oracle([plain]), [dataclasses.replace(plain, inputs=unknown)]).digest == found[0]
+    pairs = evaluate(Pairwise(model=StaticCamera()), [plain]).digest
+    assert len({*found, pairs}) == 5
+
+
+def test_a_hint_that_the_model_does_not_take_is_refused() -> None:
+    hints = HintsConfig(intrinsics="optional", depth="required")
+    config = dataclasses.replace(TINY, backbone=dataclasses.replace(TINY.backbone, hints=hints))
+    for model, message in (
+        (config.build(), r"hints has poses, and this model takes intrinsics and depth; leave poses out"),
+        (TINY.build(), r"hints has poses, and this model takes no hints \(backbone.hints is off\)"),
+    ):
+        with pytest.raises(UserError, match=message):
+            evaluation.run(model.eval(), EvaluationConfig(data="nowhere", hints=("poses",)))
 
 
 def test_the_model_sees_inputs_only() -> None:

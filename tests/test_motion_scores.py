@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -259,3 +261,36 @@ def test_only_what_is_asked_for_is_scored() -> None:
     example = scene()
     found = evaluate(Oracle(example), [example], tasks=("motion",))
     assert {metric.split("_")[0] for metric in found.rows["model"]} == {"motion", "track", "seconds"}
+
+
+def test_a_model_is_scored_one_query_time_after_the_other() -> None:
+    """As all at once, and an earlier time's motion is gone when the next is made."""
+    example = scene(scale=2.0)
+    whole = Oracle(example)(example.inputs)
+    assert whole.motion is not None
+    assert whole.motion_visible is not None
+    noise = 0.1 * torch.randn(whole.motion.shape, generator=torch.Generator().manual_seed(0))
+    whole = dataclasses.replace(whole, motion=whole.motion + noise, motion_visible=1 - whole.motion_visible)
+    alive: list[weakref.ref[torch.Tensor]] = []
+
+    class Passing:
+        def __call__(self, clip: Clip) -> Prediction:  # noqa: ARG002
+            raise AssertionError("all times at once")
+
+        def passes(self, clip: Clip) -> Iterator[Prediction]:  # noqa: ARG002
+            assert whole.motion is not None
+            assert whole.motion_visible is not None
+            for query in range(whole.motion.shape[1]):
+                assert all(reference() is None for reference in alive), "an earlier time's motion is still held"
+                moved = whole.motion[:, query : query + 1].clone()
+                alive.append(weakref.ref(moved))
+                seen = whole.motion_visible[:, query : query + 1]
+                rest = whole if query == 0 else Prediction()
+                yield dataclasses.replace(rest, motion=moved, motion_visible=seen)
+                del moved
+
+    together = evaluate(lambda _: whole, [example]).rows["model"]
+    passing = evaluate(Passing(), [example]).rows["model"]
+    assert len(alive) == whole.motion.shape[1] > 1
+    for metric in together.keys() - {"seconds_per_clip"}:
+        assert passing[metric].mean == pytest.approx(together[metric].mean, rel=1e-6), metric

@@ -63,7 +63,7 @@ class EvaluationConfig:
     """Whether dense motion from every frame to the time of every frame is asked for and scored; None: if the model has
     a motion head."""
     hints: tuple[Hint, ...] = ()
-    """Truths that the model is given, if it takes them: any of intrinsics, poses, depth, masks."""
+    """Truths that the model is given, and must take: any of intrinsics, poses, depth, masks."""
     pairwise: bool = False
     """Show the model two frames at a time (`Pairwise`)."""
 
@@ -77,7 +77,11 @@ class EvaluationConfig:
 
 
 def run(model: Model, config: EvaluationConfig) -> Evaluation:
-    """Score a loaded model as ``config`` says; the image-free predictors are fitted on ``train_data`` first."""
+    """Score a loaded model as ``config`` says; the image-free predictors are fitted on ``train_data`` first.
+
+    UserError for a hint that the model does not take.
+    """
+    _check_hints(model, config.hints)
     device = usable(config.device)
     config = dataclasses.replace(config, motion=moves(model) if config.motion is None else config.motion)
     predictors, fitted_on = baselines.untrained(), "untrained"
@@ -99,6 +103,20 @@ def run(model: Model, config: EvaluationConfig) -> Evaluation:
 def moves(model: Model) -> bool:
     """Whether a model, loaded or not, has a motion head."""
     return bool(getattr(getattr(model, "model", model), "moves", False))
+
+
+def hints_taken(model: Model) -> tuple[str, ...] | None:
+    """The hints that a model, loaded or not, takes; None of a model without a backbone, which alone knows."""
+    backbone = getattr(getattr(model, "model", model), "backbone", None)
+    return None if backbone is None else tuple(getattr(backbone.hints, "uses", ()))
+
+
+def _check_hints(model: Model, hints: Collection[Hint]) -> None:
+    taken = hints_taken(model)
+    for hint in hints:
+        if taken is not None and hint not in taken:
+            has = f"takes {' and '.join(taken)}" if taken else "takes no hints (backbone.hints is off)"
+            raise UserError(f"hints has {hint}, and this model {has}; leave {hint} out, or take another model")
 
 
 def usable(name: str) -> torch.device:
@@ -219,10 +237,10 @@ def evaluate(
     models = {name: model, **(baselines.untrained() if predictors is None else predictors)}
     keys: list[str] = []
     results: dict[str, list[Scores]] = {row: [] for row in models}
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(b"pairwise" if isinstance(model, Pairwise) else b"")
     for example in examples:
         keys += example.key
-        digest.update(_seen(example).encode())
+        digest.update((_seen(example) + _given(example.inputs)).encode())
         for row, predictor in models.items():
             timed = example.targets.motion is not None
             results[row] += score_batch(predictor, example, row, torch.device(device), timed=timed, tasks=tasks)
@@ -247,3 +265,15 @@ def _seen(example: Example) -> str:
     inputs = example.inputs
     times = (inputs.times.double() * 1e6).round().long().tolist()
     return json.dumps([example.key, inputs.camera_ids.tolist(), times, list(inputs.images.shape[-2:])])
+
+
+def _given(inputs: Clip) -> str:
+    """Which hints are among the inputs; empty where none is."""
+    cameras, found = inputs.cameras, []
+    if cameras is not None:
+        lens = cameras.known if cameras.intrinsics_known is None else cameras.intrinsics_known
+        marks = {"intrinsics": lens, "poses": cameras.known}
+        found += [name for name, known in marks.items() if known is None or bool(known.any())]
+    found += ["depth"] if inputs.depth is not None else []
+    found += ["masks"] if inputs.dynamic is not None else []
+    return " ".join(found)

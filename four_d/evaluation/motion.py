@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
@@ -40,33 +41,84 @@ def motion_scores(prediction: Prediction, points: Points | None, targets: Clip) 
     """
     if prediction.motion is None or targets.motion is None:
         return {}
-    unit = 1.0 if targets.scale is None else float(targets.scale)
-    counted, dynamic = motion.counted(targets), motion.dynamic(targets)
-    moving = counted & dynamic
-    scores: dict[str, float | None] = dict.fromkeys(METRICS)
-    true_points, known = _true_points(targets)
-    scale = None if points is None else _scale(points, true_points, known)
-    error = prediction.motion * (1.0 if scale is None else scale) - targets.motion
-    lengths = error.norm(dim=-1) * unit
-    for part, where in (("dynamic", moving), ("all", counted)):
-        scores |= _errors(f"motion_{{}}_{part}", lengths[where])
-    pixels = counted.any(0)
-    scores["motion_dynamic_share"] = _share(dynamic[pixels])
-    if points is not None:
-        scores |= dict.fromkeys(TRACK_METRICS)
-        scores[SCALE_METRIC] = None if scale is None else abs(math.log(scale))
-    if points is not None and scale is not None:
-        offset, where = points * scale - true_points, moving & known
-        scores |= _errors("track_{}_dynamic", (error + offset).norm(dim=-1)[where] * unit)
-    return scores | _visibility(prediction, targets, counted)
+    found = MotionScores(points, targets)
+    found.add(prediction.motion, prediction.motion_visible)
+    return found.result()
 
 
-def _errors(name: str, errors: Float[Tensor, "n"]) -> dict[str, float | None]:
-    some = errors.numel() > 0
-    return {
-        name.format("epe"): float(errors.mean()) if some else None,
-        name.format("apd"): float(tracks.apd(errors, torch.ones_like(errors, dtype=torch.bool))) if some else None,
-    }
+class MotionScores:
+    """`motion_scores`, told of some query times after the other, in their order: keeps sums only."""
+
+    def __init__(self, points: Points | None, targets: Clip) -> None:
+        self._targets, self._points = targets, points
+        self._unit = 1.0 if targets.scale is None else float(targets.scale)
+        self._counted, self._dynamic = motion.counted(targets), motion.dynamic(targets)
+        self._true_points, self._known = _true_points(targets)
+        self._scale = None if points is None else _scale(points, self._true_points, self._known)
+        self._sums = {name: _Sums() for name in ("motion_{}_dynamic", "motion_{}_all", "track_{}_dynamic")}
+        self._right = {name: _Sums() for name in ("all", "seen", "unseen")}
+        self._queries, self._visible = 0, False
+
+    def add(self, moved: Float[Tensor, "q f h w 3"], visible: Float[Tensor, "q f h w"] | None) -> None:
+        """The motion to the next query times, and the probability of being seen then."""
+        assert self._targets.motion is not None
+        part = slice(self._queries, self._queries + len(moved))
+        self._queries = part.stop
+        counted = self._counted[part]
+        moving = counted & self._dynamic
+        error = moved * (1.0 if self._scale is None else self._scale) - self._targets.motion[part]
+        lengths = error.norm(dim=-1) * self._unit
+        self._sums["motion_{}_dynamic"].add(lengths[moving])
+        self._sums["motion_{}_all"].add(lengths[counted])
+        if self._points is not None and self._scale is not None:
+            offset = self._points * self._scale - self._true_points
+            self._sums["track_{}_dynamic"].add((error + offset).norm(dim=-1)[moving & self._known] * self._unit)
+        if visible is not None and self._targets.motion_visible is not None:
+            self._visible = True
+            truth = self._targets.motion_visible[part]
+            right = ((visible > SEEN) == truth).float()
+            for name, where in (("all", counted), ("seen", counted & truth), ("unseen", counted & ~truth)):
+                self._right[name].add(right[where])
+
+    def result(self) -> dict[str, float | None]:
+        """Of all that was added, which must be all of the clip's query times."""
+        assert self._queries == len(self._counted)
+        scores: dict[str, float | None] = dict.fromkeys(METRICS)
+        for name in ("motion_{}_dynamic", "motion_{}_all"):
+            scores |= self._sums[name].scores(name)
+        scores["motion_dynamic_share"] = _share(self._dynamic[self._counted.any(0)])
+        if self._points is not None:
+            scores |= dict.fromkeys(TRACK_METRICS)
+            scores[SCALE_METRIC] = None if self._scale is None else abs(math.log(self._scale))
+            scores |= self._sums["track_{}_dynamic"].scores("track_{}_dynamic")
+        if self._visible:
+            seen, unseen = self._right["seen"].mean, self._right["unseen"].mean
+            balanced = None if seen is None or unseen is None else (seen + unseen) / 2
+            scores |= dict(zip(VISIBLE_METRICS, (self._right["all"].mean, balanced), strict=True))
+        return scores
+
+
+@dataclass
+class _Sums:
+    """Of errors, one by one."""
+
+    count: int = 0
+    total: float = 0.0
+    within: float = 0.0
+
+    def add(self, errors: Float[Tensor, "n"]) -> None:
+        if errors.numel():
+            self.count += errors.numel()
+            self.total += float(errors.double().sum())
+            self.within += float(tracks.apd(errors, torch.ones_like(errors, dtype=torch.bool))) * errors.numel()
+
+    @property
+    def mean(self) -> float | None:
+        return self.total / self.count if self.count else None
+
+    def scores(self, name: str) -> dict[str, float | None]:
+        apd = self.within / self.count if self.count else None
+        return {name.format("epe"): self.mean, name.format("apd"): apd}
 
 
 def _share(flags: Bool[Tensor, "n"]) -> float | None:
@@ -92,19 +144,3 @@ def _scale(points: Points, truth: Points, known: Mask) -> float | None:
         return None
     mine, true = float(points[known].norm(dim=-1).median()), float(truth[known].norm(dim=-1).median())
     return true / mine if min(mine, true) > LEAST else None
-
-
-def _visibility(prediction: Prediction, targets: Clip, counted: Bool[Tensor, "q f h w"]) -> dict[str, float | None]:
-    """Shares of pixels and query times whose visibility is right: of all; and of the seen and the unseen, averaged."""
-    if prediction.motion_visible is None or targets.motion_visible is None:
-        return {}
-    truth, right = targets.motion_visible, (prediction.motion_visible > SEEN) == targets.motion_visible
-    seen, unseen = _of(right, counted & truth), _of(right, counted & ~truth)
-    balanced = None if seen is None or unseen is None else (seen + unseen) / 2
-    return dict(zip(VISIBLE_METRICS, (_of(right, counted), balanced), strict=True))
-
-
-def _of(flags: Bool[Tensor, "q f h w"], where: Bool[Tensor, "q f h w"]) -> float | None:
-    """Share of the flags that are set, of those at ``where``; None where that is nowhere."""
-    count = int(where.sum())
-    return int((flags & where).sum()) / count if count else None

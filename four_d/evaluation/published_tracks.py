@@ -23,6 +23,7 @@ from torch import Tensor
 
 from four_d import geometry
 from four_d.errors import UserError
+from four_d.evaluation.held_out import hints_taken
 from four_d.evaluation.published_result import Row
 from four_d.metrics import tracks
 from four_d.metrics.baselines import Model, StaticCamera
@@ -93,8 +94,7 @@ def check_model(model: Model, settings: TrackSettings) -> None:
         raise UserError(
             "this model predicts no motion (it has no motion head), so it follows no points; take one that does"
         )
-    hints = getattr(getattr(inner, "backbone", None), "hints", None)
-    if settings.intrinsics and "intrinsics" not in getattr(hints, "uses", {}):
+    if settings.intrinsics and "intrinsics" not in (hints_taken(model) or ()):
         raise UserError("this model takes no intrinsics (backbone.hints); leave intrinsics out, or take another model")
 
 

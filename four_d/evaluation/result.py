@@ -89,7 +89,8 @@ class Evaluation:
     per_video: dict[str, dict[str, tuple[float | None, ...]]]
     """Predictor → metric → one value per video."""
     digest: str
-    """Of keys, cameras, times and image sizes of all that was scored, in order."""
+    """Of keys, cameras, times and image sizes of all that was scored, in order; of the hints that the model was given,
+    and of whether it saw two frames at a time."""
     note: str = ""
     """What the videos are, in words."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -11,9 +11,10 @@ from torch import Tensor
 
 from four_d import geometry
 from four_d.errors import UserError
-from four_d.evaluation.motion import motion_scores
+from four_d.evaluation.motion import MotionScores, motion_scores
 from four_d.metrics import depth, masks, points, pose
 from four_d.metrics.baselines import Model
+from four_d.tracking import Moves
 from four_d.types import Cameras, Clip, Example, Prediction, map_tensors
 
 Scores = dict[str, float | None]
@@ -67,31 +68,65 @@ def score_batch(
     tasks: Collection[Task] = TASKS,
 ) -> list[Scores]:
     """The scores of every video of a batch; ``row`` names the predictor in errors, ``timed`` adds `SECONDS`."""
-    prediction, seconds = _predict(model, map_tensors(example.inputs, lambda tensor: tensor.to(device)), device)
+    inputs = map_tensors(example.inputs, lambda tensor: tensor.to(device))
+    videos: list[_Video] = []
+    seconds = 0.0
+    for prediction, took in _predict(model, inputs, device):
+        seconds += took
+        for index, key in enumerate(example.key):
+            if len(videos) == index:
+                videos.append(_Video(prediction, index, row, key, _clip_at(example.targets, index), tasks))
+            videos[index].add(prediction, index)
+        del prediction  # before the next is made
     clock: Scores = {SECONDS: seconds / len(example.key)} if timed else {}
-    scores: list[Scores] = []
-    for index, key in enumerate(example.key):
-        targets = _clip_at(example.targets, index)
+    return [video.scores() | clock for video in videos]
+
+
+class _Video:
+    """The scores of one video of a batch, told of the model's passes; holds what depends on no query time."""
+
+    def __init__(
+        self, first: Prediction, index: int, row: str, key: str, targets: Clip, tasks: Collection[Task]
+    ) -> None:
         mine = Prediction(
-            depth=None if prediction.depth is None else _finite(prediction.depth[index], "depth", row, key),
-            cameras=None if prediction.cameras is None else _cameras_at(prediction.cameras, index, row, key),
-            points=None if prediction.points is None else _finite(prediction.points[index], "points", row, key),
-            dynamic=None if prediction.dynamic is None else _finite(prediction.dynamic[index], "a mask", row, key),
-            motion=_optional(prediction.motion, index, "motion", row, key),
-            motion_visible=_optional(prediction.motion_visible, index, "visibility", row, key),
+            depth=None if first.depth is None else _finite(first.depth[index], "depth", row, key),
+            cameras=None if first.cameras is None else _cameras_at(first.cameras, index, row, key),
+            points=None if first.points is None else _finite(first.points[index], "points", row, key),
+            dynamic=None if first.dynamic is None else _finite(first.dynamic[index], "a mask", row, key),
         )
-        scores.append(score_clip(mine, targets, tasks) | clock)
-    return scores
+        self._name = row, key
+        self._scores = score_clip(mine, targets, tasks)
+        self._motion: MotionScores | None = None
+        if "motion" in tasks and first.motion is not None and targets.motion is not None:
+            points = geometry.world_points(mine)
+            self._motion = MotionScores(None if points is None else points.float(), targets)
+
+    def add(self, prediction: Prediction, index: int) -> None:
+        if self._motion is None:
+            return
+        moved = _optional(prediction.motion, index, "motion", *self._name)
+        assert moved is not None
+        self._motion.add(moved, _optional(prediction.motion_visible, index, "visibility", *self._name))
+
+    def scores(self) -> Scores:
+        return self._scores | ({} if self._motion is None else self._motion.result())
 
 
-def _predict(model: Model, clip: Clip, device: torch.device) -> tuple[Prediction, float]:
-    """The prediction and the seconds that it took, with all that the device still had to do."""
-    _synchronise(device)
-    began = time.perf_counter()
-    with torch.inference_mode():
-        prediction = model(clip)
-    _synchronise(device)
-    return prediction, time.perf_counter() - began
+def _predict(model: Model, clip: Clip, device: torch.device) -> Iterator[tuple[Prediction, float]]:
+    """What the model says, one query time after the other if it can, and the seconds that each took, with all that the
+    device still had to do.
+    """
+    passes = model.passes(clip) if isinstance(model, Moves) else (model(clip) for _ in range(1))
+    while True:
+        _synchronise(device)
+        began = time.perf_counter()
+        with torch.inference_mode():
+            prediction = next(passes, None)
+        _synchronise(device)
+        if prediction is None:
+            return
+        yield prediction, time.perf_counter() - began
+        del prediction  # before the next is made
 
 
 def _synchronise(device: torch.device) -> None:
