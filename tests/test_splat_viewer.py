@@ -14,7 +14,7 @@ from four_d.errors import UserError
 from four_d.formats.splats import read_gaussians, write_gltf, write_ply, write_spz, write_times
 from four_d.types import Gaussians, Prediction
 from four_d.viewer import report, serve
-from four_d.viewer.splats import GRID, film
+from four_d.viewer.splats import GRID, MAGNIFIED, film
 from tests.formats.scene import moving, standing
 from tests.splat_scene import splatted
 from tests.test_viewer import Visit, browser, data_of, difference  # noqa: F401  browser is a fixture
@@ -151,6 +151,11 @@ def test_live_view_serves_and_moves() -> None:
         assert (live.slider.min, live.slider.max) == (0, pytest.approx(0.3))
         assert live.film.times[0] == 0
         assert len(live.film.times) == 9
+        live.slider.value = 0.15
+        assert live.moving is not None
+        shown = live.moving.centers / MAGNIFIED
+        np.testing.assert_array_equal(shown, live.film.places[4])
+        assert np.abs(shown - live.film.places[0]).max() > 0.05
     finally:
         live.stop()
 

@@ -39,7 +39,8 @@ def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], rate: float) ->
         stream.options = {"crf": QUALITY}
         for frame in frames:
             even = np.pad(frame, [(0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)], mode="edge")
-            stream.height, stream.width = even.shape[:2]
+            if not count:
+                stream.height, stream.width = even.shape[:2]
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")))
             count += 1
         if not count:

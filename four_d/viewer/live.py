@@ -39,6 +39,8 @@ class Live:
     film: Film
     slider: viser.GuiSliderHandle[float] | None
     """Seconds; None where nothing moves."""
+    moving: viser.GaussianSplatHandle | None
+    """What moves, as it is shown."""
     ended: threading.Event
 
     def stop(self) -> None:
@@ -74,8 +76,9 @@ def serve(gaussians: Gaussians, *, host: str = "127.0.0.1", port: int = 8080) ->
     if len(shown.still.centres):
         splats.add(server, "/still", shown.still)
     ended = threading.Event()
-    moves = len(shown.moving.centres) > 0
-    return Live(server=server, film=shown, slider=_controls(server, shown, ended) if moves else None, ended=ended)
+    moving = splats.add(server, "/moving", shown.moving) if len(shown.moving.centres) else None
+    slider = None if moving is None else _controls(server, moving, shown, ended)
+    return Live(server=server, film=shown, slider=slider, moving=moving, ended=ended)
 
 
 def _times(gaussians: Gaussians) -> list[float]:
@@ -87,8 +90,9 @@ def _times(gaussians: Gaussians) -> list[float]:
     return torch.linspace(float(known[0]), float(known[-1]), count, dtype=torch.float64).tolist()
 
 
-def _controls(server: viser.ViserServer, film: Film, ended: threading.Event) -> viser.GuiSliderHandle[float]:
-    handle = splats.add(server, "/moving", film.moving)
+def _controls(
+    server: viser.ViserServer, moving: viser.GaussianSplatHandle, film: Film, ended: threading.Event
+) -> viser.GuiSliderHandle[float]:
     times = np.array(film.times)
     step = float(times[1] - times[0])
     slider = server.gui.add_slider("Time (s)", float(times[0]), float(times[-1]), step, float(times[0]))
@@ -96,7 +100,7 @@ def _controls(server: viser.ViserServer, film: Film, ended: threading.Event) -> 
 
     @slider.on_update
     def _(_: object) -> None:
-        splats.move(handle, film.places[int(np.abs(times - slider.value).argmin())])
+        splats.move(moving, film.places[int(np.abs(times - slider.value).argmin())])
 
     def play() -> None:
         while not ended.wait(max(step, FASTEST)):
