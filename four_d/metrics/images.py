@@ -34,8 +34,8 @@ def psnr(pictures: Pictures, truth: Pictures, where: Mask | None = None) -> Valu
 def ssim(pictures: Pictures, truth: Pictures) -> Values:
     """Structural similarity (Wang et al. 2004), the mean over pixels and channels. In [-1, 1], higher is better.
 
-    Gaussian window of 11 pixels, σ 1.5, no border, as torchmetrics and tf.image. (NSFF and DynamicNeRF use
-    scikit-image's default, a box of 7 pixels: other figures.)
+    Gaussian window of 11 pixels, σ 1.5, no border, as DyCheck and tf.image. (torchmetrics also counts a reflected
+    border; NSFF and DynamicNeRF use scikit-image's default, a box of 7 pixels: other figures.)
     """
     return similarity.ssim_map(pictures, truth).flatten(1).mean(-1)
 

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from four_d.types import Cameras
 
-Task = Literal["pose", "video_depth", "depth", "points", "mask", "tracks"]
-"""``depth`` is of single frames, each aligned alone; ``video_depth`` has one alignment per sequence."""
+Task = Literal["pose", "video_depth", "depth", "points", "mask", "tracks", "views"]
+"""``depth`` is of single frames, each aligned alone; ``video_depth`` has one alignment per sequence; ``views`` are
+pictures that the model does not see, of other cameras or times."""
 
 Depth = tuple[NDArray[np.float32], NDArray[np.bool_]]
 """z-depths f h w in metres (0 where invalid), and where they are valid (finite and > 0). No cap is applied."""
@@ -30,6 +31,35 @@ class TrackTruth:
     """t n: where ``points`` mean something, seen or not."""
     visible: NDArray[np.bool_]
     """t n: seen in that frame; only where ``known``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewTruth:
+    """Held-out pictures of the same scene: v of them, each with its own camera and time."""
+
+    images: NDArray[np.uint8]
+    """v h w 3, RGB."""
+    times: tuple[float, ...]
+    """Seconds on the sequence's clock."""
+    camera_ids: tuple[int, ...]
+    cameras: Cameras
+    """As the sequence's own, in the same world, for pixels of ``images``; v of them."""
+    covisible: NDArray[np.bool_] | None = None
+    """v h w: pixels that enough frames of the sequence see too."""
+    dynamic: NDArray[np.bool_] | None = None
+    """v h w: what moves."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keypoints:
+    """Points that were marked by hand in some frames of the sequence; a column is one point."""
+
+    frames: tuple[int, ...]
+    """k of the sequence's frames."""
+    points: NDArray[np.float64]
+    """k n 2: (x, y) in pixels of the sequence's images, corner origin; 0 where not ``visible``."""
+    visible: NDArray[np.bool_]
+    """k n."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,5 +87,7 @@ class Sequence:
     mask_frames: int | None = None
     """How many frames, counted from the first, ``masks`` has a truth for; None = all. The others are False."""
     tracks: Callable[[], TrackTruth] | None = None
+    views: Callable[[], ViewTruth] | None = None
+    keypoints: Callable[[], Keypoints] | None = None
     weight: float = 1.0
     """In the mean over sequences, of ``tracks``: 1 / clips of its source where each source counts alike."""

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 from four_d.errors import UserError
 from four_d.metrics import tracks
-from four_d.protocols import davis, depths, dycheck, folder, npz_tracks, rgbd, scenes, sintel
+from four_d.protocols import davis, depths, dycheck, folder, npz_tracks, nvidia_dynamic, rgbd, scenes, sintel
 from four_d.protocols.sequence import Sequence, Task
 
 Alignment = Literal["metric", "median", "scale", "scaleshift"]
@@ -270,3 +270,39 @@ _ENTRIES = (
     ),
 )
 PROTOCOLS: dict[str, Protocol] = {entry.name: entry for entry in _ENTRIES}
+
+_VIEWS = (
+    Protocol(
+        name="dycheck_views",
+        tasks=("views",),
+        reader=dycheck.read_views,
+        source="DyCheck: camera 0 is seen, the phones that stand still are held out; half of the filmed size; scores "
+        "over co-visible pixels (mPSNR, mSSIM, mLPIPS of AlexNet), PCK-T at 5 % of the longer side. Shape of Motion "
+        "leaves out space-out and wheel, takes the full size and refines cameras: never in one table",
+        layout=dycheck.VIEWS_LAYOUT,
+        sequences=7,
+        long_side=480,
+    ),
+    Protocol(
+        name="nvidia_nsff",
+        tasks=("views",),
+        reader=nvidia_dynamic.read_nsff,
+        source="NSFF: 24 times, the eleven other cameras at each, 288 rows; whole pictures and what moves. Its SSIM is "
+        "scikit-image's (a box of 7 pixels), its LPIPS AlexNet's",
+        layout=nvidia_dynamic.NSFF_LAYOUT,
+        sequences=8,
+        long_side=544,
+    ),
+    Protocol(
+        name="nvidia_first",
+        tasks=("views",),
+        reader=nvidia_dynamic.read_first_camera,
+        source="DynamicNeRF, RoDynRF, MoSca: 12 times, the first camera at each, 480 × 270; its picture at the first "
+        "time is seen, and counts. SSIM and LPIPS as nvidia_nsff",
+        layout=nvidia_dynamic.FIRST_LAYOUT,
+        sequences=7,
+        long_side=480,
+    ),
+)
+VIEW_PROTOCOLS: dict[str, Protocol] = {entry.name: entry for entry in _VIEWS}
+"""Those of held-out pictures (`Sequence.views`), scored by `evaluation.pictures`."""

@@ -1,0 +1,241 @@
+"""Losses of Gaussians: values by hand, what they ask for, and zeros with a gradient path where truth is missing."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from four_d import geometry
+from four_d.config import build, to_plain
+from four_d.errors import UserError
+from four_d.losses import GaussianDepthLoss, GaussianFlowLoss, LossConfig, PhotometricLoss
+from four_d.losses.gaussian import NEAREST, in_space
+from four_d.similarity import LPIPS, structure
+from four_d.types import Cameras, Clip, Gaussians, Prediction, Views
+
+B, F, H, W, V = 2, 4, 12, 14, 2
+KEYS = [0, 2]
+N = len(KEYS) * H * W
+TERMS: list[LossConfig] = [
+    PhotometricLoss(perceptual="structure"),
+    GaussianDepthLoss(),
+    GaussianDepthLoss(space="disparity"),
+    GaussianFlowLoss(),
+    GaussianFlowLoss(balance=0.5, huber=0.1),
+]
+
+
+def draw(*shape: int, seed: int) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def make_targets() -> Clip:
+    poses = torch.eye(4).repeat(B, F, 1, 1)
+    poses[:, :, :3, 3] = 0.1 * draw(B, F, 3, seed=1)
+    poses[:, 0] = torch.eye(4)
+    intrinsics = torch.tensor([[12.0, 0, W / 2], [0, 12, H / 2], [0, 0, 1]]).expand(B, F, 3, 3)
+    times = torch.arange(F).float().expand(B, F) / 10
+    motion = draw(B, F, F, H, W, 3, seed=3) * (draw(B, 1, F, H, W, 1, seed=4) > 0.7)
+    own = torch.arange(F)
+    motion[:, own, own] = 0
+    views = Clip(images=draw(B, V, 3, H, W, seed=5), times=times[:, :V], camera_ids=torch.zeros(B, V).long())
+    return Clip(
+        images=draw(B, F, 3, H, W, seed=6),
+        times=times,
+        camera_ids=torch.zeros(B, F, dtype=torch.long),
+        cameras=Cameras(world_from_camera=poses, intrinsics=intrinsics, known=torch.ones(B, F, dtype=torch.bool)),
+        depth=draw(B, F, H, W, seed=2) + 0.5,
+        valid=draw(B, F, H, W, seed=7) > 0.1,
+        query_times=times,
+        motion=motion,
+        motion_valid=draw(B, F, F, H, W, seed=8) > 0.1,
+        views=views,
+    )
+
+
+def truth(targets: Clip) -> Prediction:
+    """Gaussians at the true points of the key frames, with the true motion; every third is moved at its own time."""
+    places = geometry.unproject(targets.depth, targets.cameras)[:, KEYS].reshape(B, N, 3)
+    offsets = targets.motion[:, :, KEYS].reshape(B, F, N, 3)
+    gauge = 0.3 * draw(B, N, 3, seed=9) * (torch.arange(N) % 3 == 0)[:, None]
+    return Prediction(
+        gaussians=Gaussians(
+            means=(places - gauge).requires_grad_(),
+            quats=draw(B, N, 4, seed=10).requires_grad_(),
+            scales=draw(B, N, 3, seed=11).requires_grad_(),
+            opacities=draw(B, N, seed=12).requires_grad_(),
+            harmonics=draw(B, N, 1, 3, seed=13).requires_grad_(),
+            offsets=(offsets + gauge[:, None]).requires_grad_(),
+            offset_times=targets.times,
+        ),
+        key_frames=torch.tensor(KEYS).expand(B, -1),
+    )
+
+
+def leaves(prediction: Prediction) -> list[Tensor]:
+    return [value for name, value in vars(prediction.gaussians).items() if name != "offset_times"]
+
+
+def pictures(colour: Tensor) -> Views:
+    return Views(colour=colour, alpha=colour[:, :, 0], depth=colour[:, :, 0])
+
+
+def moved(prediction: Prediction, **changes: Tensor) -> Prediction:
+    return dataclasses.replace(prediction, gaussians=dataclasses.replace(prediction.gaussians, **changes))
+
+
+@pytest.mark.parametrize("term", TERMS, ids=lambda term: term.kind)
+def test_zero_at_truth_and_every_output_has_a_path(term: LossConfig) -> None:
+    targets = make_targets()
+    prediction = truth(targets)
+    loss = term(prediction, pictures(targets.views.images), targets)
+    assert loss.item() == pytest.approx(0, abs=1e-5)
+    loss.backward()
+    assert all(leaf.grad is not None and bool(leaf.grad.isfinite().all()) for leaf in leaves(prediction))
+
+
+@pytest.mark.parametrize("term", TERMS, ids=lambda term: term.kind)
+@pytest.mark.parametrize("missing", ["fields", "valid"])
+def test_without_truth_exactly_zero_with_zero_gradients(term: LossConfig, missing: str) -> None:
+    targets = make_targets()
+    if missing == "fields":
+        targets = dataclasses.replace(targets, depth=None, motion=None, views=None)
+    else:
+        nothing = torch.zeros_like
+        targets = dataclasses.replace(
+            targets, valid=nothing(targets.valid), motion_valid=nothing(targets.motion_valid), views=None
+        )
+    prediction = moved(truth(targets if missing == "valid" else make_targets()))
+    loss = term(prediction, None, targets)
+    assert loss.item() == 0
+    loss.backward()
+    assert all(torch.equal(leaf.grad, torch.zeros_like(leaf)) for leaf in leaves(prediction))
+
+
+@pytest.mark.parametrize("term", TERMS, ids=lambda term: term.kind)
+def test_a_model_without_gaussians_is_told_so(term: LossConfig) -> None:
+    with pytest.raises(UserError, match=rf"the {term.kind} loss needs Gaussians; add a head \{{kind: gaussian\}}"):
+        term(Prediction(), None, make_targets())
+
+
+def test_photometric_by_hand() -> None:
+    targets = make_targets()
+    prediction, true = truth(targets), targets.views.images
+    colour = (true + 0.1 * draw(*true.shape, seed=20)).requires_grad_()
+    squared = float((colour.detach() - true).square().mean())
+    plain = PhotometricLoss(perceptual="none")(prediction, pictures(colour), targets)
+    assert plain.item() == pytest.approx(squared, rel=1e-5)
+    loss = PhotometricLoss(perceptual="structure", perceptual_weight=0.5)(prediction, pictures(colour), targets)
+    look = float(structure(colour.detach().flatten(0, 1), true.flatten(0, 1)).mean())
+    assert loss.item() == pytest.approx(squared + 0.5 * look, rel=1e-5)
+    loss.backward()
+    assert colour.grad is not None
+    assert float(colour.grad.abs().max()) > 0
+
+
+def test_which_perceptual_term_ran_stands_in_the_config(tmp_path: Path) -> None:
+    """LPIPS is only ever called so with its weights; a config that was written says what was chosen then."""
+    without = build(PhotometricLoss, {"lpips_weights": str(tmp_path)}, "loss")
+    assert without.perceptual == "structure"
+    network = LPIPS("alex")
+    saved = {name.replace("linear.", "lin"): value for name, value in network.state_dict().items()}
+    saved = {f"{name}.model.1.weight" if name.startswith("lin") else name: value for name, value in saved.items()}
+    torch.save(saved, tmp_path / "alex.pth")
+    chosen = build(PhotometricLoss, {"lpips_weights": str(tmp_path)}, "loss")
+    assert to_plain(chosen)["perceptual"] == "lpips"
+    assert build(PhotometricLoss, to_plain(without), "loss").perceptual == "structure"
+    wide = torch.nn.functional.interpolate
+    targets = make_targets()
+    true = wide(targets.views.images.flatten(0, 1), (40, 40)).unflatten(0, (B, V))
+    targets = dataclasses.replace(targets, views=dataclasses.replace(targets.views, images=true))
+    colour = draw(*true.shape, seed=21).requires_grad_()
+    loss = chosen(truth(targets), pictures(colour), targets)
+    look = float(network(colour.detach().flatten(0, 1), true.flatten(0, 1)).mean())
+    assert loss.item() == pytest.approx(float((colour.detach() - true).square().mean()) + 0.5 * look, rel=1e-4)
+    loss.backward()
+    assert float(colour.grad.abs().max()) > 0
+    with pytest.raises(UserError, match="no weights of LPIPS at None"):
+        PhotometricLoss(perceptual="lpips", lpips_weights=None)(truth(targets), pictures(colour), targets)
+
+
+def test_depth_by_hand() -> None:
+    """Twice the distance from each key frame's camera is log 2 off; half is 1 / z off in disparity."""
+    targets = make_targets()
+    prediction = moved(truth(targets), offsets=torch.zeros(B, F, N, 3))
+    for factor, term in ((2.0, GaussianDepthLoss()), (0.5, GaussianDepthLoss(space="disparity"))):
+        far = dataclasses.replace(targets, depth=factor * targets.depth)
+        places = geometry.unproject(far.depth, far.cameras)[:, KEYS].reshape(B, N, 3)
+        loss = term(moved(prediction, means=places.requires_grad_()), None, targets)
+        valid, inverse = targets.valid[:, KEYS], 1 / targets.depth[:, KEYS]
+        clips = [math.log(2) if factor == 2 else float(inverse[i][valid[i]].mean()) for i in range(B)]
+        assert loss.item() == pytest.approx(sum(clips) / B, rel=1e-4)
+
+
+def test_unknown_cameras_and_another_number_of_gaussians() -> None:
+    targets = make_targets()
+    known = torch.ones(B, F, dtype=torch.bool)
+    known[:, KEYS] = False
+    cameras = dataclasses.replace(targets.cameras, known=known)
+    doubled = moved(truth(targets), means=2 * truth(targets).gaussians.means)
+    assert GaussianDepthLoss()(doubled, None, targets).item() > 0.1
+    assert GaussianDepthLoss()(doubled, None, dataclasses.replace(targets, cameras=cameras)).item() == 0
+    one = dataclasses.replace(truth(targets), key_frames=torch.zeros(B, 1, dtype=torch.long))
+    for term in (GaussianDepthLoss(), GaussianFlowLoss()):
+        with pytest.raises(UserError, match=f"{N} Gaussians for 1 key frames of {H * W} pixels"):
+            term(one, None, targets)
+
+
+def test_depth_behind_the_camera_has_a_gradient_that_leads_out() -> None:
+    for space, sign in (("log", 1), ("disparity", -1)):
+        depth = torch.tensor([-1.0, 0.0, NEAREST - 1e-4, NEAREST + 1e-4, 3.0], requires_grad=True)
+        values = in_space(depth, space)
+        assert bool((sign * values.diff() > 0).all())
+        values.sum().backward()
+        assert bool((sign * depth.grad > 0).all())
+        assert depth.grad[2].item() == pytest.approx(depth.grad[3].item(), rel=0.05)
+
+
+def test_flow_by_hand() -> None:
+    """Of what stands still the error is the length of the true motion, over other times than the pixel's own."""
+    targets = make_targets()
+    still = moved(truth(targets), offsets=torch.ones(B, F, N, 3).requires_grad_())
+    length = targets.motion[:, :, KEYS].norm(dim=-1)
+    keep = targets.motion_valid[:, :, KEYS].clone()
+    for at, key in enumerate(KEYS):
+        keep[:, key, at] = False
+    clips = [float(length[i][keep[i]].mean()) for i in range(B)]
+    assert GaussianFlowLoss()(still, None, targets).item() == pytest.approx(sum(clips) / B, rel=1e-4)
+    moves = length > 0.01
+    shares = [0.8 * float(length[i][keep[i] & moves[i]].mean()) for i in range(B)]
+    found = GaussianFlowLoss(balance=0.8)(still, None, targets).item()
+    assert found == pytest.approx(sum(shares) / B, rel=1e-4)
+    huber = torch.where(length < 0.5, length.square(), length - 0.25)
+    clips = [float(huber[i][keep[i]].mean()) for i in range(B)]
+    assert GaussianFlowLoss(huber=0.5)(still, None, targets).item() == pytest.approx(sum(clips) / B, rel=1e-4)
+    none = moved(truth(targets), offsets=None, offset_times=None)
+    assert GaussianFlowLoss()(none, None, targets).item() == pytest.approx(
+        GaussianFlowLoss()(still, None, targets).item()
+    )
+
+
+def test_flow_at_times_without_an_offset_does_not_count() -> None:
+    targets = make_targets()
+    prediction = truth(targets)
+    gaussians = dataclasses.replace(
+        prediction.gaussians,
+        offsets=prediction.gaussians.offsets[:, :3].detach().requires_grad_(),
+        offset_times=targets.times[:, :3],
+    )
+    fewer = dataclasses.replace(prediction, gaussians=gaussians)
+    assert GaussianFlowLoss()(fewer, None, targets).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_settings_that_mean_nothing() -> None:
+    for settings in ({"balance": 1.0}, {"huber": -1.0}):
+        with pytest.raises(UserError, match="balance must be a share of 1"):
+            GaussianFlowLoss(**settings)
