@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from four_d import __version__, config
 from four_d.data.manifest import load_manifest
+from four_d.data.sampling import Normalisation
 from four_d.errors import UserError
 from four_d.model import FourD, ModelConfig
 
@@ -40,6 +41,8 @@ class ModelInfo:
     """Height and width of the images it was trained on."""
     frames: int
     """The most frames it saw at once in training."""
+    normalisation: Normalisation = "mean_distance"
+    """What its unit of length is."""
     name: str = ""
     trained_on: dict[str, str] = field(default_factory=dict[str, str])
     """Source → licence of the training data, by their manifests; "unknown" where a manifest is gone."""
@@ -160,6 +163,7 @@ def _run_info(run: config.RunConfig, steps: int) -> ModelInfo:
         model=run.model,
         image_size=run.data.image_size,
         frames=run.data.sampling.max_frames,
+        normalisation=run.data.normalisation,
         name=run.name,
         trained_on=licences,
         steps=steps,

@@ -21,12 +21,15 @@ import torch
 
 from four_d.data.loading import fit
 from four_d.data.motion import with_motion
-from four_d.data.sampling import Hint, collate, normalise, to_clip, to_example
+from four_d.data.sampling import Hint, Normalisation, collate, normalise, to_clip, to_example
 from four_d.data.shards import ShardReader, load_manifest
+from four_d.data.views import split
 from four_d.errors import UserError
+from four_d.evaluation.novel import novel_frames
 from four_d.evaluation.pairwise import Pairwise
 from four_d.evaluation.result import Evaluation, score_of
 from four_d.evaluation.scores import TASKS, Scores, Task, columns, score_batch
+from four_d.heads.gaussian import GaussianHead
 from four_d.metrics import baselines
 from four_d.metrics.baselines import Model
 from four_d.progress import progress
@@ -62,6 +65,10 @@ class EvaluationConfig:
     motion: bool | None = None
     """Whether dense motion from every frame to the time of every frame is asked for and scored; None: if the model has
     a motion head."""
+    pictures: bool | None = None
+    """Whether pictures from cameras and times that the model does not see are scored; None: if it gives Gaussians."""
+    normalisation: Normalisation | None = None
+    """The unit of length; None: that in which the model was trained."""
     hints: tuple[Hint, ...] = ()
     """Truths that the model is given, and must take: any of intrinsics, poses, depth, masks."""
     pairwise: bool = False
@@ -83,7 +90,12 @@ def run(model: Model, config: EvaluationConfig) -> Evaluation:
     """
     _check_hints(model, config.hints)
     device = usable(config.device)
-    config = dataclasses.replace(config, motion=moves(model) if config.motion is None else config.motion)
+    config = dataclasses.replace(
+        config,
+        motion=moves(model) if config.motion is None else config.motion,
+        pictures=paints(model) if config.pictures is None else config.pictures,
+        normalisation=unit_of(model) if config.normalisation is None else config.normalisation,
+    )
     predictors, fitted_on = baselines.untrained(), "untrained"
     if config.train_data is not None:
         fitting = Videos.open(Path(config.train_data), config, config.train_clips)
@@ -119,6 +131,17 @@ def _check_hints(model: Model, hints: Collection[Hint]) -> None:
             raise UserError(f"hints has {hint}, and this model {has}; leave {hint} out, or take another model")
 
 
+def paints(model: Model) -> bool:
+    """Whether a model, loaded or not, gives Gaussians."""
+    heads = getattr(getattr(model, "model", model), "heads", {})
+    return any(isinstance(head, GaussianHead) for head in (heads.values() if heads else ()))
+
+
+def unit_of(model: Model) -> Normalisation:
+    """In which a loaded model was trained; the usual one of any other."""
+    return getattr(getattr(model, "info", None), "normalisation", "mean_distance")
+
+
 def usable(name: str) -> torch.device:
     """The device of that name; `UserError` where this machine or this build of torch has none."""
     try:
@@ -140,6 +163,9 @@ class Videos:
     size: tuple[int, int] | None
     motion: bool = False
     """Ask for the motion of every frame to the times of all, and give its truth, where correspondence is stored."""
+    pictures: bool = False
+    """Give the truth `novel.novel_frames` as views."""
+    normalisation: Normalisation = "mean_distance"
     hints: tuple[Hint, ...] = ()
 
     @staticmethod
@@ -153,15 +179,26 @@ class Videos:
                 f"{folder} has no clip of {config.cameras} camera(s) with 2 frames; set cameras=1, or other data"
             )
         lists = tuple(evenly(lists, count))
-        return Videos(reader=reader, lists=lists, size=config.size, motion=bool(config.motion), hints=config.hints)
+        return Videos(
+            reader=reader,
+            lists=lists,
+            size=config.size,
+            motion=bool(config.motion),
+            pictures=bool(config.pictures),
+            normalisation=config.normalisation or "mean_distance",
+            hints=config.hints,
+        )
 
     def __iter__(self) -> Iterator[Example]:
         """Batches of one video."""
         for index, frames in self.lists:
-            raw = self.reader.read(index, frames)
+            sample = self.reader.samples[index]
+            views = novel_frames(sample.times, frames) if self.pictures else []
+            raw = self.reader.read(index, [*frames, *views])
             clip = to_clip(raw, with_surface=self.motion)
             clip = clip if self.size is None else fit(clip, self.size)
-            clip = _moving(normalise(clip)) if self.motion else normalise(clip)
+            clip = normalise(split(clip, 0, len(views)), self.normalisation)
+            clip = _moving(clip) if self.motion else clip
             yield collate([to_example(clip, f"{raw.key}/{raw.info.camera_ids[0]}", self.hints)])
 
     def shown(self, description: str) -> Iterator[Example]:

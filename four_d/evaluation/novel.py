@@ -25,8 +25,10 @@ def novel_frames(times: Sequence[float], chosen: Sequence[int]) -> list[int]:
     return [int(index) for index in np.flatnonzero(inside) if int(index) not in set(chosen)]
 
 
-def novel_scores(gaussians: Gaussians, clip: Clip) -> dict[str, float]:
+def novel_scores(gaussians: Gaussians, clip: Clip, scale: float = 1.0) -> dict[str, float]:
     """Of an unbatched clip with ``views``: `score_pictures` of them, of those from the input's cameras, and of copies.
+
+    ``scale`` is what the Gaussians' lengths are multiplied by first: one for a model that was given no poses.
 
     ``psnr`` … are over all views; ``novel_time_psnr`` … over views of cameras that the model saw, at other times;
     ``copy_psnr`` … are those of the input frame nearest in time. Nothing is scored without views and their cameras.
@@ -34,7 +36,8 @@ def novel_scores(gaussians: Gaussians, clip: Clip) -> dict[str, float]:
     views = clip.views
     if views is None or views.cameras is None:
         return {}
-    batch = map_tensors((gaussians, views.cameras, views.times), lambda tensor: tensor[None].float())
+    sized = enlarged(gaussians, scale)
+    batch = map_tensors((sized, views.cameras, views.times), lambda tensor: tensor[None].float())
     pictures = map_tensors(render(*batch, size_of(views)), lambda tensor: tensor[0])
     scores = score_pictures(pictures, views)
     seen = torch.isin(views.camera_ids, clip.camera_ids)
@@ -43,6 +46,14 @@ def novel_scores(gaussians: Gaussians, clip: Clip) -> dict[str, float]:
         scores |= {f"novel_time_{name}": value for name, value in score_pictures(*some).items()}
     copied = score_pictures(copies(clip, views), views)
     return scores | {COPY + name: value for name, value in copied.items()}
+
+
+def enlarged(gaussians: Gaussians, factor: float) -> Gaussians:
+    """All lengths times ``factor``."""
+    offsets = None if gaussians.offsets is None else gaussians.offsets * factor
+    return dataclasses.replace(
+        gaussians, means=gaussians.means * factor, scales=gaussians.scales * factor, offsets=offsets
+    )
 
 
 def size_of(clip: Clip) -> tuple[int, int]:

@@ -28,6 +28,7 @@ HIGHER = (
     "oa_",
     "sceneflow_strict",
     "sceneflow_relaxed",
+    *(f"pictures_{part}{figure}" for part in ("", "copy_", "novel_time_") for figure in ("psnr", "ssim")),
 )
 """What metrics begin with that are better when higher; the others are errors."""
 HEADLINES = (
@@ -43,6 +44,9 @@ HEADLINES = (
     "motion_epe_dynamic",
     "motion_apd_dynamic",
     "track_epe_dynamic",
+    "pictures_psnr",
+    "pictures_psnr_dynamic",
+    "pictures_ssim",
 )
 STUDY = {
     "ate": "pose_ate_sim3",
@@ -54,6 +58,10 @@ STUDY = {
     "epe_dynamic": "motion_epe_dynamic",
     "apd_dynamic": "motion_apd_dynamic",
     "track_epe_dynamic": "track_epe_dynamic",
+    "psnr": "pictures_psnr",
+    "psnr_dynamic": "pictures_psnr_dynamic",
+    "copy_psnr": "pictures_copy_psnr",
+    "copy_psnr_dynamic": "pictures_copy_psnr_dynamic",
     "seconds_per_clip": "seconds_per_clip",
     "dynamic_share": "motion_dynamic_share",
 }

@@ -12,6 +12,7 @@ from torch import Tensor
 from four_d import geometry
 from four_d.errors import UserError
 from four_d.evaluation.motion import MotionScores, motion_scores
+from four_d.evaluation.novel import novel_scores
 from four_d.metrics import depth, masks, points, pose
 from four_d.metrics.baselines import Model
 from four_d.tracking import Moves
@@ -43,7 +44,7 @@ POSE_METRICS = (
 POINT_METRICS = ("points_accuracy", "points_accuracy_median", "points_completeness", "points_completeness_median")
 MASK_METRICS = ("mask_iou", "mask_f")
 SECONDS = "seconds_per_clip"
-Task = Literal["depth", "pose", "points", "mask", "motion"]
+Task = Literal["depth", "pose", "points", "mask", "motion", "pictures"]
 TASKS: tuple[Task, ...] = get_args(Task)
 """What is scored."""
 PROBABLY_MOVES = 0.5
@@ -96,6 +97,10 @@ class _Video:
         )
         self._name = row, key
         self._scores = score_clip(mine, targets, tasks)
+        if "pictures" in tasks and first.gaussians is not None:
+            gaussians = map_tensors(first.gaussians, lambda tensor: _finite(tensor[index], "Gaussians", row, key))
+            found = novel_scores(gaussians, targets, _scale(mine, targets))
+            self._scores = self._scores | {f"pictures_{name}": value for name, value in found.items()}
         self._motion: MotionScores | None = None
         if "motion" in tasks and first.motion is not None and targets.motion is not None:
             points = geometry.world_points(mine)
@@ -129,6 +134,14 @@ def _predict(model: Model, clip: Clip, device: torch.device) -> Iterator[tuple[P
         del prediction  # before the next is made
 
 
+def _scale(prediction: Prediction, targets: Clip) -> float:
+    """What brings the lengths of a model that finds the cameras itself to the truth's unit; 1 for one given them."""
+    if prediction.cameras is None or prediction.depth is None:
+        return 1.0
+    truth, valid = _depth(targets)
+    return float((truth.to(prediction.depth)[valid] / prediction.depth[valid]).median()) if bool(valid.any()) else 1.0
+
+
 def _synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -154,6 +167,7 @@ def _clip_at(clip: Clip, index: int) -> Clip:
         motion_valid=clip.motion_valid,
         motion_visible=clip.motion_visible,
         scale=clip.scale,
+        views=clip.views,
     )
     return map_tensors(part, lambda tensor: tensor[index].cpu())
 
