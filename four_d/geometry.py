@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from four_d.types import Cameras, Prediction
+from four_d.types import Cameras, Gaussians, Prediction
 
 Points = Float[Tensor, "*b n 3"]
 Pose = Float[Tensor, "*b 4 4"]
@@ -169,3 +169,11 @@ def align_points(
         factor = torch.where(variance > 1e-12, (singular * sign).sum(-1) / variance.clamp_min(1e-12), factor)
     translation = target_mean - factor[..., None] * (rotation @ source_mean[..., None])[..., 0]
     return factor, rotation, translation
+
+
+def scale_gaussians(gaussians: Gaussians, factor: float) -> Gaussians:
+    """All lengths times ``factor``."""
+    offsets = None if gaussians.offsets is None else gaussians.offsets * factor
+    return dataclasses.replace(
+        gaussians, means=gaussians.means * factor, scales=gaussians.scales * factor, offsets=offsets
+    )

@@ -47,8 +47,8 @@ class SpacetimeConfig:
 
     @property
     def hints(self) -> HintsConfig:
-        """Cameras, whole: intrinsics and poses of every frame."""
-        return HintsConfig(intrinsics="required", poses="required")
+        """Cameras, whole: intrinsics and poses of every frame. Depth is not seen, but may tell the unit of length."""
+        return HintsConfig(intrinsics="required", poses="required", depth="optional")
 
     @property
     def dynamics(self) -> None:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from four_d import geometry
 from four_d.evaluation.pictures import score_pictures
 from four_d.rendering import render
 from four_d.types import Cameras, Clip, Gaussians, Views, map_tensors, same_time
@@ -36,7 +37,7 @@ def novel_scores(gaussians: Gaussians, clip: Clip, scale: float = 1.0) -> dict[s
     views = clip.views
     if views is None or views.cameras is None:
         return {}
-    sized = enlarged(gaussians, scale)
+    sized = geometry.scale_gaussians(gaussians, scale)
     batch = map_tensors((sized, views.cameras, views.times), lambda tensor: tensor[None].float())
     pictures = map_tensors(render(*batch, size_of(views)), lambda tensor: tensor[0])
     scores = score_pictures(pictures, views)
@@ -46,14 +47,6 @@ def novel_scores(gaussians: Gaussians, clip: Clip, scale: float = 1.0) -> dict[s
         scores |= {f"novel_time_{name}": value for name, value in score_pictures(*some).items()}
     copied = score_pictures(copies(clip, views), views)
     return scores | {COPY + name: value for name, value in copied.items()}
-
-
-def enlarged(gaussians: Gaussians, factor: float) -> Gaussians:
-    """All lengths times ``factor``."""
-    offsets = None if gaussians.offsets is None else gaussians.offsets * factor
-    return dataclasses.replace(
-        gaussians, means=gaussians.means * factor, scales=gaussians.scales * factor, offsets=offsets
-    )
 
 
 def size_of(clip: Clip) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,22 +20,26 @@ from torch import Tensor
 from four_d import checkpoints
 from four_d.checkpoints import ModelInfo
 from four_d.errors import UserError
+from four_d.formats import splats
 from four_d.formats.cameras import CameraTable, write_cameras, write_colmap
 from four_d.formats.clouds import PointCloud, fuse, write_ply
 from four_d.formats.depth import write_depth
 from four_d.formats.folders import new_folder
+from four_d.formats.splats import write_gltf
 from four_d.formats.tracks import TrackTable, write_tracks
 from four_d.geometry import world_points
+from four_d.inference import units
 from four_d.inference.fit import Fit, fit, resize, resize_masks
 from four_d.inference.hints import Known, add, check
 from four_d.inference.inputs import Frames, Source
 from four_d.inference.mask import Mask, as_masks, write_masks
+from four_d.inference.novel_views import write_novel_views
 from four_d.inference.tracks import from_pixels, from_points
 from four_d.inference.video import Selection
 from four_d.inference.windows import choose
 from four_d.model import FourD
 from four_d.tracking import CLEARLY, SPAN, Moves, PointTracks, follow, grid, moving
-from four_d.types import Cameras, Clip, Prediction, map_tensors
+from four_d.types import Cameras, Clip, Gaussians, Prediction, map_tensors
 
 UNIT = "model unit: the mean distance of the scene's points to the first camera is about 1; not metres"
 COLMAP_POINTS = 50_000
@@ -246,9 +251,11 @@ class LoadedModel:
         hints = self.info.model.backbone.hints
         if known is not None and hints is not None:
             clip = add(clip, known, hints, video, chosen)
+        given = clip
+        clip, unit = units.to_model(clip, self.info.normalisation)
         prediction, followed, motion = self._predict(map_tensors(clip, lambda tensor: tensor.to(device)), tracks=tracks)
         return Result(
-            prediction=_unbatch(prediction),
+            prediction=_unbatch(units.from_model(prediction, unit, given)),
             images=images,
             frames=video.frames,
             times=[float(t) for t in video.times],
@@ -381,7 +388,7 @@ def _tell_if_still(result: Result) -> None:
 
 def write(result: Result, folder: Path, *, static_points: bool = False) -> None:
     """Write what the model gives: ``cameras.json``, ``colmap/``, ``depth/``, ``mask/``, ``points.ply``,
-    ``tracks.npz``, ``prediction.npz``; see `infer`.
+    ``tracks.npz``, Gaussians, ``prediction.npz``; see `infer`.
     """
     cloud = result.cloud(static=static_points)
     if result.prediction.dynamic is not None:
@@ -395,7 +402,25 @@ def write(result: Result, folder: Path, *, static_points: bool = False) -> None:
         write_pictures(result, frame_names(len(result.times), result.camera_ids), folder)
     if (table := result.track_table) is not None:
         write_tracks(folder / "tracks.npz", table)
+    if result.prediction.gaussians is not None:
+        write_gaussians(result, result.prediction.gaussians, folder)
     np.savez_compressed(folder / "prediction.npz", **arrays(result))  # pyright: ignore[reportArgumentType]
+
+
+def write_gaussians(result: Result, gaussians: Gaussians, folder: Path) -> None:
+    """``gaussians.glb``, which moves, ``gaussians.ply``, the first time's, and a video along a path round the first
+    camera, if it is known.
+    """
+    write_gltf(folder / "gaussians.glb", gaussians)
+    splats.write_ply(folder / "gaussians.ply", gaussians, result.times[0])
+    cameras = result.prediction.cameras
+    if cameras is None:
+        return
+    if importlib.util.find_spec("av") is None:
+        print("no novel_views.mp4: writing video takes PyAV; pip install 'four_d[video]'", file=sys.stderr)
+    else:
+        cameras = map_tensors(cameras, lambda tensor: tensor.float())
+        write_novel_views(folder / "novel_views.mp4", gaussians, cameras, torch.tensor(result.times), result.fit.model)
 
 
 def write_poses(result: Result, cloud: PointCloud | None, folder: Path) -> None:
