@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from four_d.rendering.memory import check_memory
+from four_d.rendering.memory import COMPILED, Cost, check_memory
 from four_d.rendering.rasteriser import Raster, expected
 from four_d.rendering.scene import Scene
 from four_d.rendering.tiles import Grid, make_grid
@@ -79,6 +79,7 @@ class CompiledRasteriser:
     """On the CPU in float32 or float64, on as many threads as torch uses; `rasteriser.Rasteriser`."""
 
     kernel: ctypes.CDLL
+    cost: Cost = COMPILED
 
     def __call__(self, scene: Scene, size: tuple[int, int]) -> Raster:
         """As `rasteriser.Rasteriser`."""
@@ -174,7 +175,7 @@ def _pairs(call: _Call, parameters: Tensor, boxes: Tensor, order: Tensor, grid: 
     call("count", parameters, boxes, tile_starts[1:], member_starts[1:])
     tile_starts, member_starts = tile_starts.cumsum(0), member_starts.cumsum(0)
     pairs = int(tile_starts[-1])
-    check_memory(boxes.shape[1], boxes.shape[0], pairs, parameters.element_size(), parameters.device)
+    check_memory(COMPILED, (boxes.shape[0], boxes.shape[1]), pairs, parameters)
     listed, slots = torch.empty(pairs, dtype=torch.int32), torch.empty(pairs, dtype=torch.int64)
     call("fill", parameters, boxes, order, tile_starts, member_starts, listed, slots)
     return _Pairs(tile_starts=tile_starts, members=listed, member_starts=member_starts, slots=slots)

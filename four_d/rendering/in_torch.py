@@ -10,6 +10,7 @@ from torch import Tensor
 
 from four_d.geometry import pixel_centres
 from four_d.rendering.compositing import Cells, composite
+from four_d.rendering.memory import TORCH, Cost
 from four_d.rendering.projection import project
 from four_d.rendering.rasteriser import Raster, expected
 from four_d.rendering.scene import Scene
@@ -22,6 +23,7 @@ class TorchRasteriser:
 
     tile: int = 8
     """Pixels along a tile's edge: a matter of speed only."""
+    cost: Cost = TORCH
 
     def __call__(self, scene: Scene, size: tuple[int, int]) -> Raster:
         """As `rasteriser.Rasteriser`."""

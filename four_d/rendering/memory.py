@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from four_d.errors import UserError
 
-PER_GAUSSIAN = 110
-"""Numbers that projecting one Gaussian into one picture takes, with its derivative's (measured, rounded up)."""
-PER_PAIR = 30
-"""Numbers that one Gaussian in one tile takes, with its gradient (measured, rounded up)."""
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """How many numbers a backend holds at once, forward and backward, at most (measured)."""
+
+    per_gaussian: int
+    """For each Gaussian of each picture."""
+    per_pair: int
+    """For each Gaussian in each tile that it reaches."""
 
 
-def check_memory(gaussians: int, pictures: int, pairs: int, element: int, device: torch.device) -> None:
-    """UserError if drawing needs more than is free: ``pairs`` Gaussians in tiles, numbers of ``element`` bytes."""
-    needed = (gaussians * pictures * PER_GAUSSIAN + pairs * PER_PAIR) * element
-    free = free_bytes(device)
+COMPILED = Cost(per_gaussian=65, per_pair=14)
+TORCH = Cost(per_gaussian=110, per_pair=30)
+
+
+def check_memory(cost: Cost, shape: tuple[int, int], pairs: int, like: Tensor) -> None:
+    """UserError if drawing (pictures, Gaussians) needs more than is free, in numbers and on the device of ``like``."""
+    pictures, gaussians = shape
+    needed = (gaussians * pictures * cost.per_gaussian + pairs * cost.per_pair) * like.element_size()
+    free = free_bytes(like.device)
     if free is not None and needed > free:
         raise UserError(
             f"rendering {gaussians:,} Gaussians in {pictures} pictures needs about {needed / 1e9:.1f} GB, and"
@@ -28,7 +40,8 @@ def check_memory(gaussians: int, pictures: int, pairs: int, element: int, device
 def free_bytes(device: torch.device) -> int | None:
     """What can still be allocated; None where the system does not tell."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
     limits = [limit for limit in (_available(), _left_in_group()) if limit is not None]
     return min(limits, default=None) if device.type == "cpu" else None
 
@@ -39,8 +52,11 @@ def _available(path: Path = Path("/proc/meminfo")) -> int | None:
 
 
 def _left_in_group(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """What a container may still use (control groups, version 2)."""
+    """What a container may still use (control groups, version 2); files that it has only read count as free."""
     limit, used = folder / "memory.max", folder / "memory.current"
     if not (limit.exists() and used.exists()) or limit.read_text().strip() == "max":
         return None
-    return max(int(limit.read_text()) - int(used.read_text()), 0)
+    statistics = folder / "memory.stat"
+    lines = statistics.read_text().splitlines() if statistics.exists() else []
+    files = next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
+    return max(int(limit.read_text()) - int(used.read_text()) + files, 0)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from four_d.rendering.memory import COMPILED, Cost
 from four_d.rendering.projection import BLUR, NEAR
 from four_d.rendering.rasteriser import Raster
 from four_d.rendering.scene import Scene
@@ -36,6 +37,8 @@ class GsplatRasteriser:
     """gsplat 1.5.3 or any later one that knows the same arguments, in float32; `rasteriser.Rasteriser`."""
 
     rasterization: Rasterization
+    cost: Cost = COMPILED
+    """Not measured; gsplat keeps about what our kernel keeps."""
 
     def __call__(self, scene: Scene, size: tuple[int, int]) -> Raster:
         """As `rasteriser.Rasteriser`."""

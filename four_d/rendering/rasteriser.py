@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from four_d.rendering.memory import Cost
 from four_d.rendering.scene import Scene
 
 
@@ -25,6 +26,11 @@ class Raster:
 @runtime_checkable
 class Rasteriser(Protocol):
     """Draws scenes; gradients reach every tensor of the scene but the intrinsics."""
+
+    @property
+    def cost(self) -> Cost:
+        """What it needs of memory."""
+        ...
 
     def __call__(self, scene: Scene, size: tuple[int, int]) -> Raster:
         """The pictures, ``size`` (height, width) pixels each. UserError if they need more memory than there is."""

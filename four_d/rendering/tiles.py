@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from four_d.rendering.memory import check_memory
+from four_d.rendering.memory import TORCH, check_memory
 from four_d.rendering.projection import Splats
 
 
@@ -59,7 +59,7 @@ def make_lists(splats: Splats, grid: Grid) -> Lists:
     members = (order + n * torch.arange(pictures, device=order.device)[:, None]).flatten()
     first, last = (ends.flatten(0, 1)[members] for ends in first_and_last(splats, grid))
     wide, high = (last - first + 1).clamp_min(0).unbind(-1)
-    check_memory(n, pictures, int((wide * high).sum()), splats.depths.element_size(), order.device)
+    check_memory(TORCH, (pictures, n), int((wide * high).sum()), splats.depths)
     members, first, wide, within = _repeat(wide * high, members, first, wide)
     tile = (members // n * grid.rows + first[:, 1] + within // wide) * grid.columns + first[:, 0] + within % wide
     tile, position = tile.sort(stable=True)

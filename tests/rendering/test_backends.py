@@ -216,11 +216,12 @@ def test_more_than_the_memory_holds_is_refused_before_drawing(name: str, monkeyp
     if name == "compiled" and isinstance(reason := library(), str):
         pytest.skip(reason)
     gaussians, cameras, times = cloud(30, size=0.5)
-    fixed = 30 * memory.PER_GAUSSIAN * 8
+    cost = backends.choose(name, CPU).cost
+    fixed = 30 * cost.per_gaussian * 8
     monkeypatch.setattr(memory, "free_bytes", lambda _: fixed - 1)
     with pytest.raises(UserError, match=r"rendering 30 Gaussians in 1 pictures needs about .* GB"):
         render(gaussians, cameras, times, (64, 64), backend=name)
-    monkeypatch.setattr(memory, "free_bytes", lambda _: fixed + 30 * memory.PER_PAIR * 8)
+    monkeypatch.setattr(memory, "free_bytes", lambda _: fixed + 30 * cost.per_pair * 8)
     with pytest.raises(UserError, match="fewer or smaller pictures"):
         render(gaussians, cameras, times, (64, 64), backend=name)
     monkeypatch.setattr(memory, "free_bytes", lambda _: None)
@@ -234,6 +235,8 @@ def test_a_container_counts_as_the_memory_that_it_leaves(tmp_path: Path) -> None
     assert memory._left_in_group(tmp_path) is None
     (tmp_path / "memory.max").write_text("1000\n")
     assert memory._left_in_group(tmp_path) == 900
+    (tmp_path / "memory.stat").write_text("anon 70\ninactive_file 30\n")
+    assert memory._left_in_group(tmp_path) == 930
     info = tmp_path / "meminfo"
     info.write_text("MemTotal:  99 kB\nMemAvailable:  2 kB\n")
     assert memory._available(info) == 2048
