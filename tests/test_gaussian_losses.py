@@ -155,7 +155,7 @@ def test_which_perceptual_term_ran_stands_in_the_config(tmp_path: Path) -> None:
     targets = dataclasses.replace(targets, views=dataclasses.replace(targets.views, images=true))
     colour = draw(*true.shape, seed=21).requires_grad_()
     loss = chosen(truth(targets), pictures(colour), targets)
-    look = float(network(colour.detach().flatten(0, 1), true.flatten(0, 1)).mean())
+    look = network(colour.detach().flatten(0, 1), true.flatten(0, 1)).mean().item()
     assert loss.item() == pytest.approx(float((colour.detach() - true).square().mean()) + 0.5 * look, rel=1e-4)
     loss.backward()
     assert float(colour.grad.abs().max()) > 0

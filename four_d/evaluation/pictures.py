@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -12,6 +16,10 @@ from four_d.types import Clip, Views
 
 Pictures = Float[Tensor, "v 3 h w"]
 Masks = Bool[Tensor, "v h w"]
+Score = Callable[..., Float[Tensor, "v"]]
+"""One number per picture, of pictures, truth and perhaps masks."""
+AT_ONCE = 8
+"""Pictures that are scored together."""
 
 
 def score_pictures(
@@ -40,12 +48,12 @@ def score_pictures(
     if not bool(pictures.isfinite().all()):
         raise UserError("rendered pictures are not finite: the model has diverged, or its Gaussians are damaged")
     pictures = pictures.clamp(0, 1)
-    scores = {"psnr": _mean(images.psnr(pictures, truth)), "ssim": _mean(images.ssim(pictures, truth))}
-    scores |= {_look(lpips): _mean(_difference(pictures, truth, lpips))}
+    scores = {"psnr": _mean(images.psnr, pictures, truth), "ssim": _mean(images.ssim, pictures, truth)}
+    scores |= {_look(lpips): _mean(_plain(lpips), pictures, truth)}
     moves = _dynamic(target)
     if moves is not None and bool(moves.any()):
         some = moves.flatten(1).any(1)
-        scores["psnr_dynamic"] = _mean(images.psnr(pictures[some], truth[some], moves[some]))
+        scores["psnr_dynamic"] = _mean(images.psnr, pictures[some], truth[some], moves[some])
     return scores if masks is None else scores | _masked(pictures, truth, _flat(masks, 2).to(pictures.device), lpips)
 
 
@@ -55,11 +63,11 @@ def _masked(pictures: Pictures, truth: Pictures, masks: Masks, lpips: LPIPS | No
     if not bool(some.any()):
         return {}
     chosen = pictures[some], truth[some], masks[some]
-    look = images.mstructure(*chosen) if lpips is None else images.mlpips(lpips, *chosen)
+    look = images.mstructure if lpips is None else partial(images.mlpips, lpips)
     return {
-        "mpsnr": _mean(images.psnr(*chosen)),
-        "mssim": _mean(images.mssim(*chosen)),
-        f"m{_look(lpips)}": _mean(look),
+        "mpsnr": _mean(images.psnr, *chosen),
+        "mssim": _mean(images.mssim, *chosen),
+        f"m{_look(lpips)}": _mean(look, *chosen),
     }
 
 
@@ -67,8 +75,8 @@ def _look(lpips: LPIPS | None) -> str:
     return "structure" if lpips is None else "lpips"
 
 
-def _difference(pictures: Pictures, truth: Pictures, lpips: LPIPS | None) -> Float[Tensor, "v"]:
-    return images.structure(pictures, truth) if lpips is None else images.lpips(lpips, pictures, truth)
+def _plain(lpips: LPIPS | None) -> Score:
+    return images.structure if lpips is None else partial(images.lpips, lpips)
 
 
 def _dynamic(target: Clip) -> Masks | None:
@@ -85,5 +93,7 @@ def _flat(values: Tensor, last: int) -> Tensor:
     return values.reshape(-1, *values.shape[-last:])
 
 
-def _mean(values: Float[Tensor, "v"]) -> float:
-    return float(values.double().mean())
+def _mean(score: Score, *parts: Tensor) -> float:
+    """Of all pictures, a few at a time."""
+    chunks = zip(*(part.split(AT_ONCE) for part in parts), strict=True)
+    return float(torch.cat([score(*chunk).double() for chunk in chunks]).mean())

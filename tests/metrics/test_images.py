@@ -156,6 +156,19 @@ def test_the_name_lpips_needs_its_network() -> None:
     assert scores["mpsnr"] == pytest.approx(scores["psnr"], abs=1e-4)
 
 
+def test_many_pictures_are_scored_as_each_alone() -> None:
+    """More than are taken at once."""
+    truth, colour = drawn(11, 3, 12, 12, seed=15).float(), drawn(11, 3, 12, 12, seed=16).float()
+    masks = drawn(11, 12, 12, seed=17) > 0.5
+    every = score_pictures(views(colour), target(truth, masks), masks)
+    alone = [
+        score_pictures(views(colour[i : i + 1]), target(truth[i : i + 1], masks[i : i + 1]), masks[i : i + 1])
+        for i in range(11)
+    ]
+    for name, value in every.items():
+        assert value == pytest.approx(sum(each[name] for each in alone) / 11, rel=1e-5)
+
+
 def test_scores_leave_out_what_is_not_known_and_store_colours_as_pictures_do() -> None:
     truth = torch.ones(2, 3, 12, 12)
     bright = views(torch.full((2, 3, 12, 12), 1.5))
