@@ -33,7 +33,7 @@ class Chain:
     where it is first known, unseen. Of two windows the one counts in whose middle a frame lies (`border`).
     """
 
-    def __init__(self, times: Sequence[float], points: Sequence[tuple[float, ...]] | None) -> None:
+    def __init__(self, times: Sequence[float], points: Sequence[tuple[int | float, ...]] | None) -> None:
         self._times = torch.tensor(list(times), dtype=torch.float64)
         self._last: Part | None = None
         self._jitter = 0.0
