@@ -26,7 +26,26 @@ def test_sizes_build_and_keep_their_promise(size: str) -> None:
 
 OVERLAYS = [name for name in configs.shipped_configs() if name.startswith("overlays/")]
 DEPT3R = ["dept3r", "overlays/mini", "overlays/dept3r_mini"]
+UNIFIED = ["unified", "overlays/mini", "overlays/dept3r_mini", "overlays/dept3r_late_mini"]
 LARGE_DEPT3R = ["overlays/dept3r_phase_1", "overlays/dept3r_late"]
+
+
+@pytest.mark.parametrize(
+    ("files", "least", "most"),
+    [
+        (["dgs_lrm"], 300e6, 320e6),
+        (["dgs_lrm", "overlays/dgs_lrm_mini"], 3e6, 4e6),
+        ([*UNIFIED, "overlays/unified_mini"], 5e6, 7e6),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else "",
+)
+def test_models_with_gaussians_build_and_keep_their_promise(files: list[str], least: float, most: float) -> None:
+    """The small ones are at most 8 and 14 MB in bfloat16."""
+    config = configs.load(files, DATA)
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in config.model.build().parameters())
+    assert least < parameters <= most
+    assert config.data.sampling.min_frames == config.data.sampling.max_frames == config.model.heads["gaussian"].frames
 
 
 def test_there_is_an_overlay_for_every_size() -> None:
@@ -38,6 +57,7 @@ def test_every_shipped_overlay_loads_on_top_of_what_it_is_for(overlay: str) -> N
     """Those of one system lie on that system, all others on VGGT."""
     base = DEPT3R if "dept3r" in overlay else BASE
     base = ["dept3r", "overlays/large"] if overlay in LARGE_DEPT3R else base
+    base = ["dgs_lrm"] if "dgs_lrm" in overlay else UNIFIED if "unified" in overlay else base
     configs.load([*base, overlay], DATA)
 
 

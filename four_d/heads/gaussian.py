@@ -61,7 +61,7 @@ class GaussianHeadConfig:
     """False: nothing moves, the network being the same."""
 
     def __post_init__(self) -> None:
-        if self.frames < 1 or (self.every or 1) < 1 or (self.hidden or 1) < 1:
+        if any(each is not None and each < 1 for each in (self.frames, self.every, self.hidden)):
             raise UserError("frames, every and hidden must be at least 1")
         if self.depth != "exp" and not 0 < self.near < self.start < self.far:
             raise UserError(
