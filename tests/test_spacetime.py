@@ -199,4 +199,4 @@ def test_parts_that_do_not_fit_are_refused(config: ModelConfig, message: str) ->
 
 
 def test_it_asks_for_whole_cameras() -> None:
-    assert (BACKBONE.hints.intrinsics, BACKBONE.hints.poses, BACKBONE.hints.depth) == ("required", "required", "off")
+    assert BACKBONE.hints.intrinsics == BACKBONE.hints.poses == "required"
