@@ -53,9 +53,17 @@ def gaussian_window(height: int, width: int, like: Tensor) -> Float[Tensor, "k"]
 
 def blur(values: Float[Tensor, "b c h w"], weights: Float[Tensor, "k"]) -> Float[Tensor, "b c y x"]:
     """Rows and columns weighted by a window, where it fits: a border of half its length is gone."""
-    planes = values.flatten(0, 1)[:, None]
-    rows = functional.conv2d(planes, weights[None, None, :, None])
-    return functional.conv2d(rows, weights[None, None, None])[:, 0].unflatten(0, values.shape[:2])
+    # As two products: on a CPU many times faster, forwards and backwards, than convolutions of single channels.
+    return _band(weights, values.shape[-2]) @ values @ _band(weights, values.shape[-1]).mT
+
+
+def _band(weights: Float[Tensor, "k"], size: int) -> Float[Tensor, "o n"]:
+    """The matrix that weighs ``size`` values by a window at each place where it fits."""
+    places = size - len(weights) + 1
+    band = weights.new_zeros(places, size + 1)
+    # Row after row of one value more than there are: each begins one column further on.
+    band[:, : len(weights)] = weights
+    return band.flatten()[: places * size].view(places, size)
 
 
 def ssim_map(one: Pictures, other: Pictures) -> Float[Tensor, "b 3 y x"]:
