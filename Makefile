@@ -8,10 +8,9 @@ UV := 0.13.8
 FAST := not slow and not gpu and not network
 SLOW := slow and not gpu and not network
 
-STUDY_study-page4d := page_4d
-STUDY_study-dept3r := dept3r
+STUDIES := study-page4d study-dept3r study-dgs-lrm
 
-.PHONY: setup demo test test-slow study-page4d study-dept3r check lock clean
+.PHONY: setup demo test test-slow $(STUDIES) check lock clean
 
 setup: $(VENV)/.ready
 
@@ -36,8 +35,8 @@ test-slow: setup
 	$(RUN) pytest -m "$(SLOW)"
 
 # ONLY=variant SEEDS=0,1: those runs again; otherwise what has no raw line yet
-study-page4d study-dept3r: setup
-	$(BIN)/python benchmarks/study.py $(STUDY_$@) $(if $(ONLY),--only $(ONLY)) $(if $(SEEDS),--seeds $(SEEDS))
+$(STUDIES): study-%: setup
+	$(BIN)/python benchmarks/study.py $* $(if $(ONLY),--only $(ONLY)) $(if $(SEEDS),--seeds $(SEEDS))
 
 check: setup
 	$(BIN)/ruff format --check .

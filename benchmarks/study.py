@@ -289,6 +289,20 @@ def run_all(study: Study, runs: list[Run], jobs: int) -> None:
             print(f"{study.name}: {text}", file=sys.stderr, flush=True)
 
 
+def named(name: str) -> Study:
+    """The study of that name, with or without its hyphens and underscores."""
+    stems = sorted(path.stem for path in (Path(__file__).parent / "studies").glob("[!_]*.py"))
+    studies = {stem: importlib.import_module(f"benchmarks.studies.{stem}") for stem in stems}
+    known = {_bare(stem): module.STUDY for stem, module in studies.items() if module.STUDY.name == stem}
+    if _bare(name) not in known:
+        raise SystemExit(f"there is no study {name!r}; choose one of {', '.join(s.name for s in known.values())}")
+    return known[_bare(name)]
+
+
+def _bare(name: str) -> str:
+    return name.replace("_", "").replace("-", "")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name")
@@ -297,7 +311,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each (default 2)")
     parser.add_argument("--summary", action="store_true", help="only the table and the plot of what was run")
     arguments = parser.parse_args()
-    study: Study = importlib.import_module(f"benchmarks.studies.{arguments.name}").STUDY
+    study = named(arguments.name)
     if not arguments.summary:
         run_all(study, wanted(study, arguments.only, arguments.seeds), arguments.jobs)
     publish(study)

@@ -1,0 +1,132 @@
+"""Gaussians of one clip by optimisation from scratch, for as long as one is willing to wait: what a feed-forward model
+is measured against.
+
+    python benchmarks/optimise.py --data runs/studies/data/held_out_calm --seconds 3 --clips 8 [--seed 0]
+
+A clip's posed frames are all that is seen, as by the model: no depth, no motion. Gaussians start at random depths along
+random pixels' rays. Everything is optimised by Adam, a random half of the frames at a time, until the seconds are over
+(the compiled renderer is built before). Prints a JSON line per clip (`evaluation.novel`) and their means.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from four_d import geometry
+from four_d.evaluation import EvaluationConfig, Videos
+from four_d.evaluation.novel import novel_scores, size_of
+from four_d.losses.photometric import PhotometricLoss
+from four_d.progress import progress
+from four_d.rendering import render
+from four_d.types import Clip, Gaussians, Prediction, map_tensors
+
+COUNT = 4096
+NEAR, FAR = 0.1, 2.0
+"""Depths at the start, in the unit in which a fifth of the pixels is farther away than ½."""
+RATES = {"means": 2e-3, "scales": 2e-2, "quats": 1e-2, "opacities": 3e-2, "colours": 2e-2, "offsets": 1e-3}
+STILL = 0.02
+"""Weight of the offsets' mean length: what need not move stands still."""
+
+
+def start(clip: Clip, generator: torch.Generator) -> dict[str, Tensor]:
+    """Parameters of `COUNT` Gaussians of an unbatched clip with cameras."""
+    assert clip.cameras is not None
+    height, width = size_of(clip)
+    frames = torch.randint(len(clip.times), (COUNT,), generator=generator)
+    rows, columns = (torch.randint(side, (COUNT,), generator=generator) for side in (height, width))
+    depth = NEAR * (FAR / NEAR) ** torch.rand(COUNT, generator=generator)
+    maps = torch.ones(len(clip.times), height, width)
+    rays = geometry.unproject(maps, clip.cameras)[frames, rows, columns]
+    centres = clip.cameras.world_from_camera[frames, :3, 3]
+    wide = depth * width / clip.cameras.intrinsics[0, 0, 0] / COUNT**0.5
+    times = clip.times.unique()
+    return {
+        "means": centres + depth[:, None] * (rays - centres),
+        "scales": wide.log()[:, None].expand(-1, 3).clone(),
+        "quats": torch.tensor([1.0, 0, 0, 0]).repeat(COUNT, 1),
+        "opacities": torch.zeros(COUNT),
+        "colours": clip.images[frames, :, rows, columns].clamp(0.02, 0.98).logit(),
+        "offsets": torch.zeros(len(times), COUNT, 3),
+        "times": times,
+    }
+
+
+def gaussians_of(values: dict[str, Tensor]) -> Gaussians:
+    """Batched, of parameters."""
+    colour = (values["colours"].sigmoid() - 0.5) / 0.28209479177387814
+    single = Gaussians(
+        means=values["means"],
+        quats=values["quats"],
+        scales=values["scales"].exp(),
+        opacities=values["opacities"].sigmoid(),
+        harmonics=colour[:, None],
+        offsets=values["offsets"],
+        offset_times=values["times"],
+    )
+    return map_tensors(single, lambda tensor: tensor[None])
+
+
+def optimise(clip: Clip, seconds: float, seed: int) -> tuple[Gaussians, int]:
+    """Of an unbatched clip; and how many steps that were."""
+    assert clip.cameras is not None
+    generator = torch.Generator().manual_seed(seed)
+    values = start(clip, generator)
+    moved = [values[name].requires_grad_() for name in RATES]
+    adam = torch.optim.Adam([{"params": [p], "lr": rate} for p, rate in zip(moved, RATES.values(), strict=True)])
+    loss, count, steps = PhotometricLoss(perceptual="structure"), max(len(clip.times) // 2, 1), 0
+    began = time.monotonic()
+    while (share := (time.monotonic() - began) / seconds) < 1:
+        for group, rate in zip(adam.param_groups, RATES.values(), strict=True):
+            group["lr"] = rate * 0.05**share
+        some = torch.randperm(len(clip.times), generator=generator)[:count]
+        shown = Clip(
+            images=clip.images[some][None], times=clip.times[some][None], camera_ids=clip.camera_ids[some][None]
+        )
+        cameras = map_tensors(clip.cameras, lambda tensor, some=some: tensor[some][None])
+        found = gaussians_of(values)
+        views = render(found, cameras, shown.times, size_of(clip))
+        value = loss(Prediction(gaussians=found), views, dataclasses.replace(shown, views=shown))
+        (value + STILL * values["offsets"].norm(dim=-1).mean()).backward()
+        adam.step()
+        adam.zero_grad()
+        steps += 1
+    return map_tensors(gaussians_of(values), lambda tensor: tensor[0].detach()), steps
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--seconds", type=float, required=True, help="per clip")
+    parser.add_argument("--clips", type=int, default=8)
+    parser.add_argument("--frames", type=int, default=6)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    config = EvaluationConfig(
+        data=arguments.data, frames=arguments.frames, stride=1, size=(64, 64), pictures=True, normalisation="disparity"
+    )
+    videos, lines = Videos.open(Path(arguments.data), config, arguments.clips), []
+    with progress("optimising", len(videos.lists), "clip") as bar:
+        for number, example in enumerate(videos):
+            clip = map_tensors(example.targets, lambda tensor: tensor[0])
+            seen = dataclasses.replace(
+                clip, cameras=dataclasses.replace(clip.cameras, known=None, intrinsics_known=None)
+            )
+            found, steps = optimise(seen, arguments.seconds, arguments.seed + number)
+            lines.append({"key": example.key[0], "steps": steps, **novel_scores(found, seen)})
+            print(json.dumps(lines[-1]), flush=True)
+            bar.advance()
+    names = [name for name in lines[0] if name != "key"]
+    means = {name: statistics.fmean(line[name] for line in lines if name in line) for name in names}
+    print(json.dumps({"clips": len(lines), "seconds": arguments.seconds, "seed": arguments.seed, **means}))
+
+
+if __name__ == "__main__":
+    main()
