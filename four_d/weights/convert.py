@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from four_d import checkpoints, config
+from four_d.backbones.alternating import AlternatingConfig
 from four_d.backbones.patches import TimmPatchConfig
 from four_d.checkpoints import CARD, CONFIG, WEIGHTS, ModelInfo
 from four_d.errors import UserError
@@ -152,7 +153,7 @@ def _model(configs: Sequence[str]) -> ModelConfig:
 
 def _image_size(model: ModelConfig) -> tuple[int, int]:
     """The square images that the encoder stores positions for; without an encoder, as many patches as VGGT's."""
-    patches = model.backbone.patches
+    patches = model.backbone.patches if isinstance(model.backbone, AlternatingConfig) else None
     stored = patches.image_size if isinstance(patches, TimmPatchConfig) else None
     side = USUAL_CELLS * model.backbone.patch_size if stored is None else stored
     return side, side

@@ -95,7 +95,7 @@ def compare(case: Case) -> Report:
 class Headless(nn.Module):
     """A backbone that nobody reads: what a case of the aggregator alone describes."""
 
-    def __init__(self, backbone: AlternatingBackbone) -> None:
+    def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
         self.backbone, self.heads = backbone, nn.ModuleDict()
 
