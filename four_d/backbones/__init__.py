@@ -28,6 +28,11 @@ class Backbone(Protocol):
         """Whether its tokens depend on the query time: then on the first of the clip's only."""
         ...
 
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """The hints it takes: of intrinsics, poses, depth, masks."""
+        ...
+
     def keep(self, rounds: Iterable[int]) -> None:
         """Give the token maps of these rounds from now on, and no others."""
         ...

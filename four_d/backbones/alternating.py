@@ -160,6 +160,11 @@ class AlternatingBackbone(nn.Module):
         """Whether tokens depend on the query time; it is then the first of the clip's."""
         return self.query is not None
 
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """The hints that are not off."""
+        return () if self.hints is None else tuple(self.hints.uses)
+
     def keep(self, rounds: Iterable[int]) -> None:
         """Give the token maps of these rounds (counted from 0), in ascending order, and hold no others in memory."""
         kept = tuple(sorted(set(rounds)))

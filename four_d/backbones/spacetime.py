@@ -107,6 +107,11 @@ class SpacetimeBackbone(nn.Module):
         """Never: all times are answered at once."""
         return False
 
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """Cameras."""
+        return "intrinsics", "poses"
+
     def keep(self, rounds: Iterable[int]) -> None:
         """Give the token maps after these blocks (counted from 0), in ascending order, and hold no others in memory."""
         kept = tuple(sorted(set(rounds)))

@@ -118,9 +118,9 @@ def moves(model: Model) -> bool:
 
 
 def hints_taken(model: Model) -> tuple[str, ...] | None:
-    """The hints that a model, loaded or not, takes; None of a model without a backbone, which alone knows."""
+    """The hints that a model, loaded or not, takes; None of a model that does not say."""
     backbone = getattr(getattr(model, "model", model), "backbone", None)
-    return None if backbone is None else tuple(getattr(backbone.hints, "uses", ()))
+    return getattr(backbone, "takes", None)
 
 
 def _check_hints(model: Model, hints: Collection[Hint]) -> None:

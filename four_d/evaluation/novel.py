@@ -38,7 +38,8 @@ def novel_scores(gaussians: Gaussians, clip: Clip, scale: float = 1.0) -> dict[s
     if views is None or views.cameras is None:
         return {}
     sized = geometry.scale_gaussians(gaussians, scale)
-    batch = map_tensors((sized, views.cameras, views.times), lambda tensor: tensor[None].float())
+    cameras = Cameras(world_from_camera=views.cameras.world_from_camera, intrinsics=views.cameras.intrinsics)
+    batch = map_tensors((sized, cameras, views.times), lambda tensor: tensor[None].float())
     pictures = map_tensors(render(*batch, size_of(views)), lambda tensor: tensor[0])
     scores = score_pictures(pictures, views)
     seen = torch.isin(views.camera_ids, clip.camera_ids)

@@ -419,8 +419,8 @@ def write_gaussians(result: Result, gaussians: Gaussians, folder: Path) -> None:
     if importlib.util.find_spec("av") is None:
         print("no novel_views.mp4: writing video takes PyAV; pip install 'four_d[video]'", file=sys.stderr)
     else:
-        cameras = map_tensors(cameras, lambda tensor: tensor.float())
-        write_novel_views(folder / "novel_views.mp4", gaussians, cameras, torch.tensor(result.times), result.fit.model)
+        shown = Cameras(world_from_camera=cameras.world_from_camera.float(), intrinsics=cameras.intrinsics.float())
+        write_novel_views(folder / "novel_views.mp4", gaussians, shown, torch.tensor(result.times), result.fit.model)
 
 
 def write_poses(result: Result, cloud: PointCloud | None, folder: Path) -> None:
