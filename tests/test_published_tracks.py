@@ -177,11 +177,8 @@ def test_fewer_frames_and_intrinsics(world: Path, tapvid: Path) -> None:
     assert "first 3 frames" in result.note
     assert all(clip.cameras is None for clip in model.shown)
 
-    class Hints:
-        uses = {"intrinsics": "optional"}  # noqa: RUF012
-
     class Backbone:
-        hints = Hints()
+        takes = ("intrinsics",)
 
     model = Oracle()
     model.backbone = Backbone()  # pyright: ignore[reportAttributeAccessIssue]
