@@ -25,6 +25,7 @@ def tiny(shards: Path, folder: Path, features: int = 16, **sections: object) -> 
     plain: dict[str, dict[str, object]] = {
         "model": {
             "backbone": {
+                "kind": "alternating",
                 "patches": {"kind": "conv"},
                 "patch_size": 8,
                 "width": 32,

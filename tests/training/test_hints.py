@@ -37,6 +37,7 @@ def test_giving_the_truth_does_not_raise_the_error(tmp_path: Path) -> None:
         tmp_path,
         model={
             "backbone": {
+                "kind": "alternating",
                 "patches": {"kind": "stem", "channels": [16, 32, 64]},
                 "hints": {"kind": "hints", **dict.fromkeys(HELPED, "optional")},
                 "patch_size": 8,

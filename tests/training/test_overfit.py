@@ -22,6 +22,7 @@ def overfitting(folder: Path) -> RunConfig:
         data={"image_size": [32, 32], "images_per_batch": 12, "clips_multiple": 2, "validation_frames": 6},
         model={
             "backbone": {
+                "kind": "alternating",
                 "patches": {"kind": "stem", "channels": [16, 32, 64]},
                 "matching": {"kind": "matching"},
                 "patch_size": 8,
