@@ -21,8 +21,6 @@ GAP = 4
 """Numbers that `gap_numbers` gives."""
 LONGEST_GAP = 1.0
 """Seconds."""
-SAME_CAMERA = 1 << 20
-"""More than any camera id."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +61,10 @@ def frames_at(clip: Clip, query: Float[Tensor, "b"]) -> Bool[Tensor, "b f"]:
 
 def reference_frames(there: Bool[Tensor, "b f"], camera_ids: Int[Tensor, "b f"]) -> Int[Tensor, "b f"]:
     """For each frame one of those that are ``there``: its own camera's, or else that with the lowest camera id."""
-    same = camera_ids[:, :, None] == camera_ids[:, None, :]
-    preference = torch.where(same, SAME_CAMERA, 0) - camera_ids[:, None, :]
-    return preference.masked_fill(~there[:, None, :], -2 * SAME_CAMERA).argmax(-1)
+    own = there[:, None] & (camera_ids[:, :, None] == camera_ids[:, None, :])
+    usable = torch.where(own.any(-1, keepdim=True), own, there[:, None])
+    ids = camera_ids[:, None].expand_as(usable)
+    return ids.masked_fill(~usable, torch.iinfo(ids.dtype).max).argmin(-1)
 
 
 def gap_numbers(seconds: Float[Tensor, "*b"]) -> Float[Tensor, "*b 4"]:

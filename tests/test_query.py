@@ -220,6 +220,7 @@ def test_frames_refer_to_their_own_camera_at_the_query_time() -> None:
     assert reference_frames(there, clip.camera_ids)[0].tolist() == [1, 1, 3, 3]
     alone = torch.tensor([[False, True, False, False]])
     assert reference_frames(alone, clip.camera_ids[:1])[0].tolist() == [1, 1, 1, 1]
+    assert reference_frames(there, clip.camera_ids * 2**40)[0].tolist() == [1, 1, 3, 3], "ids are any numbers"
 
 
 def test_a_frame_is_compared_with_those_around_it_in_time_of_its_own_camera() -> None:
