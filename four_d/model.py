@@ -37,6 +37,8 @@ class ModelConfig:
         UserError where sizes do not fit, where the query time does not reach a motion head by exactly one way, or where
         a head needs token rows that the backbone does not give.
         """
+        if isinstance(self.backbone, AlternatingConfig):
+            _check_search(self.backbone, self.heads)
         for name, config in self.heads.items():
             if isinstance(self.backbone, SpacetimeConfig):
                 _check_rows(name, config, self.backbone)
@@ -48,6 +50,24 @@ class ModelConfig:
             for name, config in self.heads.items()
         }
         return FourD(backbone, heads)
+
+
+def _check_search(backbone: AlternatingConfig, heads: Mapping[str, HeadConfig]) -> None:
+    """Only a search in the query frame teaches the features, and all searches go by the same cells."""
+    if backbone.correlation is None:
+        return
+    decoders = [head.decoder for head in heads.values() if isinstance(head, DenseHeadConfig) and head.decoder]
+    late = [decoder.correlation for decoder in decoders if decoder.correlation is not None]
+    if backbone.query is None and not late:
+        raise UserError(
+            "nothing teaches model.backbone.correlation, for no motion head searches the query frame; set it to null, "
+            "or give the motion head's decoder correlation=${model.backbone.correlation}"
+        )
+    if any(each != backbone.correlation for each in late):
+        raise UserError(
+            "a decoder's correlation differs from the backbone's, whose features it searches; set "
+            "decoder.correlation=${model.backbone.correlation}"
+        )
 
 
 def _check_rows(name: str, config: HeadConfig, backbone: SpacetimeConfig) -> None:

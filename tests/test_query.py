@@ -213,6 +213,14 @@ def test_the_query_time_reaches_a_motion_head_one_way(
     assert len(str(raised.value).splitlines()) == 1
 
 
+def test_features_that_nothing_teaches_or_other_cells_search_are_refused() -> None:
+    with pytest.raises(UserError, match=r"nothing teaches model\.backbone\.correlation"):
+        ModelConfig(backbone=LATE, heads=HEADS).build()
+    other = dataclasses.replace(DECODER, correlation=dataclasses.replace(CORRELATION, radius=2))
+    with pytest.raises(UserError, match="differs from the backbone's"):
+        ModelConfig(backbone=LATE, heads={"motion": dataclasses.replace(DENSE, output="motion", decoder=other)}).build()
+
+
 def test_frames_refer_to_their_own_camera_at_the_query_time() -> None:
     clip = ask(make_clip(), 0.5)
     there = frames_at(clip, clip.query_times[:, 0])

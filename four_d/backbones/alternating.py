@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from four_d.backbones.dynamics import Dynamics, DynamicsConfig, patch_shares
 from four_d.backbones.hints import Hints, HintsConfig
-from four_d.backbones.patches import ConvPatchConfig, PatchConfig, TimmPatches, patch_grid
+from four_d.backbones.patches import ConvPatchConfig, PatchConfig, TimmPatches, kept_rounds, patch_grid
 from four_d.correlation import CorrelationConfig, Features, Found, Neighbours
 from four_d.errors import UserError
 from four_d.layers import AttentionBackend, Block, RankOne, Rotation, full_type, grid_positions, rotation_tables
@@ -167,11 +167,7 @@ class AlternatingBackbone(nn.Module):
 
     def keep(self, rounds: Iterable[int]) -> None:
         """Give the token maps of these rounds (counted from 0), in ascending order, and hold no others in memory."""
-        kept = tuple(sorted(set(rounds)))
-        wrong = [index for index in kept if not 0 <= index < self.rounds]
-        if wrong:
-            raise UserError(f"a head reads round {wrong[0]}, the backbone has 0 to {self.rounds - 1}; change either")
-        self.kept = kept
+        self.kept = kept_rounds(rounds, self.rounds)
 
     def forward(self, clip: Clip) -> Tokens:
         """Raises UserError if images are not RGB or their sides not multiples of the patch size, if the query time is

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -154,3 +155,12 @@ class TimmPatches(nn.Module):
         self.encoder.set_grad_checkpointing(recompute)  # pyright: ignore[reportCallIssue]
         tokens = self.encoder.forward_features(images)  # pyright: ignore[reportCallIssue]
         return self.project(tokens[:, self.dropped :])
+
+
+def kept_rounds(wanted: Iterable[int], count: int) -> tuple[int, ...]:
+    """Rounds that heads read (counted from 0), each once, ascending. UserError for one that the backbone lacks."""
+    kept = tuple(sorted(set(wanted)))
+    wrong = [index for index in kept if not 0 <= index < count]
+    if wrong:
+        raise UserError(f"a head reads round {wrong[0]}, the backbone has 0 to {count - 1}; change either")
+    return kept

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from four_d.backbones.hints import HintsConfig
-from four_d.backbones.patches import patch_grid
+from four_d.backbones.patches import kept_rounds, patch_grid
 from four_d.errors import UserError
 from four_d.geometry import pixel_rays, rebase
 from four_d.layers import AttentionBackend, Block, Linear, full_precision, full_type
@@ -114,11 +114,7 @@ class SpacetimeBackbone(nn.Module):
 
     def keep(self, rounds: Iterable[int]) -> None:
         """Give the token maps after these blocks (counted from 0), in ascending order, and hold no others in memory."""
-        kept = tuple(sorted(set(rounds)))
-        wrong = [index for index in kept if not 0 <= index < self.rounds]
-        if wrong:
-            raise UserError(f"a head reads round {wrong[0]}, the backbone has 0 to {self.rounds - 1}; change either")
-        self.kept = kept
+        self.kept = kept_rounds(rounds, self.rounds)
 
     def at_step(self, step: int) -> None:
         """Nothing follows a schedule."""
