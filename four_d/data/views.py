@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from four_d.errors import UserError
-from four_d.types import Clip, map_tensors
+from four_d.types import SAME_TIME, Clip, map_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +77,9 @@ def _draw(candidates: NDArray[np.int64], count: int, rng: np.random.Generator) -
 
 
 def _at(times: Sequence[float], camera_ids: Sequence[int], camera: int, time: float, otherwise: int) -> int:
-    """The frame of a camera at a time; ``otherwise`` where it has none within a millisecond."""
+    """The frame of a camera at a time; ``otherwise`` where it has none (`types.SAME_TIME`)."""
     gaps = np.where(np.asarray(camera_ids) == camera, np.abs(np.asarray(times) - time), np.inf)
-    return int(gaps.argmin()) if gaps.min() < 1e-3 else otherwise
+    return int(gaps.argmin()) if gaps.min() <= SAME_TIME else otherwise
 
 
 def split(clip: Clip, references: int, views: int) -> Clip:
