@@ -417,6 +417,7 @@ def _infer(arguments: argparse.Namespace) -> int:
             cloud=result.cloud(static=arguments.static_points),
             tracks=result.track_table,
             selected=range(0 if result.queries is None else len(result.queries)),
+            gaussians=result.gaussians,
         )
 
     infer(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import cast
@@ -21,7 +22,7 @@ from four_d.heads.dense import DenseFeatures, DenseHeadConfig
 from four_d.heads.gaussian import GaussianHeadConfig
 from four_d.layers import Block
 from four_d.query import asked
-from four_d.types import Clip, Prediction, join_queries, merge_predictions
+from four_d.types import Clip, Prediction, Tokens, join_queries, merge_predictions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +117,12 @@ class FourD(nn.Module):
         """Of what image sides must be multiples."""
         return self.backbone.patch_size
 
+    def only(self, names: Iterable[str]) -> FourD:
+        """The same backbone and, of the heads, these alone; maybe none. Weights are shared."""
+        part = copy.copy(self)
+        part._modules = {**self._modules, "heads": nn.ModuleDict({name: self.heads[name] for name in names})}
+        return part
+
     def at_step(self, step: int) -> None:
         """Set what follows a schedule for a training step; it is stored with the weights."""
         self.backbone.at_step(step)
@@ -146,15 +153,23 @@ class FourD(nn.Module):
             return
         tokens = None
         for index in range(times.shape[1] if self.moves else 1):
-            part = clip if clip.query_times is None else replace(clip, query_times=times[:, index : index + 1])
+            one = self.moves and clip.query_times is not None
+            part = replace(clip, query_times=times[:, index : index + 1]) if one else clip
             if tokens is None or self.backbone.queried:
                 tokens = None  # so that two encodings never share the memory
                 tokens = self.backbone(part)
             heads = [head for head in self._heads() if index == 0 or head.queried]
-            yield merge_predictions([head(tokens, part) for head in heads])
+            yield merge_predictions([searched(tokens), *(head(tokens, part) for head in heads)])
 
     def _heads(self) -> list[Head]:
         return [cast(Head, head) for head in self.heads.values()]
+
+
+def searched(tokens: Tokens) -> Prediction:
+    """What the backbone found in the query frames, if it looked there."""
+    if tokens.match_logits is None:
+        return Prediction()
+    return Prediction(match_logits=tokens.match_logits, match_frames=tokens.frames if tokens.frames.ndim > 1 else None)
 
 
 VARIANTS = 64

@@ -21,7 +21,7 @@ v vertices, m faces.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
@@ -134,8 +134,8 @@ class Tokens:
     """Of each patch showing something that moves; None if the backbone does not look for it."""
     features: Float[Tensor, "b r d y x"] | None = None
     """Vectors of y rows and x columns of cells, to compare frames by (`correlation`); None if the backbone has none."""
-    match_logits: Float[Tensor, "b r y x k"] | None = None
-    """Where the query frame shows what each cell shows; None if nothing looked for it."""
+    match_logits: Float[Tensor, "b q r y x k"] | None = None
+    """Where the query frames show what each cell shows; None if nothing looked for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +149,21 @@ class Gaussians:
     harmonics: Float[Tensor, "*b n k 3"]
     offsets: Float[Tensor, "*b t n 3"] | None = None
     offset_times: Float[Tensor, "*b t"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """Gaussians of a part of a video, unbatched: what is shown from a time on, until the next segment's."""
+
+    gaussians: Gaussians
+    start: float
+    """Seconds. Before it the first segment is shown too."""
+
+
+def segment_at(segments: Sequence[Segment], time: float) -> Segment:
+    """Which of these, whose starts ascend, shows a time (s)."""
+    begun = [segment for segment in segments if segment.start <= time]
+    return begun[-1] if begun else segments[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,8 +205,10 @@ class Prediction:
     """Means something only if a loss trained it (``losses.motion.pixels.confidence``, 0 by default)."""
     motion_visible: Float[Tensor, "*b q f h w"] | None = None
     """Probability that a frame of the query time sees the point."""
-    match_logits: Float[Tensor, "*b q f y x k"] | None = None
+    match_logits: Float[Tensor, "*b q r y x k"] | None = None
     """Where the query frame shows what each cell shows: one logit for each of the k cells around the same place."""
+    match_frames: Int[Tensor, "*b r"] | None = None
+    """The frames whose cells ``match_logits`` are of; None: all."""
     gaussians: Gaussians | None = None
     """One for each pixel of each key frame: key frame, row, column, in row-major order."""
     key_frames: Int[Tensor, "*b k"] | None = None

@@ -32,10 +32,13 @@ from four_d.inference.run import (
     Result,
     arrays,
     frame_names,
+    with_segments,
+    write_gaussians,
     write_pictures,
     write_poses,
 )
 from four_d.inference.seams import Seam
+from four_d.inference.segments import Segments
 from four_d.inference.video import Selection, Stream
 from four_d.inference.windows import Windows, join
 from four_d.progress import progress
@@ -124,7 +127,7 @@ class Run:
                 some = None if floats is None else floats[frames.start : frames.stop]
                 asked = chain.ask(frames)
                 follow = self.tracks and asked != []
-                result = self.model.window(
+                result = self.model.plain.window(
                     Source(video=video, floats=some), self.mask, asked or None, self.known, tracks=follow
                 )
                 if frames.start == 0 and self.points is not None:
@@ -139,6 +142,10 @@ class Run:
                     tracks=result.tracks,
                 )
                 bar.advance()
+
+    def segments(self) -> Segments | None:
+        """What makes this video's Gaussians."""
+        return self.model.segments(self.stream, self.stream.floats, self.mask, self.known)
 
     def chain(self) -> Chain:
         """What follows the user's points through this video."""
@@ -160,8 +167,14 @@ class Run:
 
 def collect(run: Run) -> Result:
     """All frames' result, in memory."""
-    chain = run.chain()
-    return _with_tracks(_together([run.result(part) for part in run.parts(chain)]), chain)
+    chain, segments = run.chain(), run.segments()
+    results: list[Result] = []
+    for part in run.parts(chain):
+        results.append(run.result(part))
+        if segments is not None:
+            segments.add(part)
+    whole = _with_tracks(_together(results), chain)
+    return whole if segments is None else with_segments(whole, segments.end())
 
 
 def _together(results: Sequence[Result]) -> Result:
@@ -194,7 +207,7 @@ def write(run: Run, folder: Path, *, static_points: bool = False) -> Result:
         The result at up to `SHOWN` frames spread evenly, with what was followed at their times.
 
     """
-    chain, store = run.chain(), _Arrays(folder, len(run.stream))
+    chain, segments, store = run.chain(), run.segments(), _Arrays(folder, len(run.stream))
     shown = sorted(set(np.linspace(0, len(run.stream) - 1, SHOWN).round().astype(int).tolist()))
     kept: list[Result] = []
     clouds: list[PointCloud] = []
@@ -207,10 +220,17 @@ def write(run: Run, folder: Path, *, static_points: bool = False) -> Result:
         if cloud is not None:
             clouds.append(_thin(cloud, part.frames, len(run.stream)))
         kept += [_pick(run, part, frame) for frame in shown if frame in part.frames]
+        if segments is not None:
+            segments.add(part)
     whole = _with_tracks(_whole(run, kept[0], join_frames(cameras)), chain)
     _write_rest(whole, store, PointCloud.join(clouds) if clouds else None, folder)
     _write_windows(run, folder / "windows.json")
-    return _at(_together(kept), whole, shown)
+    found = _at(_together(kept), whole, shown)
+    if segments is None:
+        return found
+    whole = with_segments(whole, segments.end())
+    write_gaussians(whole, folder)
+    return with_segments(found, whole.gaussians)
 
 
 def _write_piece(run: Run, piece: Result, frames: range, store: _Arrays, folder: Path) -> None:

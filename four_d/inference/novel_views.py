@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,7 +22,7 @@ from four_d.formats.videos import write_video
 from four_d.geometry import make_pose
 from four_d.progress import progress
 from four_d.rendering import render
-from four_d.types import Cameras, Gaussians, map_tensors
+from four_d.types import Cameras, Gaussians, Segment, map_tensors, segment_at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +126,7 @@ def looked_at(gaussians: Gaussians, cameras: Cameras) -> float:
 
 
 def novel_views(
-    gaussians: Gaussians,
+    gaussians: Gaussians | Sequence[Segment],
     cameras: Cameras,
     times: Float[Tensor, "v"],
     size: tuple[int, int],
@@ -136,28 +136,34 @@ def novel_views(
     """Pictures h w 3 of unbatched Gaussians, one camera after the other, each at its time in seconds.
 
     Args:
-        gaussians: in the cameras' world.
+        gaussians: in the cameras' world; of several segments each picture shows that of its time.
         cameras: v of them, intrinsics in pixels of ``size``.
         times: v of them.
         size: height and width.
         background: what shows where nothing is; None: black.
 
     """
-    batch = map_tensors(gaussians, lambda tensor: tensor.detach()[None])
+    segments = _segments(gaussians)
     with progress("novel views", len(times), "picture") as bar, torch.no_grad():
         for index in range(len(times)):
             one = Cameras(
                 world_from_camera=cameras.world_from_camera[None, index : index + 1],
                 intrinsics=cameras.intrinsics[None, index : index + 1],
             )
+            shown = segment_at(segments, float(times[index])).gaussians
+            batch = map_tensors(shown, lambda tensor: tensor.detach()[None])
             view = render(batch, one, times[None, index : index + 1], size, background=background)
             yield (view.colour[0, 0].permute(1, 2, 0).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
             bar.advance()
 
 
+def _segments(gaussians: Gaussians | Sequence[Segment]) -> Sequence[Segment]:
+    return [Segment(gaussians=gaussians, start=0.0)] if isinstance(gaussians, Gaussians) else gaussians
+
+
 def write_novel_views(
     file: Path,
-    gaussians: Gaussians,
+    gaussians: Gaussians | Sequence[Segment],
     cameras: Cameras,
     times: Float[Tensor, "f"],
     size: tuple[int, int],
@@ -169,7 +175,7 @@ def write_novel_views(
 
     Args:
         file: ends in ``.mp4``; appears whole or not at all.
-        gaussians: in the cameras' world.
+        gaussians: in the cameras' world, or segments of them.
         cameras: of the clip's f frames, intrinsics in pixels of ``size``.
         times: of the frames in seconds.
         size: height and width of the video.
@@ -181,5 +187,5 @@ def write_novel_views(
 
     """
     way = way or CameraPath()
-    along, at = camera_path(cameras, times, looked_at(gaussians, cameras), way)
+    along, at = camera_path(cameras, times, looked_at(_segments(gaussians)[0].gaussians, cameras), way)
     write_video(file, novel_views(gaussians, along, at, size, background=background), way.rate)

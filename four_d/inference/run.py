@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
+from typing import cast, overload
 
 import numpy as np
 import torch
@@ -28,18 +28,22 @@ from four_d.formats.folders import new_folder
 from four_d.formats.splats import write_gltf
 from four_d.formats.tracks import TrackTable, write_tracks
 from four_d.geometry import world_points
+from four_d.heads import Head
+from four_d.heads.gaussian import GaussianHeadConfig
 from four_d.inference import units
 from four_d.inference.fit import Fit, fit, resize, resize_masks
 from four_d.inference.hints import Known, add, check
 from four_d.inference.inputs import Frames, Source
 from four_d.inference.mask import Mask, as_masks, write_masks
 from four_d.inference.novel_views import write_novel_views
+from four_d.inference.parts import Part
+from four_d.inference.segments import Segments, write_segments
 from four_d.inference.tracks import from_pixels, from_points
-from four_d.inference.video import Selection
+from four_d.inference.video import IMAGE_RATE, Selection, Stream, Video
 from four_d.inference.windows import choose
 from four_d.model import FourD
 from four_d.tracking import CLEARLY, SPAN, Moves, PointTracks, follow, grid, moving
-from four_d.types import Cameras, Clip, Gaussians, Prediction, map_tensors
+from four_d.types import Cameras, Clip, Prediction, Segment, map_tensors
 
 UNIT = "model unit: the mean distance of the scene's points to the first camera is about 1; not metres"
 COLMAP_POINTS = 50_000
@@ -73,6 +77,8 @@ class Result:
     """Of the first frame's pixels to each of ``tracks.times``: where their points are then, minus where they are."""
     queries: Float[Tensor, "n 3"] | None = None
     """(frame, x, y) of the points that were asked for, in *original* pixels."""
+    gaussians: tuple[Segment, ...] = ()
+    """Of the whole video, one segment after the other; of a single one also ``prediction.gaussians``."""
 
     @property
     def moving(self) -> Bool[Tensor, "f r c"] | None:
@@ -194,7 +200,7 @@ class LoadedModel:
         windows = choose(window, overlap, self.info.frames)
         found = long.opened(frames, selection, windows)
         if isinstance(found, Source):
-            return self.window(found, mask, points, known, tracks=tracks)
+            return self.at_once(found, mask, points, known, tracks=tracks)
         run = long.Run(model=self, stream=found, windows=windows, mask=mask, points=points, known=known, tracks=tracks)
         return long.collect(run)
 
@@ -227,6 +233,58 @@ class LoadedModel:
         if known is not None:
             check(known, hints)
 
+    @property
+    def segment(self) -> int | None:
+        """Of how many times its Gaussians are made, and to how many they move; None if it makes none."""
+        heads = self.info.model.heads.values()
+        return next((head.frames for head in heads if isinstance(head, GaussianHeadConfig)), None)
+
+    @property
+    def plain(self) -> LoadedModel:
+        """The same without Gaussians, for any number of frames."""
+        if self.segment is None:
+            return self
+        heads = self.info.model.heads
+        return LoadedModel(self.model.only(name for name in heads if heads[name].kind != "gaussian"), self.info)
+
+    def segments(
+        self, video: Video | Stream, floats: Tensor | None, mask: Mask | None, known: Known | None
+    ) -> Segments | None:
+        """What makes this video's Gaussians; None if the model makes none."""
+        if self.segment is None:
+            return None
+        still = self.model.only(name for name, head in self.model.heads.items() if not cast(Head, head).queried)
+        model = LoadedModel(still, self.info)
+
+        def see(source: Source) -> Prediction:
+            return model.window(source, mask, None, known, tracks=False).prediction
+
+        return Segments(see, self.segment, video, floats)
+
+    def at_once(
+        self, source: Source, mask: Mask | None, points: Points | None, known: Known | None, *, tracks: bool = True
+    ) -> Result:
+        """A video of one window, with Gaussians of all its times; as a call, of which this is a part."""
+        video = source.video
+        if self.segment in (None, len(video.times) // video.cameras):
+            result = self.window(source, mask, points, known, tracks=tracks)
+            whole = result.prediction.gaussians
+            found = () if whole is None else (Segment(gaussians=whole, start=result.times[0]),)
+            return dataclasses.replace(result, gaussians=found)
+        result = self.plain.window(source, mask, points, known, tracks=tracks)
+        segments = self.segments(video, source.floats, mask, known)
+        assert segments is not None
+        segments.add(
+            Part(
+                frames=range(len(video.times)),
+                prediction=result.prediction,
+                fit=result.fit,
+                images=result.images,
+                originals=result.frames,
+            )
+        )
+        return with_segments(result, segments.end())
+
     def window(
         self, source: Source, mask: Mask | None, points: Points | None, known: Known | None, *, tracks: bool = True
     ) -> Result:
@@ -237,7 +295,8 @@ class LoadedModel:
         images = resize(video.frames if source.floats is None else source.floats, chosen)
         device = next(self.model.parameters()).device
         # a window is to the model what a clip was in training
-        since = video.times if video.part is None else video.times - video.times[0]
+        apart = times_apart(video.times, video.cameras)
+        since = apart if video.part is None else apart - apart[0]
         times = torch.tensor(since, dtype=torch.float32)[None]
         moving = None if mask is None else resize_masks(as_masks(mask, video), chosen)
         clip = Clip(
@@ -271,6 +330,8 @@ class LoadedModel:
         """Of one clip; where the model predicts motion, that to the first time, and with ``tracks`` points followed to
         all times, and the motion t h w 3 of the first frame's pixels to all times.
         """
+        if not self.model.heads:
+            return Prediction(), None, None
         if not (self.model.moves and tracks):
             return self(clip), None, None
         first = _First(self.model)
@@ -296,6 +357,25 @@ class _First:
                 self.motions.append(prediction.motion[0, 0, 0].float().cpu())
             yield prediction
             del prediction  # before the next is made
+
+
+def with_segments(result: Result, segments: tuple[Segment, ...]) -> Result:
+    """The result with these; a single one is also that of its prediction."""
+    single = segments[0].gaussians if len(segments) == 1 else None
+    return dataclasses.replace(
+        result, gaussians=segments, prediction=dataclasses.replace(result.prediction, gaussians=single)
+    )
+
+
+def times_apart(times: Float[np.ndarray, "f"], cameras: int) -> Float[np.ndarray, "f"]:
+    """The same seconds, but those of a frame that is repeated are spread over the time until the next one."""
+    single = times[::cameras]
+    distinct, counts = np.unique(single, return_counts=True)
+    if len(distinct) == len(single):
+        return times
+    gaps = np.diff(distinct, append=distinct[-1] + (np.diff(distinct).mean() if len(distinct) > 1 else 1 / IMAGE_RATE))
+    spread = [start + gap * np.arange(count) / count for start, gap, count in zip(distinct, gaps, counts, strict=True)]
+    return np.repeat(np.concatenate(spread), cameras)
 
 
 def _to_original(tracks: PointTracks, to: Fit) -> PointTracks:
@@ -362,7 +442,7 @@ def infer(
     windows = choose(window, overlap, model.info.frames)
     found = long.opened(video, selection, windows)
     if isinstance(found, Source):
-        seen = model.window(found, mask, points, known, tracks=tracks)
+        seen = model.at_once(found, mask, points, known, tracks=tracks)
     else:
         seen = long.Run(
             model=model, stream=found, windows=windows, mask=mask, points=points, known=known, tracks=tracks
@@ -402,17 +482,21 @@ def write(result: Result, folder: Path, *, static_points: bool = False) -> None:
         write_pictures(result, frame_names(len(result.times), result.camera_ids), folder)
     if (table := result.track_table) is not None:
         write_tracks(folder / "tracks.npz", table)
-    if result.prediction.gaussians is not None:
-        write_gaussians(result, result.prediction.gaussians, folder)
+    if result.gaussians:
+        write_gaussians(result, folder)
     np.savez_compressed(folder / "prediction.npz", **arrays(result))  # pyright: ignore[reportArgumentType]
 
 
-def write_gaussians(result: Result, gaussians: Gaussians, folder: Path) -> None:
-    """``gaussians.glb``, which moves, ``gaussians.ply``, the first time's, and a video along a path round the first
-    camera, if it is known.
+def write_gaussians(result: Result, folder: Path) -> None:
+    """``gaussians.glb``, which moves, or of several segments a folder ``gaussians`` of them; ``gaussians.ply``, the
+    first time's, and a video along a path round the first camera, if it is known.
     """
-    write_gltf(folder / "gaussians.glb", gaussians)
-    splats.write_ply(folder / "gaussians.ply", gaussians, result.times[0])
+    segments = result.gaussians
+    if len(segments) == 1:
+        write_gltf(folder / "gaussians.glb", segments[0].gaussians)
+    else:
+        write_segments(folder / "gaussians", segments)
+    splats.write_ply(folder / "gaussians.ply", segments[0].gaussians, result.times[0])
     cameras = result.prediction.cameras
     if cameras is None:
         return
@@ -420,7 +504,7 @@ def write_gaussians(result: Result, gaussians: Gaussians, folder: Path) -> None:
         print("no novel_views.mp4: writing video takes PyAV; pip install 'four_d[video]'", file=sys.stderr)
     else:
         shown = Cameras(world_from_camera=cameras.world_from_camera.float(), intrinsics=cameras.intrinsics.float())
-        write_novel_views(folder / "novel_views.mp4", gaussians, shown, torch.tensor(result.times), result.fit.model)
+        write_novel_views(folder / "novel_views.mp4", segments, shown, torch.tensor(result.times), result.fit.model)
 
 
 def write_poses(result: Result, cloud: PointCloud | None, folder: Path) -> None:

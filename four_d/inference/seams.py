@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+import roma
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from four_d.errors import UserError
 from four_d.formats.clouds import point_maps, reliable
 from four_d.geometry import align_points, make_pose, rotation_angle
-from four_d.types import Cameras, Prediction
+from four_d.types import Cameras, Gaussians, Prediction
 
 MOST_POINTS = 40_000
 """That an alignment looks at."""
@@ -47,6 +49,23 @@ class Similarity:
         poses = cameras.world_from_camera.double()
         moved = make_pose(self.rotation @ poses[..., :3, :3], self.points(poses[..., :3, 3]))
         return dataclasses.replace(cameras, world_from_camera=moved.to(cameras.world_from_camera.dtype))
+
+    def gaussians(self, gaussians: Gaussians) -> Gaussians:
+        """The same Gaussians with a as the world, in a's unit; of colours that are the same from all sides.
+
+        UserError for others.
+        """
+        if gaussians.harmonics.shape[-2] > 1:
+            raise UserError("Gaussians whose colours depend on the direction cannot be turned; give those of degree 0")
+        turn = roma.rotmat_to_unitquat(self.rotation).to(gaussians.quats).expand_as(gaussians.quats)
+        quats = roma.quat_product(turn, roma.quat_wxyz_to_xyzw(gaussians.quats))
+        return dataclasses.replace(
+            gaussians,
+            means=self.points(gaussians.means),
+            quats=roma.quat_xyzw_to_wxyz(quats),
+            scales=gaussians.scales * self.scale,
+            offsets=None if gaussians.offsets is None else self.steps(gaussians.offsets),
+        )
 
     def prediction(self, prediction: Prediction) -> Prediction:
         """The same prediction with a as the world, in a's unit."""

@@ -85,8 +85,9 @@ class Video:
     """Which of them these are; None: all, or not from a source."""
     cameras: int = 1
     """Synchronised cameras; the frames stand time by time, at each time one of every camera in turn."""
-    part: tuple[range, int] | None = None
-    """Of a window of a long video: which of the frames that were taken these are, and how many were taken."""
+    part: tuple[Sequence[int], int] | None = None
+    """Of a part of a video: which of the frames that were taken these are, and how many were taken. One may stand there
+    more than once."""
 
     def rows_of(self, count: int, what: str) -> list[int]:
         """Which of ``count`` things belong to the frames that were taken, one for each; [0] where one is for all.

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import html
 import io
+import itertools
 import json
 import os
 from collections.abc import Sequence
@@ -25,9 +26,9 @@ from four_d.formats.clouds import PointCloud, fuse
 from four_d.formats.tracks import TrackTable
 from four_d.pictures import colour_map, depth_image, depth_limits
 from four_d.progress import progress
-from four_d.types import Prediction
+from four_d.types import Prediction, Segment, segment_at
 from four_d.viewer.scene import scene_html, scene_unit
-from four_d.viewer.splats import Film, film
+from four_d.viewer.splats import RECORDED, Film, film
 from four_d.viewer.trails import Box, trails
 
 PANEL_WIDTH = 640
@@ -97,6 +98,7 @@ def report(
     cloud: PointCloud | None = None,
     tracks: TrackTable | None = None,
     selected: Sequence[int] = (),
+    gaussians: Sequence[Segment] = (),
 ) -> None:
     """Write one HTML file that needs no network: it plays the video, what the model sees in it and its points together.
 
@@ -110,6 +112,7 @@ def report(
         cloud: the points to show in 3D; None: all reliable ones of the model.
         tracks: points followed through the video, drawn as trails, if it has more than one frame.
         selected: which of them are picked out from the start.
+        gaussians: those of the whole video, to show in 3D; none: those of the prediction, if it has any.
 
     Raises:
         UserError: without the extra `viz`, or if the file cannot be written.
@@ -120,7 +123,7 @@ def report(
         panels = _panels(playable)
         bar.advance()
         cloud = _cloud(playable) if cloud is None else cloud
-        splats = _splats(playable, cloud)
+        splats = _splats(playable, cloud, gaussians)
         scene = _scene(playable, cloud, splats)
         drawn = None if tracks is None else _trails(playable, cloud, tracks, selected)
         bar.advance()
@@ -192,7 +195,7 @@ def _cloud(playable: Playable) -> PointCloud | None:
     )
 
 
-def _scene(playable: Playable, cloud: PointCloud | None, splats: Film | None) -> str | None:
+def _scene(playable: Playable, cloud: PointCloud | None, splats: Sequence[Film]) -> str | None:
     """The recorded scene; None if the model gives no geometry."""
     cameras = playable.prediction.cameras
     if cloud is None or cameras is None:
@@ -201,13 +204,24 @@ def _scene(playable: Playable, cloud: PointCloud | None, splats: Film | None) ->
     return scene_html(cloud, cameras, (rows, columns), splats)
 
 
-def _splats(playable: Playable, cloud: PointCloud | None) -> Film | None:
-    """The model's Gaussians at the frames' times; None without, or without a scene to put them in."""
-    cameras, gaussians = playable.prediction.cameras, playable.prediction.gaussians
-    if gaussians is None or cloud is None or cameras is None:
-        return None
-    unit, eye = scene_unit(cloud, cameras), cameras.world_from_camera[0, :3, 3]
-    return film(gaussians, playable.times, eye=eye, unit=unit)
+def _splats(playable: Playable, cloud: PointCloud | None, gaussians: Sequence[Segment]) -> list[Film]:
+    """The model's Gaussians at the frames' times, segment by segment; none without a scene to put them in."""
+    cameras, single = playable.prediction.cameras, playable.prediction.gaussians
+    segments = [Segment(gaussians=single, start=0.0)] if single is not None and not gaussians else gaussians
+    if not segments or cloud is None or cameras is None:
+        return []
+    unit, eye, times = scene_unit(cloud, cameras), cameras.world_from_camera[0, :3, 3], playable.times
+    parts = [list(part) for _, part in itertools.groupby(times, lambda time: id(segment_at(segments, time)))]
+    return [
+        film(
+            segment_at(segments, part[0]).gaussians,
+            part,
+            eye=eye,
+            unit=unit,
+            recorded=RECORDED * len(part) // len(times),
+        )
+        for part in parts
+    ]
 
 
 def _trails(
@@ -268,14 +282,14 @@ def _page(
     times: Sequence[float],
     sections: Sequence[Section],
     drawn: dict[str, object] | None,
-    splats: Film | None,
+    splats: Sequence[Film],
 ) -> str:
     """Fill the template; every text from outside is escaped."""
     content = {
         "times": list(times),
         "panels": [panel.pictures for panel in panels],
         "trails": drawn,
-        "splats": splats is not None,
+        "splats": bool(splats),
     }
     parts = {
         "TITLE": html.escape(title),
@@ -284,7 +298,7 @@ def _page(
         "FACTS": "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in facts),
         "PANELS": "".join(_panel(i, panel, drawn if i == 0 else None) for i, panel in enumerate(panels)),
         "SCENE": _frame(scene, watched=drawn is not None),
-        "SWITCH": ("" if splats is None else _shape_switch(splats)) + ("" if drawn is None else _switch(drawn)),
+        "SWITCH": (_shape_switch(splats) if splats else "") + ("" if drawn is None else _switch(drawn)),
         "LAST": str(len(times) - 1),
         "SECTIONS": "".join(_section(section) for section in sections),
         # </script> in a string would end the script
@@ -338,10 +352,11 @@ def _switch(drawn: dict[str, object]) -> str:
     return f'<div id="trails" class="choice" role="radiogroup" aria-label="Trails"><span>Trails</span>{choices}</div>'
 
 
-def _shape_switch(splats: Film) -> str:
-    """Points or splats, with a word on how many of them there are."""
-    some = "" if splats.kept > 0.995 else f", {100 * splats.kept:.0f} % of the model's"
-    names = {"splats": f"{len(splats):,} splats{some}", "points": "points"}
+def _shape_switch(splats: Sequence[Film]) -> str:
+    """Points or splats, with a word on how many of them there are at once."""
+    most = max(splats, key=len)
+    some = "" if most.kept > 0.995 else f", {100 * most.kept:.0f} % of the model's"
+    names = {"splats": f"{len(most):,} splats{some}", "points": "points"}
     checked = {"splats": " checked", "points": ""}
     choices = "".join(
         f'<label><input type="radio" name="shape" value="{value}"{checked[value]}> {name}</label>'

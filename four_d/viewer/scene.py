@@ -39,14 +39,14 @@ FAR = 20.0
 """Points farther than this many times the median distance are left out: they only shrink the view."""
 
 
-def scene_html(cloud: PointCloud, cameras: Cameras, size: tuple[int, int], film: Film | None = None) -> str:
+def scene_html(cloud: PointCloud, cameras: Cameras, size: tuple[int, int], films: Sequence[Film] = ()) -> str:
     """Record a cloud that plays over its frames, and every camera's frustum, as an HTML document.
 
     Args:
         cloud: points with the frame that saw each; the world is the first frame's camera.
         cameras: f of them, intrinsics in pixels of ``size``.
         size: height and width of the frames.
-        film: splats over the frames, in units of `scene_unit`.
+        films: splats over the frames, one film after the other, in units of `scene_unit`.
 
     Raises:
         UserError: without the extra `viz`.
@@ -59,7 +59,7 @@ def scene_html(cloud: PointCloud, cameras: Cameras, size: tuple[int, int], film:
     with contextlib.redirect_stdout(io.StringIO()):
         server = viser.ViserServer(host="127.0.0.1", port=0, verbose=False)
         try:
-            return _record(server, cloud, cameras, size, film)
+            return _record(server, cloud, cameras, size, films)
         finally:
             server.stop()
 
@@ -82,7 +82,7 @@ def _distances(cloud: PointCloud, cameras: Cameras) -> NDArray[np.float64]:
 
 
 def _record(
-    server: viser.ViserServer, cloud: PointCloud, cameras: Cameras, size: tuple[int, int], film: Film | None
+    server: viser.ViserServer, cloud: PointCloud, cameras: Cameras, size: tuple[int, int], films: Sequence[Film]
 ) -> str:
     poses = cameras.world_from_camera.double().cpu().numpy()
     unit = scene_unit(cloud, cameras)
@@ -96,10 +96,10 @@ def _record(
     for k, (pose, lens) in enumerate(zip(poses, lenses, strict=True)):
         points = _add_points(server, k, _frame_cloud(near, k, unit), point_size)
         nodes.append((points, _add_frustum(server, f"/frames/{k}/camera", pose, lens, unit, now=True)))
-    return _play(server, nodes, film)
+    return _play(server, nodes, films)
 
 
-def _play(server: viser.ViserServer, nodes: Sequence[_Shown], film: Film | None) -> str:
+def _play(server: viser.ViserServer, nodes: Sequence[_Shown], films: Sequence[Film]) -> str:
     """Show what belongs to a frame, one frame a second, then all points for a second, then the splats likewise."""
     for later in nodes[1:]:
         for node in later:
@@ -115,26 +115,30 @@ def _play(server: viser.ViserServer, nodes: Sequence[_Shown], film: Film | None)
     for points, _ in nodes:
         points.visible = True
     serializer.insert_sleep(1.0)
-    if film is not None:
-        _play_splats(server, serializer.insert_sleep, nodes, film)
+    if films:
+        _play_splats(server, serializer.insert_sleep, nodes, films)
     return serializer.as_html()
 
 
 def _play_splats(
-    server: viser.ViserServer, sleep: Callable[[float], None], nodes: Sequence[_Shown], film: Film
+    server: viser.ViserServer, sleep: Callable[[float], None], nodes: Sequence[_Shown], films: Sequence[Film]
 ) -> None:
     """In place of the points, one frame a second."""
     for points, frustum in nodes:
         points.visible = frustum.visible = False
-    if len(film.still.centres):
-        splats.add(server, "/splats/still", film.still)
-    moving = splats.add(server, "/splats/moving", film.moving) if len(film.moving.centres) else None
-    for (_, frustum), places in zip(nodes, film.places, strict=True):
-        frustum.visible = True
-        if moving is not None:
-            splats.move(moving, places)
-        sleep(1.0)
-        frustum.visible = False
+    frusta = iter([frustum for _, frustum in nodes])
+    for index, film in enumerate(films):
+        still = splats.add(server, f"/splats/{index}/still", film.still) if len(film.still.centres) else None
+        moving = splats.add(server, f"/splats/{index}/moving", film.moving) if len(film.moving.centres) else None
+        for places, frustum in zip(film.places, frusta, strict=False):
+            frustum.visible = True
+            if moving is not None:
+                splats.move(moving, places)
+            sleep(1.0)
+            frustum.visible = False
+        for handle in (still, moving):
+            if handle is not None and index < len(films) - 1:
+                handle.visible = False
 
 
 def _add_points(server: viser.ViserServer, k: int, part: PointCloud, size: float) -> viser.PointCloudHandle:
