@@ -25,11 +25,12 @@ from four_d.data.sampling import Hint, Normalisation, collate, normalise, to_cli
 from four_d.data.shards import ShardReader, load_manifest
 from four_d.data.views import split
 from four_d.errors import UserError
+from four_d.evaluation.abilities import hints_taken, moves, paints
 from four_d.evaluation.novel import novel_frames
 from four_d.evaluation.pairwise import Pairwise
 from four_d.evaluation.result import Evaluation, score_of
+from four_d.evaluation.runs import Run, RunSettings, run_scores
 from four_d.evaluation.scores import TASKS, Scores, Task, columns, score_batch
-from four_d.heads.gaussian import GaussianHead
 from four_d.metrics import baselines
 from four_d.metrics.baselines import Model
 from four_d.progress import progress
@@ -67,6 +68,9 @@ class EvaluationConfig:
     a motion head."""
     pictures: bool | None = None
     """Whether pictures from cameras and times that the model does not see are scored; None: if it gives Gaussians."""
+    track_frames: int | None = None
+    """Follow points of each camera's first frame in 3D through so many of its frames, ``stride`` (or 1) apart (`runs`):
+    with Gaussians of ``frames`` frames at a time, or with one pass of a motion head. None: not."""
     normalisation: Normalisation | None = None
     """The unit of length; None: that in which the model was trained."""
     hints: tuple[Hint, ...] = ()
@@ -81,6 +85,13 @@ class EvaluationConfig:
             raise UserError(
                 f"frames is {self.frames}; choose a multiple of cameras ({self.cameras}) that is at least 2"
             )
+        if self.tasks == ("tracks",) and self.track_frames is None:
+            raise UserError("tasks is tracks only, and track_frames is not set; choose through how many frames")
+        if self.track_frames is not None and (self.track_frames < 2 or self.cameras > 1 or self.pairwise):
+            raise UserError(
+                f"track_frames is {self.track_frames}; points are followed through 2 frames or more of one camera: "
+                "leave cameras and pairwise out"
+            )
 
 
 def run(model: Model, config: EvaluationConfig) -> Evaluation:
@@ -90,10 +101,11 @@ def run(model: Model, config: EvaluationConfig) -> Evaluation:
     """
     _check_hints(model, config.hints)
     device = usable(config.device)
+    more = set(config.tasks) != {"tracks"}
     config = dataclasses.replace(
         config,
-        motion=moves(model) if config.motion is None else config.motion,
-        pictures=paints(model) if config.pictures is None else config.pictures,
+        motion=more and moves(model) if config.motion is None else config.motion,
+        pictures=more and paints(model) if config.pictures is None else config.pictures,
         normalisation=unit_of(model) if config.normalisation is None else config.normalisation,
     )
     predictors, fitted_on = baselines.untrained(), "untrained"
@@ -107,20 +119,37 @@ def run(model: Model, config: EvaluationConfig) -> Evaluation:
     note += "; the model sees two frames at a time" if config.pairwise else ""
     note += f"; the model is given {', '.join(config.hints)}" if config.hints else ""
     shown = Pairwise(model=model) if config.pairwise else model
-    return evaluate(
+    found = evaluate(
         shown, videos.shown("evaluating"), predictors=predictors, device=device, note=note, tasks=config.tasks
     )
+    return _with_tracks(found, model, config, device) if config.track_frames and "tracks" in config.tasks else found
 
 
-def moves(model: Model) -> bool:
-    """Whether a model, loaded or not, has a motion head."""
-    return bool(getattr(getattr(model, "model", model), "moves", False))
-
-
-def hints_taken(model: Model) -> tuple[str, ...] | None:
-    """The hints that a model, loaded or not, takes; None of a model that does not say."""
-    backbone = getattr(getattr(model, "model", model), "backbone", None)
-    return getattr(backbone, "takes", None)
+def _with_tracks(found: Evaluation, model: Model, config: EvaluationConfig, device: torch.device) -> Evaluation:
+    """The scores of points followed through runs as further metrics of the model's row."""
+    settings = RunSettings(
+        frames=config.frames,
+        normalisation=config.normalisation or "mean_distance",
+        hints=config.hints,
+        device=device,
+    )
+    digest, scores = hashlib.sha256(found.digest.encode()), list[Scores]()
+    runs = Runs.open(Path(config.data), config)
+    with progress("following points", len(runs.lists), "run") as bar:
+        for run in runs:
+            scores.append(run_scores(model, run, settings))
+            times = (run.clip.times.double() * 1e6).round().long().tolist()
+            digest.update(json.dumps([run.key, times, list(run.clip.images.shape[-2:])]).encode())
+            bar.advance()
+    more = columns(scores)
+    rows = found.rows[found.name] | {metric: score_of(values, found.keys) for metric, values in more.items()}
+    return dataclasses.replace(
+        found,
+        rows={**found.rows, found.name: rows},
+        per_video={**found.per_video, found.name: {**found.per_video[found.name], **more}},
+        digest=digest.hexdigest()[:12],
+        note=f"{found.note}; points followed through {config.track_frames} frames",
+    )
 
 
 def _check_hints(model: Model, hints: Collection[Hint]) -> None:
@@ -129,12 +158,6 @@ def _check_hints(model: Model, hints: Collection[Hint]) -> None:
         if taken is not None and hint not in taken:
             has = f"takes {' and '.join(taken)}" if taken else "takes no hints (backbone.hints is off)"
             raise UserError(f"hints has {hint}, and this model {has}; leave {hint} out, or take another model")
-
-
-def paints(model: Model) -> bool:
-    """Whether a model, loaded or not, gives Gaussians."""
-    heads = getattr(getattr(model, "model", model), "heads", {})
-    return any(isinstance(head, GaussianHead) for head in (heads.values() if heads else ()))
 
 
 def unit_of(model: Model) -> Normalisation:
@@ -207,6 +230,35 @@ class Videos:
             for example in self:
                 yield example
                 bar.advance()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runs:
+    """The runs of frames through which points are followed: one of each of the same data set's `Videos`."""
+
+    reader: ShardReader
+    lists: tuple[tuple[int, tuple[int, ...]], ...]
+    size: tuple[int, int] | None
+
+    @staticmethod
+    def open(folder: Path, config: EvaluationConfig) -> Runs:
+        """UserError where a camera has fewer frames than are asked for."""
+        assert config.track_frames is not None
+        reader = ShardReader(load_manifest(folder))
+        ids = [sample.camera_ids for sample in reader.samples]
+        lists = tuple(evenly(frame_lists(ids, config.track_frames, 1, config.stride or 1), config.clips))
+        fewest = min(len(frames) for _, frames in lists)
+        if fewest < config.track_frames:
+            raise UserError(f"track_frames is {config.track_frames}, and a video of {folder} has {fewest}; take as few")
+        return Runs(reader=reader, lists=lists, size=config.size)
+
+    def __iter__(self) -> Iterator[Run]:
+        for index, frames in self.lists:
+            raw = self.reader.read(index, list(frames))
+            clip = to_clip(raw, with_surface=True)
+            yield Run(
+                key=f"{raw.key}/{raw.info.camera_ids[0]}", clip=clip if self.size is None else fit(clip, self.size)
+            )
 
 
 def _moving(clip: Clip) -> Clip:

@@ -53,8 +53,8 @@ class MotionScores:
         self._targets, self._points = targets, points
         self._unit = 1.0 if targets.scale is None else float(targets.scale)
         self._counted, self._dynamic = motion.counted(targets), motion.dynamic(targets)
-        self._true_points, self._known = _true_points(targets)
-        self._scale = None if points is None else _scale(points, self._true_points, self._known)
+        self._true_points, self._known = true_points(targets)
+        self._scale = None if points is None else scale_between(points, self._true_points, self._known)
         self._sums = {name: _Sums() for name in ("motion_{}_dynamic", "motion_{}_all", "track_{}_dynamic")}
         self._right = {name: _Sums() for name in ("all", "seen", "unseen")}
         self._queries, self._visible = 0, False
@@ -125,7 +125,7 @@ def _share(flags: Bool[Tensor, "n"]) -> float | None:
     return float(flags.float().mean()) if flags.numel() else None
 
 
-def _true_points(targets: Clip) -> tuple[Points, Mask]:
+def true_points(targets: Clip) -> tuple[Points, Mask]:
     """What each pixel shows, in the first camera's coordinates, and where that is known."""
     frames, _, height, width = targets.images.shape
     cameras, depth = targets.cameras, targets.depth
@@ -138,7 +138,7 @@ def _true_points(targets: Clip) -> tuple[Points, Mask]:
     return geometry.unproject(depth, map_tensors(plain, lambda t: t.to(depth))), valid
 
 
-def _scale(points: Points, truth: Points, known: Mask) -> float | None:
+def scale_between(points: Points, truth: Points, known: Mask) -> float | None:
     """Of the prediction to the truth; None where either has no extent."""
     if not bool(known.any()):
         return None

@@ -8,7 +8,7 @@ A sequence that fails is reported and does not lose the others'.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar, cast
@@ -23,6 +23,7 @@ from four_d import geometry
 from four_d.errors import UserError
 from four_d.evaluation.published_result import Missing, Published, Row, Skip
 from four_d.evaluation.published_tracks import TrackSettings, check_model, score_tracks
+from four_d.evaluation.runs import windows
 from four_d.evaluation.scores import PROBABLY_MOVES
 from four_d.metrics import depth, masks, points, pose
 from four_d.metrics.baselines import Model
@@ -321,15 +322,6 @@ def stretch(images: UInt8[np.ndarray, "f h w 3"], size: Size) -> Float[Tensor, "
         resized = [np.asarray(Image.fromarray(image).resize(shape, Image.Resampling.BICUBIC)) for image in images]
         images = np.stack(resized)
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, -1, 1))).float() / 255
-
-
-def windows(frames: int, length: int, stride: int) -> Iterator[tuple[int, int]]:
-    """First and end of each window; the last one ends with the video, so that no frame is lost."""
-    first = 0
-    while first + length < frames:
-        yield first, first + length
-        first = min(first + stride, frames - length)
-    yield first, frames
 
 
 def rank(world_from_camera: Float[Tensor, "f 4 4"]) -> int:

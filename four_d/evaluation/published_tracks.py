@@ -12,7 +12,7 @@ it stand two predictors whose points never move in the world:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -23,14 +23,15 @@ from torch import Tensor
 
 from four_d import geometry
 from four_d.errors import UserError
-from four_d.evaluation.held_out import hints_taken
+from four_d.evaluation.abilities import hints_taken
 from four_d.evaluation.published_result import Row
+from four_d.evaluation.runs import Watched
 from four_d.metrics import tracks
 from four_d.metrics.baselines import Model, StaticCamera
 from four_d.protocols.sequence import Sequence, TrackTruth
 from four_d.protocols.table import TrackProtocol
 from four_d.tracking import Moves, follow
-from four_d.types import Cameras, Clip, Prediction, map_tensors
+from four_d.types import Cameras, Clip, map_tensors
 
 SEEN = 0.5
 """Probability above which a point counts as seen."""
@@ -177,24 +178,11 @@ def _intrinsics(truth: _Truth, size: tuple[int, int], clip: Clip) -> Cameras:
     return Cameras(world_from_camera=poses, intrinsics=intrinsics, known=~every, intrinsics_known=every)
 
 
-class _Watched:
-    """A model's passes, of which the cameras are kept."""
-
-    def __init__(self, model: Moves) -> None:
-        self.model = model
-        self.cameras: Cameras | None = None
-
-    def passes(self, clip: Clip) -> Iterator[Prediction]:
-        for prediction in self.model.passes(clip):
-            self.cameras = self.cameras or prediction.cameras
-            yield prediction
-            del prediction  # before the next is made
-
-
 def _follow(model: Moves, clip: Clip, queries: Float[Tensor, "n 3"]) -> Followed:
-    watched = _Watched(model)
+    watched = Watched(model)
     found = follow(watched, clip, queries)
-    poses = None if watched.cameras is None else watched.cameras.world_from_camera[0].double().cpu()
+    cameras = None if watched.first is None else watched.first.cameras
+    poses = None if cameras is None else cameras.world_from_camera[0].double().cpu()
     points = found.points.double().cpu()
     if not bool(points.isfinite().all()) or not (poses is None or bool(poses.isfinite().all())):
         raise UserError("the prediction is not finite: the model has diverged, or the pictures are damaged")

@@ -44,7 +44,7 @@ POSE_METRICS = (
 POINT_METRICS = ("points_accuracy", "points_accuracy_median", "points_completeness", "points_completeness_median")
 MASK_METRICS = ("mask_iou", "mask_f")
 SECONDS = "seconds_per_clip"
-Task = Literal["depth", "pose", "points", "mask", "motion", "pictures"]
+Task = Literal["depth", "pose", "points", "mask", "motion", "pictures", "tracks"]
 TASKS: tuple[Task, ...] = get_args(Task)
 """What is scored."""
 PROBABLY_MOVES = 0.5

@@ -1,0 +1,264 @@
+"""Points followed through runs of frames that may be longer than what a model sees at once, beside the exact truth.
+
+A model with a motion head sees the whole run and is read by `tracking.follow`. A model that is given its cameras and
+makes Gaussians sees windows of the run, and `chaining.chain` follows the points from one to the next. Which points are
+followed depends on the truth alone, so that models can be compared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import roma
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from four_d import surface as surfaces
+from four_d.chaining import Window, chain
+from four_d.data.sampling import Hint, Normalisation, collate, normalise, to_example
+from four_d.data.views import take
+from four_d.errors import UserError
+from four_d.evaluation.abilities import moves
+from four_d.evaluation.motion import scale_between, true_points
+from four_d.geometry import rebase, scale_gaussians, transform, world_points
+from four_d.metrics import tracks as metrics
+from four_d.metrics.baselines import Model
+from four_d.tracking import Moves, follow
+from four_d.types import Cameras, Clip, Gaussians, Prediction, map_tensors
+
+METRICS = (
+    "track_epe",
+    "track_epe_static",
+    "track_apd",
+    "track_apd_static",
+    "track_epe_motion",
+    "track_epe_motion_static",
+    "track_visible_accuracy",
+)
+SCALE_METRIC = "track_scale_error"
+MOST = 256
+"""Points that are followed in a run."""
+SEEN = 0.5
+"""Probability above which a point counts as seen."""
+
+Scores = dict[str, float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Frames of one camera in their order."""
+
+    key: str
+    clip: Clip
+    """Unbatched, in the first camera's coordinates and the source's unit; with the surface, where there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """How a model sees a run."""
+
+    frames: int
+    """Of a window of Gaussians; the next one begins with its last frame."""
+    normalisation: Normalisation = "mean_distance"
+    hints: tuple[Hint, ...] = ()
+    device: torch.device | str = "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunTruth:
+    """Where dynamic points that the first frame shows are at the times of all frames, in the run's coordinates."""
+
+    queries: Float[Tensor, "n 3"]
+    """(frame, x, y), centres of pixels."""
+    points: Float[Tensor, "n t 3"]
+    visible: Bool[Tensor, "n t"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunTracks:
+    """What a model says of them, in the same coordinates and unit."""
+
+    points: Float[Tensor, "n t 3"]
+    visible: Bool[Tensor, "n t"]
+    scale: float | None = None
+    """What the model's lengths were multiplied by, over what brings the unit of training to the run's; None of a model
+    that was given the cameras, whose lengths are taken as they are."""
+
+
+def run_truth(clip: Clip, most: int = MOST) -> RunTruth | None:
+    """Of at most ``most`` pixels of an unbatched clip's first frame, taken evenly from those whose surface point
+    travels more than 0.01 over the clip (WorldTrack's rule); None without such, or without surface or cameras.
+    """
+    if clip.surface is None or clip.cameras is None or len(clip.times) < 2:
+        return None
+    y, x = (clip.surface.faces[0] >= 0).nonzero(as_tuple=True)
+    pixels = torch.stack([x, y], dim=-1) + 0.5
+    found = surfaces.tracks(clip.surface, clip.cameras, clip.times, torch.zeros_like(x), pixels)
+    moving = metrics.moving(found.points * _unit(clip), found.valid).nonzero()[:, 0]
+    if not len(moving):
+        return None
+    chosen = moving[torch.linspace(0, len(moving) - 1, min(most, len(moving))).round().long()]
+    queries = torch.cat([torch.zeros(len(chosen), 1), pixels[chosen]], dim=1)
+    return RunTruth(queries=queries, points=found.points[chosen], visible=found.visible[chosen])
+
+
+def _unit(clip: Clip) -> float:
+    return 1.0 if clip.scale is None else float(clip.scale)
+
+
+def run_scores(model: Model, run: Run, settings: RunSettings) -> Scores:
+    """All `METRICS` of one run; None where the truth has no point to follow, or the prediction no extent.
+
+    Raises:
+        UserError: a model that neither moves points nor makes Gaussians of given cameras; a prediction that is not
+            finite.
+
+    """
+    truth = run_truth(run.clip)
+    if truth is None:
+        return dict.fromkeys(METRICS)
+    found = (followed if moves(model) else chained)(model, run, truth.queries, settings)
+    if found is None:
+        return dict.fromkeys(METRICS)
+    if not bool(found.points.isfinite().all()):
+        raise UserError(f"the tracks of {run.key} are not finite: the model has diverged; take another checkpoint")
+    return track_scores(found, truth, _unit(run.clip))
+
+
+def track_scores(found: RunTracks, truth: RunTruth, unit: float = 1.0) -> Scores:
+    """Over all points and all times but the first, hidden or not; lengths times ``unit``.
+
+    ``_static`` is what standing still scores: of positions the model's own points of the first frame, held there.
+    ``track_epe_motion`` is of displacements since the first frame, so it is blind to where the points are said to be.
+    """
+    own, start = found.points[:, :1], truth.points[:, :1]
+    position = (found.points - truth.points)[:, 1:].norm(dim=-1) * unit
+    held = (own - truth.points)[:, 1:].norm(dim=-1) * unit
+    moved = ((found.points - own) - (truth.points - start))[:, 1:].norm(dim=-1) * unit
+    every = torch.ones_like(position, dtype=torch.bool)
+    right = (found.visible == truth.visible)[:, 1:]
+    scores: Scores = {
+        "track_epe": float(position.mean()),
+        "track_epe_static": float(held.mean()),
+        "track_apd": float(metrics.apd(position, every)),
+        "track_apd_static": float(metrics.apd(held, every)),
+        "track_epe_motion": float(moved.mean()),
+        "track_epe_motion_static": float((truth.points - start)[:, 1:].norm(dim=-1).mean()) * unit,
+        "track_visible_accuracy": float(right.float().mean()),
+    }
+    return scores if found.scale is None else scores | {SCALE_METRIC: abs(math.log(found.scale))}
+
+
+def chained(model: Model, run: Run, queries: Float[Tensor, "n 3"], settings: RunSettings) -> RunTracks:
+    """Points followed through Gaussians of windows, each seen alone, in its own first camera's coordinates and unit.
+
+    The cameras that the model is given bring them into one world. UserError for a model that makes no Gaussians, or
+    finds cameras itself.
+    """
+    parts = windows(len(run.clip.times), settings.frames, settings.frames - 1)
+    found = chain([_window(model, run, range(*part), settings) for part in parts], queries)
+    return RunTracks(points=found.points, visible=found.visible > SEEN)
+
+
+def followed(model: Model, run: Run, queries: Float[Tensor, "n 3"], settings: RunSettings) -> RunTracks | None:
+    """Points read out of the dense motion of one pass over the whole run, after one scale for all of it.
+
+    The scale is the ratio of the medians of the points' distances from the first camera, over all valid pixels; None
+    where either has no extent.
+    """
+    watched = Watched(cast(Moves, getattr(model, "model", model)))
+    shown = normalise(_bare(run.clip), settings.normalisation)
+    found = follow(watched, _inputs(shown, run.key, settings), queries)
+    assert watched.first is not None
+    assert shown.scale is not None
+    geometry = world_points(map_tensors(watched.first, lambda tensor: tensor[0].float().cpu()))
+    assert geometry is not None  # `follow` refuses such a model
+    scale = scale_between(geometry, *true_points(run.clip))
+    if scale is None:
+        return None
+    return RunTracks(
+        points=found.points.float().cpu() * scale,
+        visible=found.visible.cpu() > SEEN,
+        scale=scale * _unit(run.clip) / float(shown.scale),
+    )
+
+
+class Watched:
+    """A model's passes, of which the first one's geometry is kept."""
+
+    def __init__(self, model: Moves) -> None:
+        self.model = model
+        self.first: Prediction | None = None
+
+    def passes(self, clip: Clip) -> Iterator[Prediction]:
+        """The model's own."""
+        for prediction in self.model.passes(clip):
+            if self.first is None:
+                self.first = Prediction(cameras=prediction.cameras, depth=prediction.depth, points=prediction.points)
+            yield prediction
+            del prediction  # before the next is made
+
+
+def windows(frames: int, length: int, stride: int) -> Iterator[tuple[int, int]]:
+    """First and end of each window; the last one ends with the video, so that no frame is lost."""
+    first = 0
+    while first + length < frames:
+        yield first, first + length
+        first = min(first + stride, frames - length)
+    yield first, frames
+
+
+def _window(model: Model, run: Run, frames: range, settings: RunSettings) -> Window:
+    """Of frames of a run, in its coordinates and unit."""
+    part = take(run.clip, torch.arange(frames.start, frames.stop))
+    if part.cameras is None:
+        raise UserError(f"{run.key} has no cameras, which Gaussians are followed by; take other data")
+    plain = Cameras(world_from_camera=part.cameras.world_from_camera, intrinsics=part.cameras.intrinsics)
+    alone = dataclasses.replace(part, cameras=rebase(part.cameras))
+    shown = normalise(_bare(alone), settings.normalisation)
+    with torch.inference_mode():
+        prediction = model(_inputs(shown, run.key, settings))
+    if prediction.gaussians is None or prediction.cameras is not None:
+        raise UserError(
+            "this model follows no points: it has no motion head, and does not make Gaussians of given cameras either; "
+            "leave track_frames out, or take another model"
+        )
+    assert shown.scale is not None
+    gaussians = map_tensors(prediction.gaussians, lambda tensor: tensor[0].float().cpu())
+    placed = in_world(gaussians, plain.world_from_camera[0], float(shown.scale) / _unit(run.clip))
+    return Window(
+        gaussians=placed, cameras=plain, times=part.times, size=(part.images.shape[-2], part.images.shape[-1])
+    )
+
+
+def in_world(gaussians: Gaussians, world_from_here: Float[Tensor, "4 4"], unit: float) -> Gaussians:
+    """Unbatched Gaussians with lengths times ``unit``, brought from some coordinates into a world of that new unit.
+
+    Of their colours the part stays that does not depend on the direction.
+    """
+    sized = scale_gaussians(gaussians, unit)
+    rotation = world_from_here[:3, :3]
+    turn = roma.rotmat_to_unitquat(rotation).expand_as(sized.quats)
+    quats = roma.quat_xyzw_to_wxyz(roma.quat_product(turn, roma.quat_wxyz_to_xyzw(sized.quats)))
+    return dataclasses.replace(
+        sized,
+        means=transform(world_from_here, sized.means),
+        quats=quats,
+        harmonics=sized.harmonics[..., :1, :],
+        offsets=None if sized.offsets is None else sized.offsets @ rotation.mT,
+    )
+
+
+def _bare(clip: Clip) -> Clip:
+    return dataclasses.replace(clip, surface=None, tracks=None)
+
+
+def _inputs(normalised: Clip, key: str, settings: RunSettings) -> Clip:
+    """What the model sees, with a batch axis of one, on its device."""
+    inputs = collate([to_example(normalised, key, settings.hints)]).inputs
+    return map_tensors(inputs, lambda tensor: tensor.to(settings.device))

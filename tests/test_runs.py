@@ -1,0 +1,233 @@
+"""Points followed through runs longer than a model's window, by models that know the truth."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from four_d import evaluation
+from four_d import surface as surfaces
+from four_d.data.sampling import to_clip
+from four_d.data.shards import finalise, write_shard
+from four_d.errors import UserError
+from four_d.evaluation import EvaluationConfig
+from four_d.evaluation.runs import Run, RunSettings, RunTracks, RunTruth, in_world, run_scores, run_truth, track_scores
+from four_d.geometry import invert_pose, make_pose, transform
+from four_d.types import Cameras, Clip, Gaussians, Prediction, map_tensors
+from tests.helpers import box_clip
+from tests.test_gaussian_pipeline import loaded, model  # noqa: F401  # a fixture
+
+FRAMES, SIZE = 7, 32
+
+
+@pytest.fixture(scope="module")
+def run() -> Run:
+    clip = to_clip(box_clip(1, frames=FRAMES, cameras=1, size=SIZE), with_surface=True)
+    return Run(key="box/0", clip=clip)
+
+
+@dataclasses.dataclass(frozen=True)
+class Knows:
+    """Finds a clip's frames by their images, and says exactly what their pixels show and how it moves.
+
+    Lengths are in the unit in which the clip's cameras are, that of the example.
+    """
+
+    run: Run
+    moves: bool
+    """Dense motion, in a unit of its own and from the first of the frames; else Gaussians, of all frames."""
+    still: bool = False
+
+    def passes(self, clip: Clip) -> list[Prediction]:
+        assert clip.query_times is not None or not self.moves
+        times = [None] if clip.query_times is None else clip.query_times[0]
+        return [self._one(clip, time) for time in times]
+
+    def __call__(self, clip: Clip) -> Prediction:
+        return self._one(clip, None)
+
+    def _one(self, clip: Clip, time: Tensor | None) -> Prediction:
+        truth = self.run.clip
+        frames = [int((truth.images - image).abs().flatten(1).amax(-1).argmin()) for image in clip.images[0]]
+        assert truth.cameras is not None
+        here = invert_pose(truth.cameras.world_from_camera[frames[0]])
+        if self.moves:
+            return self._motion(frames, here, time, 3.0)
+        assert clip.cameras is not None
+        steps = truth.cameras.world_from_camera[frames, :3, 3] - truth.cameras.world_from_camera[frames[0], :3, 3]
+        given = clip.cameras.world_from_camera[0, :, :3, 3].norm(dim=-1)
+        return Prediction(gaussians=self._gaussians(frames, here, float(given[-1] / steps[-1].norm())))
+
+    def _paths(self, frames: list[int], here: Tensor) -> Float[Tensor, "t f h w 3"]:
+        truth = self.run.clip
+        assert truth.surface is not None
+        surface = dataclasses.replace(
+            truth.surface, faces=truth.surface.faces[frames], barycentric=truth.surface.barycentric[frames]
+        )
+        at = truth.times[frames]
+        found = torch.stack([surfaces.points(surface, at if self.still else t.expand(len(at))) for t in at])
+        return transform(here, found.flatten(0, 3)[None])[0].view(found.shape)
+
+    def _gaussians(self, frames: list[int], here: Tensor, unit: float) -> Gaussians:
+        paths = self._paths(frames, here).flatten(1, 3) * unit
+        count = paths.shape[1]
+        found = Gaussians(
+            means=paths[0],
+            quats=torch.tensor([1.0, 0, 0, 0]).expand(count, 4),
+            scales=torch.full((count, 3), 0.02 * unit),
+            opacities=torch.full((count,), 0.95),
+            harmonics=torch.zeros(count, 1, 3),
+            offsets=paths - paths[0],
+            offset_times=self.run.clip.times[frames],
+        )
+        return map_tensors(found, lambda tensor: tensor[None])
+
+    def _motion(self, frames: list[int], here: Tensor, time: Tensor | None, unit: float) -> Prediction:
+        truth = self.run.clip
+        paths = self._paths(frames, here) * unit
+        own = paths[torch.arange(len(frames)), torch.arange(len(frames))]
+        assert truth.cameras is not None
+        cameras = Cameras(
+            world_from_camera=here @ truth.cameras.world_from_camera[frames],
+            intrinsics=truth.cameras.intrinsics[frames],
+        )
+        poses = cameras.world_from_camera
+        cameras = dataclasses.replace(cameras, world_from_camera=make_pose(poses[:, :3, :3], poses[:, :3, 3] * unit))
+        said = Prediction(cameras=cameras, points=own)
+        if time is not None:
+            step = int((truth.times[frames] - time).abs().argmin())
+            said = dataclasses.replace(said, motion=(paths[step] - own)[None])
+        return map_tensors(said, lambda tensor: tensor[None])
+
+
+POSED = RunSettings(frames=4, normalisation="disparity", hints=("intrinsics", "poses"))
+SHOWN = RunSettings(frames=4)
+
+
+def value(scores: dict[str, float | None], name: str) -> float:
+    found = scores[name]
+    assert found is not None
+    return found
+
+
+def test_the_points_are_of_things_that_move(run: Run) -> None:
+    truth = run_truth(run.clip)
+    assert truth is not None
+    assert 20 < len(truth.queries) <= 256
+    assert truth.visible[:, 0].all()
+    surface = run.clip.surface
+    assert surface is not None
+    x, y = truth.queries[:, 1:].long().unbind(-1)
+    assert (surfaces.instances(surface)[0, y, x] >= 2).all()
+    torch.testing.assert_close(truth.points[:, 0], surfaces.points(surface, run.clip.times)[0, y, x])
+    few = run_truth(run.clip, most=5)
+    assert few is not None
+    assert len(few.queries) == 5
+    still = dataclasses.replace(
+        run.clip, surface=dataclasses.replace(surface, vertices=surface.vertices[:1].expand_as(surface.vertices))
+    )
+    assert run_truth(still) is None
+
+
+def test_exact_gaussians_are_followed_over_windows_of_their_own_unit_and_coordinates(run: Run) -> None:
+    scores = run_scores(Knows(run, moves=False), run, POSED)
+    assert value(scores, "track_epe_motion_static") > 0.25
+    assert value(scores, "track_epe") < 0.06
+    assert value(scores, "track_epe_motion") < 0.06
+    assert value(scores, "track_epe") < value(scores, "track_epe_static") / 5
+    assert value(scores, "track_apd") > 0.9
+    assert value(scores, "track_visible_accuracy") > 0.8
+    assert "track_scale_error" not in scores
+
+
+def test_gaussians_that_stand_still_score_what_standing_still_does(run: Run) -> None:
+    scores = run_scores(Knows(run, moves=False, still=True), run, POSED)
+    assert value(scores, "track_epe") == pytest.approx(value(scores, "track_epe_static"), abs=1e-5)
+    assert value(scores, "track_epe_motion") == pytest.approx(value(scores, "track_epe_motion_static"), rel=1e-4)
+
+
+def test_exact_motion_is_scored_on_the_same_points_whatever_its_unit(run: Run) -> None:
+    scores = run_scores(Knows(run, moves=True), run, SHOWN)
+    assert value(scores, "track_epe") == pytest.approx(0, abs=1e-4)
+    assert value(scores, "track_scale_error") > 0
+    chained = run_scores(Knows(run, moves=False), run, POSED)
+    assert scores["track_epe_motion_static"] == chained["track_epe_motion_static"]
+    assert value(scores, "track_epe_static") == pytest.approx(value(scores, "track_epe_motion_static"), rel=1e-4)
+
+
+def test_scores_by_hand() -> None:
+    truth = RunTruth(
+        queries=torch.zeros(1, 3),
+        points=torch.tensor([[[0.0, 0, 2], [0.3, 0, 2], [0.6, 0, 2]]]),
+        visible=torch.tensor([[True, True, False]]),
+    )
+    mine = torch.tensor([[[0.0, 0.4, 2], [0.3, 0.4, 2], [0.3, 0.4, 2]]])
+    scores = track_scores(RunTracks(points=mine, visible=torch.ones(1, 3, dtype=torch.bool)), truth, unit=2.0)
+    assert value(scores, "track_epe") == pytest.approx(0.4 + 0.5)  # (0.4 + 0.5) / 2, times two
+    assert value(scores, "track_epe_static") == pytest.approx(0.5 + (0.36 + 0.16) ** 0.5)
+    assert value(scores, "track_epe_motion") == pytest.approx(0.3)
+    assert value(scores, "track_epe_motion_static") == pytest.approx(0.9)
+    assert value(scores, "track_apd") == pytest.approx(1 / 4)
+    assert value(scores, "track_visible_accuracy") == 0.5
+
+
+def test_gaussians_are_brought_into_another_world() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pose = torch.eye(4)
+    pose[:3, :3] = torch.tensor([[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]])
+    pose[:3, 3] = torch.tensor([1.0, 2, 3])
+    given = Gaussians(
+        means=torch.randn(4, 3, generator=generator),
+        quats=torch.tensor([2.0, 0, 0, 0]).expand(4, 4),
+        scales=torch.rand(4, 3, generator=generator),
+        opacities=torch.rand(4, generator=generator),
+        harmonics=torch.rand(4, 4, 3, generator=generator),
+        offsets=torch.randn(2, 4, 3, generator=generator),
+        offset_times=torch.tensor([0.0, 1]),
+    )
+    found = in_world(given, pose, 2.0)
+    assert found.offsets is not None
+    assert given.offsets is not None
+    torch.testing.assert_close(
+        found.means + found.offsets[1], transform(pose, 2 * (given.means + given.offsets[1])), atol=1e-5, rtol=1e-5
+    )
+    half = 0.5**0.5
+    torch.testing.assert_close(found.quats[0], torch.tensor([2 * half, 0, 2 * half, 0]))
+    assert found.harmonics.shape == (4, 1, 3)
+
+
+def test_a_model_that_follows_no_points_is_refused(run: Run) -> None:
+    with pytest.raises(UserError, match="no motion head"):
+        run_scores(lambda _: Prediction(), run, POSED)
+    nothing = dataclasses.replace(run, clip=dataclasses.replace(run.clip, surface=None))
+    assert set(run_scores(lambda _: Prediction(), nothing, POSED).values()) == {None}
+
+
+def test_eval_scores_tracks_of_a_real_model(tmp_path: Path, model: object) -> None:  # noqa: F811
+    write_shard(tmp_path, 0, [box_clip(0, frames=8, cameras=2, size=24)])
+    finalise(tmp_path, "boxes")
+    config = EvaluationConfig(
+        data=str(tmp_path), frames=6, hints=("intrinsics", "poses"), tasks=("tracks",), track_frames=8
+    )
+    result = evaluation.run(loaded(model), config)  # pyright: ignore[reportArgumentType]
+    scores = result.rows["model"]
+    assert scores["track_epe"].videos == 2
+    assert scores["track_epe_motion_static"].mean > 0
+    assert "track_epe" in result.to_dict()["summary"]  # pyright: ignore[reportOperatorIssue]
+    assert "through 8 frames" in result.note
+    shorter = evaluation.run(loaded(model), dataclasses.replace(config, track_frames=7))  # pyright: ignore[reportArgumentType]
+    assert shorter.digest != result.digest
+    with pytest.raises(UserError, match="has 8"):
+        evaluation.run(loaded(model), dataclasses.replace(config, track_frames=9))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("wrong", [{"track_frames": 1}, {"cameras": 2}, {"pairwise": True}, {"track_frames": None}])
+def test_settings_that_make_no_sense_are_named(wrong: dict[str, object]) -> None:
+    settings = {"data": "x", "tasks": ("tracks",), "track_frames": 5, **wrong}
+    with pytest.raises(UserError, match="track_frames"):
+        EvaluationConfig(**settings)  # pyright: ignore[reportArgumentType]
