@@ -1,8 +1,9 @@
 """Where what a cell shows is in another frame, by features that are learned: a hint of motion before attention (ours).
 
-Every frame is searched in the one just before it, in the one just after it and in the query frame, in a window
-around the same place (as RAFT, arXiv 2003.12039, compares two frames). A loss may say where the right place was
-(`losses.MatchingLoss`): so the features are learned in minutes, where motion alone takes far longer to teach them.
+A frame is searched in another, in a window around the same place (as RAFT, arXiv 2003.12039, compares two frames):
+every frame in the one just before it, the one just after it and the query frame, or key frames in those of all times.
+A loss may say where the right place was (`losses.MatchingLoss`): so the features are learned in minutes, where motion
+alone takes far longer to teach them.
 """
 
 from __future__ import annotations
@@ -96,17 +97,23 @@ class Features(nn.Module):
 class Found:
     """Where another frame shows what each cell shows; in cells, from the same place."""
 
-    logits: Float[Tensor, "b f r c k"]
+    logits: Float[Tensor, "*b r c k"]
     """Of each of the (2·radius + 1)² cells around the same place, row-major; −∞ outside the image."""
-    place: Float[Tensor, "b f r c 2"]
+    place: Float[Tensor, "*b r c 2"]
     """(x, y) of the likeliest cell, refined by its neighbours."""
-    share: Float[Tensor, "b f r c"]
+    share: Float[Tensor, "*b r c"]
     """How much of the probability lies there."""
 
 
-def search(features: Float[Tensor, "b f d r c"], references: Int[Tensor, "b f"], radius: int) -> Found:
-    """For each frame, in the frame that it refers to. Memory: cells · columns · (2·radius + 1) numbers per frame."""
-    logits = compare(features, references, radius)
+def pick(values: Float[Tensor, "b f *e"], frames: Int[Tensor, "b *k"]) -> Float[Tensor, "b *k *e"]:
+    """Of each clip the frames with these indices."""
+    rows = torch.arange(len(values), device=values.device).view(-1, *[1] * (frames.ndim - 1))
+    return values[rows, frames]
+
+
+def search(own: Float[Tensor, "*b d r c"], others: Float[Tensor, "*b d r c"], radius: int) -> Found:
+    """For each picture of features, in its other one. Memory: cells · columns · (2·radius + 1) numbers per picture."""
+    logits = compare(own, others, radius)
     index, there = around(logits.argmax(-1), radius)
     near = (logits.gather(-1, index) - logits.logsumexp(-1, keepdim=True)).exp() * there
     share = near.sum(-1)
@@ -125,18 +132,17 @@ def around(places: Int[Tensor, "*b"], radius: int) -> tuple[Int[Tensor, "*b 9"],
 
 
 def compare(
-    features: Float[Tensor, "b f d r c"], references: Int[Tensor, "b f"], radius: int
-) -> Float[Tensor, "b f r c k"]:
+    own: Float[Tensor, "*b d r c"], others: Float[Tensor, "*b d r c"], radius: int
+) -> Float[Tensor, "*b r c k"]:
     """The logits of `Found`."""
-    rows, columns = features.shape[-2:]
+    rows, columns = own.shape[-2:]
     side = 2 * radius + 1
-    others = features[torch.arange(len(features), device=features.device)[:, None], references]
-    own = features.permute(0, 1, 3, 4, 2).contiguous()
-    padded = functional.pad(others, (radius,) * 4).transpose(2, 3).contiguous()
+    cells = own.movedim(-3, -1).contiguous()
+    padded = functional.pad(others, (radius,) * 4).transpose(-3, -2).contiguous()
     # Each row of cells with each row within reach. Of the products, a band along the diagonal is within reach.
-    bands = [diagonals(own @ padded[:, :, step : step + rows], side) for step in range(side)]
+    bands = [diagonals(cells @ padded[..., step : step + rows, :, :], side) for step in range(side)]
     logits = torch.stack(bands, dim=-2).flatten(-2)
-    return logits.masked_fill(~inside(rows, columns, radius, features.device), -torch.inf)
+    return logits.masked_fill(~inside(rows, columns, radius, own.device), -torch.inf)
 
 
 def diagonals(products: Float[Tensor, "*b c m"], count: int) -> Float[Tensor, "*b c count"]:
@@ -166,7 +172,7 @@ def fetch(
 ) -> Float[Tensor, "b f r c e"]:
     """What the frames that are referred to hold at ``place`` (`Found`), bilinearly; beyond the edge what is on it."""
     rows, columns = values.shape[2:4]
-    others = values[torch.arange(len(values), device=values.device)[:, None], references]
+    others = pick(values, references)
     y, x = (torch.arange(count, device=values.device, dtype=values.dtype) + 0.5 for count in (rows, columns))
     own = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
     unit = 2 * (own + place) / torch.stack([x.new_tensor(columns), x.new_tensor(rows)]) - 1
@@ -199,9 +205,13 @@ class Comparison(nn.Module):
     ) -> tuple[Float[Tensor, "b f p e"], Found]:
         """Patches in row-major order, and what was found."""
         with full_precision(features.device):
-            found = search(features, references, self.radius)
-            numbers = torch.cat([found.place / self.radius, found.share[..., None]], dim=-1)
-        return self.project(by_patch(numbers, self.cells)), found
+            found = search(features, pick(features, references), self.radius)
+        return self.project(by_patch(numbers(found, self.radius), self.cells)), found
+
+
+def numbers(found: Found, radius: int) -> Float[Tensor, "*b r c _e"]:
+    """What tokens are told of what was found: where (in shares of ``radius``), and how surely."""
+    return torch.cat([found.place / radius, found.share[..., None]], dim=-1)
 
 
 def by_patch(maps: Float[Tensor, "b f r c e"], cells: int) -> Float[Tensor, "b f p _e"]:
@@ -224,3 +234,27 @@ class Neighbours(nn.Module):
         earlier, later = (neighbour_frames(times, camera_ids, later=each) for each in (False, True))
         features = features.detach()  # the search in the query frame teaches them, at half the cost
         return self.before(features, earlier)[0] + self.after(features, later)[0]
+
+
+class Across(nn.Module):
+    """What to add to key frames' patch tokens: where each of the clip's times shows what their cells show.
+
+    Zero at the start.
+    """
+
+    def __init__(self, config: CorrelationConfig, width: int, times: int) -> None:
+        super().__init__()
+        self.cells, self.radius, self.times = config.cells, config.radius, times
+        self.project = nn.Linear(times * NUMBERS * config.cells**2, width)
+        nn.init.zeros_(self.project.weight)
+        nn.init.zeros_(self.project.bias)
+
+    def forward(
+        self, features: Float[Tensor, "b f d r c"], keys: Int[Tensor, "b k"], others: Int[Tensor, "b q k"]
+    ) -> tuple[Float[Tensor, "b k p e"], Found]:
+        """``others``: for each time and key frame the frame that is searched. What was found is b q k …"""
+        with full_precision(features.device):
+            own = pick(features, keys)[:, None].expand(-1, self.times, -1, -1, -1, -1)
+            found = search(own, pick(features, others), self.radius)
+            told = numbers(found, self.radius).movedim(1, 4).flatten(4)  # b k r c (q e)
+        return self.project(by_patch(told, self.cells)), found

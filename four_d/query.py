@@ -12,10 +12,11 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 
 from four_d.correlation import Comparison, CorrelationConfig, Found
 from four_d.errors import UserError
-from four_d.types import Clip, same_time
+from four_d.types import SAME_TIME, Clip, same_time
 
 GAP = 4
 """Numbers that `gap_numbers` gives."""
@@ -57,6 +58,25 @@ def frames_at(clip: Clip, query: Float[Tensor, "b"]) -> Bool[Tensor, "b f"]:
             f"{float(times.max()):g} s, the nearest at {nearest:g} s"
         )
     return there
+
+
+def kept(clip: Clip) -> Bool[Tensor, "b f"]:
+    """Frames that are no references."""
+    return torch.ones_like(clip.times, dtype=torch.bool) if clip.references is None else ~clip.references
+
+
+def distinct_times(clip: Clip, count: int) -> Float[Tensor, "b t"]:
+    """The ``count`` different times of the frames that are no references, ascending. UserError if there are others."""
+    times = torch.where(kept(clip), clip.times, torch.inf).sort(dim=1).values
+    new = functional.pad(times.diff(dim=1) > SAME_TIME, (1, 0), value=True) & times.isfinite()
+    counts = new.sum(1)
+    if not (torch.compiler.is_compiling() or torch.compiler.is_exporting() or bool((counts == count).all())):
+        found = int(counts[counts != count][0])
+        raise UserError(
+            f"this model moves Gaussians to {count} times, and a clip has frames of {found} (references not "
+            f"counted); give frames of {count} times, or train a model with the head's frames={found}"
+        )
+    return times.gather(1, (~new).long().argsort(dim=1, stable=True)[:, :count])
 
 
 def reference_frames(there: Bool[Tensor, "b f"], camera_ids: Int[Tensor, "b f"]) -> Int[Tensor, "b f"]:

@@ -247,7 +247,8 @@ def moved_features(shift: float) -> Tensor:
 
 
 def test_the_search_finds_where_the_features_went() -> None:
-    found = search(moved_features(1.0), torch.tensor([[1, 1]]), radius=2)
+    features = moved_features(1.0)
+    found = search(features, features[:, [1, 1]], radius=2)
     inner = found.place[0, 0, 1:-2, 2:-2]
     torch.testing.assert_close(inner, torch.tensor([1.0, 1.0]).expand_as(inner), atol=0.2, rtol=0)
     assert found.place[0, 1, 1:-1, 1:-1].abs().max() < 0.2, "a frame shows its own places where they are"
@@ -256,13 +257,14 @@ def test_the_search_finds_where_the_features_went() -> None:
 
 
 def test_the_search_tells_places_between_cells() -> None:
-    found = search(moved_features(0.5), torch.tensor([[1, 1]]), radius=2)
+    features = moved_features(0.5)
+    found = search(features, features[:, [1, 1]], radius=2)
     assert found.place[0, 0, 1:-2, 1:-2, 0].mean() == pytest.approx(0.5, abs=0.1)
 
 
 def test_logits_are_products_with_the_places_around() -> None:
     features = torch.randn(1, 2, 4, 3, 5, generator=torch.Generator().manual_seed(4))
-    logits = compare(features, torch.tensor([[1, 0]]), radius=1)
+    logits = compare(features, features[:, [1, 0]], radius=1)
     assert logits.shape == (1, 2, 3, 5, 9)
     for frame, y, x, row, column in ((0, 1, 2, 0, 1), (1, 2, 0, 1, 1), (0, 0, 4, 1, 3)):
         place = 3 * (row - y + 1) + column - x + 1

@@ -186,7 +186,7 @@ class AlternatingBackbone(nn.Module):
             rounds=self.kept,
             dynamic_logits=dynamic_logits,
             features=features,
-            match_logits=None if found is None else found.logits,
+            match_logits=None if found is None else found.logits[:, None],
         )
 
     def at_step(self, step: int) -> None:

@@ -1,7 +1,7 @@
 """DGS-LRM's backbone (arXiv 2506.09997): posed frames in space-time cubes, and attention over all of them.
 
 The network is GS-LRM's (arXiv 2404.19702): a plain pre-norm transformer. It has no rotary or other positions: each
-pixel's ray and time stamp say where and when a cube is.
+pixel's ray and time stamp say where and when a cube is. Comparing frames by learned features before attention is ours.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from torch.utils.checkpoint import checkpoint
 
 from four_d.backbones.hints import HintsConfig
 from four_d.backbones.patches import kept_rounds, patch_grid
+from four_d.correlation import Across, CorrelationConfig, Features, pick
 from four_d.errors import UserError
 from four_d.geometry import pixel_rays, rebase
 from four_d.layers import AttentionBackend, Block, Linear, full_precision, full_type
-from four_d.types import Cameras, Clip, Tokens
+from four_d.query import distinct_times, kept, reference_frames
+from four_d.types import Cameras, Clip, Tokens, same_time
 
 CHANNELS = 10
 """Numbers per pixel: RGB 3, ray direction 3 and moment 3, time 1."""
@@ -42,6 +44,10 @@ class SpacetimeConfig:
     layer_scale: float | None = None
     """Initial factor of every residual branch; None, as GS-LRM, leaves it out."""
     attention: AttentionBackend = "sdpa"
+    correlation: CorrelationConfig | None = None
+    """Tell each cube where every time shows what its first frame shows (ours): for small models."""
+    times: int | None = None
+    """How many times a clip has; needed with ``correlation``. The gaussian head's ``frames``."""
     checkpointing: bool = False
     """Recompute blocks in the backward pass: less memory, more time."""
 
@@ -75,13 +81,27 @@ class SpacetimeConfig:
             )
             for _ in range(self.depth)
         ]
+        features, across = self._comparison()
         return SpacetimeBackbone(
             blocks=blocks,
+            features=features,
+            across=across,
             width=self.width,
             patch_size=self.patch_size,
             stride=self.stride,
             checkpointing=self.checkpointing,
         )
+
+
+    def _comparison(self) -> tuple[Features | None, Across | None]:
+        if self.correlation is None:
+            return None, None
+        if self.times is None:
+            raise UserError(
+                "backbone.correlation needs to know how many times a clip has; set "
+                "backbone.times=${model.heads.gaussian.frames}"
+            )
+        return self.correlation.build(self.patch_size), Across(self.correlation, self.width, self.times)
 
 
 class SpacetimeBackbone(nn.Module):
@@ -93,9 +113,18 @@ class SpacetimeBackbone(nn.Module):
     """
 
     def __init__(
-        self, *, blocks: list[Block], width: int, patch_size: int, stride: int, checkpointing: bool = False
+        self,
+        *,
+        blocks: list[Block],
+        width: int,
+        patch_size: int,
+        stride: int,
+        features: Features | None = None,
+        across: Across | None = None,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        self.features, self.across = features, across
         self.rounds, self.token_width, self.patch_size, self.stride = len(blocks), width, patch_size, stride
         self.checkpointing = checkpointing
         self.embed = Linear(CHANNELS * stride * patch_size**2, width)
@@ -127,7 +156,11 @@ class SpacetimeBackbone(nn.Module):
         cubes, references = part(clip, self.stride)
         with full_precision(clip.images.device):
             pixels = describe(clip, known_cameras(clip))
-        x = torch.cat([self._cubes(pixels, cubes), self._cubes(pixels, references[..., None])], dim=1)
+        x, logits = self._cubes(pixels, cubes), None
+        if self.features is not None and self.across is not None:
+            added, logits = compared(clip, cubes[..., 0], self.features, self.across)
+            x = x + added.flatten(1, 2).to(x.dtype)
+        x = torch.cat([x, self._cubes(pixels, references[..., None])], dim=1)
         rows = cubes.shape[1]
         maps = [each[:, : rows * grid[0] * grid[1]].unflatten(1, (rows, -1)) for each in self._attend(x)]
         return Tokens(
@@ -136,6 +169,7 @@ class SpacetimeBackbone(nn.Module):
             grid=grid,
             frames=cubes[..., 0],
             rounds=self.kept,
+            match_logits=logits,
         )
 
     def _cubes(self, pixels: Float[Tensor, "b f k h w"], frames: Int[Tensor, "b r _s"]) -> Float[Tensor, "b n c"]:
@@ -157,6 +191,29 @@ class SpacetimeBackbone(nn.Module):
             if index in self.kept:
                 outputs.append(x)
         return outputs
+
+
+def compared(
+    clip: Clip, keys: Int[Tensor, "b k"], features: Features, across: Across
+) -> tuple[Float[Tensor, "b k p e"], Float[Tensor, "b q k y x n"] | None]:
+    """What to add to key frames' tokens for where each time shows the same; and logits at the clip's query times.
+
+    A time is searched in the frame of the key frame's own camera, if it has one then. UserError where the clip has
+    other than ``across.times`` times.
+    """
+    times = distinct_times(clip, across.times)
+    others = torch.stack([frames_for(clip, keys, time) for time in times.unbind(1)], dim=1)
+    added, found = across(features(clip.images), keys, others)
+    if clip.query_times is None:
+        return added, None
+    place = (clip.query_times[..., None] - times[:, None]).abs().argmin(-1)
+    return added, pick(found.logits, place)
+
+
+def frames_for(clip: Clip, keys: Int[Tensor, "b k"], time: Float[Tensor, "b"]) -> Int[Tensor, "b k"]:
+    """For each key frame the frame of that time that shows most of the same: its own camera's."""
+    there = same_time(clip.times, time[:, None]) & kept(clip)
+    return reference_frames(there, clip.camera_ids).gather(1, keys)
 
 
 def known_cameras(clip: Clip) -> Cameras:

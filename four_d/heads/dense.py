@@ -400,9 +400,7 @@ class DenseHead(DenseFeatures):
         raw = self.maps(tokens)
         with full_precision(raw.device):
             found = self.interpret(raw)
-        if self.queried and tokens.match_logits is not None:
-            found = replace(found, match_logits=tokens.match_logits[:, None])
-        return found
+        return found if self.decoder is None else replace(found, match_logits=tokens.match_logits)
 
     def finish(
         self, coarse: Float[Tensor, "n e _h _w"], finest: Float[Tensor, "n p c"], grid: tuple[int, int]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -18,7 +18,8 @@ from four_d.errors import UserError
 from four_d.geometry import pixel_centres, pixel_rays, rebase
 from four_d.heads.dense import inverse_log
 from four_d.layers import Linear, full_precision, full_type
-from four_d.types import SAME_TIME, Clip, Gaussians, Prediction, Tokens
+from four_d.query import distinct_times, kept
+from four_d.types import Clip, Gaussians, Prediction, Tokens
 
 Depth = Literal["sigmoid_disparity", "sigmoid_linear", "exp"]
 REST = 11
@@ -199,32 +200,13 @@ def _every(mask: Tensor) -> bool:
     return torch.compiler.is_compiling() or torch.compiler.is_exporting() or bool(mask.all())
 
 
-def _kept(clip: Clip) -> Bool[Tensor, "b f"]:
-    """Frames that are no references."""
-    return torch.ones_like(clip.times, dtype=torch.bool) if clip.references is None else ~clip.references
-
-
-def distinct_times(clip: Clip, count: int) -> Float[Tensor, "b t"]:
-    """The ``count`` different times of the frames that are no references, ascending. UserError if there are others."""
-    times = torch.where(_kept(clip), clip.times, torch.inf).sort(dim=1).values
-    new = functional.pad(times.diff(dim=1) > SAME_TIME, (1, 0), value=True) & times.isfinite()
-    counts = new.sum(1)
-    if not _every(counts == count):
-        found = int(counts[counts != count][0])
-        raise UserError(
-            f"the gaussian head moves Gaussians to {count} times, and a clip has frames of {found} (references not "
-            f"counted); give frames of {count} times, or train a model with the head's frames={found}"
-        )
-    return times.gather(1, (~new).long().argsort(dim=1, stable=True)[:, :count])
-
-
 def key_rows(tokens: Tokens, clip: Clip, every: int | None) -> Int[Tensor, "b k"]:
     """Token rows of the key frames, in time order (`GaussianHeadConfig.every`).
 
     UserError where clips of a batch differ in their number.
     """
     frames = tokens.frames.expand(len(clip.times), -1)
-    wanted, times = _kept(clip).gather(1, frames), clip.times.gather(1, frames)
+    wanted, times = kept(clip).gather(1, frames), clip.times.gather(1, frames)
     if every is not None:
         wanted = wanted & (clip.camera_ids.gather(1, frames) == clip.camera_ids[:, :1])
     counts = wanted.sum(1)

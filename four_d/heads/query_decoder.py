@@ -139,5 +139,5 @@ class QueryDecoder(nn.Module):
         for round_, layer in zip(self.rounds, self.out, strict=True):
             place = tokens.rounds.index(round_)
             maps[place] = maps[place] + layer(x)
-        logits = None if found is None else found.logits
+        logits = None if found is None else found.logits[:, None]
         return dataclasses.replace(tokens, patches=tuple(maps), match_logits=logits)

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from four_d import geometry
+from four_d.correlation import pick
 from four_d.errors import UserError
 from four_d.layers import full_precision
 from four_d.losses.motion import LEAST_MOTION
@@ -41,18 +42,21 @@ class MatchingLoss:
         logits = prediction.match_logits
         if logits is None:
             raise UserError(
-                "the matching loss needs frames to be compared; set model.backbone.correlation={kind: correlation} and "
-                "add a head {kind: dense, output: motion}, or remove the loss"
+                "the matching loss needs frames to be compared; set model.backbone.correlation={kind: correlation} "
+                "(the alternating backbone needs a head {kind: dense, output: motion} too), or remove the loss"
             )
         if targets.motion is None or targets.depth is None or targets.cameras is None or targets.query_times is None:
             return nothing(logits)
         with full_precision(logits.device):
-            parts = [self.query(logits[:, index], targets, index) for index in range(logits.shape[1])]
+            parts = [self.query(logits[:, q], targets, q, prediction.match_frames) for q in range(logits.shape[1])]
         return torch.stack(parts).mean()
 
-    def query(self, logits: Float[Tensor, "b f m n k"], targets: Clip, index: int) -> Float[Tensor, ""]:
-        """Of one query time."""
-        step, known, moves = true_places(targets, index, logits.shape[2:4], logits.shape[-1])
+    def query(
+        self, logits: Float[Tensor, "b r m n k"], targets: Clip, index: int, frames: Int[Tensor, "b r"] | None
+    ) -> Float[Tensor, ""]:
+        """Of one query time; ``frames`` are those that the logits are of, None: all."""
+        found = true_places(targets, index, logits.shape[2:4], logits.shape[-1])
+        step, known, moves = found if frames is None else (pick(each, frames) for each in found)
         entropy = place_entropy(logits, step)
         shares = ((self.balance, known & moves), (1 - self.balance, known & ~moves))
         return sum(
