@@ -4,31 +4,36 @@ from __future__ import annotations
 
 from benchmarks.studies import DATA, Key, Study, Training, dept3r
 
-MINI = (
-    "dgs_lrm",
-    "overlays/dgs_lrm_mini",
+DATA_VALUES = (
     f"data.sources.calm.path={DATA / 'train_calm'}",
     f"data.validation.held_out.path={DATA / 'held_out_calm'}",
 )
-STATIC = (*MINI, "model.heads.gaussian.offsets=false", "losses.gaussian_flow=null")
+MINI = ("dgs_lrm", "overlays/dgs_lrm_mini", *DATA_VALUES)
+TUNED = (*MINI, "loop.max_steps=500", "loop.epoch_steps=250")
+STILL = ("model.heads.gaussian.offsets=false", "losses.gaussian_flow=null")
+ONE_CAMERA = ("data.views.dual=false",)
+START = (*MINI, "loop.max_steps=1800", *STILL)
+SLOW, FAST = ("optimiser.lr=5.0e-4",), ("optimiser.lr=2.0e-3",)
 
 STUDY = Study(
     name="dgs_lrm",
     data=dept3r.STUDY.data[1:],
-    shared={},
+    shared={"start": Training(values=START), "start_one_camera": Training(values=(*START, *ONE_CAMERA))},
     variants={
-        "deformable": Training(values=MINI),
-        "no_flow": Training(values=(*MINI, "losses.gaussian_flow=null")),
-        "single_view": Training(values=(*MINI, "data.views.dual=false")),
-        "static": Training(values=STATIC),
-        "static_slow": Training(values=(*STATIC, "optimiser.lr=5.0e-4")),
-        "static_fast": Training(values=(*STATIC, "optimiser.lr=2.0e-3")),
+        "deformable": Training(values=TUNED, start="start"),
+        "no_flow": Training(values=(*TUNED, "losses.gaussian_flow=null"), start="start"),
+        "single_view": Training(values=(*TUNED, *ONE_CAMERA), start="start_one_camera"),
+        "static": Training(values=(*TUNED, *STILL), start="start"),
+        "static_slow": Training(values=(*TUNED, *STILL, *SLOW), start="start"),
+        "static_fast": Training(values=(*TUNED, *STILL, *FAST), start="start"),
+        "deformable_slow": Training(values=(*TUNED, *SLOW), start="start"),
+        "deformable_fast": Training(values=(*TUNED, *FAST), start="start"),
     },
     seeds=(0, 1, 2),
     evaluation=(
         f"data={DATA / 'held_out_calm'}",
         "frames=6",
-        "stride=1",
+        "stride=2",
         "clips=60",
         "hints=[intrinsics,poses]",
         "tasks=[pictures]",
