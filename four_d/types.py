@@ -189,8 +189,8 @@ class Prediction:
     points_confidence: Float[Tensor, "*b f h w"] | None = None
     dynamic: Float[Tensor, "*b f h w"] | None = None
     """Probability that a pixel shows something that moves in the world."""
-    dynamic_logits: Float[Tensor, "*b f r c"] | None = None
-    """The same per patch, before the sigmoid; r rows and c columns of patches."""
+    dynamic_logits: Float[Tensor, "*b f rows columns"] | None = None
+    """The same per patch, before the sigmoid."""
     pixel_tracks: Float[Tensor, "*b f n 2"] | None = None
     """(x, y) of every query point in every frame."""
     pixel_tracks_visible: Float[Tensor, "*b f n"] | None = None
