@@ -7,6 +7,7 @@ import io
 import json
 import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
@@ -16,9 +17,12 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from four_d import __version__, checkpoints
+from four_d.backbones.spacetime import SpacetimeBackbone
 from four_d.checkpoints import CARD, CONFIG, WEIGHTS, ModelInfo
 from four_d.errors import UserError
 from four_d.formats.folders import new_folder
+from four_d.geometry import make_pose
+from four_d.heads.gaussian import GaussianHead
 from four_d.model import FourD
 from four_d.progress import progress
 from four_d.types import Cameras, Clip, Prediction
@@ -49,7 +53,9 @@ def export(
 
     The folder holds ``model.safetensors``, ``config.json``, ``README.md`` (the card), ``model.pt2`` (a program that
     `torch.export.load` reads without this package; images (1, f, 3, h, w) to a dict of tensors, f ≥ 2 free, h and w
-    those of training) and ``export.json`` (the program's signature and measured errors).
+    those of training; of a model with Gaussians f is their head's, and one that needs poses also takes
+    world_from_camera (1, f, 4, 4) and intrinsics (1, f, 3, 3)) and ``export.json`` (the program's signature and
+    measured errors).
 
     Args:
         run: what `checkpoints.read` reads.
@@ -140,21 +146,77 @@ def read_scores(file: Path) -> dict[str, float]:
 def _write_program(folder: Path, model: FourD, info: ModelInfo) -> tuple[str, ...]:
     """The names of the program's outputs."""
     program, errors = to_program(model, info.image_size)
+    taken = signature(model, info.image_size)
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
     (folder / PROGRAM).write_bytes(buffer.getvalue())
-    (folder / PROGRAM_NOTE).write_text(json.dumps(_program_note(info, errors), indent=1) + "\n")
+    (folder / PROGRAM_NOTE).write_text(json.dumps(_program_note(taken, errors), indent=1) + "\n")
     return tuple(errors)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signature:
+    """What a program takes."""
+
+    image_size: tuple[int, int]
+    frames: int | None = None
+    """Exactly so many; None: two or more."""
+    cameras: bool = False
+    """Also the cameras of all frames."""
+
+    @property
+    def text(self) -> str:
+        """In words."""
+        height, width = self.image_size
+        f = "f" if self.frames is None else str(self.frames)
+        images = f"images: float32 (1, {f}, 3, {height}, {width}), RGB in [0, 1]{', f >= 2' if f == 'f' else ''}"
+        cameras = f"; world_from_camera: float32 (1, {f}, 4, 4); intrinsics in pixels: float32 (1, {f}, 3, 3)"
+        return images + (cameras if self.cameras else "")
+
+    @property
+    def traced(self) -> int:
+        """Frames of the trace."""
+        return TRACED_FRAMES if self.frames is None else self.frames
+
+    @property
+    def checked(self) -> tuple[int, ...]:
+        """Frames of the checks."""
+        return CHECKED_FRAMES if self.frames is None else (self.frames,)
+
+    def example(self, count: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Such inputs of ``count`` frames: noise, and cameras that move and turn a little."""
+        height, width = self.image_size
+        images = torch.rand(1, count, 3, height, width, generator=generator)
+        if not self.cameras:
+            return (images,)
+        axes = 0.2 * torch.rand(count, 1, 3, generator=generator).expand(count, 3, 3)
+        turns = torch.linalg.matrix_exp(torch.linalg.cross(torch.eye(3).expand(count, 3, 3), axes))
+        poses = make_pose(turns, torch.rand(count, 3, generator=generator))
+        lens = torch.tensor([[float(width), 0, width / 2], [0, float(width), height / 2], [0, 0, 1]])
+        return images, poses[None], lens.repeat(1, count, 1, 1)
+
+
+def signature(model: FourD, image_size: tuple[int, int]) -> Signature:
+    """What the program of a model takes."""
+    found = [head.config for head in model.heads.values() if isinstance(head, GaussianHead)]
+    rays = any(config.position == "ray" for config in found)
+    return Signature(
+        image_size=image_size,
+        frames=found[0].frames if found else None,
+        cameras=rays or isinstance(model.backbone, SpacetimeBackbone),
+    )
 
 
 def output_names(model: FourD, image_size: tuple[int, int]) -> tuple[str, ...]:
     """What a model gives, by name."""
+    taken = signature(model, image_size)
+    inputs = taken.example(taken.frames or 2, torch.Generator().manual_seed(0))
     with torch.no_grad():
-        return tuple(_Named(model).eval()(torch.zeros(1, 2, 3, *image_size)))
+        return tuple(_Named(model).eval()(*inputs))
 
 
 def to_program(model: FourD, image_size: tuple[int, int]) -> tuple[torch.export.ExportedProgram, dict[str, float]]:
-    """Trace a model with a free number of frames; compare it with the model at other numbers than the traced one.
+    """Trace a model; compare it with the model on other inputs, at other numbers of frames where that is free.
 
     Returns:
         The program and, per output, its largest absolute error relative to the largest absolute value.
@@ -163,20 +225,20 @@ def to_program(model: FourD, image_size: tuple[int, int]) -> tuple[torch.export.
         UserError: an output differs by more than `TOLERANCE`.
 
     """
-    module = _Named(model).eval()
+    module, taken = _Named(model).eval(), signature(model, image_size)
     generator = torch.Generator().manual_seed(0)
     errors: dict[str, float] = {}
     # blocks that were compiled in place are traced, and compared, as they were written
     with warnings.catch_warnings(), torch.no_grad(), torch.compiler.set_stance("force_eager"):
         for message in IGNORED_WARNINGS:
             warnings.filterwarnings("ignore", message=f".*{message}")
-        images = torch.rand(1, TRACED_FRAMES, 3, *image_size, generator=generator)
-        free = ({1: torch.export.Dim("frames", min=2)},)
-        program = torch.export.export(module, (images,), dynamic_shapes=free)
+        inputs = taken.example(taken.traced, generator)
+        free = {1: torch.export.Dim("frames", min=2)} if taken.frames is None else None
+        program = torch.export.export(module, inputs, dynamic_shapes=(free,) * len(inputs))
         runnable = program.module()
-        for count in CHECKED_FRAMES:
-            images = torch.rand(1, count, 3, *image_size, generator=generator)
-            expected, given = module(images), runnable(images)
+        for count in taken.checked:
+            inputs = taken.example(count, generator)
+            expected, given = module(*inputs), runnable(*inputs)
             for name, value in expected.items():
                 errors[name] = max(errors.get(name, 0.0), relative_error(given[name], value))
     worst = max(errors, key=lambda name: errors[name])
@@ -199,7 +261,9 @@ def card(info: ModelInfo, model: nn.Module, outputs: Iterable[str], *, program: 
     scores = f"| metric | value |\n| --- | --- |\n{rows}" if rows else "Not measured at export; `four-d eval` measures."
     licences = ", ".join(f"{name} is {licence}" for name, licence in info.trained_on.items())
     steps = "\n".join(f"- {name}: {f'`{value}`' if name in CODE else value}" for name, value in info.recipe.items())
-    limit = f" `{PROGRAM}` takes exactly\nthat size, and two frames or more." if program else ""
+    number = signature(model, info.image_size).frames if isinstance(model, FourD) else None
+    frames = "two frames or more" if number is None else f"{number} frames"
+    limit = f" `{PROGRAM}` takes exactly\nthat size, and {frames}." if program else ""
     height, width = info.image_size
     return f"""---
 library_name: four_d
@@ -238,15 +302,14 @@ The weights may be used as their training data allow: {licences or "not recorded
 """
 
 
-def _program_note(info: ModelInfo, errors: Mapping[str, float]) -> dict[str, object]:
-    height, width = info.image_size
+def _program_note(taken: Signature, errors: Mapping[str, float]) -> dict[str, object]:
     return {
         "format": 1,
         "torch": torch.__version__,
-        "input": f"images: float32 (1, f, 3, {height}, {width}), RGB in [0, 1], f >= 2",
+        "input": taken.text,
         "outputs": {name: {"largest_relative_error": error} for name, error in errors.items()},
-        "traced_frames": TRACED_FRAMES,
-        "checked_frames": list(CHECKED_FRAMES),
+        "traced_frames": taken.traced,
+        "checked_frames": list(taken.checked),
     }
 
 
@@ -263,7 +326,10 @@ def _outputs(prediction: Prediction) -> dict[str, Tensor]:
         "motion_visible": prediction.motion_visible,
         "world_from_camera": None if cameras is None else cameras.world_from_camera,
         "intrinsics": None if cameras is None else cameras.intrinsics,
+        "key_frames": prediction.key_frames,
     }
+    if prediction.gaussians is not None:
+        named |= {f"gaussian_{name}": value for name, value in vars(prediction.gaussians).items()}
     return {name: value for name, value in named.items() if value is not None}
 
 
@@ -274,13 +340,22 @@ FRAME_RATE = 25.0
 class _Named(nn.Module):
     """Images in, tensors by name out: dataclasses do not cross the border of an exported program.
 
-    The frames count as consecutive ones of one camera, `FRAME_RATE` a second; motion is that to the first one's time.
+    The frames count as consecutive ones of one camera, `FRAME_RATE` a second; motion is that to the first one's time,
+    and Gaussians move to each frame's.
     """
 
     def __init__(self, model: FourD) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, images: Float[Tensor, "1 f 3 h w"]) -> dict[str, Tensor]:
+    def forward(
+        self,
+        images: Float[Tensor, "1 f 3 h w"],
+        world_from_camera: Float[Tensor, "1 f 4 4"] | None = None,
+        intrinsics: Float[Tensor, "1 f 3 3"] | None = None,
+    ) -> dict[str, Tensor]:
         times = (torch.arange(images.shape[1], device=images.device) / FRAME_RATE)[None]
-        return _outputs(self.model(Clip(images=images, times=times, camera_ids=times.long())))
+        cameras = None
+        if world_from_camera is not None and intrinsics is not None:
+            cameras = Cameras(world_from_camera=world_from_camera, intrinsics=intrinsics)
+        return _outputs(self.model(Clip(images=images, times=times, camera_ids=times.long(), cameras=cameras)))

@@ -16,14 +16,16 @@ from safetensors.torch import load_file, save_file
 import four_d.export
 from four_d import checkpoints, cli
 from four_d.backbones.alternating import AlternatingConfig
+from four_d.backbones.spacetime import SpacetimeConfig
 from four_d.checkpoints import ModelInfo
 from four_d.config import RunConfig, to_plain
 from four_d.data.loading import DataConfig, SourceConfig
 from four_d.errors import UserError
-from four_d.export import export, read_scores, round_weights, to_program
+from four_d.export import export, output_names, read_scores, round_weights, signature, to_program
 from four_d.heads import CameraHeadConfig, DenseHeadConfig
+from four_d.heads.gaussian import GaussianHeadConfig
 from four_d.model import FourD, ModelConfig, compile_blocks
-from four_d.types import Clip, Prediction
+from four_d.types import Cameras, Clip, Prediction
 
 DENSE = {"channels": (8, 8, 8, 8), "features": 16, "last_features": 8}
 TINY = ModelConfig(
@@ -392,3 +394,30 @@ def test_info_round_trip(tmp_path: Path) -> None:
     checkpoints.write_info(tmp_path / "config.json", info)
     assert checkpoints.read_info(tmp_path / "config.json") == info
     assert dataclasses.replace(info, frames=8) != info
+
+
+@pytest.mark.parametrize("posed", [True, False])
+def test_programs_give_gaussians_of_a_fixed_number_of_frames(posed: bool) -> None:
+    head = GaussianHeadConfig(frames=4, every=None if posed else 2, position="ray" if posed else "point", hidden=8)
+    spacetime = SpacetimeConfig(patch_size=8, stride=2, width=32, depth=1, heads=2)
+    config = ModelConfig(backbone=spacetime if posed else TINY.backbone, heads={"gaussian": head})
+    torch.manual_seed(0)
+    model = config.build().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    taken = signature(model, (16, 24))
+    assert taken.frames == 4
+    assert ("world_from_camera: float32 (1, 4, 4, 4)" in taken.text) == posed
+    program, errors = to_program(model, (16, 24))
+    assert set(errors) == set(output_names(model, (16, 24)))
+    assert {"gaussian_means", "gaussian_offsets", "key_frames"} <= set(errors)
+    inputs = taken.example(4, torch.Generator().manual_seed(3))
+    cameras = Cameras(world_from_camera=inputs[1], intrinsics=inputs[2]) if posed else None
+    times = torch.arange(4.0)[None] / 25
+    expected = model(Clip(images=inputs[0], times=times, camera_ids=times.long(), cameras=cameras))
+    assert expected.gaussians is not None
+    given = program.module()(*inputs)
+    torch.testing.assert_close(given["gaussian_means"], expected.gaussians.means)
+    torch.testing.assert_close(given["gaussian_offsets"], expected.gaussians.offsets)
+    torch.testing.assert_close(given["gaussian_offset_times"], times)

@@ -203,7 +203,8 @@ def _every(mask: Tensor) -> bool:
 def key_rows(tokens: Tokens, clip: Clip, every: int | None) -> Int[Tensor, "b k"]:
     """Token rows of the key frames, in time order (`GaussianHeadConfig.every`).
 
-    UserError where clips of a batch differ in their number.
+    UserError where clips of a batch differ in their number. In a program that is exported all rows count as one
+    camera's, and none as a reference.
     """
     frames = tokens.frames.expand(len(clip.times), -1)
     wanted, times = kept(clip).gather(1, frames), clip.times.gather(1, frames)
@@ -216,4 +217,5 @@ def key_rows(tokens: Tokens, clip: Clip, every: int | None) -> Int[Tensor, "b k"
             "each as many (in training data.sampling.one_camera_share=1)"
         )
     order = torch.where(wanted, times, torch.inf).argsort(dim=1, stable=True)
-    return order[:, : int(counts[0]) : 1 if every is None else every]
+    count = order.shape[1] if torch.compiler.is_exporting() else int(counts[0])
+    return order[:, : count : 1 if every is None else every]

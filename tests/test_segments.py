@@ -1,0 +1,277 @@
+"""Gaussians of videos that are longer or shorter than what a model's Gaussian head is made for."""
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from four_d import config
+from four_d.checkpoints import ModelInfo
+from four_d.errors import UserError
+from four_d.geometry import make_pose
+from four_d.inference import Known, LoadedModel, Selection, infer, segments
+from four_d.inference.fit import fit
+from four_d.inference.inputs import Source
+from four_d.inference.parts import Part, take_frames
+from four_d.inference.run import times_apart
+from four_d.inference.seams import Similarity
+from four_d.inference.segments import Segments, read_segments, write_segments
+from four_d.inference.video import Video
+from four_d.rendering import render
+from four_d.rendering.scene import means_at
+from four_d.types import Cameras, Gaussians, Prediction, Segment, map_tensors, segment_at
+from tests.formats.scene import SIZE, cameras, moving, standing
+
+COUNT = 4
+TINY = [
+    *("model.backbone.width=32", "model.backbone.rounds=2", "model.backbone.heads=2", "model.backbone.patch_size=8"),
+    *("model.heads.camera.width=32", "model.heads.camera.heads=2", "model.backbone.dynamics.rounds=[1,1]"),
+    *("model.backbone.dynamics.after=0", "data.image_size=[24,24]", "data.sources.boxes.path=none"),
+    *("model.heads.motion.decoder.width=32", "model.heads.motion.decoder.depth=1"),
+    *("model.heads.depth.rounds=null", "model.heads.points.rounds=null", "model.heads.gaussian.hidden=16"),
+]
+POSED = [
+    *("model.backbone.width=32", "model.backbone.depth=1", "model.backbone.heads=2", "model.backbone.patch_size=8"),
+    *("model.backbone.checkpointing=false", "model.backbone.attention=matmul", "data.image_size=[24,24]"),
+    "data.sources.boxes.path=none",
+]
+
+
+def poses(count: int) -> Tensor:
+    """A camera that goes to the right and turns; the first is the world."""
+    angle = 0.03 * torch.arange(count)
+    zero, one = torch.zeros(count), torch.ones(count)
+    rows = [angle.cos(), zero, angle.sin(), zero, one, zero, -angle.sin(), zero, angle.cos()]
+    centre = torch.stack([0.1 * torch.arange(count), 0.02 * torch.arange(count) ** 1.5, zero], dim=-1)
+    return make_pose(torch.stack(rows, dim=-1).unflatten(-1, (3, 3)), centre)
+
+
+def truth(times: Tensor) -> Tensor:
+    """Where three points are, t 3 3: each goes its way, one of them round a circle."""
+    start = torch.tensor([[0.0, 0, 3], [1, 0, 4], [-1, 0.5, 2]])
+    way = torch.tensor([[1.0, 0, 0], [0, 0.5, 0.2], [0, 0, 0]])
+    round_about = torch.stack([torch.zeros_like(times), (9 * times).sin(), (9 * times).cos()], dim=-1)
+    return start + times[:, None, None] * way + round_about[:, None] * torch.tensor([0.0, 0, 0.3])[:, None]
+
+
+def depth(count: int) -> Tensor:
+    """Something that tells the unit."""
+    return 1 + torch.rand(count, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+class Perfect:
+    """What a model would say that knows the truth, in its own coordinates and a unit that changes from call to call."""
+
+    def __init__(self, times: NDArray[np.float64]) -> None:
+        self.world, self.times, self.calls = poses(len(times)), torch.tensor(times, dtype=torch.float32), 0
+        self.asked: list[list[int]] = []
+
+    def __call__(self, source: Source) -> Prediction:
+        assert source.video.part is not None
+        rows = list(source.video.part[0])
+        assert (source.video.frames[:, 0, 0, 0] == rows).all(), "each row's own picture"
+        self.asked.append(rows)
+        self.calls += 1
+        scale = 0.5 + self.calls
+        move = Similarity(scale=scale, rotation=torch.eye(3).double(), shift=torch.zeros(3).double())
+        here = torch.linalg.inv(self.world[rows[0]])
+        local = move.cameras(
+            Cameras(world_from_camera=here @ self.world[rows], intrinsics=torch.eye(3).expand(len(rows), 3, 3))
+        )
+        places = (truth(self.times[rows]) @ here[:3, :3].mT + here[:3, 3]) * scale
+        count = places.shape[1]
+        gaussians = Gaussians(
+            means=places[0],
+            quats=torch.tensor([1.0, 0, 0, 0]).expand(count, 4),
+            scales=torch.full((count, 3), 0.1 * scale),
+            opacities=torch.ones(count),
+            harmonics=torch.zeros(count, 1, 3),
+            offsets=places - places[0],
+            offset_times=torch.arange(len(rows)).float(),
+        )
+        return Prediction(cameras=local, depth=depth(len(self.times))[rows] * scale, gaussians=gaussians)
+
+
+def made(count: int, pieces: tuple[int, ...] = ()) -> tuple[tuple[Segment, ...], Perfect, NDArray[np.float64]]:
+    """The segments of a video of ``count`` frames that comes in pieces ending at these frames."""
+    times = np.linspace(0, 1, count) ** 1.2
+    video = Video(frames=np.zeros((count, 4, 4, 3), np.uint8), times=times, total=count)
+    video.frames[:] = np.arange(count)[:, None, None, None]
+    model = Perfect(times)
+    maker = Segments(model, COUNT, video)
+    whole = Cameras(world_from_camera=model.world, intrinsics=torch.eye(3).expand(count, 3, 3))
+    for start, stop in itertools.pairwise((0, *pieces, count)):
+        maker.add(
+            Part(
+                frames=range(start, stop),
+                prediction=take_frames(Prediction(cameras=whole, depth=depth(count)), slice(start, stop)),
+                fit=fit((4, 4), (4, 4), 1),
+                images=torch.zeros(stop - start, 3, 4, 4),
+                originals=video.frames[start:stop],
+            )
+        )
+    return maker.end(), model, times
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 10, 11, 24])
+@pytest.mark.parametrize("pieces", [(), (1,), (3, 5)])
+def test_at_every_frame_things_are_where_they_are(count: int, pieces: tuple[int, ...]) -> None:
+    found, _, times = made(count, tuple(p for p in pieces if p < count))
+    starts = [segment.start for segment in found]
+    assert starts == sorted(set(starts))
+    assert starts[0] == 0
+    for time in times:
+        shown = map_tensors(segment_at(found, time).gaussians, lambda tensor: tensor[None])
+        places = means_at(shown, torch.tensor([[time]], dtype=torch.float32))[0, 0]
+        torch.testing.assert_close(places, truth(torch.tensor([time], dtype=torch.float32))[0], atol=2e-4, rtol=0)
+        torch.testing.assert_close(shown.scales[0], torch.full((3, 3), 0.1), atol=1e-4, rtol=0)
+
+
+def test_between_frames_things_go_straight_on_over_seams_too() -> None:
+    found, _, times = made(11)
+    middle = torch.tensor((times[1:] + times[:-1]) / 2, dtype=torch.float32)
+    ends = truth(torch.tensor(times, dtype=torch.float32))
+    for index, time in enumerate(middle):
+        shown = map_tensors(segment_at(found, float(time)).gaussians, lambda tensor: tensor[None])
+        expected = (ends[index] + ends[index + 1]) / 2
+        torch.testing.assert_close(means_at(shown, time[None, None])[0, 0], expected, atol=2e-4, rtol=0)
+
+
+def test_stretches_share_one_frame_and_the_last_ends_with_the_video() -> None:
+    assert made(11)[1].asked == [[0, 1, 2, 3], [3, 4, 5, 6], [6, 7, 8, 9], [7, 8, 9, 10]]
+    assert made(10)[1].asked == [[0, 1, 2, 3], [3, 4, 5, 6], [6, 7, 8, 9]]
+
+
+def test_a_short_video_is_made_longer_by_repeating_frames(capsys: pytest.CaptureFixture[str]) -> None:
+    found, model, times = made(3)
+    assert model.asked == [[0, 0, 1, 2]]
+    assert found[0].gaussians.offset_times is not None
+    np.testing.assert_allclose(found[0].gaussians.offset_times, times, atol=1e-6)
+    told = capsys.readouterr().err
+    assert told == "this model makes Gaussians of 4 times, there are 3: frames are repeated for them\n"
+
+
+def test_repeated_frames_get_times_of_their_own() -> None:
+    np.testing.assert_allclose(times_apart(np.array([0, 0, 1, 3, 3.0]), 1), [0, 0.5, 1, 3, 3.75])
+    np.testing.assert_allclose(times_apart(np.array([2, 2, 2, 2.0]), 2), [2, 2, 2.02, 2.02])
+    apart = np.array([0, 0, 0.5, 0.5, 0.7, 0.7])
+    assert times_apart(apart, 2) is apart
+
+
+def test_what_does_not_fit_into_memory_is_said_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "free_bytes", lambda _: 1000)
+    with pytest.raises(UserError, match=r"Gaussians, 8 times 3, need about .* free; take fewer frames"):
+        made(24)
+    made(4)
+
+
+def test_moved_gaussians_look_the_same_to_moved_cameras() -> None:
+    turn = torch.tensor([[0.8, 0, 0.6], [0, 1, 0], [-0.6, 0, 0.8]], dtype=torch.float64)
+    move = Similarity(scale=3.0, rotation=turn, shift=torch.tensor([1.0, -2, 0.5], dtype=torch.float64))
+    scene = moving(degree=0)
+
+    def seen(gaussians: Gaussians, views: Cameras) -> Tensor:
+        batch, each = (map_tensors(value, lambda tensor: tensor[None]) for value in (gaussians, views))
+        return render(batch, each, torch.tensor([[0.05, 0.2]]), SIZE, backend="torch").colour
+
+    torch.testing.assert_close(
+        seen(move.gaussians(scene), move.cameras(cameras())), seen(scene, cameras()), atol=1e-4, rtol=0
+    )
+    with pytest.raises(UserError, match="degree 0"):
+        move.gaussians(moving(degree=1))
+
+
+def test_segments_are_files_and_back(tmp_path: Path) -> None:
+    given = (Segment(gaussians=moving(), start=0.0), Segment(gaussians=standing(20), start=0.3))
+    write_segments(tmp_path / "gaussians", given)
+    back = read_segments(tmp_path / "gaussians")
+    assert [segment.start for segment in back] == [0.0, 0.3]
+    assert [len(segment.gaussians.means) for segment in back] == [300, 20]
+    index = tmp_path / "gaussians" / "gaussians.json"
+    index.write_text(index.read_text().replace('"format": 1', '"format": 9'))
+    with pytest.raises(UserError, match="format 9"):
+        read_segments(tmp_path / "gaussians")
+    index.write_text("{}")
+    with pytest.raises(UserError, match="does not say which files"):
+        read_segments(tmp_path / "gaussians")
+
+
+@pytest.fixture(scope="module")
+def unified() -> LoadedModel:
+    overlays = [f"overlays/{name}" for name in ("mini", "dept3r_mini", "dept3r_late_mini", "unified_mini")]
+    return loaded(["unified", *overlays], TINY)
+
+
+def loaded(files: list[str], values: list[str]) -> LoadedModel:
+    torch.manual_seed(0)
+    run = config.load(files, values)
+    info = ModelInfo(model=run.model, image_size=(24, 24), frames=6, normalisation=run.data.normalisation)
+    return LoadedModel(run.model.build().eval(), info)
+
+
+def pictures(count: int) -> NDArray[np.uint8]:
+    wide = np.kron(np.random.default_rng(0).random((3, 4 + count // 8, 3)), np.ones((8, 8, 1)))
+    return np.stack([(wide[:24, i : i + 24] * 255).astype(np.uint8) for i in range(count)])
+
+
+def write_pictures(folder: Path, count: int) -> Path:
+    folder.mkdir()
+    for index, picture in enumerate(pictures(count)):
+        Image.fromarray(picture).save(folder / f"{index:03d}.png")
+    return folder
+
+
+@pytest.mark.parametrize(("count", "number"), [(1, 1), (2, 1), (6, 1), (7, 2)])
+def test_any_number_of_frames_gives_all_outputs(unified: LoadedModel, count: int, number: int) -> None:
+    result = unified(pictures(count), tracks=False)
+    plain = unified.plain(pictures(count), tracks=False)
+    assert len(result.gaussians) == number
+    assert (result.prediction.gaussians is not None) == (number == 1)
+    for name in ("depth", "points", "dynamic"):
+        torch.testing.assert_close(getattr(result.prediction, name), getattr(plain.prediction, name))
+    assert len(result.prediction.depth if result.prediction.depth is not None else []) == count
+    assert segment_at(result.gaussians, result.times[-1]).gaussians.means.isfinite().all()
+
+
+def test_a_long_video_becomes_files_of_all_its_times(unified: LoadedModel, tmp_path: Path) -> None:
+    pytest.importorskip("av", reason="the extra video is not installed")
+    video = write_pictures(tmp_path / "video", 14)
+    selection = Selection(max_frames=14)
+    found = infer(unified, video, tmp_path / "out", selection=selection, window=8, overlap=2, tracks=False)
+    back = read_segments(tmp_path / "out" / "gaussians")
+    np.testing.assert_allclose([segment.start for segment in back], [0, 0.2, 0.36])
+    assert len(found.gaussians) == 3
+    torch.testing.assert_close(back[1].gaussians.means, found.gaussians[1].gaussians.means)
+    assert (tmp_path / "out" / "novel_views.mp4").stat().st_size > 0
+    assert len(json.loads((tmp_path / "out" / "windows.json").read_text())["windows"]) == 2
+    assert not (tmp_path / "out" / "gaussians.glb").exists()
+    whole = unified(video, selection=selection, window=8, overlap=2, tracks=False)
+    torch.testing.assert_close(whole.gaussians[2].gaussians.means, found.gaussians[2].gaussians.means)
+
+
+def given(count: int, depth: float | None = 2.0) -> Known:
+    world = make_pose(torch.eye(3), torch.tensor([5.0, 5, 5])) @ poses(count)
+    lens = torch.tensor([[24.0, 0, 12], [0, 24, 12], [0, 0, 1]]).expand(count, 3, 3)
+    maps = None if depth is None else np.full((count, 24, 24), depth, np.float32)
+    return Known(cameras=Cameras(world_from_camera=world, intrinsics=lens), depth=maps)
+
+
+@pytest.mark.parametrize("count", [2, 6, 13])
+def test_a_posed_model_keeps_to_the_given_cameras(count: int, tmp_path: Path) -> None:
+    model = loaded(["dgs_lrm", "overlays/dgs_lrm_mini"], POSED)
+    result = model(pictures(count), known=given(count), window=8)
+    assert result.prediction.cameras is not None
+    torch.testing.assert_close(result.prediction.cameras.world_from_camera, poses(count), atol=1e-4, rtol=0)
+    # static Gaussians lie on the rays of their key frame: the first of each stretch is seen again at its pixels
+    last = result.gaussians[-1].gaussians
+    first = max(count - 6, 0)
+    pixels = (last.means[: 24 * 24] - poses(count)[first, :3, 3]) @ poses(count)[first, :3, :3]
+    pixels = pixels[:, :2] / pixels[:, 2:] * 24 + 12
+    rows, columns = torch.meshgrid(torch.arange(24) + 0.5, torch.arange(24) + 0.5, indexing="ij")
+    torch.testing.assert_close(pixels, torch.stack([columns, rows], dim=-1).flatten(0, 1), atol=0.02, rtol=0)
