@@ -20,6 +20,8 @@ from four_d.formats.whole import read_whole, write_whole
 
 POINTS = 0
 """Mode of a primitive that is a point cloud; triangles need none."""
+VERTICES, INDICES = 34962, 34963
+"""What an array of a mesh is for, as glTF asks to say."""
 UNLIT = "KHR_materials_unlit"
 _HEADER, _CHUNK = struct.Struct("<4sII"), struct.Struct("<I4s")
 _TYPES = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}
@@ -41,12 +43,23 @@ class Builder:
         self.content.setdefault(kind, []).append(value)
         return len(self.content[kind]) - 1
 
-    def array(self, values: NDArray[np.generic], *, bounds: bool = False, normalised: bool = False) -> int:
-        """Index of a new accessor of n values, or n rows of 2 to 4; ``bounds`` are needed for positions and times."""
+    def array(
+        self,
+        values: NDArray[np.generic],
+        *,
+        bounds: bool = False,
+        normalised: bool = False,
+        target: int | None = VERTICES,
+    ) -> int:
+        """Index of a new accessor of n values, or n rows of 2 to 4; ``bounds`` are needed for positions and times.
+
+        ``target`` is None for what belongs to no mesh, such as an animation's times.
+        """
         code = _CODES[values.dtype.newbyteorder("<")]
         width = 1 if values.ndim == 1 else values.shape[1]
         self.body.extend(b"\0" * (-len(self.body) % 4))
-        view = self.add("bufferViews", {"buffer": 0, "byteOffset": len(self.body), "byteLength": values.nbytes})
+        place: Json = {"buffer": 0, "byteOffset": len(self.body), "byteLength": values.nbytes}
+        view = self.add("bufferViews", place | ({} if target is None else {"target": target}))
         self.body.extend(np.ascontiguousarray(values).tobytes())
         kind = next(name for name, size in _TYPES.items() if size == width)
         accessor: Json = {"bufferView": view, "componentType": code, "count": len(values), "type": kind}

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from four_d.errors import UserError
 from four_d.formats.clouds import PointCloud
-from four_d.formats.glb import POINTS, UNLIT, Builder, Json, read_glb, to_linear, to_srgb
+from four_d.formats.glb import INDICES, POINTS, UNLIT, Builder, Json, read_glb, to_linear, to_srgb
 from four_d.geometry import unproject
 from four_d.types import Cameras
 
@@ -90,7 +90,7 @@ def write_glb_mesh(path: Path, mesh: Mesh) -> None:
         raise UserError(f"there are no triangles to write to {path}; glTF holds no empty arrays")
     builder = Builder()
     primitive = _primitive(builder, mesh.vertices, mesh.colours)
-    primitive["indices"] = builder.array(mesh.triangles.reshape(-1))
+    primitive["indices"] = builder.array(mesh.triangles.reshape(-1), target=INDICES)
     _write(builder, primitive, path)
 
 

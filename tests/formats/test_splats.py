@@ -17,6 +17,7 @@ from four_d.errors import UserError
 from four_d.formats.glb import Builder, read_glb, to_linear
 from four_d.formats.splats import (
     flip,
+    read_gaussians,
     read_gltf,
     read_ply,
     read_spz,
@@ -396,6 +397,113 @@ def test_glb_without_gaussians_is_named(tmp_path: Path) -> None:
     builder.write(tmp_path / "x.glb")
     with pytest.raises(UserError, match="holds no Gaussians"):
         read_gltf(tmp_path / "x.glb")
+
+
+FOREIGN = Path(__file__).parent.parent / "data" / "splats"
+"""`standing(12)` as other programs wrote it (see SOURCE.md there)."""
+
+
+@pytest.mark.parametrize(
+    ("name", "axes", "rough"),
+    [
+        ("foreign.ply", (1, 1, 1), False),
+        ("foreign.spz", (1, 1, 1), True),
+        # its writer has the front of a scene look along z, as ours has the back: half a turn about y between them
+        ("foreign.glb", (-1, 1, -1), False),
+        pytest.param("foreign.usdc", (1, 1, 1), False, marks=needs_usd),
+    ],
+)
+def test_files_of_other_programs_are_read(name: str, axes: tuple[int, int, int], rough: bool) -> None:
+    found, expected = read_gaussians(FOREIGN / name), sound(standing(12))
+    turn = torch.tensor(axes)
+    near, coarse = (2e-4, 0.04) if rough else (2e-6, 2e-6)
+    torch.testing.assert_close(found.means, expected.means * turn, atol=near, rtol=0)
+    torch.testing.assert_close(found.scales, expected.scales, atol=2e-6, rtol=coarse)
+    torch.testing.assert_close(found.opacities, expected.opacities, atol=coarse, rtol=0)
+    torch.testing.assert_close(found.harmonics[:, 0], expected.harmonics[:, 0], atol=coarse, rtol=0)
+    shape = turn[:, None] * _covariances(expected) * turn
+    torch.testing.assert_close(_covariances(found), shape, atol=2e-6 + 0.002 * rough, rtol=0)
+    assert found.harmonics.shape == expected.harmonics.shape
+    if name in ("foreign.ply", "foreign.spz"):  # the other two turn the scene, not all of them its harmonics
+        higher = (found.harmonics - expected.harmonics)[:, 1:].abs()
+        assert higher.max() <= (0.07 if rough else 2e-6), "5 and 4 bits"
+
+
+def _covariances(gaussians: Gaussians) -> torch.Tensor:
+    w, x, y, z = torch.nn.functional.normalize(gaussians.quats, dim=-1).unbind(-1)
+    first = torch.stack([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)], dim=-1)
+    second = torch.stack([2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)], dim=-1)
+    third = torch.stack([2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)], dim=-1)
+    axes = torch.stack([first, second, third], dim=-2) * gaussians.scales[:, None]
+    return axes @ axes.mT
+
+
+def test_newer_spz_is_named() -> None:
+    with pytest.raises(UserError, match=r"foreign4\.spz is SPZ of version 4 or later; save it as version 3"):
+        read_spz(FOREIGN / "foreign4.spz")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("nodes", 0, "translation"), [0, 0, 1], "in a node with a transform"),
+        (("meshes", 0, "primitives", 0, "extensions", "KHR_gaussian_splatting", "colorSpace"), "lin", "colorSpace lin"),
+        (("meshes", 0, "primitives", 0, "extensions", "KHR_gaussian_splatting", "kernel"), "box", "kernel box"),
+    ],
+)
+def test_gltf_that_would_look_otherwise_is_refused(
+    path: tuple[str | int, ...], value: Any, message: str, tmp_path: Path
+) -> None:
+    write_gltf(tmp_path / "x.glb", standing(5))
+    document = read_glb(tmp_path / "x.glb")
+    content: Any = json.loads(json.dumps(document.content))
+    place = content
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    Builder(content=content, body=bytearray(document.body)).write(tmp_path / "y.glb")
+    with pytest.raises(UserError, match=message):
+        read_gltf(tmp_path / "y.glb")
+
+
+def test_gltf_refuses_a_moved_parent_and_takes_still_nodes(tmp_path: Path) -> None:
+    write_gltf(tmp_path / "x.glb", standing(5))
+    document = read_glb(tmp_path / "x.glb")
+    for parent, fits in [({"scale": [1.0, 1.0, 1.0]}, True), ({"scale": [2.0, 2.0, 2.0]}, False)]:
+        nodes = [*document.content["nodes"], {"children": [0], **parent}]
+        Builder(content=document.content | {"nodes": nodes}, body=bytearray(document.body)).write(tmp_path / "y.glb")
+        if fits:
+            assert len(read_gltf(tmp_path / "y.glb").means) == 5
+        else:
+            with pytest.raises(UserError, match="in a node with a transform"):
+                read_gltf(tmp_path / "y.glb")
+
+
+def test_gltf_says_what_arrays_are_for(tmp_path: Path) -> None:
+    """Attributes and morph targets are vertices; times and weights of the animation are not."""
+    write_gltf(tmp_path / "x.glb", moving(5))
+    content = read_glb(tmp_path / "x.glb").content
+    views = [content["bufferViews"][accessor["bufferView"]].get("target") for accessor in content["accessors"]]
+    sampler = content["animations"][0]["samplers"][0]
+    times = {sampler["input"], sampler["output"]}
+    assert [target for index, target in enumerate(views) if index not in times] == [34962] * (len(views) - 2)
+    assert {views[index] for index in times} == {None}
+
+
+@needs_usd
+def test_usd_is_in_metres_and_its_extent_takes_in_all_that_shows(tmp_path: Path) -> None:
+    from pxr import Usd, UsdGeom
+
+    write_usd(tmp_path / "x.usda", moving())
+    stage = Usd.Stage.Open(str(tmp_path / "x.usda"))
+    assert UsdGeom.GetStageMetersPerUnit(stage) == 1
+    prim = stage.GetDefaultPrim()
+    for code in prim.GetAttribute("positions").GetTimeSamples():
+        means, scales = np.array(prim.GetAttribute("positions").Get(code)), np.array(prim.GetAttribute("scales").Get())
+        low, high = np.array(prim.GetAttribute("extent").Get(code))
+        reach = 3 * scales.max(axis=-1, keepdims=True)
+        np.testing.assert_allclose(low, (means - reach).min(axis=0), atol=1e-5)
+        np.testing.assert_allclose(high, (means + reach).max(axis=0), atol=1e-5)
 
 
 def test_pictures_have_the_size_that_is_meant() -> None:

@@ -12,7 +12,7 @@ Source: github.com/KhronosGroup/glTF, extensions/2.0/Khronos/KHR_gaussian_splatt
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,14 @@ from four_d.formats.splats.state import COEFFICIENTS, flip, sound
 from four_d.types import Gaussians
 
 EXTENSION = "KHR_gaussian_splatting"
+SAID = {"kernel": "ellipse", "colorSpace": "srgb_rec709_display"}
+"""What kind of Gaussians the extension is told that these are."""
+_STILL = {
+    "translation": [0, 0, 0],
+    "rotation": [0, 0, 0, 1],
+    "scale": [1, 1, 1],
+    "matrix": [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1],
+}
 SH_CONSTANT = 0.28209479177387814
 """The harmonic of degree 0."""
 
@@ -70,7 +78,7 @@ def _primitive(builder: Builder, gaussians: Gaussians) -> Json:
         },
         "mode": POINTS,
         "material": material,
-        "extensions": {EXTENSION: {"kernel": "ellipse", "colorSpace": "srgb_rec709_display"}},
+        "extensions": {EXTENSION: SAID},
     }
 
 
@@ -89,8 +97,8 @@ def _fallback(gaussians: Gaussians) -> NDArray[np.uint16]:
 
 def _animate(builder: Builder, node: int, times: Tensor) -> None:
     """At each time the weight of its own target is 1 and of all others 0, linear in between."""
-    seconds = builder.array(times.numpy(), bounds=True)
-    weights = builder.array(np.eye(len(times), dtype=np.float32).reshape(-1))
+    seconds = builder.array(times.numpy(), bounds=True, target=None)
+    weights = builder.array(np.eye(len(times), dtype=np.float32).reshape(-1), target=None)
     sampler = {"input": seconds, "output": weights, "interpolation": "LINEAR"}
     channel = {"sampler": 0, "target": {"node": node, "path": "weights"}}
     builder.add("animations", {"name": "motion", "samplers": [sampler], "channels": [channel]})
@@ -100,18 +108,33 @@ def read_gltf(path: Path) -> Gaussians:
     """The Gaussians of the first primitive with the extension, in our axes, with motion as `write_gltf` writes it.
 
     Raises:
-        UserError: not a GLB, no such primitive, another kernel, or arrays that are missing.
+        UserError: not a GLB, no such primitive, another kernel or colour space, a node that moves them, or arrays that
+            are missing.
 
     """
     document = read_glb(path)
-    primitives = [p for mesh in document.content.get("meshes", []) for p in mesh.get("primitives", [])]
-    primitive = next((p for p in primitives if EXTENSION in p.get("extensions", {})), None)
+    meshes = enumerate(document.content.get("meshes", []))
+    primitives = [(index, p) for index, mesh in meshes for p in mesh.get("primitives", [])]
+    mesh, primitive = next(((m, p) for m, p in primitives if EXTENSION in p.get("extensions", {})), (0, None))
     if primitive is None:
         raise UserError(f"{path} holds no Gaussians; give a GLB with {EXTENSION}")
-    kernel = primitive["extensions"][EXTENSION].get("kernel")
-    if kernel != "ellipse":
-        raise UserError(f"{path} has Gaussians of kernel {kernel}; only ellipse is known")
+    said = primitive["extensions"][EXTENSION]
+    for name, known in SAID.items():
+        if said.get(name) != known:
+            raise UserError(f"{path} has Gaussians of {name} {said.get(name)}; only {known} is known")
+    if _moved(document.content.get("nodes", []), mesh):
+        raise UserError(f"{path} has Gaussians in a node with a transform; bake it into positions")
     return flip(_with_motion(document, primitive, _gaussians(document, primitive["attributes"])))
+
+
+def _moved(nodes: Sequence[Mapping[str, Any]], mesh: int) -> bool:
+    """Whether a node that shows the mesh, or one above it, has a transform."""
+    above = {child: index for index, node in enumerate(nodes) for child in node.get("children", [])}
+    way = [index for index, node in enumerate(nodes) if node.get("mesh") == mesh]
+    for index in way:
+        if index in above and above[index] not in way:
+            way.append(above[index])
+    return any(nodes[index].get(key, still) != still for index in way for key, still in _STILL.items())
 
 
 def _gaussians(document: Document, attributes: Mapping[str, int]) -> Gaussians:

@@ -95,7 +95,7 @@ def _records(path: Path) -> NDArray[Any]:
     properties = [line.split() for line in lines if line.startswith("property ")]
     known = elements and all(len(p) == 3 and p[1] in _KINDS for p in properties)
     if not known or elements[0][1] != "vertex" or len(elements) > 1 or not elements[0][2].isdigit():
-        raise UserError(f"{path} holds more than vertices of numbers; give a PLY of 3D Gaussian splatting")
+        raise UserError(f"{path} holds more than vertices of numbers; save it as an uncompressed PLY of 3D Gaussians")
     kind = np.dtype([(p[2], _KINDS[p[1]]) for p in properties])
     body, count = content[end + len(b"end_header\n") :], int(elements[0][2])
     if len(body) != count * kind.itemsize:

@@ -134,6 +134,8 @@ def read_spz(path: Path) -> Gaussians:
 
 def _unzip(path: Path) -> bytes:
     content = read_whole(path)
+    if content.startswith(MAGIC.to_bytes(4, "little")):
+        raise UserError(f"{path} is SPZ of version 4 or later; save it as version 3")
     try:
         return gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:

@@ -1,6 +1,7 @@
 """Gaussians as USD with time samples (``UsdVol.ParticleField3DGaussianSplat``); takes the extra `usd`.
 
-Scales are linear, opacities in [0, 1], harmonics as ours, axes y up and z back, so the scene is turned on the way.
+Scales are linear, opacities in [0, 1], harmonics as ours, axes y up and z back, so the scene is turned on the way, and
+a unit is a metre. The schema names no colour space: the coefficients are those of 3D Gaussian splatting unchanged.
 Positions have a time sample per offset time; USD goes linearly from one to the next and stays at the first and last, as
 the offsets do. The time code is counted in the median gap between them, so that players step through the samples.
 
@@ -26,6 +27,8 @@ from four_d.types import Gaussians
 
 SUFFIXES = (".usd", ".usda", ".usdc")
 ROOT = "/gaussians"
+EXTENT = 3.0
+"""Standard deviations that the extent takes in, so that nothing that shows is cut off."""
 
 
 def write_usd(path: Path, gaussians: Gaussians) -> None:
@@ -43,6 +46,7 @@ def write_usd(path: Path, gaussians: Gaussians) -> None:
     with new_file(path) as partial:
         stage = pxr.Usd.Stage.CreateNew(str(partial))
         pxr.UsdGeom.SetStageUpAxis(stage, pxr.UsdGeom.Tokens.y)
+        pxr.UsdGeom.SetStageMetersPerUnit(stage, 1.0)
         field = pxr.UsdVol.ParticleField3DGaussianSplat.Define(stage, ROOT)
         stage.SetDefaultPrim(field.GetPrim())
         _set_fixed(pxr.Vt, field, gaussians)
@@ -73,9 +77,11 @@ def _set_fixed(arrays: Any, field: Any, gaussians: Gaussians) -> None:  # noqa: 
 
 
 def _set_positions(pxr: Any, stage: Any, field: Any, gaussians: Gaussians) -> None:  # noqa: ANN401
+    reach = EXTENT * gaussians.scales.amax(dim=-1, keepdim=True)
+
     def put(means: Tensor, code: Any) -> None:  # noqa: ANN401
         field.CreatePositionsAttr().Set(pxr.Vt.Vec3fArray.FromNumpy(means.contiguous().numpy()), code)
-        ends = [means.amin(dim=0), means.amax(dim=0)] if len(means) else [torch.zeros(3)] * 2
+        ends = [(means - reach).amin(dim=0), (means + reach).amax(dim=0)] if len(means) else [torch.zeros(3)] * 2
         field.CreateExtentAttr().Set(pxr.Vt.Vec3fArray.FromNumpy(torch.stack(ends).numpy()), code)
 
     offsets, times = gaussians.offsets, gaussians.offset_times
