@@ -105,8 +105,8 @@ class Found:
     """How much of the probability lies there."""
 
 
-def pick(values: Float[Tensor, "b f *e"], frames: Int[Tensor, "b *k"]) -> Float[Tensor, "b *k *e"]:
-    """Of each clip the frames with these indices."""
+def pick(values: Tensor, frames: Int[Tensor, "b *k"]) -> Tensor:
+    """Of each clip the frames with these indices: of b f …, b k …"""
     rows = torch.arange(len(values), device=values.device).view(-1, *[1] * (frames.ndim - 1))
     return values[rows, frames]
 

@@ -117,6 +117,16 @@ class Example:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Matches:
+    """Where each of a clip's times, ascending, shows what the frames of token rows show."""
+
+    steps: Float[Tensor, "b t r y x 2"]
+    """Pixels (x, y) from the same place, for cells that fill the image."""
+    frames: Int[Tensor, "b t r"]
+    """The frame of that time that was searched."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Tokens:
     """What a backbone gives: token maps of the rounds that heads asked for, in ascending order."""
 
@@ -136,6 +146,8 @@ class Tokens:
     """Vectors of y rows and x columns of cells, to compare frames by (`correlation`); None if the backbone has none."""
     match_logits: Float[Tensor, "b q r y x k"] | None = None
     """Where the query frames show what each cell shows; None if nothing looked for it."""
+    matches: Matches | None = None
+    """Where all times show it; None if the backbone does not look."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,8 +217,8 @@ class Prediction:
     """Means something only if a loss trained it (``losses.motion.pixels.confidence``, 0 by default)."""
     motion_visible: Float[Tensor, "*b q f h w"] | None = None
     """Probability that a frame of the query time sees the point."""
-    match_logits: Float[Tensor, "*b q r y x k"] | None = None
-    """Where the query frame shows what each cell shows: one logit for each of the k cells around the same place."""
+    match_logits: Float[Tensor, "*b q r y x places"] | None = None
+    """Where the query frame shows what each cell shows: one logit for each of the cells around the same place."""
     match_frames: Int[Tensor, "*b r"] | None = None
     """The frames whose cells ``match_logits`` are of; None: all."""
     gaussians: Gaussians | None = None

@@ -22,7 +22,7 @@ from four_d.errors import UserError
 from four_d.geometry import pixel_rays, rebase
 from four_d.layers import AttentionBackend, Block, Linear, full_precision, full_type
 from four_d.query import distinct_times, kept, reference_frames
-from four_d.types import Cameras, Clip, Tokens, same_time
+from four_d.types import Cameras, Clip, Matches, Tokens, same_time
 
 CHANNELS = 10
 """Numbers per pixel: RGB 3, ray direction 3 and moment 3, time 1."""
@@ -92,7 +92,6 @@ class SpacetimeConfig:
             checkpointing=self.checkpointing,
         )
 
-
     def _comparison(self) -> tuple[Features | None, Across | None]:
         if self.correlation is None:
             return None, None
@@ -156,9 +155,9 @@ class SpacetimeBackbone(nn.Module):
         cubes, references = part(clip, self.stride)
         with full_precision(clip.images.device):
             pixels = describe(clip, known_cameras(clip))
-        x, logits = self._cubes(pixels, cubes), None
+        x, logits, matches = self._cubes(pixels, cubes), None, None
         if self.features is not None and self.across is not None:
-            added, logits = compared(clip, cubes[..., 0], self.features, self.across)
+            added, logits, matches = compared(clip, cubes[..., 0], self.features, self.across)
             x = x + added.flatten(1, 2).to(x.dtype)
         x = torch.cat([x, self._cubes(pixels, references[..., None])], dim=1)
         rows = cubes.shape[1]
@@ -170,6 +169,7 @@ class SpacetimeBackbone(nn.Module):
             frames=cubes[..., 0],
             rounds=self.kept,
             match_logits=logits,
+            matches=matches,
         )
 
     def _cubes(self, pixels: Float[Tensor, "b f k h w"], frames: Int[Tensor, "b r _s"]) -> Float[Tensor, "b n c"]:
@@ -195,8 +195,8 @@ class SpacetimeBackbone(nn.Module):
 
 def compared(
     clip: Clip, keys: Int[Tensor, "b k"], features: Features, across: Across
-) -> tuple[Float[Tensor, "b k p e"], Float[Tensor, "b q k y x n"] | None]:
-    """What to add to key frames' tokens for where each time shows the same; and logits at the clip's query times.
+) -> tuple[Float[Tensor, "b k p e"], Float[Tensor, "b q k y x n"] | None, Matches]:
+    """What to add to key frames' tokens for where each time shows the same; logits at the clip's query times; places.
 
     A time is searched in the frame of the key frame's own camera, if it has one then. UserError where the clip has
     other than ``across.times`` times.
@@ -204,10 +204,11 @@ def compared(
     times = distinct_times(clip, across.times)
     others = torch.stack([frames_for(clip, keys, time) for time in times.unbind(1)], dim=1)
     added, found = across(features(clip.images), keys, others)
+    matches = Matches(steps=found.place * (clip.images.shape[-1] // found.place.shape[-2]), frames=others)
     if clip.query_times is None:
-        return added, None
+        return added, None, matches
     place = (clip.query_times[..., None] - times[:, None]).abs().argmin(-1)
-    return added, pick(found.logits, place)
+    return added, pick(found.logits, place), matches
 
 
 def frames_for(clip: Clip, keys: Int[Tensor, "b k"], time: Float[Tensor, "b"]) -> Int[Tensor, "b k"]:

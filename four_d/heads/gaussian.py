@@ -6,7 +6,7 @@ Activations are GS-LRM's (arXiv 2404.19702) where DGS-LRM says nothing. Only tra
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -17,6 +17,7 @@ from torch.nn import functional
 from four_d.errors import UserError
 from four_d.geometry import pixel_centres, pixel_rays, rebase
 from four_d.heads.dense import inverse_log
+from four_d.heads.followed import Followed
 from four_d.layers import Linear, full_precision, full_type
 from four_d.query import distinct_times, kept
 from four_d.types import Clip, Gaussians, Prediction, Tokens
@@ -60,6 +61,8 @@ class GaussianHeadConfig:
     """Colours start out as the pixels' own (ours: they need not be learned then)."""
     offsets: bool = True
     """False: nothing moves, the network being the same."""
+    follow: bool = False
+    """Offsets begin from a learned share of the motion that the backbone found by comparing frames (`Followed`)."""
 
     def __post_init__(self) -> None:
         if any(each is not None and each < 1 for each in (self.frames, self.every, self.hidden)):
@@ -119,6 +122,8 @@ class GaussianHead(nn.Module):
         self.norm = nn.LayerNorm(token_width)
         self.hidden = Linear(token_width, hidden)
         self.out = Linear(hidden, patch_size**2 * self.channels)
+        follow = config.follow and config.offsets
+        self.followed = Followed(hidden, patch_size=patch_size, times=config.frames) if follow else None
         self._begin()
 
     @torch.no_grad()
@@ -141,13 +146,19 @@ class GaussianHead(nn.Module):
         frames = tokens.frames.expand(len(rows), -1).gather(1, rows)
         chosen = tokens.patches[tokens.rounds.index(self.rounds[0])][index, rows]
         with full_precision(chosen.device):
-            raw = self._pixels(chosen.to(full_type(chosen.dtype)), tokens.grid)
+            mixed = functional.gelu(self.hidden(self.norm(chosen.to(full_type(chosen.dtype)))))
+            raw = self._pixels(mixed, tokens.grid)
             gaussians = self._activate(raw, clip, frames, times)
+            if self.followed is not None and gaussians.offsets is not None:
+                means, cameras = gaussians.means.unflatten(1, raw.shape[1:4]), clip.cameras
+                cameras = None if cameras is None else rebase(cameras)
+                found = self.followed(mixed, tokens.grid, means, tokens.matches, rows, cameras)
+                gaussians = replace(gaussians, offsets=gaussians.offsets + found.flatten(2, 4))
         return Prediction(gaussians=gaussians, key_frames=frames)
 
-    def _pixels(self, tokens: Float[Tensor, "b r p c"], grid: tuple[int, int]) -> Float[Tensor, "b r h w o"]:
+    def _pixels(self, mixed: Float[Tensor, "b r p c"], grid: tuple[int, int]) -> Float[Tensor, "b r h w o"]:
         """Each pixel's raw numbers."""
-        raw = self.out(functional.gelu(self.hidden(self.norm(tokens))))
+        raw = self.out(mixed)
         size = self.patch_size
         laid = raw.unflatten(-1, (size, size, self.channels)).unflatten(2, grid)  # b r rows columns y x o
         return laid.transpose(3, 4).flatten(4, 5).flatten(2, 3)
