@@ -9,7 +9,8 @@ DATA_VALUES = (
     f"data.validation.held_out.path={DATA / 'held_out_calm'}",
 )
 MINI = ("dgs_lrm", "overlays/dgs_lrm_mini", *DATA_VALUES)
-TUNED = (*MINI, "weights.fresh=[heads.gaussian.followed.*]", "loop.max_steps=500", "loop.epoch_steps=250")
+TUNED = (*MINI, "loop.max_steps=500", "loop.epoch_steps=250")
+MOVING = (*TUNED, "weights.fresh=[heads.gaussian.followed.*]")
 STILL = ("model.heads.gaussian.offsets=false", "losses.gaussian_flow=null")
 ONE_CAMERA = ("data.views.dual=false",)
 START = (*MINI, "loop.max_steps=1800", *STILL)
@@ -20,13 +21,13 @@ STUDY = Study(
     data=dept3r.STUDY.data[1:],
     shared={"start": Training(values=START), "start_one_camera": Training(values=(*START, *ONE_CAMERA))},
     variants={
-        "deformable": Training(values=TUNED, start="start"),
-        "no_flow": Training(values=(*TUNED, "losses.gaussian_flow=null", "losses.matching=null"), start="start"),
-        "single_view": Training(values=(*TUNED, *ONE_CAMERA), start="start_one_camera"),
+        "deformable": Training(values=MOVING, start="start"),
+        "no_flow": Training(values=(*MOVING, "losses.gaussian_flow=null", "losses.matching=null"), start="start"),
+        "single_view": Training(values=(*MOVING, *ONE_CAMERA), start="start_one_camera"),
+        "not_followed": Training(values=(*TUNED, "model.heads.gaussian.follow=false"), start="start"),
         "static": Training(values=(*TUNED, *STILL), start="start"),
         "static_slow": Training(values=(*TUNED, *STILL, *SLOW), start="start"),
         "static_fast": Training(values=(*TUNED, *STILL, *FAST), start="start"),
-        "not_followed": Training(values=(*TUNED, "model.heads.gaussian.follow=false"), start="start"),
     },
     seeds=(0, 1, 2),
     evaluation=(
