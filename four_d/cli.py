@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_data_verbs(verbs)
     _add_weights_verbs(verbs)
     _add_config_verbs(verbs)
+    _verb(verbs, "doctor", _doctor, "Print what this machine has of what four_d can use, and how to get the rest.")
     return parser
 
 
@@ -173,7 +174,7 @@ def _add_infer(verbs: Verbs[argparse.ArgumentParser]) -> None:
 def _add_view_verb(verbs: Verbs[argparse.ArgumentParser]) -> None:
     view = _verb(verbs, "view", _view, "Show Gaussians in the browser, with a slider over time, until Ctrl-C.")
     view.add_argument(
-        "gaussians", type=Path, metavar="FILE", help="PLY, SPZ, GLB or USD, or a folder with one file per time"
+        "gaussians", type=Path, metavar="FILE", help="PLY, SPZ, GLB or USD, or a folder of one per time or per segment"
     )
     view.add_argument("--port", type=int, default=8080, help="of this machine (default 8080, or the next free one)")
     view.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default 127.0.0.1)")
@@ -492,10 +493,10 @@ def _data_stats(arguments: argparse.Namespace) -> int:
 
 
 def _view(arguments: argparse.Namespace) -> int:
-    from four_d.formats.splats import read_gaussians
+    from four_d.inference.segments import read_segments
     from four_d.viewer import serve, wait
 
-    live = serve(read_gaussians(arguments.gaussians), host=arguments.host, port=arguments.port)
+    live = serve(read_segments(arguments.gaussians), host=arguments.host, port=arguments.port)
     print(f"http://{arguments.host}:{live.server.get_port()}  {len(live.film)} splats; Ctrl-C ends")
     wait(live)
     return 0
@@ -534,6 +535,15 @@ def _weights_verify(arguments: argparse.Namespace) -> int:
     report = verify(arguments.case)
     report.print()
     return 0 if report.good else 1
+
+
+def _doctor(arguments: argparse.Namespace) -> int:  # noqa: ARG001 - all commands have one signature
+    from four_d.doctor import doctor
+
+    rows = doctor()
+    width = max(len(name) for name, _ in rows)
+    print(*(f"{name:<{width}}  {finding}" for name, finding in rows), sep="\n")
+    return 0
 
 
 def _config_show(arguments: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ import torch
 from four_d import cli
 from four_d.errors import UserError
 from four_d.formats.splats import read_gaussians, write_gltf, write_ply, write_spz, write_times
-from four_d.types import Gaussians, Prediction
+from four_d.types import Gaussians, Prediction, Segment
 from four_d.viewer import report, serve
 from four_d.viewer.splats import GRID, MAGNIFIED, film
 from tests.formats.scene import moving, standing
@@ -140,6 +140,26 @@ def test_splats_move_with_the_slider(browser: Any, page: Path) -> None:  # noqa:
     assert visit.comes_back_to(last)
     assert [error for error in visit.errors if KNOWN not in error] == []
     assert [url for url in visit.requests if not url.startswith(("data:", "blob:", "about:"))] == [page.as_uri()]
+
+
+def test_live_view_of_segments_shows_one_at_a_time() -> None:
+    scene = moving(20)
+    later = dataclasses.replace(standing(30), offset_times=None)
+    live = serve([Segment(gaussians=scene, start=0.0), Segment(gaussians=later, start=0.2)], port=0)
+    try:
+        assert [len(reel.film) for reel in live.reels] == [20, 30]
+        assert live.slider is not None
+
+        def shown() -> list[bool]:
+            return [any(h.visible for h in (reel.still, reel.moving) if h is not None) for reel in live.reels]
+
+        assert shown() == [True, False]
+        live.slider.value = 0.2
+        assert shown() == [False, True]
+        live.slider.value = 0.1
+        assert shown() == [True, False]
+    finally:
+        live.stop()
 
 
 def test_live_view_serves_and_moves() -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import itertools
 import threading
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from four_d.errors import UserError
-from four_d.types import Gaussians
+from four_d.types import Gaussians, Segment, segment_at
 from four_d.viewer import splats
 from four_d.viewer.scene import FIELD_OF_VIEW, check_viser
 from four_d.viewer.splats import Film
@@ -32,16 +34,42 @@ HELD = 4_000_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Reel:
+    """The splats of one segment in the scene."""
+
+    film: Film
+    still: viser.GaussianSplatHandle | None
+    moving: viser.GaussianSplatHandle | None
+
+    def show(self, index: int | None) -> None:
+        """At this of its times; None: not at all."""
+        if self.moving is not None and index is not None:
+            splats.move(self.moving, self.film.places[index])
+        for handle in (self.still, self.moving):
+            if handle is not None and handle.visible != (index is not None):
+                handle.visible = index is not None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Live:
     """A scene that is being served. ``stop`` ends it."""
 
     server: viser.ViserServer
-    film: Film
+    reels: tuple[Reel, ...]
+    """One for each segment, in order."""
     slider: viser.GuiSliderHandle[float] | None
-    """Seconds; None where nothing moves."""
-    moving: viser.GaussianSplatHandle | None
-    """What moves, as it is shown."""
+    """Seconds; None where nothing changes."""
     ended: threading.Event
+
+    @property
+    def film(self) -> Film:
+        """Of the first segment."""
+        return self.reels[0].film
+
+    @property
+    def moving(self) -> viser.GaussianSplatHandle | None:
+        """What moves in the first segment, as it is shown."""
+        return self.reels[0].moving
 
     def stop(self) -> None:
         """Let go of the port."""
@@ -49,12 +77,12 @@ class Live:
         self.server.stop()
 
 
-def serve(gaussians: Gaussians, *, host: str = "127.0.0.1", port: int = 8080) -> Live:
-    """Show Gaussians in any browser that opens ``http://host:port``, until `Live.stop`.
+def serve(gaussians: Gaussians | Sequence[Segment], *, host: str = "127.0.0.1", port: int = 8080) -> Live:
+    """Show Gaussians, or segments of them, in any browser that opens ``http://host:port``, until `Live.stop`.
 
-    A slider goes over the offset times, a button plays them at their own speed. Of many Gaussians as many are shown as
-    `splats.film` takes, seen from the world's origin, which is where the first camera of a prediction is. A port that
-    is taken gives way to the next free one (``server.get_port()``).
+    A slider goes over the offset times of all segments, a button plays them at their own speed. Of many Gaussians as
+    many are shown as `splats.film` takes, seen from the world's origin, which is where the first camera of a prediction
+    is. A port that is taken gives way to the next free one (``server.get_port()``).
 
     Raises:
         UserError: without the extra `viz`, no Gaussians, or as `sound`.
@@ -63,44 +91,76 @@ def serve(gaussians: Gaussians, *, host: str = "127.0.0.1", port: int = 8080) ->
     check_viser("showing Gaussians")
     import viser
 
-    if not len(gaussians.means):
+    segments = [Segment(gaussians=gaussians, start=0.0)] if isinstance(gaussians, Gaussians) else gaussians
+    if not len(segments[0].gaussians.means):
         raise UserError("there are no Gaussians to show; give another file")
-    unit = max(float(gaussians.means.detach().norm(dim=-1).median()), 1e-9)
-    shown = splats.film(gaussians, _times(gaussians), unit=unit, recorded=HELD)
+    films = _films(segments)
     with contextlib.redirect_stdout(io.StringIO()):
         server = viser.ViserServer(host=host, port=port, verbose=False)
     server.scene.set_up_direction((0.0, -1.0, 0.0))
     server.initial_camera.position = (0.2, -0.3, -0.55)
     server.initial_camera.look_at = (0.0, 0.05, 0.9)
     server.initial_camera.fov = FIELD_OF_VIEW
-    if len(shown.still.centres):
-        splats.add(server, "/still", shown.still)
     ended = threading.Event()
-    moving = splats.add(server, "/moving", shown.moving) if len(shown.moving.centres) else None
-    slider = None if moving is None else _controls(server, moving, shown, ended)
-    return Live(server=server, film=shown, slider=slider, moving=moving, ended=ended)
+    reels = tuple(_reel(server, f"/{index}", film) for index, film in enumerate(films))
+    for reel in reels[1:]:
+        reel.show(None)
+    changes = len(reels) > 1 or reels[0].moving is not None
+    slider = _controls(server, reels, ended) if changes else None
+    return Live(server=server, reels=reels, slider=slider, ended=ended)
 
 
-def _times(gaussians: Gaussians) -> list[float]:
+def _films(segments: Sequence[Segment]) -> list[Film]:
+    """Of each segment at its share of the slider's places, all in the unit of the first."""
+    unit = max(float(segments[0].gaussians.means.detach().norm(dim=-1).median()), 1e-9)
+    times = _times(segments)
+    parts = [list(part) for _, part in itertools.groupby(times, lambda time: id(segment_at(segments, time)))]
+    return [
+        splats.film(
+            segment_at(segments, part[0]).gaussians, part, unit=unit, recorded=max(HELD * len(part) // len(times), 1)
+        )
+        for part in parts
+    ]
+
+
+def _reel(server: viser.ViserServer, name: str, film: Film) -> Reel:
+    return Reel(
+        film=film,
+        still=splats.add(server, f"{name}/still", film.still) if len(film.still.centres) else None,
+        moving=splats.add(server, f"{name}/moving", film.moving) if len(film.moving.centres) else None,
+    )
+
+
+def _times(segments: Sequence[Segment]) -> list[float]:
     """Places of the slider: the offset times and evenly between them."""
-    known = gaussians.offset_times
-    if known is None or len(known) < 2:
-        return [0.0 if known is None else float(known[0])]
+    known = torch.tensor(
+        [time for segment in segments for time in _offset_times(segment)], dtype=torch.float64
+    ).unique()
+    if len(known) < 2:
+        return known.tolist()
     count = min((len(known) - 1) * BETWEEN + 1, STATES)
     return torch.linspace(float(known[0]), float(known[-1]), count, dtype=torch.float64).tolist()
 
 
-def _controls(
-    server: viser.ViserServer, moving: viser.GaussianSplatHandle, film: Film, ended: threading.Event
-) -> viser.GuiSliderHandle[float]:
-    times = np.array(film.times)
+def _offset_times(segment: Segment) -> list[float]:
+    known = segment.gaussians.offset_times
+    return [segment.start] if known is None else known.tolist()
+
+
+def _controls(server: viser.ViserServer, reels: Sequence[Reel], ended: threading.Event) -> viser.GuiSliderHandle[float]:
+    times = np.array([time for reel in reels for time in reel.film.times])
+    places = [(reel, index) for reel in reels for index in range(len(reel.film.times))]
     step = float(times[1] - times[0])
     slider = server.gui.add_slider("Time (s)", float(times[0]), float(times[-1]), step, float(times[0]))
     playing = server.gui.add_checkbox("Play", initial_value=False)
 
     @slider.on_update
     def _(_: object) -> None:
-        splats.move(moving, film.places[int(np.abs(times - slider.value).argmin())])
+        shown, index = places[int(np.abs(times - slider.value).argmin())]
+        shown.show(index)
+        for reel in reels:
+            if reel is not shown:
+                reel.show(None)
 
     def play() -> None:
         while not ended.wait(max(step, FASTEST)):
