@@ -137,9 +137,9 @@ def test_the_points_are_of_things_that_move(run: Run) -> None:
 def test_exact_gaussians_are_followed_over_windows_of_their_own_unit_and_coordinates(run: Run) -> None:
     scores = run_scores(Knows(run, moves=False), run, POSED)
     assert value(scores, "track_epe_motion_static") > 0.25
-    assert value(scores, "track_epe") < 0.06
-    assert value(scores, "track_epe_motion") < 0.06
-    assert value(scores, "track_epe") < value(scores, "track_epe_static") / 5
+    assert value(scores, "track_epe_motion") < 0.03
+    assert value(scores, "track_epe") < 0.1  # a pixel; at edges the Gaussians of several frames mix
+    assert value(scores, "track_epe") < value(scores, "track_epe_static") / 3
     assert value(scores, "track_apd") > 0.9
     assert value(scores, "track_visible_accuracy") > 0.8
     assert "track_scale_error" not in scores

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from four_d.data.sampling import Normalisation
 from four_d.heads.gaussian import GaussianHead
 from four_d.metrics.baselines import Model
 
@@ -13,11 +14,21 @@ def moves(model: Model) -> bool:
 
 def paints(model: Model) -> bool:
     """Whether it gives Gaussians."""
-    heads = getattr(getattr(model, "model", model), "heads", {})
-    return any(isinstance(head, GaussianHead) for head in (heads.values() if heads else ()))
+    return gaussian_frames(model) is not None
+
+
+def gaussian_frames(model: Model) -> int | None:
+    """To how many times it moves Gaussians, which is how many frames of a video it takes; None if it gives none."""
+    heads = getattr(getattr(model, "model", model), "heads", None) or {}
+    return next((head.config.frames for head in heads.values() if isinstance(head, GaussianHead)), None)
 
 
 def hints_taken(model: Model) -> tuple[str, ...] | None:
     """The hints that it takes; None of a model that does not say."""
     backbone = getattr(getattr(model, "model", model), "backbone", None)
     return getattr(backbone, "takes", None)
+
+
+def unit_of(model: Model) -> Normalisation:
+    """In which a loaded model was trained; the usual one of any other."""
+    return getattr(getattr(model, "info", None), "normalisation", "mean_distance")

@@ -25,15 +25,17 @@ from four_d.data.sampling import Hint, Normalisation, collate, normalise, to_cli
 from four_d.data.shards import ShardReader, load_manifest
 from four_d.data.views import split
 from four_d.errors import UserError
-from four_d.evaluation.abilities import hints_taken, moves, paints
+from four_d.evaluation.abilities import hints_taken, moves, paints, unit_of
 from four_d.evaluation.novel import novel_frames
 from four_d.evaluation.pairwise import Pairwise
-from four_d.evaluation.result import Evaluation, score_of
+from four_d.evaluation.pictures import lpips_at
+from four_d.evaluation.result import Evaluation, LpipsFacts, score_of
 from four_d.evaluation.runs import Run, RunSettings, run_scores
 from four_d.evaluation.scores import TASKS, Scores, Task, columns, score_batch
 from four_d.metrics import baselines
 from four_d.metrics.baselines import Model
 from four_d.progress import progress
+from four_d.similarity import LPIPS, LPIPS_WEIGHTS
 from four_d.types import Clip, Example
 
 T = TypeVar("T")
@@ -68,6 +70,8 @@ class EvaluationConfig:
     a motion head."""
     pictures: bool | None = None
     """Whether pictures from cameras and times that the model does not see are scored; None: if it gives Gaussians."""
+    lpips_weights: str | None = LPIPS_WEIGHTS
+    """File or folder of LPIPS's weights, by which pictures are scored where it holds any; None: never."""
     track_frames: int | None = None
     """Follow points of each camera's first frame in 3D through so many of its frames, ``stride`` (or 1) apart (`runs`):
     with Gaussians of ``frames`` frames at a time, or with one pass of a motion head. None: not."""
@@ -120,7 +124,13 @@ def run(model: Model, config: EvaluationConfig) -> Evaluation:
     note += f"; the model is given {', '.join(config.hints)}" if config.hints else ""
     shown = Pairwise(model=model) if config.pairwise else model
     found = evaluate(
-        shown, videos.shown("evaluating"), predictors=predictors, device=device, note=note, tasks=config.tasks
+        shown,
+        videos.shown("evaluating"),
+        predictors=predictors,
+        device=device,
+        note=note,
+        tasks=config.tasks,
+        lpips=lpips_at(config.lpips_weights) if config.pictures and "pictures" in config.tasks else None,
     )
     return _with_tracks(found, model, config, device) if config.track_frames and "tracks" in config.tasks else found
 
@@ -158,11 +168,6 @@ def _check_hints(model: Model, hints: Collection[Hint]) -> None:
         if taken is not None and hint not in taken:
             has = f"takes {' and '.join(taken)}" if taken else "takes no hints (backbone.hints is off)"
             raise UserError(f"hints has {hint}, and this model {has}; leave {hint} out, or take another model")
-
-
-def unit_of(model: Model) -> Normalisation:
-    """In which a loaded model was trained; the usual one of any other."""
-    return getattr(getattr(model, "info", None), "normalisation", "mean_distance")
 
 
 def usable(name: str) -> torch.device:
@@ -314,10 +319,12 @@ def evaluate(
     device: str | torch.device = "cpu",
     note: str = "",
     tasks: Collection[Task] = TASKS,
+    lpips: LPIPS | None = None,
 ) -> Evaluation:
     """Score a model and image-free ``predictors`` (`baselines.untrained` by default) on the same batched examples.
 
-    Every video counts alike. The model sees ``inputs`` only, and must be in evaluation mode.
+    Every video counts alike. The model sees ``inputs`` only, and must be in evaluation mode. ``lpips``, a network with
+    loaded weights on the CPU, scores pictures, and is part of the digest; without it ``structure`` stands in its place.
 
     Raises:
         UserError: there is no example, or a predicted value is not finite (predictor and clip are named).
@@ -326,13 +333,16 @@ def evaluate(
     models = {name: model, **(baselines.untrained() if predictors is None else predictors)}
     keys: list[str] = []
     results: dict[str, list[Scores]] = {row: [] for row in models}
-    digest = hashlib.sha256(b"pairwise" if isinstance(model, Pairwise) else b"")
+    digest, judge = hashlib.sha256(b"pairwise" if isinstance(model, Pairwise) else b""), LpipsFacts.of(lpips)
+    digest.update(b"" if judge is None else f"lpips {judge.network} {judge.weights}".encode())
     for example in examples:
         keys += example.key
         digest.update((_seen(example) + _given(example.inputs)).encode())
         for row, predictor in models.items():
             timed = example.targets.motion is not None
-            results[row] += score_batch(predictor, example, row, torch.device(device), timed=timed, tasks=tasks)
+            results[row] += score_batch(
+                predictor, example, row, torch.device(device), timed=timed, tasks=tasks, lpips=lpips
+            )
     if not keys:
         raise UserError("there is nothing to evaluate on: no clip came out of the data")
     per_video = {row: columns(scores) for row, scores in results.items()}
@@ -346,6 +356,7 @@ def evaluate(
         per_video=per_video,
         digest=digest.hexdigest()[:12],
         note=note,
+        lpips=judge,
     )
 
 

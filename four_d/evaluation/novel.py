@@ -13,6 +13,7 @@ from torch import Tensor
 from four_d import geometry
 from four_d.evaluation.pictures import score_pictures
 from four_d.rendering import render
+from four_d.similarity import LPIPS
 from four_d.types import Cameras, Clip, Gaussians, Views, map_tensors, same_time
 
 COPY = "copy_"
@@ -26,10 +27,11 @@ def novel_frames(times: Sequence[float], chosen: Sequence[int]) -> list[int]:
     return [int(index) for index in np.flatnonzero(inside) if int(index) not in set(chosen)]
 
 
-def novel_scores(gaussians: Gaussians, clip: Clip, scale: float = 1.0) -> dict[str, float]:
+def novel_scores(gaussians: Gaussians, clip: Clip, scale: float = 1.0, lpips: LPIPS | None = None) -> dict[str, float]:
     """Of an unbatched clip with ``views``: `score_pictures` of them, of those from the input's cameras, and of copies.
 
-    ``scale`` is what the Gaussians' lengths are multiplied by first: one for a model that was given no poses.
+    ``scale`` is what the Gaussians' lengths are multiplied by first: one for a model that was given no poses. ``lpips``
+    is a network with loaded weights.
 
     ``psnr`` … are over all views; ``novel_time_psnr`` … over views of cameras that the model saw, at other times;
     ``copy_psnr`` … are those of the input frame nearest in time. Nothing is scored without views and their cameras.
@@ -41,12 +43,12 @@ def novel_scores(gaussians: Gaussians, clip: Clip, scale: float = 1.0) -> dict[s
     cameras = Cameras(world_from_camera=views.cameras.world_from_camera, intrinsics=views.cameras.intrinsics)
     batch = map_tensors((sized, cameras, views.times), lambda tensor: tensor[None].float())
     pictures = map_tensors(render(*batch, size_of(views)), lambda tensor: tensor[0])
-    scores = score_pictures(pictures, views)
+    scores = score_pictures(pictures, views, lpips=lpips)
     seen = torch.isin(views.camera_ids, clip.camera_ids)
     if bool(seen.any()) and not bool(seen.all()):
         some = map_tensors((pictures, _bare(views)), lambda tensor: tensor[seen])
-        scores |= {f"novel_time_{name}": value for name, value in score_pictures(*some).items()}
-    copied = score_pictures(copies(clip, views), views)
+        scores |= {f"novel_time_{name}": value for name, value in score_pictures(*some, lpips=lpips).items()}
+    copied = score_pictures(copies(clip, views), views, lpips=lpips)
     return scores | {COPY + name: value for name, value in copied.items()}
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from four_d.errors import UserError
 from four_d.metrics import images
-from four_d.similarity import LPIPS
+from four_d.similarity import LPIPS, has_lpips, load_lpips
 from four_d.types import Clip, Views
 
 Pictures = Float[Tensor, "v 3 h w"]
@@ -20,6 +20,14 @@ Score = Callable[..., Float[Tensor, "v"]]
 """One number per picture, of pictures, truth and perhaps masks."""
 AT_ONCE = 8
 """Pictures that are scored together."""
+
+
+def lpips_at(path: str | None, device: str | torch.device = "cpu") -> LPIPS | None:
+    """The network of a file or folder, on a device; None where there are no weights.
+
+    UserError where there are some, and they are not LPIPS's.
+    """
+    return load_lpips(path).to(device) if has_lpips(path) else None
 
 
 def score_pictures(

@@ -21,8 +21,11 @@ from torch import Tensor
 
 from four_d import geometry
 from four_d.errors import UserError
+from four_d.evaluation.pictures import lpips_at
 from four_d.evaluation.published_result import Missing, Published, Row, Skip
 from four_d.evaluation.published_tracks import TrackSettings, check_model, score_tracks
+from four_d.evaluation.published_views import ViewSettings, check_views, score_views
+from four_d.evaluation.result import LpipsFacts
 from four_d.evaluation.runs import windows
 from four_d.evaluation.scores import PROBABLY_MOVES
 from four_d.metrics import depth, masks, points, pose
@@ -30,6 +33,7 @@ from four_d.metrics.baselines import Model
 from four_d.progress import progress
 from four_d.protocols.sequence import Sequence, Task
 from four_d.protocols.table import PROTOCOLS, PointSettings, Protocol
+from four_d.similarity import LPIPS_WEIGHTS
 from four_d.types import Cameras, Clip, Prediction, map_tensors
 
 Size = tuple[int, int]
@@ -41,6 +45,7 @@ NEEDS: dict[Task, str] = {
     "points": "points, or depth and cameras",
     "mask": "a mask of what moves",
     "tracks": "motion",
+    "views": "Gaussians",
 }
 """What a task takes from the model."""
 
@@ -60,7 +65,10 @@ class PublishedConfig:
     long_side: int | None = None
     """Longest side of what the model sees; None = the protocol's."""
     window: tuple[int, int] | None = None
-    """Frames and stride of windows for video depth; None = the protocol's."""
+    """Frames and stride of windows for video depth, and of those that Gaussians are made of; None = the protocol's, and
+    as many frames as the model's Gaussians move to, sharing one."""
+    lpips_weights: str | None = LPIPS_WEIGHTS
+    """File or folder of LPIPS's weights, by which pictures are scored where it holds any; None: never."""
     max_points: int = 500_000
     """Most points of a point map that are compared, at even steps; published code takes all."""
     frames: int | None = None
@@ -94,6 +102,12 @@ class PublishedConfig:
         if self.frames is not None and self.frames < 2:
             raise UserError(f"frames is {self.frames}; a track needs 2 at least")
 
+    def views(self) -> ViewSettings | None:
+        """How held-out pictures are scored; None where the protocol has none."""
+        if "views" not in PROTOCOLS[self.protocol].tasks:
+            return None
+        return ViewSettings(window=self.window, lpips=lpips_at(self.lpips_weights, self.device), device=self.device)
+
     def tracks(self) -> TrackSettings | None:
         """How tracks are scored; None where the protocol has none."""
         found = PROTOCOLS[self.protocol]
@@ -116,19 +130,23 @@ def run_protocol(model: Model, config: PublishedConfig, *, patch: int, trained: 
         UserError: no such set under ``root``, or no sequence that could be scored.
 
     """
-    protocol, tracks = PROTOCOLS[config.protocol], config.tracks()
+    protocol, tracks, views = PROTOCOLS[config.protocol], config.tracks(), config.views()
     if tracks is not None:
         check_model(model, tracks)
+    if views is not None:
+        check_views(model)
     sequences = protocol.open(Path(config.root), config.sequences)
     tasks = protocol.tasks if config.tasks is None else config.tasks
     note = f"{len(sequences)} videos of {config.root}, long side {config.long_side or protocol.long_side}"
     note += "" if trained is None else f" (the model was trained at {trained[0]} × {trained[1]})"
     note += "" if tracks is None else f"; {tracks.note()}"
-    result = Published(protocol=protocol.name, source=protocol.source, note=note)
+    lpips = None if views is None else LpipsFacts.of(views.lpips)
+    note += "" if views is None else f"; LPIPS of {lpips.network}" if lpips else "; no weights of LPIPS"
+    result = Published(protocol=protocol.name, source=protocol.source, note=note, lpips=lpips)
     jobs = [(sequence, task) for sequence in sequences for task in tasks if task in sequence.tasks]
     if not jobs:
         raise UserError(f"{config.root} has no video with truth for {', '.join(tasks)}; {protocol.layout}")
-    runner = Runner(model=model, protocol=protocol, config=config, patch=patch)
+    runner = Runner(model=model, protocol=protocol, config=config, patch=patch, views=views)
     with progress(f"evaluating on {protocol.name}", len(jobs), "sequence") as bar:
         for sequence, task in jobs:
             _attempt(runner, sequence, cast(Task, task), result)
@@ -155,6 +173,7 @@ class Runner:
     protocol: Protocol
     config: PublishedConfig
     patch: int
+    views: ViewSettings | None = None
     _last: tuple[Sequence, Prediction] | None = None
 
     def row(self, sequence: Sequence, task: Task) -> Row:
@@ -162,6 +181,8 @@ class Runner:
         tracks = self.config.tracks()
         if task == "tracks" and tracks is not None:
             return _finite(score_tracks(self.model, sequence, tracks, self.clip))
+        if task == "views" and self.views is not None:
+            return _finite(score_views(self.model, sequence, self.views, self.clip))
         score: dict[Task, Callable[[Sequence], tuple[dict[str, float], float]]] = {
             "pose": self.pose,
             "video_depth": self.video_depth,

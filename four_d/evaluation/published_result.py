@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from four_d.data.manifest import atomic
-from four_d.evaluation.result import LOG_WIDTH, higher_is_better
+from four_d.evaluation.result import LOG_WIDTH, LpipsFacts, facts, higher_is_better
 from four_d.protocols.sequence import Task
 
 NEITHER = ("track_scale", "track_dynamic_share")
@@ -52,6 +52,8 @@ class Published:
     """Whose published code was followed."""
     note: str
     """What was run, in words."""
+    lpips: LpipsFacts | None = None
+    """What scored ``lpips`` of pictures; None: nothing did."""
     rows: list[Row] = field(default_factory=list[Row])
     skipped: list[Missing] = field(default_factory=list[Missing])
     """What the protocol leaves out, such as cameras that stand still, or that the model does not predict."""
@@ -79,6 +81,7 @@ class Published:
             "protocol": self.protocol,
             "source": self.source,
             "note": self.note,
+            "lpips": facts(self.lpips),
             "means": self.means(),
             "baselines": {name: self.means(name) for name in self.baselines()},
             "sources": {source: self.means(source=source) for source in self.sources()},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from four_d.data.manifest import atomic
+from four_d.similarity import LPIPS
 
 HIGHER = (
     "depth_delta",
@@ -29,7 +31,8 @@ HIGHER = (
     "oa_",
     "sceneflow_strict",
     "sceneflow_relaxed",
-    *(f"pictures_{part}{figure}" for part in ("", "copy_", "novel_time_") for figure in ("psnr", "ssim")),
+    *(f"pictures_{part}{figure}" for part in ("", "copy_", "novel_time_", "m") for figure in ("psnr", "ssim")),
+    "pck_",
 )
 """What metrics begin with that are better when higher; the others are errors."""
 HEADLINES = (
@@ -93,6 +96,31 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LpipsFacts:
+    """Which network scored pictures."""
+
+    network: str
+    """alex or vgg."""
+    weights: str
+    """A digest of its weights: equal for equal ones, whatever files they came from."""
+
+    @staticmethod
+    def of(network: LPIPS | None) -> LpipsFacts | None:
+        """Of a network with loaded weights; None of none."""
+        if network is None:
+            return None
+        digest = hashlib.sha256()
+        for name, value in sorted(network.state_dict().items()):
+            digest.update(name.encode() + value.detach().float().cpu().numpy().tobytes())
+        return LpipsFacts(network=network.network, weights=digest.hexdigest()[:12])
+
+
+def facts(lpips: LpipsFacts | None) -> dict[str, str | None]:
+    """For JSON: a ``network`` of null where there was none."""
+    return {"network": None, "weights": None} if lpips is None else dict(vars(lpips))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """The model's scores and the image-free predictors' on the same videos."""
 
@@ -108,6 +136,8 @@ class Evaluation:
     and of whether it saw two frames at a time."""
     note: str = ""
     """What the videos are, in words."""
+    lpips: LpipsFacts | None = None
+    """What scored ``lpips`` of pictures; None: nothing did, and ``structure`` stands in its place."""
 
     def best_image_free(self, metric: str) -> tuple[str, Score] | None:
         """The image-free predictor with the best mean of a metric; None if none has it, and for `FACTS`."""
@@ -136,6 +166,7 @@ class Evaluation:
             "clips": len({scene(key) for key in self.keys}),
             "digest": self.digest,
             "note": self.note,
+            "lpips": facts(self.lpips),
             "summary": {**summary(self), "image_free": image_free(self), "predictors": predictors(self)},
             "rows": rows,
             "per_video": {"keys": list(self.keys), **self.per_video},

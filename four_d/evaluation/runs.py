@@ -25,7 +25,7 @@ from four_d.data.views import take
 from four_d.errors import UserError
 from four_d.evaluation.abilities import moves
 from four_d.evaluation.motion import scale_between, true_points
-from four_d.geometry import rebase, scale_gaussians, transform, world_points
+from four_d.geometry import align_points, make_pose, rebase, scale_gaussians, transform, world_points
 from four_d.metrics import tracks as metrics
 from four_d.metrics.baselines import Model
 from four_d.tracking import Moves, follow
@@ -67,6 +67,9 @@ class RunSettings:
     normalisation: Normalisation = "mean_distance"
     hints: tuple[Hint, ...] = ()
     device: torch.device | str = "cpu"
+    own_cameras: bool = False
+    """Whether a model may find the cameras itself: its Gaussians are then brought to the true ones by the similarity
+    of the camera centres. False refuses it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +164,7 @@ def chained(model: Model, run: Run, queries: Float[Tensor, "n 3"], settings: Run
     finds cameras itself.
     """
     parts = windows(len(run.clip.times), settings.frames, settings.frames - 1)
-    found = chain([_window(model, run, range(*part), settings) for part in parts], queries)
+    found = chain([window_of(model, run, range(*part), settings) for part in parts], queries)
     return RunTracks(points=found.points, visible=found.visible > SEEN)
 
 
@@ -213,27 +216,54 @@ def windows(frames: int, length: int, stride: int) -> Iterator[tuple[int, int]]:
     yield first, frames
 
 
-def _window(model: Model, run: Run, frames: range, settings: RunSettings) -> Window:
-    """Of frames of a run, in its coordinates and unit."""
-    part = take(run.clip, torch.arange(frames.start, frames.stop))
+def window_of(model: Model, run: Run, frames: range, settings: RunSettings) -> Window:
+    """What a model makes of frames of a run, which it sees alone, in the run's coordinates and unit.
+
+    UserError for a run without cameras, a model without Gaussians, one that finds cameras where that is not allowed,
+    and a prediction that is not finite.
+    """
+    part = take(_bare(run.clip), torch.arange(frames.start, frames.stop))
     if part.cameras is None:
         raise UserError(f"{run.key} has no cameras, which Gaussians are followed by; take other data")
     plain = Cameras(world_from_camera=part.cameras.world_from_camera, intrinsics=part.cameras.intrinsics)
-    alone = dataclasses.replace(part, cameras=rebase(part.cameras))
-    shown = normalise(_bare(alone), settings.normalisation)
+    start = part.times[:1]
+    shown = dataclasses.replace(part, cameras=rebase(part.cameras), times=part.times - start)
+    shown = normalise(shown, settings.normalisation)
     with torch.inference_mode():
         prediction = model(_inputs(shown, run.key, settings))
-    if prediction.gaussians is None or prediction.cameras is not None:
-        raise UserError(
-            "this model follows no points: it has no motion head, and does not make Gaussians of given cameras either; "
-            "leave track_frames out, or take another model"
-        )
+    _check_gaussians(prediction, settings)
     assert shown.scale is not None
-    gaussians = map_tensors(prediction.gaussians, lambda tensor: tensor[0].float().cpu())
-    placed = in_world(gaussians, plain.world_from_camera[0], float(shown.scale) / _unit(run.clip))
-    return Window(
-        gaussians=placed, cameras=plain, times=part.times, size=(part.images.shape[-2], part.images.shape[-1])
+    placed = _placed(prediction, plain, float(shown.scale) / _unit(run.clip))
+    if placed.offset_times is not None:
+        placed = dataclasses.replace(placed, offset_times=placed.offset_times + start)
+    size = part.images.shape[-2], part.images.shape[-1]
+    return Window(gaussians=placed, cameras=plain, times=part.times, size=size)
+
+
+def _check_gaussians(prediction: Prediction, settings: RunSettings) -> None:
+    if prediction.gaussians is None:
+        raise UserError("this model has no motion head and makes no Gaussians; take one that does either")
+    if prediction.cameras is not None and not settings.own_cameras:
+        raise UserError(
+            "this model finds cameras itself, in a world of its own for each window, and has no motion head: it "
+            "follows no points; take one that is given the cameras, or one with a motion head"
+        )
+
+
+def _placed(prediction: Prediction, cameras: Cameras, unit: float) -> Gaussians:
+    """The Gaussians of a batch of one in the world of the true cameras; UserError where they are not finite."""
+    gaussians = map_tensors(prediction.gaussians, lambda tensor: tensor[0].float().cpu().clone())
+    assert gaussians is not None
+    if not all(bool(part.isfinite().all()) for part in (gaussians.means, gaussians.scales, gaussians.harmonics)):
+        raise UserError("the Gaussians are not finite: the model has diverged; take another checkpoint")
+    if prediction.cameras is None:
+        return in_world(gaussians, cameras.world_from_camera[0], unit)
+    own, true = (
+        poses[..., :3, 3].double().cpu()
+        for poses in (prediction.cameras.world_from_camera[0], cameras.world_from_camera)
     )
+    scale, rotation, translation = align_points(own, true)
+    return in_world(gaussians, make_pose(rotation, translation).float(), float(scale))
 
 
 def in_world(gaussians: Gaussians, world_from_here: Float[Tensor, "4 4"], unit: float) -> Gaussians:

@@ -15,6 +15,7 @@ from four_d.evaluation.motion import MotionScores, motion_scores
 from four_d.evaluation.novel import novel_scores
 from four_d.metrics import depth, masks, points, pose
 from four_d.metrics.baselines import Model
+from four_d.similarity import LPIPS
 from four_d.tracking import Moves
 from four_d.types import Cameras, Clip, Example, Prediction, map_tensors
 
@@ -67,6 +68,7 @@ def score_batch(
     *,
     timed: bool = False,
     tasks: Collection[Task] = TASKS,
+    lpips: LPIPS | None = None,
 ) -> list[Scores]:
     """The scores of every video of a batch; ``row`` names the predictor in errors, ``timed`` adds `SECONDS`."""
     inputs = map_tensors(example.inputs, lambda tensor: tensor.to(device))
@@ -76,7 +78,7 @@ def score_batch(
         seconds += took
         for index, key in enumerate(example.key):
             if len(videos) == index:
-                videos.append(_Video(prediction, index, row, key, _clip_at(example.targets, index), tasks))
+                videos.append(_Video(prediction, index, row, key, _clip_at(example.targets, index), tasks, lpips))
             videos[index].add(prediction, index)
         del prediction  # before the next is made
     clock: Scores = {SECONDS: seconds / len(example.key)} if timed else {}
@@ -87,7 +89,14 @@ class _Video:
     """The scores of one video of a batch, told of the model's passes; holds what depends on no query time."""
 
     def __init__(
-        self, first: Prediction, index: int, row: str, key: str, targets: Clip, tasks: Collection[Task]
+        self,
+        first: Prediction,
+        index: int,
+        row: str,
+        key: str,
+        targets: Clip,
+        tasks: Collection[Task],
+        lpips: LPIPS | None,
     ) -> None:
         mine = Prediction(
             depth=None if first.depth is None else _finite(first.depth[index], "depth", row, key),
@@ -99,7 +108,7 @@ class _Video:
         self._scores = score_clip(mine, targets, tasks)
         if "pictures" in tasks and first.gaussians is not None:
             gaussians = map_tensors(first.gaussians, lambda tensor: _finite(tensor[index], "Gaussians", row, key))
-            found = novel_scores(gaussians, targets, _scale(mine, targets))
+            found = novel_scores(gaussians, targets, _scale(mine, targets), lpips)
             self._scores = self._scores | {f"pictures_{name}": value for name, value in found.items()}
         self._motion: MotionScores | None = None
         if "motion" in tasks and first.motion is not None and targets.motion is not None:

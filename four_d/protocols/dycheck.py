@@ -12,7 +12,7 @@ import numpy as np
 
 from four_d.errors import UserError
 from four_d.protocols import decode, files
-from four_d.protocols.sequence import Keypoints, Sequence, Task, ViewTruth
+from four_d.protocols.sequence import Depth, Keypoints, Sequence, Task, ViewTruth
 from four_d.types import Cameras
 
 LAYOUT = "apple/{rgb/1x/0_00000.png,depth/1x/0_00000.npy,camera/0_00000.json} and so on"
@@ -97,7 +97,7 @@ def read_views(root: Path, only: tuple[str, ...] | None = None) -> list[Sequence
     """The seven captures with held-out cameras: all of camera 0's frames, and the pictures of the others.
 
     Sizes are DyCheck's own for them, half of what was filmed (``rgb/2x``). Frames marked with keypoints are those found
-    (ten per capture); without any, `Sequence.keypoints` is None.
+    (ten per capture); without any, `Sequence.keypoints` is None; likewise depth.
     """
     inner = root / "iphone"
     base = inner if inner.is_dir() else root
@@ -121,9 +121,19 @@ def _views(where: Path) -> Sequence:
         tasks=("views",),
         images=partial(files.images, pictures),
         cameras=cameras,
+        depth=_lidar(where, train, factor),
         views=partial(_held_out, held, _posed(where, held, factor), masks, first, rate),
         keypoints=partial(_keypoints, marked, train.names) if marked else None,
     )
+
+
+def _lidar(where: Path, split: _Split, factor: int) -> Callable[[], Depth] | None:
+    """Depth of a split, as large as its pictures or as the full ones; None where the capture was unpacked without."""
+    for folder in (where / "depth" / f"{size}x" for size in (factor, 1)):
+        paths = [folder / f"{name}.npy" for name in split.names]
+        if all(path.is_file() for path in paths):
+            return partial(files.depth, paths, decode.depth_npy)
+    return None
 
 
 def _posed(where: Path, split: _Split, factor: int) -> tuple[list[Path], Callable[[], Cameras]]:

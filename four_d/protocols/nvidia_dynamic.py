@@ -59,6 +59,7 @@ def _nsff(where: Path, name: str) -> Sequence:
         tasks=("views",),
         images=partial(_nsff_images, pictures, pictures[0]),
         cameras=partial(_nsff_cameras, poses, pictures[0], list(range(len(pictures)))),
+        bounds=partial(_bounds, poses, len(pictures)),
         views=partial(_nsff_views, poses, pictures[0], held, others, masks),
     )
 
@@ -121,6 +122,7 @@ def _first_camera(root: Path, name: str) -> Sequence:
         tasks=("views",),
         images=partial(_first_images, pictures, held[0]),
         cameras=partial(_first_cameras, poses, pictures[0], held[0], list(range(len(pictures)))),
+        bounds=partial(_bounds, poses, len(pictures)),
         views=partial(_first_views, poses, pictures[0], held, times),
     )
 
@@ -161,16 +163,30 @@ def _cameras(path: Path, frames: list[int], height: int, size: Size) -> Cameras:
     return files.cameras(poses[frames], np.stack(k))
 
 
+def _bounds(path: Path, frames: int) -> NDArray[np.float64]:
+    """Those of the first so many frames."""
+    bounds = _rows(path)[:frames, 15:]
+    if len(bounds) < frames or (bounds[:, 0] <= 0).any() or (bounds[:, 1] <= bounds[:, 0]).any():
+        raise UserError(f"{path} holds no bounds 0 < near < far for {frames} frames; unpack or download it again")
+    return bounds
+
+
 def poses_bounds(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """LLFF's cameras: world_from_camera f 4 4 with OpenCV's axes, and focal lengths f in pixels of full pictures."""
+    rows = _rows(path)
+    stored = rows[:, :15].reshape(-1, 3, 5)
+    poses = np.tile(np.eye(4), (len(rows), 1, 1))
+    down, right, backwards, centre = (stored[..., i] for i in range(4))
+    poses[:, :3] = np.stack([right, down, -backwards, centre], axis=-1)
+    return poses, stored[:, 2, 4]
+
+
+def _rows(path: Path) -> NDArray[np.float64]:
+    """What the file holds: 17 numbers for each frame."""
     try:
         rows = np.load(path, allow_pickle=False).astype(np.float64)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} is no readable .npy ({error}); unpack or download it again") from error
     if rows.ndim != 2 or rows.shape[1] != 17 or not np.isfinite(rows).all():
         raise UserError(f"{path} holds {rows.shape}, not 17 finite numbers per frame; unpack or download it again")
-    stored = rows[:, :15].reshape(-1, 3, 5)
-    poses = np.tile(np.eye(4), (len(rows), 1, 1))
-    down, right, backwards, centre = (stored[..., i] for i in range(4))
-    poses[:, :3] = np.stack([right, down, -backwards, centre], axis=-1)
-    return poses, stored[:, 2, 4]
+    return rows

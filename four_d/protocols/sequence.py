@@ -82,6 +82,8 @@ class Sequence:
     known f: False where the set has no pose of a frame. All of float64."""
     depth: Callable[[], Depth] | None = None
     """May have another size than ``images``; both show the same field of view."""
+    bounds: Callable[[], NDArray[np.float64]] | None = None
+    """f 2: nearest and farthest depth in each frame, in the cameras' unit, of a set that has no depth."""
     masks: Callable[[], NDArray[np.bool_]] | None = None
     """f h w: annotated foreground, or what moves in the world."""
     mask_frames: int | None = None

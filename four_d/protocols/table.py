@@ -269,8 +269,6 @@ _ENTRIES = (
         points=PointSettings(crop=None, alignment="icp", icp_distance=0.1, normals=True),
     ),
 )
-PROTOCOLS: dict[str, Protocol] = {entry.name: entry for entry in _ENTRIES}
-
 _VIEWS = (
     Protocol(
         name="dycheck_views",
@@ -304,5 +302,4 @@ _VIEWS = (
         long_side=480,
     ),
 )
-VIEW_PROTOCOLS: dict[str, Protocol] = {entry.name: entry for entry in _VIEWS}
-"""Those of held-out pictures (`Sequence.views`), scored by `evaluation.pictures`."""
+PROTOCOLS: dict[str, Protocol] = {entry.name: entry for entry in (*_ENTRIES, *_VIEWS)}

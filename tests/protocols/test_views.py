@@ -10,7 +10,7 @@ import pytest
 
 from four_d.errors import UserError
 from four_d.protocols import nvidia_dynamic
-from four_d.protocols.table import PROTOCOLS, VIEW_PROTOCOLS
+from four_d.protocols.table import PROTOCOLS
 from tests.protocols import written
 from tests.protocols.written import HEIGHT, WIDTH, world
 
@@ -52,7 +52,7 @@ def write_dycheck(root: Path, name: str = "apple") -> Path:
 
 def test_dychecks_views(tmp_path: Path) -> None:
     write_dycheck(tmp_path / "iphone")
-    (sequence,) = VIEW_PROTOCOLS["dycheck_views"].open(tmp_path, ("apple",))
+    (sequence,) = PROTOCOLS["dycheck_views"].open(tmp_path, ("apple",))
     frames = [shown(*each) for each in TRAIN]
     assert (sequence.frames, sequence.tasks) == (12, ("views",))
     assert sequence.times == pytest.approx([i / 20 for i in range(12)])
@@ -73,20 +73,20 @@ def test_dychecks_views(tmp_path: Path) -> None:
 
 def test_dychecks_keypoints_count_from_the_corner(tmp_path: Path) -> None:
     where = write_dycheck(tmp_path)
-    (sequence,) = VIEW_PROTOCOLS["dycheck_views"].open(tmp_path, ("apple",))
+    (sequence,) = PROTOCOLS["dycheck_views"].open(tmp_path, ("apple",))
     assert sequence.keypoints is not None
     found = sequence.keypoints()
     assert found.frames == (2, 10)
     np.testing.assert_array_equal(found.visible, [[True, False, True]] * 2)
     np.testing.assert_allclose(found.points[0], [[5.5, 2.75], [0, 0], [4.5, 5.5]])
     written.text(where / "keypoint" / "2x" / "train" / "0_00099.json", "[[1, 2, 1]]")
-    (sequence,) = VIEW_PROTOCOLS["dycheck_views"].open(tmp_path, ("apple",))
+    (sequence,) = PROTOCOLS["dycheck_views"].open(tmp_path, ("apple",))
     assert sequence.keypoints is not None
     with pytest.raises(UserError, match=r"0_00099\.json marks a frame that"):
         sequence.keypoints()
     for path in (where / "keypoint" / "2x" / "train").iterdir():
         path.unlink()
-    (sequence,) = VIEW_PROTOCOLS["dycheck_views"].open(tmp_path, ("apple",))
+    (sequence,) = PROTOCOLS["dycheck_views"].open(tmp_path, ("apple",))
     assert sequence.keypoints is None
 
 
@@ -104,7 +104,7 @@ def test_what_dycheck_lacks_is_named(path: str, content: str | None, match: str,
     where = write_dycheck(tmp_path)
     (where / path).unlink() if content is None else (where / path).write_text(content)
     with pytest.raises(UserError, match=match):
-        VIEW_PROTOCOLS["dycheck_views"].open(tmp_path, ("apple",))
+        PROTOCOLS["dycheck_views"].open(tmp_path, ("apple",))
 
 
 def bounds(path: Path, frames: int, height: int, focal: float) -> np.ndarray:
@@ -126,7 +126,7 @@ def test_first_camera(tmp_path: Path) -> None:
         written.picture(where / "images" / f"{t:03d}.png", large)
         written.picture(tmp_path / "results" / "gt" / "Balloon1" / f"v000_t{t:03d}.png", world().images[t % 3])
     poses = bounds(where / "poses_bounds.npy", 12, 2 * HEIGHT, 50.0)
-    (sequence,) = VIEW_PROTOCOLS["nvidia_first"].open(tmp_path, ("Balloon1",))
+    (sequence,) = PROTOCOLS["nvidia_first"].open(tmp_path, ("Balloon1",))
     assert sequence.frames == 12
     np.testing.assert_array_equal(sequence.images(), world().images[np.arange(12) % len(world())])
     assert sequence.cameras is not None
@@ -141,7 +141,7 @@ def test_first_camera(tmp_path: Path) -> None:
     np.testing.assert_array_equal(views.images, world().images[np.arange(12) % 3])
     (tmp_path / "results" / "gt" / "Balloon1" / "v000_t007.png").unlink()
     with pytest.raises(UserError, match=r"v000_t007\.png is missing"):
-        VIEW_PROTOCOLS["nvidia_first"].open(tmp_path, ("Balloon1",))
+        PROTOCOLS["nvidia_first"].open(tmp_path, ("Balloon1",))
 
 
 def write_nsff(root: Path) -> np.ndarray:
@@ -163,7 +163,7 @@ def test_nsff(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert nvidia_dynamic.NSFF_ROWS == 288
     monkeypatch.setattr(nvidia_dynamic, "NSFF_ROWS", HEIGHT // 2)
     poses = write_nsff(tmp_path)
-    (sequence,) = VIEW_PROTOCOLS["nvidia_nsff"].open(tmp_path, ("Jumping",))
+    (sequence,) = PROTOCOLS["nvidia_nsff"].open(tmp_path, ("Jumping",))
     assert sequence.frames == 24
     assert sequence.images().shape == (24, HEIGHT // 2, WIDTH // 2, 3)
     assert sequence.cameras is not None
@@ -197,11 +197,11 @@ def test_what_poses_bounds_lacks_is_named(tmp_path: Path) -> None:
         nvidia_dynamic._cameras(path, [0, 4], HEIGHT, (HEIGHT, WIDTH))
 
 
-@pytest.mark.parametrize("name", VIEW_PROTOCOLS)
+@pytest.mark.parametrize("name", ["dycheck_views", "nvidia_nsff", "nvidia_first"])
 def test_an_empty_root_shows_the_layout(name: str, tmp_path: Path) -> None:
-    protocol = VIEW_PROTOCOLS[name]
+    protocol = PROTOCOLS[name]
     assert protocol.name == name
-    assert name not in PROTOCOLS
+    assert protocol.tasks == ("views",)
     with pytest.raises(UserError, match="expected layout") as caught:
         protocol.open(tmp_path)
     assert protocol.layout in str(caught.value)
