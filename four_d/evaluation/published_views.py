@@ -100,9 +100,13 @@ def score_views(model: Model, sequence: Sequence, settings: ViewSettings, shown:
 
 def _settings(model: Model, settings: ViewSettings) -> RunSettings:
     taken = hints_taken(model)
-    hints = GIVEN if taken is None else tuple(hint for hint in GIVEN if taken.count(hint))
+    hints: list[Hint] = [hint for hint in GIVEN if taken is None or hint in taken]
     return RunSettings(
-        frames=0, normalisation=unit_of(model), hints=hints, device=settings.device, own_cameras="poses" not in hints
+        frames=0,
+        normalisation=unit_of(model),
+        hints=tuple(hints),
+        device=settings.device,
+        own_cameras="poses" not in hints,
     )
 
 
