@@ -20,6 +20,7 @@ from typing import Literal, TypeVar, cast
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from four_d.backbones.spacetime import SpacetimeConfig
 from four_d.data.loading import DataConfig
 from four_d.errors import UserError
 from four_d.losses import LossConfig
@@ -168,14 +169,13 @@ class RunConfig:
     def _check_hints(self) -> None:
         """Every hint that the data gives is taken, and every one that the model requires is given."""
         taken = self.model.backbone.hints
+        other = _fixed if isinstance(self.model.backbone, SpacetimeConfig) else _taking
         for name, share in vars(self.data.hints).items():
             use = "off" if taken is None else getattr(taken, name)
             if share and use == "off":
-                raise UserError(
-                    f"data.hints.{name} is {share}, and the model takes none; set it to 0, or {_taking(name)}"
-                )
+                raise UserError(f"data.hints.{name} is {share}, and the model takes none; set it to 0{other(name)}")
             if use == "required" and share < 1:
-                raise UserError(f"the model requires {name}; set data.hints.{name}=1, or {_taking(name)}")
+                raise UserError(f"the model requires {name}; set data.hints.{name}=1{other(name)}")
 
     @property
     def run_folder(self) -> Path:
@@ -184,7 +184,12 @@ class RunConfig:
 
 
 def _taking(hint: str) -> str:
-    return f"model.backbone.hints={{kind: hints, {hint}: optional}}"
+    return f", or model.backbone.hints={{kind: hints, {hint}: optional}}"
+
+
+def _fixed(hint: str) -> str:
+    """What the spacetime backbone takes cannot be chosen."""
+    return f", or take another backbone than spacetime, which may do otherwise with {hint}"
 
 
 def load(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunConfig:

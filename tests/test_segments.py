@@ -262,6 +262,16 @@ def given(count: int, depth: float | None = 2.0) -> Known:
     return Known(cameras=Cameras(world_from_camera=world, intrinsics=lens), depth=maps)
 
 
+def test_a_posed_model_says_what_it_needs() -> None:
+    model = loaded(["dgs_lrm", "overlays/dgs_lrm_mini"], POSED)
+    with pytest.raises(UserError, match=r"camera of every frame and how far .* \(--cameras, --depth\)"):
+        model(pictures(7))
+    with pytest.raises(UserError, match=r"give depth \(--depth\)"):
+        model(pictures(7), known=given(7, depth=None))
+    with pytest.raises(UserError, match=r"set data\.hints\.poses=1, or take another backbone than spacetime"):
+        config.load(["dgs_lrm"], ["data.sources.a.path=x", "data.hints.poses=0.5"])
+
+
 @pytest.mark.parametrize("count", [2, 6, 13])
 def test_a_posed_model_keeps_to_the_given_cameras(count: int, tmp_path: Path) -> None:
     model = loaded(["dgs_lrm", "overlays/dgs_lrm_mini"], POSED)

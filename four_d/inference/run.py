@@ -244,8 +244,12 @@ class LoadedModel:
         """The same without Gaussians, for any number of frames."""
         if self.segment is None:
             return self
-        heads = self.info.model.heads
-        return LoadedModel(self.model.only(name for name in heads if heads[name].kind != "gaussian"), self.info)
+        return self._only([name for name, head in self.info.model.heads.items() if head.kind != "gaussian"])
+
+    def _only(self, names: Sequence[str]) -> LoadedModel:
+        config = self.info.model
+        few = dataclasses.replace(config, heads={name: config.heads[name] for name in names})
+        return LoadedModel(self.model.only(names), dataclasses.replace(self.info, model=few))
 
     def segments(
         self, video: Video | Stream, floats: Tensor | None, mask: Mask | None, known: Known | None
@@ -253,8 +257,7 @@ class LoadedModel:
         """What makes this video's Gaussians; None if the model makes none."""
         if self.segment is None:
             return None
-        still = self.model.only(name for name, head in self.model.heads.items() if not cast(Head, head).queried)
-        model = LoadedModel(still, self.info)
+        model = self._only([name for name, head in self.model.heads.items() if not cast(Head, head).queried])
 
         def see(source: Source) -> Prediction:
             return model.window(source, mask, None, known, tracks=False).prediction

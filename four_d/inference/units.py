@@ -16,10 +16,15 @@ def to_model(clip: Clip, rule: Normalisation) -> tuple[Clip, float]:
     """A batch of one clip in the model's unit, and how many of the user's lengths that is.
 
     Only a model trained by disparity needs it: others make given poses and depth free of scale themselves.
-    UserError without depth, which alone tells that unit.
+    UserError without cameras, and without depth, which alone tells that unit.
     """
     if rule != "disparity":
         return clip, 1.0
+    if clip.cameras is None:
+        raise UserError(
+            "this model needs the camera of every frame and how far away things are; give both (--cameras, --depth), "
+            "or take a model of configs/unified.yaml, which needs none"
+        )
     if clip.depth is None:
         raise UserError(
             "this model needs to know how far away things are, in the cameras' unit of length; give depth (--depth), "
