@@ -102,12 +102,12 @@ def serve(gaussians: Gaussians | Sequence[Segment], *, host: str = "127.0.0.1", 
     server.initial_camera.look_at = (0.0, 0.05, 0.9)
     server.initial_camera.fov = FIELD_OF_VIEW
     ended = threading.Event()
-    reels = tuple(_reel(server, f"/{index}", film) for index, film in enumerate(films))
+    reels = [_reel(server, f"/{index}", film) for index, film in enumerate(films)]
     for reel in reels[1:]:
         reel.show(None)
     changes = len(reels) > 1 or reels[0].moving is not None
     slider = _controls(server, reels, ended) if changes else None
-    return Live(server=server, reels=reels, slider=slider, ended=ended)
+    return Live(server=server, reels=tuple(reels), slider=slider, ended=ended)
 
 
 def _films(segments: Sequence[Segment]) -> list[Film]:
