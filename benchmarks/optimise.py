@@ -1,21 +1,31 @@
 """Gaussians of one clip by optimisation from scratch, for as long as one is willing to wait: what a feed-forward model
 is measured against.
 
-    python benchmarks/optimise.py --data runs/studies/data/held_out_calm --seconds 3 --clips 8 [--seed 0]
+    python benchmarks/optimise.py --data runs/studies/data/held_out_calm --seconds 3 --clips 8 [--seed 0] \
+        [--row optimised_10x --beside runs/studies/dgs_lrm/deformable-0/scores.json]
 
 A clip's posed frames are all that is seen, as by the model: no depth, no motion. Gaussians start at random depths along
 random pixels' rays. Everything is optimised by Adam, a random half of the frames at a time, until the seconds are over
-(the compiled renderer is built before). Prints a JSON line per clip (`evaluation.novel`) and their means.
+(the compiled renderer is built before). Prints a JSON line per clip (`evaluation.novel`) and their means. With
+``--row`` these are also a raw line of the study of DGS-LRM, with what the model that ``--beside`` names scored on the
+same clips.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import datetime
 import json
+import os
+import platform
+import shlex
 import statistics
+import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +37,11 @@ from four_d.losses.photometric import PhotometricLoss
 from four_d.progress import progress
 from four_d.rendering import render
 from four_d.types import Clip, Gaussians, Prediction, map_tensors
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.generate import commit, processor  # noqa: E402 - this script is run by its path
 
 COUNT = 4096
 NEAR, FAR = 0.1, 2.0
@@ -107,10 +122,18 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, required=True, help="per clip")
     parser.add_argument("--clips", type=int, default=8)
     parser.add_argument("--frames", type=int, default=6)
+    parser.add_argument("--stride", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--row", help="of the study's table, whose raw line this becomes")
+    parser.add_argument("--beside", type=Path, help="a model's scores.json")
     arguments = parser.parse_args()
     config = EvaluationConfig(
-        data=arguments.data, frames=arguments.frames, stride=1, size=(64, 64), pictures=True, normalisation="disparity"
+        data=arguments.data,
+        frames=arguments.frames,
+        stride=arguments.stride,
+        size=(64, 64),
+        pictures=True,
+        normalisation="disparity",
     )
     videos, lines = Videos.open(Path(arguments.data), config, arguments.clips), []
     with progress("optimising", len(videos.lists), "clip") as bar:
@@ -123,9 +146,47 @@ def main() -> None:
             lines.append({"key": example.key[0], "steps": steps, **novel_scores(found, seen)})
             print(json.dumps(lines[-1]), flush=True)
             bar.advance()
-    names = [name for name in lines[0] if name != "key"]
-    means = {name: statistics.fmean(line[name] for line in lines if name in line) for name in names}
-    print(json.dumps({"clips": len(lines), "seconds": arguments.seconds, "seed": arguments.seed, **means}))
+    found = {
+        "clips": len(lines),
+        "seconds_per_clip": arguments.seconds,
+        "seed": arguments.seed,
+        **means(lines),
+        "beside": {} if arguments.beside is None else beside(arguments.beside, [line["key"] for line in lines]),
+    }
+    print(json.dumps(found))
+    if arguments.row is not None:
+        write_row(arguments.row, found)
+
+
+def means(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Over clips, of each figure that all of them have."""
+    names = [name for name in lines[0] if name != "key" and all(name in line for line in lines)]
+    return {name: statistics.fmean(line[name] for line in lines) for name in names}
+
+
+def beside(scores: Path, keys: list[str]) -> dict[str, float]:
+    """What a model scored on these clips: PSNR, and PSNR of what moves."""
+    per_video = json.loads(scores.read_text())["per_video"]
+    places = [per_video["keys"].index(key) for key in keys]
+    figures = {name: per_video["model"][f"pictures_{name}"] for name in ("psnr", "psnr_dynamic")}
+    known = {name: [values[place] for place in places] for name, values in figures.items()}
+    return {name: statistics.fmean(v for v in values if v is not None) for name, values in known.items()}
+
+
+def write_row(row: str, found: Mapping[str, Any]) -> None:
+    """Append a raw line of the study."""
+    line = {
+        "study": "dgs_lrm",
+        "variant": row,
+        **found,
+        "digest": f"{found['clips']} clips",
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "commit": commit(),
+        "machine": f"{os.cpu_count()} × {processor()}, Python {platform.python_version()}",
+        "command": shlex.join(["python", "benchmarks/optimise.py", *sys.argv[1:]]),
+    }
+    with (ROOT / "docs" / "results" / "raw" / "dgs_lrm.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 if __name__ == "__main__":

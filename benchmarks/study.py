@@ -150,14 +150,14 @@ def read_raw(study: Study) -> list[Line]:
     file = raw_file(study)
     lines = [json.loads(text) for text in file.read_text().splitlines()] if file.is_file() else []
     newest = {(line["variant"], line["seed"]): line for line in lines}
-    order = [(variant, seed) for variant in study.variants for seed in study.seeds]
+    order = [(variant, seed) for variant in (*study.variants, *study.others) for seed in study.seeds]
     return [newest[key] for key in order if key in newest]
 
 
 def summarise(study: Study, lines: list[Line]) -> Line:
     """Per variant and key: the mean over seeds and each seed's value; and the best image-free predictor's."""
     result: Line = {}
-    for variant in study.variants:
+    for variant in (*study.variants, *study.others):
         own = [line for line in lines if line["variant"] == variant]
         if not own:
             continue
@@ -166,9 +166,12 @@ def summarise(study: Study, lines: list[Line]) -> Line:
         known = [line["predictors"][name] for line in lines if line.get("predictors", {}).get(name)]
         if known:
             result[name] = {key.name: over_seeds({0: known[-1].get(key.name)}) for key in study.keys}
-    if lines:
-        result["image_free"] = lines[-1]["image_free"]
-        result["digest"] = lines[-1]["digest"]
+    runs = [line for line in lines if line["variant"] in study.variants]
+    for row, prefix in study.derived.items() if runs else ():
+        result[row] = {key.name: over_seeds({0: runs[-1].get(prefix + key.name)}) for key in study.keys}
+    if runs:
+        result["image_free"] = runs[-1]["image_free"]
+        result["digest"] = runs[-1]["digest"]
     digests = {(line["variant"], line["digest"]) for line in lines}
     if len(digests) > len({line["variant"] for line in lines}):
         raise SystemExit(f"{raw_file(study)} mixes runs scored on different clips; run the older ones again")
@@ -185,7 +188,7 @@ def over_seeds(values: dict[int, float | None]) -> Line:
 
 def rows_of(study: Study) -> list[str]:
     """In the order of the table."""
-    return [*study.predictors, *study.variants]
+    return [*study.predictors, *study.derived, *study.variants, *study.others]
 
 
 def compared(study: Study) -> list[Key]:

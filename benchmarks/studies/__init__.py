@@ -59,6 +59,10 @@ class Study:
     keys: tuple[Key, ...]
     predictors: dict[str, str] = field(default_factory=dict[str, str])
     """Rows for predictors that ignore the image → their names in ``four-d eval``."""
+    derived: dict[str, str] = field(default_factory=dict[str, str])
+    """Rows that every run's scores hold beside the model's → the prefix of their figures."""
+    others: tuple[str, ...] = ()
+    """Rows whose raw lines another command writes."""
     piece_minutes: float = 15.0
     """A run that takes longer is stopped, and goes on in the next piece."""
     environment: dict[str, str] = field(default_factory=lambda: {"OMP_NUM_THREADS": "1"})

@@ -38,6 +38,8 @@ STUDY = Study(
         "hints=[intrinsics,poses]",
         "tasks=[pictures]",
     ),
+    derived={"copy": "copy_"},
+    others=("optimised_10x", "optimised_1000x"),
     keys=(
         Key(name="psnr", label="PSNR, dB", higher_is_better=True),
         Key(name="psnr_dynamic", label="PSNR of what moves, dB", higher_is_better=True),
