@@ -106,24 +106,32 @@ def train(study: Study, training: Training, name: str, seed: int) -> float:
     return (time.monotonic() - began) / 60
 
 
-def evaluate(run: Run) -> Line:
-    """The scores of a trained run."""
-    log, out = RUNS / "logs" / f"{run.name.replace('/', '-')}.log", RUNS / run.name / "scores.json"
-    more = run.study.variants[run.variant].evaluation
-    command = four_d("eval", str(RUNS / run.name), *run.study.evaluation, *more, "--json", str(out))
-    finish(call(run.study, command, log), log)
-    return cast(Line, json.loads(out.read_text()))
+def evaluate(run: Run, model: str, values: Iterable[str], out: str) -> Line:
+    """The scores of a model, also kept in the run's folder."""
+    log, file = RUNS / "logs" / f"{run.name.replace('/', '-')}.log", RUNS / run.name / out
+    file.parent.mkdir(parents=True, exist_ok=True)
+    finish(call(run.study, four_d("eval", model, *values, "--json", str(file)), log), log)
+    return cast(Line, json.loads(file.read_text()))
 
 
 def execute(run: Run) -> Line:
     """One run from its start to its raw line."""
-    minutes = train(run.study, run.study.variants[run.variant], run.name, run.seed)
-    return raw_line(run, evaluate(run), minutes)
+    study = run.study
+    if run.variant in study.models:
+        model = study.models[run.variant]
+        return raw_line(run, evaluate(run, model.path, model.evaluation, "scores.json"), 0.0, steps=0)
+    training, folder = study.variants[run.variant], str(RUNS / run.name)
+    minutes = train(study, training, run.name, run.seed)
+    scores = evaluate(run, folder, (*study.evaluation, *training.evaluation), "scores.json")
+    if training.also:
+        more = evaluate(run, folder, training.also, "more.json")["summary"]
+        scores["summary"] = more | scores["summary"]
+    metrics = (RUNS / run.name / "metrics.jsonl").read_text().splitlines()
+    return raw_line(run, scores, minutes, steps=max(json.loads(text)["step"] for text in metrics))
 
 
-def raw_line(run: Run, scores: Line, minutes: float) -> Line:
+def raw_line(run: Run, scores: Line, minutes: float, *, steps: int) -> Line:
     study, summary = run.study, scores["summary"]
-    lines = [json.loads(text) for text in (RUNS / run.name / "metrics.jsonl").read_text().splitlines()]
     return {
         "study": study.name,
         "variant": run.variant,
@@ -132,7 +140,7 @@ def raw_line(run: Run, scores: Line, minutes: float) -> Line:
         "image_free": {key.name: summary["image_free"].get(key.name) for key in study.keys},
         "predictors": {name: summary["predictors"].get(row, {}) for name, row in study.predictors.items()},
         "digest": scores["digest"],
-        "steps": max(line["step"] for line in lines),
+        "steps": steps,
         "minutes": round(minutes, 2),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "commit": commit(),
@@ -150,14 +158,14 @@ def read_raw(study: Study) -> list[Line]:
     file = raw_file(study)
     lines = [json.loads(text) for text in file.read_text().splitlines()] if file.is_file() else []
     newest = {(line["variant"], line["seed"]): line for line in lines}
-    order = [(variant, seed) for variant in (*study.variants, *study.others) for seed in study.seeds]
+    order = [(row, seed) for row in (*study.variants, *study.models, *study.others) for seed in study.seeds]
     return [newest[key] for key in order if key in newest]
 
 
 def summarise(study: Study, lines: list[Line]) -> Line:
     """Per variant and key: the mean over seeds and each seed's value; and the best image-free predictor's."""
     result: Line = {}
-    for variant in (*study.variants, *study.others):
+    for variant in (*study.variants, *study.models, *study.others):
         own = [line for line in lines if line["variant"] == variant]
         if not own:
             continue
@@ -188,7 +196,7 @@ def over_seeds(values: dict[int, float | None]) -> Line:
 
 def rows_of(study: Study) -> list[str]:
     """In the order of the table."""
-    return [*study.predictors, *study.derived, *study.variants, *study.others]
+    return [*study.predictors, *study.derived, *study.variants, *study.models, *study.others]
 
 
 def compared(study: Study) -> list[Key]:
@@ -259,13 +267,14 @@ def publish(study: Study) -> None:
 
 def wanted(study: Study, only: str | None, seeds: Iterable[int] | None) -> list[Run]:
     """All runs without a raw line; those named, even with one."""
-    if only is not None and only not in study.variants:
-        raise SystemExit(f"{study.name} has no variant {only!r}; choose one of {', '.join(study.variants)}")
+    rows = [*study.variants, *study.models]
+    if only is not None and only not in rows:
+        raise SystemExit(f"{study.name} has no variant {only!r}; choose one of {', '.join(rows)}")
     chosen = [
-        Run(study=study, variant=variant, seed=seed)
+        Run(study=study, variant=row, seed=seed)
         for seed in (study.seeds if seeds is None else seeds)
-        for variant in study.variants
-        if only in (None, variant)
+        for row in rows
+        if only in (None, row) and (row in study.variants or seed == study.seeds[0])
     ]
     done = {(line["variant"], line["seed"]) for line in read_raw(study)}
     named = only is not None or seeds is not None

@@ -31,6 +31,17 @@ class Training:
     """What it starts from: a shared training by its name, or else a model's path."""
     evaluation: tuple[str, ...] = ()
     """More arguments of ``four-d eval``; they override the study's."""
+    also: tuple[str, ...] = ()
+    """Arguments of a second ``four-d eval``, for figures that the first does not give."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A model that is there already: a row of scores, without training."""
+
+    path: str
+    evaluation: tuple[str, ...]
+    """All arguments of ``four-d eval`` after the path."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +70,8 @@ class Study:
     keys: tuple[Key, ...]
     predictors: dict[str, str] = field(default_factory=dict[str, str])
     """Rows for predictors that ignore the image → their names in ``four-d eval``."""
+    models: dict[str, Model] = field(default_factory=dict[str, Model])
+    """Rows of models that are only scored."""
     derived: dict[str, str] = field(default_factory=dict[str, str])
     """Rows that every run's scores hold beside the model's → the prefix of their figures."""
     others: tuple[str, ...] = ()

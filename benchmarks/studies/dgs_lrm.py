@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.studies import DATA, Key, Study, Training, dept3r
+from benchmarks.studies import DATA, Key, Model, Study, Training, dept3r
 
 DATA_VALUES = (
     f"data.sources.calm.path={DATA / 'train_calm'}",
@@ -16,12 +16,14 @@ ONE_CAMERA = ("data.views.dual=false",)
 START = (*MINI, "loop.max_steps=1800", *STILL)
 SLOW, FAST = ("optimiser.lr=5.0e-4",), ("optimiser.lr=2.0e-3",)
 
+TRACKS = (f"data={DATA / 'held_out_calm'}", "stride=1", "clips=60", "tasks=[tracks]", "track_frames=11")
+
 STUDY = Study(
     name="dgs_lrm",
     data=dept3r.STUDY.data[1:],
     shared={"start": Training(values=START), "start_one_camera": Training(values=(*START, *ONE_CAMERA))},
     variants={
-        "deformable": Training(values=MOVING, start="start"),
+        "deformable": Training(values=MOVING, start="start", also=(*TRACKS, "frames=6", "hints=[intrinsics,poses]")),
         "no_flow": Training(values=(*MOVING, "losses.gaussian_flow=null", "losses.matching=null"), start="start"),
         "single_view": Training(values=(*MOVING, *ONE_CAMERA), start="start_one_camera"),
         "not_followed": Training(values=(*TUNED, "model.heads.gaussian.follow=false"), start="start"),
@@ -38,12 +40,16 @@ STUDY = Study(
         "hints=[intrinsics,poses]",
         "tasks=[pictures]",
     ),
+    models={"dept3r": Model(path="runs/studies/dept3r/late", evaluation=(*TRACKS, "frames=11"))},
     derived={"copy": "copy_"},
     others=("optimised_10x", "optimised_1000x"),
     keys=(
         Key(name="psnr", label="PSNR, dB", higher_is_better=True),
         Key(name="psnr_dynamic", label="PSNR of what moves, dB", higher_is_better=True),
         Key(name="seconds_per_clip", label="seconds per clip"),
+        Key(name="track_epe", label="track EPE"),
+        Key(name="track_epe_motion", label="motion EPE of tracks"),
+        Key(name="track_epe_motion_static", label="motion EPE of standing still"),
         Key(name="copy_psnr", label="PSNR of copies, dB", higher_is_better=True, compared=False),
         Key(name="copy_psnr_dynamic", label="PSNR of copies of what moves, dB", higher_is_better=True, compared=False),
     ),
