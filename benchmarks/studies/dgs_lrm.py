@@ -26,6 +26,8 @@ STUDY = Study(
         "deformable": Training(values=MOVING, start="start", also=(*TRACKS, "frames=6", "hints=[intrinsics,poses]")),
         "no_flow": Training(values=(*MOVING, "losses.gaussian_flow=null", "losses.matching=null"), start="start"),
         "single_view": Training(values=(*MOVING, *ONE_CAMERA), start="start_one_camera"),
+        "deformable_slow": Training(values=(*MOVING, *SLOW), start="start"),
+        "deformable_fast": Training(values=(*MOVING, *FAST), start="start"),
         "not_followed": Training(values=(*TUNED, "model.heads.gaussian.follow=false"), start="start"),
         "static": Training(values=(*TUNED, *STILL), start="start"),
         "static_slow": Training(values=(*TUNED, *STILL, *SLOW), start="start"),
