@@ -13,17 +13,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from four_d import checkpoints, cli
-from four_d.backbones.hints import HintsConfig
+from four_d.backbones.hints import HintsConfig, pose_numbers
 from four_d.checkpoints import ModelInfo
 from four_d.config import to_plain
 from four_d.data.sampling import HintShares
 from four_d.errors import UserError
-from four_d.formats.cameras import read_cameras, read_colmap
+from four_d.formats.cameras import CameraTable, read_cameras, read_colmap, write_cameras
 from four_d.geometry import invert_pose, make_pose, project
 from four_d.inference import Known, LoadedModel, Selection, fit, infer
 from four_d.inference.fit import resize_depth
 from four_d.model import ModelConfig
 from four_d.types import Cameras, Clip
+from tests.data.test_agreement import room
 from tests.test_export import RUN, TINY
 from tests.test_inference import gradient
 from tests.test_inputs import MOTION, write_folder
@@ -230,6 +231,11 @@ CAMERA = Cameras(
     world_from_camera=torch.eye(4).repeat(3, 1, 1),
     intrinsics=torch.tensor([[100.0, 0, 50], [0, 110, 30], [0, 0, 1]]).repeat(3, 1, 1),
 )
+BROKEN = dataclasses.replace(CAMERA, world_from_camera=torch.full((3, 4, 4), float("nan")))
+FLAT, SKEWED = (
+    dataclasses.replace(CAMERA, intrinsics=torch.tensor([[100.0, skew, 50], [0, 110, 30], [0, 0, end]]).repeat(3, 1, 1))
+    for skew, end in ((0, 0), (9, 1))
+)
 SQUASHED = dataclasses.replace(CAMERA, world_from_camera=torch.diag(torch.tensor([1.0, 1, 2, 1])).repeat(3, 1, 1))
 MIRRORED = dataclasses.replace(CAMERA, world_from_camera=torch.diag(torch.tensor([1.0, 1, -1, 1])).repeat(3, 1, 1))
 TWO = Cameras(world_from_camera=CAMERA.world_from_camera[:2], intrinsics=CAMERA.intrinsics[:2])
@@ -246,6 +252,9 @@ TWO = Cameras(world_from_camera=CAMERA.world_from_camera[:2], intrinsics=CAMERA.
         ),
         (Known(cameras=SQUASHED), "the pose of frame 0 is no rigid motion"),
         (Known(cameras=MIRRORED), "the pose of frame 0 is no rigid motion"),
+        (Known(cameras=BROKEN), "the pose of frame 0 is no rigid motion"),
+        (Known(cameras=FLAT), r"0\.0, 0\.0, 0\.0\]\] of frame 0 are no pinhole camera's; give \[\[fx, 0, cx\]"),
+        (Known(cameras=SKEWED), "of frame 0 are no pinhole camera's"),
         (Known(cameras=TWO), "there are 2 cameras, and 3 frames were taken; give one for all, or one for each"),
         (Known(cameras="nowhere.json"), r"nowhere\.json is not a cameras\.json of four_d"),
         (Known(depth=np.ones((2, 64, 112), np.float32)), "there are 2 depth maps, and 3 frames were taken"),
@@ -294,6 +303,13 @@ def test_cameras_of_another_video_are_refused(tmp_path: Path) -> None:
     (tmp_path / "out" / "cameras.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"is not a cameras\.json of four_d"):
         model(folder, known=known)
+    for frame in content["frames"]:
+        frame["world_from_camera"] = frame["world_from_camera"][:3]
+    (tmp_path / "out" / "cameras.json").write_text(json.dumps(content))
+    with pytest.raises(
+        UserError, match=r"is not a cameras\.json of four_d \(matrices are \(3, 4\) instead of \(4, 4\)"
+    ):
+        model(folder, known=known)
 
 
 @pytest.mark.parametrize(
@@ -312,6 +328,52 @@ def test_cameras_of_another_video_are_refused(tmp_path: Path) -> None:
 def test_hints_that_a_model_does_not_take(hints: HintsConfig | None, known: Known, message: str) -> None:
     with pytest.raises(UserError, match=message):
         hinted(hints)[0](gradient(*SIZE, 3), known=known)
+
+
+def test_a_camera_that_stands_still_is_fine() -> None:
+    model, seen = hinted()
+    model(gradient(*SIZE, 3), known=Known(cameras=CAMERA, depth=np.ones((3, *SIZE), np.float32)))
+    cameras = only(seen).cameras
+    assert cameras is not None
+    torch.testing.assert_close(cameras.world_from_camera[0], torch.eye(4).repeat(3, 1, 1))
+
+
+@pytest.mark.parametrize(("size", "found"), [(1e-5, 1e-2), (2e-3, 1.0), (1.0, 1.0), (500.0, 1.0)])
+def test_the_noise_of_a_camera_that_stands_still_stays_small(size: float, found: float) -> None:
+    poses = torch.eye(4).repeat(1, 5, 1, 1)
+    poses[0, 1:, 0, 3] = size * torch.tensor([0.5, 1, 1, 1.5])
+    cameras = Cameras(world_from_camera=poses, intrinsics=torch.eye(3).repeat(1, 5, 1, 1))
+    numbers = pose_numbers(cameras, torch.ones(1, 5, dtype=torch.bool), None)
+    assert float(numbers[0, 1:, :3].norm(dim=-1).mean()) == pytest.approx(found)
+
+
+def test_the_command_names_the_convention_of_wrong_poses(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    cameras, depth = room(6, SIZE)
+    run = write_model(tmp_path / "run", with_hints(ALL))
+    video = write_folder(tmp_path / "video", gradient(*SIZE, 6))
+    for frame, counts in enumerate(depth.numpy()):
+        (tmp_path / "depth").mkdir(exist_ok=True)
+        write_png(tmp_path / "depth" / f"{frame}.png", np.round(counts * 1000))
+    out, file = tmp_path / "out", tmp_path / "cameras.json"
+    command = ["infer", str(video), "--model", str(run), "--out", str(out), "--cameras", str(file)]
+    command += ["--depth", str(tmp_path / "depth"), "--depth-unit", "0.001"]
+    opengl = cameras.world_from_camera @ torch.diag(cameras.world_from_camera.new_tensor([1, -1, -1, 1]))
+    for poses, said in (
+        (invert_pose(cameras.world_from_camera), "the poses are stored as camera_from_world: invert them"),
+        (opengl, "the camera axes are those of OpenGL (y up, z backward): negate the poses' second and third column"),
+    ):
+        wrong = dataclasses.replace(cameras, world_from_camera=poses)
+        names, times = [f"{i}.png" for i in range(6)], [i / 25 for i in range(6)]
+        table = CameraTable(
+            times=times, images=names, model=wrong, model_size=SIZE, original=wrong, original_size=SIZE, unit="m"
+        )
+        write_cameras(file, table)
+        assert cli.main(command) == 2
+        lines = capfd.readouterr().err.splitlines()
+        assert len(lines) == 1
+        assert lines[0].startswith("four-d: the poses contradict the depth: frames confirm ")
+        assert lines[0].endswith(f"% if {said}")
+        assert not out.exists()
 
 
 def test_what_excludes_each_other() -> None:

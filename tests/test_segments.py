@@ -15,7 +15,8 @@ from four_d import config
 from four_d.checkpoints import ModelInfo
 from four_d.errors import UserError
 from four_d.geometry import make_pose
-from four_d.inference import Known, LoadedModel, Selection, infer, segments
+from four_d.heads.gaussian import GaussianHeadConfig
+from four_d.inference import Known, LoadedModel, Selection, infer, run, segments
 from four_d.inference.fit import fit
 from four_d.inference.inputs import Source
 from four_d.inference.parts import Part, take_frames
@@ -164,11 +165,38 @@ def test_repeated_frames_get_times_of_their_own() -> None:
     assert times_apart(apart, 2) is apart
 
 
-def test_what_does_not_fit_into_memory_is_said_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segments, "free_bytes", lambda _: 1000)
-    with pytest.raises(UserError, match=r"Gaussians, 8 times 3, need about .* free; take fewer frames"):
-        made(24)
-    made(4)
+def test_what_does_not_fit_into_memory_is_said_in_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = r"becomes 8 times 1,024 Gaussians, for which about 0\.001.* GB are needed .* GB are free; take fewer frames"
+    monkeypatch.setattr(segments, "free_bytes", lambda _: 1_000_000)
+    with pytest.raises(UserError, match=told):
+        segments.check_memory(1024, COUNT, 24)
+    segments.check_memory(1024, COUNT, 4)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(segments, "free_bytes", lambda _: None)
+    segments.check_memory(1 << 20, COUNT, 4)
+    assert capsys.readouterr().err == (
+        "this video becomes 1,048,576 Gaussians: about 0.57 GB besides the model's own memory\n"
+    )
+
+
+@pytest.mark.parametrize("count", [6, 40])
+def test_a_model_says_what_it_needs_before_it_sees_anything(
+    unified: LoadedModel, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = next(h for h in unified.info.model.heads.values() if isinstance(h, GaussianHeadConfig))
+    asked: list[tuple[int, int, int]] = []
+
+    def note(*numbers: int) -> None:
+        asked.append(numbers)  # pyright: ignore[reportArgumentType]
+        raise UserError("too many")
+
+    monkeypatch.setattr(run, "check_memory", note)
+    with pytest.raises(UserError, match="too many"):
+        unified(pictures(count))
+    assert head.every is not None
+    assert asked == [(-(-head.frames // head.every) * 24 * 24, head.frames, count)]
 
 
 def test_moved_gaussians_look_the_same_to_moved_cameras() -> None:

@@ -25,6 +25,9 @@ FRAME_NUMBERS = {"intrinsics": 3, "poses": 8}
 MAP_CHANNELS = {"depth": 2, "masks": 1}
 """Hint → numbers per pixel."""
 SMALLEST = 1e-6
+STILL = 1e-3
+"""Mean distance of cameras below which they are not brought to 1: a thousandth of an example's unit of length, which is
+about its distance to the scene, shifts a picture a thousand pixels wide by one, so what is below is noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,14 +59,14 @@ def pose_numbers(
 ) -> Float[Tensor, "b f 8"]:
     """Translation, quaternion wxyz (w ≥ 0), and 1 in clips whose ``unit`` is given (above 0).
 
-    Translations are divided by that, or else by their mean length over the known cameras.
+    Translations are divided by that, or else by their mean length over the known cameras, if that is above `STILL`.
     """
     poses = cameras.world_from_camera
     lengths = poses[..., :3, 3].norm(dim=-1)
     count = (known & (lengths > SMALLEST)).sum(-1).clamp_min(1)
     own = (lengths * known).sum(-1) / count
     unit = torch.zeros_like(own) if unit is None else unit
-    divisor = torch.where(unit > 0, unit, own).clamp_min(SMALLEST)
+    divisor = torch.where(unit > 0, unit.clamp_min(SMALLEST), own.clamp_min(STILL))
     quaternion = roma.quat_xyzw_to_wxyz(roma.rotmat_to_unitquat(poses[..., :3, :3]))
     quaternion = torch.where(quaternion[..., :1] < 0, -quaternion, quaternion)
     flag = (unit > 0).to(lengths.dtype)[:, None].expand_as(lengths)

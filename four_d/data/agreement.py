@@ -35,6 +35,11 @@ EDGE_RATIO = 1.1
 """Neighbouring depths further apart are an edge, where colours mix."""
 TRACKS_PER_FRAME = 30
 """Fewer tracks of a frame say nothing of their colours."""
+CLEARLY_RIGHT, CLEARLY_BETTER = 0.6, 0.25
+"""Share of the pixels that other frames confirm under mended poses, and by how much it exceeds that under the poses as
+they are, from which these count as mistaken."""
+ROUGH_SHARE = 0.05
+"""As `DEPTH_SHARE`, of depth that a model or a sensor gave."""
 PAIRS = 6
 """How many pairs of frames of each kind are compared in a clip."""
 PIXELS = 3000
@@ -66,7 +71,7 @@ class Measure:
 def pose_mistakes(cameras: Cameras) -> dict[str, Cameras]:
     """Usual mistakes with poses: the remedy, and the cameras as they are once it is applied."""
     pose = cameras.world_from_camera
-    mirror, flip, other = (torch.diag(torch.tensor(d)) for d in ([-1.0, 1, 1, 1], [1.0, -1, -1, 1], [1.0, -1, 1, 1]))
+    mirror, flip, other = (torch.diag(pose.new_tensor(d)) for d in ([-1, 1, 1, 1], [1, -1, -1, 1], [1, -1, 1, 1]))
     transposed = geometry.make_pose(pose[..., :3, :3].mT, pose[..., :3, 3])
     poses = {
         "the poses are stored as camera_from_world: invert them": geometry.invert_pose(pose),
@@ -100,6 +105,44 @@ class _Pair:
     """`_colour_change` of what is confirmed."""
     moved: float
     """Median displacement in pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistake:
+    """Another reading of given poses that fits the depth, as they do not."""
+
+    remedy: str
+    given: float
+    """Share of the pixels that other frames confirm under the poses as they are."""
+    mended: float
+
+
+def pose_mistake(images: Float[Tensor, "f 3 h w"], known: Truth) -> Mistake | None:
+    """The usual mistake that the depth of the frames clearly shows; None where it shows none, or does not tell.
+
+    It cannot tell where the camera hardly moves or no two frames overlap. Poses are as they were given: a change of the
+    world hides some mistakes. All floats are of one type.
+    """
+    assert known.cameras is not None
+    readings = {"": known.cameras, **pose_mistakes(known.cameras)}
+    rows = [
+        [_compare(images, known, cameras, *pair, share=ROUGH_SHARE) for cameras in readings.values()]
+        for pair in _pairs_apart(len(images))
+    ]
+    told = [row for row in rows if any(np.isfinite(pair.agreement) for pair in row)]
+    if not told:
+        return None
+    scores = np.array([[np.nan_to_num(pair.agreement) * pair.seen for pair in row] for row in told]).mean(0)
+    best = int(scores.argmax())
+    if scores[best] < max(CLEARLY_RIGHT, scores[0] + CLEARLY_BETTER):
+        return None
+    return Mistake(remedy=list(readings)[best], given=float(scores[0]), mended=float(scores[best]))
+
+
+def _pairs_apart(count: int) -> list[tuple[int, int]]:
+    """Pairs of frames near to each other and far apart."""
+    steps = {max(count // part, 1) for part in (8, 3, 2)} if count > 1 else set[int]()
+    return [(a, a + step) for step in sorted(steps) for a in sorted({0, (count - step) // 2, count - 1 - step})]
 
 
 def pair_measures(clip: RawClip, known: Truth) -> Iterator[Measure]:
@@ -194,8 +237,10 @@ def _choose_pairs(clip: RawClip) -> list[tuple[int, int]]:
     ]
 
 
-def _compare(images: Float[Tensor, "f 3 h w"], known: Truth, cameras: Cameras, a: int, b: int) -> _Pair:
-    """Warp frame a's static pixels (at one time: all) into frame b."""
+def _compare(
+    images: Float[Tensor, "f 3 h w"], known: Truth, cameras: Cameras, a: int, b: int, share: float = DEPTH_SHARE
+) -> _Pair:
+    """Warp frame a's static pixels (at one time: all) into frame b; depths within ``share`` are the same."""
     assert known.depth is not None
     h, w = known.depth.shape[-2:]
     use = known.depth[a] > 0
@@ -208,8 +253,8 @@ def _compare(images: Float[Tensor, "f 3 h w"], known: Truth, cameras: Cameras, a
     there, z = geometry.project(points, select_cameras(cameras, b))
     low, high, inside = _depth_around(known.depth[b], there)
     inside &= z > 0
-    agree = inside & (z >= low * (1 - DEPTH_SHARE)) & (z <= high * (1 + DEPTH_SHARE))
-    contradict = inside & (z < low * (1 - DEPTH_SHARE))
+    agree = inside & (z >= low * (1 - share)) & (z <= high * (1 + share))
+    contradict = inside & (z < low * (1 - share))
     counted = int(agree.sum() + contradict.sum())
     enough = int(inside.sum()) > max(30, 0.05 * h * w * len(chosen) / max(1, int(use.sum()))) and counted > 20
     colours = _sample(images[a], here), _sample(images[b], there)

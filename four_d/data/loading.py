@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import itertools
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -200,6 +201,7 @@ class Sources:
     """The open data sets of a run, and a clip of them made into an example. Corrupt samples are replaced and named."""
 
     def __init__(self, config: dict[str, SourceConfig]) -> None:
+        self.names = list(config)
         self.readers = [ShardReader(Path(source.path)) for source in config.values()]
         self.weights = [source.weight for source in config.values()]
         for source, reader in zip(config.values(), self.readers):
@@ -210,6 +212,18 @@ class Sources:
         """A hash of what the manifests list: equal where the stream is equal."""
         content = [(s.shard, s.key, s.frames) for reader in self.readers for s in reader.samples]
         return hashlib.sha256(repr(content).encode()).hexdigest()
+
+    def check_times(self, least: int) -> None:
+        """UserError if a camera of some clip has fewer frames than a model needs times, which repeating cannot mend."""
+        for name, reader in zip(self.names, self.readers, strict=True):
+            counts = {s.key: min(Counter(s.camera_ids).values()) for s in reader.samples}
+            short = [key for key, count in counts.items() if count < least]
+            if short:
+                raise UserError(
+                    f"source {name}: {len(short)} of {len(counts)} clips have fewer than the {least} times that the "
+                    f"model's gaussian head moves to ({short[0]} has {counts[short[0]]}); leave those clips out, or "
+                    f"train a model of fewer times (model.heads.gaussian.frames)"
+                )
 
     def clip(
         self,

@@ -73,14 +73,14 @@ def read_cameras(path: Path) -> CameraTable:
     try:
         content = json.loads(path.read_text())
         frames = content["frames"]
-        poses = torch.tensor([f["world_from_camera"] for f in frames], dtype=torch.float64)
+        poses = _matrices([f["world_from_camera"] for f in frames], 4)
         at_model, at_original = (
-            Cameras(world_from_camera=poses, intrinsics=torch.tensor([f[key] for f in frames], dtype=torch.float64))
+            Cameras(world_from_camera=poses, intrinsics=_matrices([f[key] for f in frames], 3))
             for key in ("intrinsics_model", "intrinsics_original")
         )
         ids = [int(f.get("camera", 0)) for f in frames]
         return CameraTable(
-            times=[f["time"] for f in frames],
+            times=[float(f["time"]) for f in frames],
             images=[f["image"] for f in frames],
             model=at_model,
             model_size=(content["size_model"]["height"], content["size_model"]["width"]),
@@ -91,6 +91,14 @@ def read_cameras(path: Path) -> CameraTable:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a cameras.json of four_d ({error}); run four-d infer again") from error
+
+
+def _matrices(rows: list[object], size: int) -> Tensor:
+    """Float64 f size size. ValueError for other shapes."""
+    found = torch.tensor(rows, dtype=torch.float64)
+    if found.shape != (len(rows), size, size):
+        raise ValueError(f"matrices are {tuple(found.shape[1:])} instead of {(size, size)}")
+    return found
 
 
 def write_colmap(

@@ -16,6 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from four_d.backbones.hints import HintsConfig
+from four_d.data.agreement import pose_mistake
+from four_d.data.truth import Truth
 from four_d.errors import UserError
 from four_d.formats.cameras import read_cameras
 from four_d.formats.depth import read_depth
@@ -29,6 +31,8 @@ Pinhole = tuple[_Number, _Number, _Number, _Number]
 """fx, fy, cx, cy."""
 RIGID = 1e-3
 """By how much the entries of a rotation times its transpose may miss the identity's."""
+SKEW = 1e-3
+"""What intrinsics may have beside a pinhole's numbers, as a share of the focal length."""
 LATE = 0.02
 """Seconds by which a camera's time may miss its frame's before that is said."""
 KINDS = ("intrinsics", "poses", "depth", "masks")
@@ -79,15 +83,18 @@ def add(clip: Clip, known: Known, takes: HintsConfig, video: Video, to: Fit) -> 
     """The clip, which has a batch axis of one, with what is known of it in model pixels and the first frame's world.
 
     Raises:
-        UserError: another count or size than the frames', or numbers that no camera or depth has.
+        UserError: another count or size than the frames', numbers that no camera or depth has, or poses that depth
+            clearly shows to be of another convention.
 
     """
-    if known.intrinsics is not None or known.cameras is not None:
-        with_poses = known.cameras is not None and takes.poses != "off"
-        clip = dataclasses.replace(clip, cameras=_batched(_cameras(known, with_poses, video, to)))
     if known.depth is not None:
         depth = _depth(known.depth, known.depth_unit, video, to)
         clip = dataclasses.replace(clip, depth=depth[None], valid=(depth > 0)[None])
+    if known.intrinsics is not None or known.cameras is not None:
+        with_poses = known.cameras is not None and takes.poses != "off"
+        given = _cameras(known, with_poses, video)
+        _check_convention(given, clip, to)
+        clip = dataclasses.replace(clip, cameras=_batched(_placed(given, to)))
     return clip
 
 
@@ -98,9 +105,9 @@ def _batched(cameras: Cameras) -> Cameras:
     )
 
 
-def _cameras(known: Known, with_poses: bool, video: Video, to: Fit) -> Cameras:
-    """Of every frame; poses in the first one's camera, or the identity and not ``known``, as the user says or the model
-    takes none.
+def _cameras(known: Known, with_poses: bool, video: Video) -> Cameras:
+    """Of every frame, as they were given, in float64; the identity and not ``known`` where the user says so or the
+    model takes no poses.
     """
     count = len(video.frames)
     every = torch.ones(count, dtype=torch.bool)
@@ -119,15 +126,45 @@ def _cameras(known: Known, with_poses: bool, video: Video, to: Fit) -> Cameras:
         with_lens = with_lens & (every if lens is None else lens[rows])
     _check_intrinsics(intrinsics, with_lens, video)
     _check_poses(poses, with_pose)
+    poses = torch.where(with_pose[:, None, None], poses, torch.eye(4, dtype=torch.float64))
+    return Cameras(world_from_camera=poses, intrinsics=intrinsics, known=with_pose, intrinsics_known=with_lens)
+
+
+def _placed(given: Cameras, to: Fit) -> Cameras:
+    """Poses in the first frame's camera, intrinsics in model pixels; the identity where unknown."""
+    assert given.known is not None
+    assert given.intrinsics_known is not None
     identity = torch.eye(4, dtype=torch.float64)
-    poses = torch.where(with_pose[:, None, None], poses, identity)
-    cameras = rebase(Cameras(world_from_camera=poses, intrinsics=intrinsics))
-    return Cameras(
-        world_from_camera=torch.where(with_pose[:, None, None], cameras.world_from_camera, identity),
-        intrinsics=torch.where(with_lens[:, None, None], to.to_model(intrinsics), identity[:3, :3]),
-        known=with_pose,
-        intrinsics_known=with_lens,
+    poses = rebase(given).world_from_camera
+    return dataclasses.replace(
+        given,
+        world_from_camera=torch.where(given.known[:, None, None], poses, identity),
+        intrinsics=torch.where(given.intrinsics_known[:, None, None], to.to_model(given.intrinsics), identity[:3, :3]),
     )
+
+
+def _check_convention(given: Cameras, clip: Clip, to: Fit) -> None:
+    """UserError for poses that the depth of the frames clearly shows to be misread (`pose_mistake`)."""
+    assert given.known is not None
+    assert given.intrinsics_known is not None
+    chosen = (given.known & given.intrinsics_known).nonzero()[:, 0]
+    if clip.depth is None or len(chosen) < 2:
+        return
+    known = Truth(
+        times=clip.times[0, chosen],
+        cameras=Cameras(
+            world_from_camera=given.world_from_camera[chosen], intrinsics=to.to_model(given.intrinsics[chosen])
+        ),
+        surface=None,
+        depth=clip.depth[0, chosen].double(),
+        dynamic=None if clip.dynamic is None else clip.dynamic[0, chosen],
+    )
+    found = pose_mistake(clip.images[0, chosen].double(), known)
+    if found is not None:
+        raise UserError(
+            f"the poses contradict the depth: frames confirm {found.given:.0%} of each other's pixels, and "
+            f"{found.mended:.0%} if {found.remedy}"
+        )
 
 
 def _pinholes(values: Sequence[Pinhole], video: Video) -> Float[Tensor, "f 3 3"]:
@@ -146,6 +183,10 @@ def _check_intrinsics(intrinsics: Float[Tensor, "f 3 3"], known: Bool[Tensor, "f
         numbers = f"intrinsics {fx:g},{fy:g},{cx:g},{cy:g} (fx,fy,cx,cy) of frame {frame}"
         if not (0 < fx < float("inf") and 0 < fy < float("inf")):
             raise UserError(f"{numbers} have no positive focal lengths; give them in pixels")
+        if k[1][0] != 0 or k[2] != [0, 0, 1] or not abs(k[0][1]) <= SKEW * fx:
+            raise UserError(
+                f"intrinsics {k} of frame {frame} are no pinhole camera's; give [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]"
+            )
         if not (0 < cx < width and 0 < cy < height):
             raise UserError(
                 f"{numbers} have their principal point outside the {width}×{height} picture; "

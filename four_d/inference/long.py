@@ -144,7 +144,8 @@ class Run:
                 bar.advance()
 
     def segments(self) -> Segments | None:
-        """What makes this video's Gaussians."""
+        """What makes this video's Gaussians. UserError if they would not fit into memory."""
+        self.model.check_memory(self.stream)
         return self.model.segments(self.stream, self.stream.floats, self.mask, self.known)
 
     def chain(self) -> Chain:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from four_d import checkpoints
+from four_d.backbones.spacetime import SpacetimeConfig
 from four_d.checkpoints import ModelInfo
 from four_d.errors import UserError
 from four_d.formats import splats
@@ -37,7 +39,7 @@ from four_d.inference.inputs import Frames, Source
 from four_d.inference.mask import Mask, as_masks, write_masks
 from four_d.inference.novel_views import write_novel_views
 from four_d.inference.parts import Part
-from four_d.inference.segments import Segments, write_segments
+from four_d.inference.segments import Segments, check_memory, write_segments
 from four_d.inference.tracks import from_pixels, from_points
 from four_d.inference.video import IMAGE_RATE, Selection, Stream, Video
 from four_d.inference.windows import choose
@@ -236,8 +238,21 @@ class LoadedModel:
     @property
     def segment(self) -> int | None:
         """Of how many times its Gaussians are made, and to how many they move; None if it makes none."""
+        return None if self._gaussian is None else self._gaussian.frames
+
+    @property
+    def _gaussian(self) -> GaussianHeadConfig | None:
         heads = self.info.model.heads.values()
-        return next((head.frames for head in heads if isinstance(head, GaussianHeadConfig)), None)
+        return next((head for head in heads if isinstance(head, GaussianHeadConfig)), None)
+
+    def check_memory(self, video: Video | Stream) -> None:
+        """UserError if this video's Gaussians would not fit into memory; says on stderr what very many need."""
+        head, backbone = self._gaussian, self.info.model.backbone
+        if head is None:
+            return
+        stride = backbone.stride if isinstance(backbone, SpacetimeConfig) else 1
+        pictures = -(-head.frames // head.every) if head.every else -(-head.frames // stride) * video.cameras
+        check_memory(pictures * math.prod(self.info.image_size), head.frames, len(video.times) // video.cameras)
 
     @property
     def plain(self) -> LoadedModel:
@@ -269,6 +284,7 @@ class LoadedModel:
     ) -> Result:
         """A video of one window, with Gaussians of all its times; as a call, of which this is a part."""
         video = source.video
+        self.check_memory(video)
         if self.segment in (None, len(video.times) // video.cameras):
             result = self.window(source, mask, points, known, tracks=tracks)
             whole = result.prediction.gaussians

@@ -25,10 +25,17 @@ from four_d.inference.inputs import Source
 from four_d.inference.parts import Part, join_frames, take_frames
 from four_d.inference.seams import Seam, align
 from four_d.inference.video import Stream, Video
-from four_d.rendering.memory import free_bytes
-from four_d.types import Gaussians, Prediction, Segment, map_tensors
+from four_d.rendering.memory import TORCH, free_bytes
+from four_d.types import Gaussians, Prediction, Segment
 
 FORMAT, INDEX = 1, "gaussians.json"
+MANY = 1_000_000
+"""Gaussians of one segment from which the memory that they need is said beforehand."""
+MAKING = 3
+"""Times their own size that a segment's Gaussians need besides, while they are made and written: the head's numbers,
+these in another order, and the file."""
+NUMBERS, BYTES = 14, 4
+"""Of a Gaussian that does not move: place 3, quaternion 4, scales 3, opacity 1, colour 3; and of a number."""
 
 
 class Segments:
@@ -60,7 +67,7 @@ class Segments:
         """How well each segment fits the video."""
 
     def add(self, part: Part) -> None:
-        """The frames that follow. UserError if the segments of the whole video would not fit into memory."""
+        """The frames that follow."""
         self._held = part.take(part.frames) if self._held is None else _joined(self._held, part.take(part.frames))
         while self._next + self._count <= self._held.frames.stop // self._video.cameras:
             self._make(range(self._next, self._next + self._count))
@@ -96,8 +103,6 @@ class Segments:
         self._ended = times.stop - 1
         self._made.append(Segment(gaussians=gaussians, start=start))
         self.seams.append(seam)
-        if len(self._made) == 1:
-            _check_memory(gaussians, -(-(len(self._times) - 1) // max(self._count - 1, 1)))
         self._held = self._held.take(range(times.start * cameras, self._held.frames.stop))
 
     def _source(self, part: Part, rows: Sequence[int]) -> Source:
@@ -132,15 +137,31 @@ def _at_times(gaussians: Gaussians, rows: Sequence[int], times: Sequence[float])
     return dataclasses.replace(gaussians, offsets=gaussians.offsets[list(rows)], offset_times=torch.tensor(times))
 
 
-def _check_memory(gaussians: Gaussians, count: int) -> None:
-    sizes: list[int] = []
-    map_tensors(gaussians, lambda tensor: (sizes.append(tensor.numel() * tensor.element_size()), tensor)[1])
-    needed, free = sum(sizes) * (count - 1), free_bytes(torch.device("cpu"))
+def check_memory(each: int, count: int, times: int) -> None:
+    """Before anything is made: how much memory a video's Gaussians will need, said on stderr where they are `MANY`.
+
+    Args:
+        each: Gaussians of one segment.
+        count: times that a segment moves to.
+        times: of the video.
+
+    Raises:
+        UserError: that is more than is free.
+
+    """
+    number = max(-(-(times - 1) // max(count - 1, 1)), 1)
+    own = each * BYTES * (NUMBERS + 3 * count)
+    needed = number * own + max(MAKING * own, each * BYTES * TORCH.per_gaussian)
+    told = f"this video becomes {f'{number} times ' if number > 1 else ''}{each:,} Gaussians"
+    free = free_bytes(torch.device("cpu"))
     if free is not None and needed > free:
+        fewer = "take fewer frames (--max-frames), or " if number > 1 else ""
         raise UserError(
-            f"this video's Gaussians, {count} times {len(gaussians.means):,}, need about {needed / 1e9:.1f} GB more, "
-            f"and {free / 1e9:.1f} GB are free; take fewer frames (--max-frames)"
+            f"{told}, for which about {needed / 1e9:.2g} GB are needed besides the model's own memory, and "
+            f"{free / 1e9:.2g} GB are free; {fewer}take a model of smaller pictures or a machine with more memory"
         )
+    if each >= MANY:
+        print(f"{told}: about {needed / 1e9:.2g} GB besides the model's own memory", file=sys.stderr)
 
 
 def write_segments(folder: Path, segments: Sequence[Segment]) -> None:

@@ -189,6 +189,16 @@ def test_a_source_of_nothing_but_corrupt_clips_ends_the_run(config: DataConfig, 
         TrainingSteps(broken, 0)[0]
 
 
+def test_a_source_of_short_clips_is_refused_by_name(config: DataConfig, tmp_path: Path) -> None:
+    write_shard(tmp_path, 0, [box_clip(0, frames=4, size=24), box_clip(1, frames=2, size=24)])
+    finalise(tmp_path, "boxes")
+    mixed = dataclasses.replace(config, sources={**config.sources, "short": SourceConfig(path=str(tmp_path))})
+    sources = TrainingSteps(mixed, seed=0).sources
+    sources.check_times(2)
+    with pytest.raises(UserError, match=r"source short: 1 of 2 clips have fewer than the 3 times .* has 2\); leave"):
+        sources.check_times(3)
+
+
 def test_the_fingerprint_knows_the_clips(config: DataConfig, folders: tuple[Path, Path]) -> None:
     whole = TrainingSteps(config, 0).sources.fingerprint()
     assert whole == TrainingSteps(config, 5).sources.fingerprint()
