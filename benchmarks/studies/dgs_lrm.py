@@ -10,10 +10,12 @@ DATA_VALUES = (
 )
 MINI = ("dgs_lrm", "overlays/dgs_lrm_mini", *DATA_VALUES)
 TUNED = (*MINI, "loop.max_steps=500", "loop.epoch_steps=250")
-MOVING = (*TUNED, "weights.fresh=[heads.gaussian.followed.*]")
+UNFOLLOWED = (*TUNED, "weights.fresh=[heads.gaussian.followed.*]")
+"""From a start that has nothing to follow with."""
 STILL = ("model.heads.gaussian.offsets=false", "losses.gaussian_flow=null")
 ONE_CAMERA = ("data.views.dual=false",)
 START = (*MINI, "loop.max_steps=1800", *STILL)
+START_MOVING = (*MINI, "loop.max_steps=1500")
 SLOW, FAST = ("optimiser.lr=5.0e-4",), ("optimiser.lr=2.0e-3",)
 
 TRACKS = (f"data={DATA / 'held_out_calm'}", "stride=1", "clips=60", "tasks=[tracks]", "track_frames=11")
@@ -21,17 +23,22 @@ TRACKS = (f"data={DATA / 'held_out_calm'}", "stride=1", "clips=60", "tasks=[trac
 STUDY = Study(
     name="dgs_lrm",
     data=dept3r.STUDY.data[1:],
-    shared={"start": Training(values=START), "start_one_camera": Training(values=(*START, *ONE_CAMERA))},
+    shared={
+        "start": Training(values=START),
+        "start_one_camera": Training(values=(*START, *ONE_CAMERA)),
+        "start_moving": Training(values=START_MOVING),
+    },
     variants={
-        "deformable": Training(values=MOVING, start="start", also=(*TRACKS, "frames=6", "hints=[intrinsics,poses]")),
-        "no_flow": Training(values=(*MOVING, "losses.gaussian_flow=null", "losses.matching=null"), start="start"),
-        "single_view": Training(values=(*MOVING, *ONE_CAMERA), start="start_one_camera"),
-        "deformable_slow": Training(values=(*MOVING, *SLOW), start="start"),
-        "deformable_fast": Training(values=(*MOVING, *FAST), start="start"),
-        "not_followed": Training(values=(*TUNED, "model.heads.gaussian.follow=false"), start="start"),
+        "deformable": Training(
+            values=TUNED, start="start_moving", also=(*TRACKS, "frames=6", "hints=[intrinsics,poses]")
+        ),
         "static": Training(values=(*TUNED, *STILL), start="start"),
         "static_slow": Training(values=(*TUNED, *STILL, *SLOW), start="start"),
         "static_fast": Training(values=(*TUNED, *STILL, *FAST), start="start"),
+        "from_still": Training(values=UNFOLLOWED, start="start"),
+        "no_flow": Training(values=(*UNFOLLOWED, "losses.gaussian_flow=null", "losses.matching=null"), start="start"),
+        "single_view": Training(values=(*UNFOLLOWED, *ONE_CAMERA), start="start_one_camera"),
+        "not_followed": Training(values=(*TUNED, "model.heads.gaussian.follow=false"), start="start"),
     },
     seeds=(0, 1, 2),
     evaluation=(
