@@ -497,7 +497,8 @@ def _view(arguments: argparse.Namespace) -> int:
     from four_d.viewer import serve, wait
 
     live = serve(read_segments(arguments.gaussians), host=arguments.host, port=arguments.port)
-    print(f"http://{arguments.host}:{live.server.get_port()}  {len(live.film)} splats; Ctrl-C ends")
+    few = "" if live.film.kept > 0.995 else f" ({live.film.kept:.0%} of all, enlarged to fill the gaps)"
+    print(f"http://{arguments.host}:{live.server.get_port()}  {len(live.film):,} splats{few}; Ctrl-C ends")
     wait(live)
     return 0
 

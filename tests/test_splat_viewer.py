@@ -11,15 +11,18 @@ import torch
 
 from four_d import cli
 from four_d.errors import UserError
+from four_d.formats.clouds import PointCloud, fuse
 from four_d.formats.splats import read_gaussians, write_gltf, write_ply, write_spz, write_times
 from four_d.types import Gaussians, Prediction, Segment
+from four_d.viewer import page as page_module
 from four_d.viewer import report, serve
+from four_d.viewer.scene import scene_html
 from four_d.viewer.splats import GRID, MAGNIFIED, film
 from tests.formats.scene import moving, standing
 from tests.splat_scene import splatted
 from tests.test_viewer import Visit, browser, data_of, difference  # noqa: F401  browser is a fixture
 
-pytest.importorskip("viser", reason="the extra viz is not installed")
+viser = pytest.importorskip("viser", reason="the extra viz is not installed")
 
 TIMES = [0.0, 0.1, 0.2, 0.3]
 FRAMES = 4
@@ -105,6 +108,46 @@ def test_gaussians_and_cameras_are_enough_for_a_scene(tmp_path: Path) -> None:
     said = Prediction(cameras=truth.prediction.cameras, gaussians=truth.prediction.gaussians)
     report(tmp_path / "report.html", dataclasses.replace(truth, prediction=said), title="x")
     assert "srcdoc" in (tmp_path / "report.html").read_text()
+
+
+def test_points_of_gaussians_alone_go_with_the_frames_and_segments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truth, clouds = splatted(4, (18, 32)), list[PointCloud]()
+    first, later = moving(30), standing(20)
+    said = dataclasses.replace(truth, prediction=Prediction(cameras=truth.prediction.cameras), times=TIMES)
+
+    def record(cloud: PointCloud, *_: object) -> str:
+        clouds.append(cloud)
+        return "<html><head></head></html>"
+
+    monkeypatch.setattr(page_module, "scene_html", record)
+    segments = [Segment(gaussians=first, start=0.0), Segment(gaussians=later, start=0.15)]
+    report(tmp_path / "report.html", said, title="x", gaussians=segments)
+    cloud = clouds[0]
+    assert np.bincount(cloud.frames).tolist() == [30, 30, 20, 20]
+    assert first.offsets is not None
+    expected = (first.means + first.offsets[1])[:15]
+    np.testing.assert_allclose(cloud.points[cloud.frames == 1][:15], expected, atol=2 / GRID)
+
+
+def test_a_frame_without_points_gets_no_empty_cloud(monkeypatch: pytest.MonkeyPatch) -> None:
+    truth, sizes = splatted(3, (18, 32)), list[int]()
+    add = viser.SceneApi.add_point_cloud
+
+    def count(self: Any, name: str, points: Any, *rest: Any, **more: Any) -> object:
+        sizes.append(len(points))
+        return add(self, name, points, *rest, **more)
+
+    monkeypatch.setattr(viser.SceneApi, "add_point_cloud", count)
+    cloud = fuse(truth.images, truth.prediction)
+    assert cloud is not None
+    cameras = truth.prediction.cameras
+    assert cameras is not None
+    html = scene_html(cloud.take(cloud.frames != 1), cameras, (18, 32))
+    assert len(sizes) == 2
+    assert min(sizes) > 0
+    assert "<html" in html[:500].lower()
 
 
 def test_size_is_bounded(tmp_path: Path) -> None:

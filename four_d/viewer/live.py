@@ -18,7 +18,7 @@ from four_d.errors import UserError
 from four_d.types import Gaussians, Segment, segment_at
 from four_d.viewer import splats
 from four_d.viewer.scene import FIELD_OF_VIEW, check_viser
-from four_d.viewer.splats import Film
+from four_d.viewer.splats import Film, Reel
 
 if TYPE_CHECKING:
     import viser
@@ -31,23 +31,6 @@ FASTEST = 1 / 20
 """Seconds from one picture to the next while playing, at least."""
 HELD = 4_000_000
 """Most positions that are held, of splats that move times places of the slider."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Reel:
-    """The splats of one segment in the scene."""
-
-    film: Film
-    still: viser.GaussianSplatHandle | None
-    moving: viser.GaussianSplatHandle | None
-
-    def show(self, index: int | None) -> None:
-        """At this of its times; None: not at all."""
-        if self.moving is not None and index is not None:
-            splats.move(self.moving, self.film.places[index])
-        for handle in (self.still, self.moving):
-            if handle is not None and handle.visible != (index is not None):
-                handle.visible = index is not None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,7 +85,7 @@ def serve(gaussians: Gaussians | Sequence[Segment], *, host: str = "127.0.0.1", 
     server.initial_camera.look_at = (0.0, 0.05, 0.9)
     server.initial_camera.fov = FIELD_OF_VIEW
     ended = threading.Event()
-    reels = [_reel(server, f"/{index}", film) for index, film in enumerate(films)]
+    reels = [Reel.add(server, f"/{index}", film) for index, film in enumerate(films)]
     for reel in reels[1:]:
         reel.show(None)
     changes = len(reels) > 1 or reels[0].moving is not None
@@ -121,14 +104,6 @@ def _films(segments: Sequence[Segment]) -> list[Film]:
         )
         for part in parts
     ]
-
-
-def _reel(server: viser.ViserServer, name: str, film: Film) -> Reel:
-    return Reel(
-        film=film,
-        still=splats.add(server, f"{name}/still", film.still) if len(film.still.centres) else None,
-        moving=splats.add(server, f"{name}/moving", film.moving) if len(film.moving.centres) else None,
-    )
 
 
 def _times(segments: Sequence[Segment]) -> list[float]:

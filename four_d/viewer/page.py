@@ -27,7 +27,7 @@ from four_d.formats.tracks import TrackTable
 from four_d.pictures import colour_map, depth_image, depth_limits
 from four_d.progress import progress
 from four_d.types import Prediction, Segment, segment_at
-from four_d.viewer.scene import scene_html, scene_unit
+from four_d.viewer.scene import POINTS_PER_FRAME, scene_html, scene_unit
 from four_d.viewer.splats import RECORDED, Film, film
 from four_d.viewer.trails import Box, trails
 
@@ -122,8 +122,9 @@ def report(
     with progress("report page", 3, "part") as bar:
         panels = _panels(playable)
         bar.advance()
-        cloud = _cloud(playable) if cloud is None else cloud
-        splats = _splats(playable, cloud, gaussians)
+        segments = _segments(playable, gaussians)
+        cloud = _cloud(playable, segments) if cloud is None else cloud
+        splats = _splats(playable, cloud, segments)
         scene = _scene(playable, cloud, splats)
         drawn = None if tracks is None else _trails(playable, cloud, tracks, selected)
         bar.advance()
@@ -180,18 +181,27 @@ def _panels(playable: Playable) -> list[_Panel]:
     return panels
 
 
-def _cloud(playable: Playable) -> PointCloud | None:
-    """All reliable points of the model; where it gives only Gaussians, their centres at the first frame's time."""
-    gaussians = playable.prediction.gaussians
+def _segments(playable: Playable, gaussians: Sequence[Segment]) -> Sequence[Segment]:
+    """Those given, or else the prediction's own, if it has any."""
+    single = playable.prediction.gaussians
+    return gaussians or ([] if single is None else [Segment(gaussians=single, start=0.0)])
+
+
+def _cloud(playable: Playable, segments: Sequence[Segment]) -> PointCloud | None:
+    """All reliable points of the model; where it gives only Gaussians, their centres at each frame's time."""
     cloud = fuse(playable.images, playable.prediction)
-    if cloud is not None or gaussians is None:
+    if cloud is not None or not segments:
         return cloud
-    first = film(gaussians, playable.times[:1]).still
+    return PointCloud.join([_centres(segments, time, frame) for frame, time in enumerate(playable.times)])
+
+
+def _centres(segments: Sequence[Segment], time: float, frame: int) -> PointCloud:
+    seen = film(segment_at(segments, time).gaussians, [time], most=POINTS_PER_FRAME).still
     return PointCloud(
-        points=first.centres,
-        colours=np.rint(first.colours * 255).astype(np.uint8),
-        frames=np.zeros(len(first.centres), np.int32),
-        confidence=first.opacities[:, 0],
+        points=seen.centres,
+        colours=np.rint(seen.colours * 255).astype(np.uint8),
+        frames=np.full(len(seen.centres), frame, np.int32),
+        confidence=seen.opacities[:, 0],
     )
 
 
@@ -204,10 +214,9 @@ def _scene(playable: Playable, cloud: PointCloud | None, splats: Sequence[Film])
     return scene_html(cloud, cameras, (rows, columns), splats)
 
 
-def _splats(playable: Playable, cloud: PointCloud | None, gaussians: Sequence[Segment]) -> list[Film]:
+def _splats(playable: Playable, cloud: PointCloud | None, segments: Sequence[Segment]) -> list[Film]:
     """The model's Gaussians at the frames' times, segment by segment; none without a scene to put them in."""
-    cameras, single = playable.prediction.cameras, playable.prediction.gaussians
-    segments = [Segment(gaussians=single, start=0.0)] if single is not None and not gaussians else gaussians
+    cameras = playable.prediction.cameras
     if not segments or cloud is None or cameras is None:
         return []
     unit, eye, times = scene_unit(cloud, cameras), cameras.world_from_camera[0, :3, 3], playable.times

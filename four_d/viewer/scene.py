@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 from four_d.errors import UserError
 from four_d.formats.clouds import PointCloud
 from four_d.types import Cameras
-from four_d.viewer import splats
-from four_d.viewer.splats import Film
+from four_d.viewer.splats import Film, Reel
 
 if TYPE_CHECKING:
     import viser
 
-_Shown: TypeAlias = "tuple[viser.PointCloudHandle, viser.CameraFrustumHandle]"
+_Shown: TypeAlias = "tuple[viser.PointCloudHandle | None, viser.CameraFrustumHandle]"
+"""Of a frame; no points where it has none, for a browser cannot draw an empty cloud."""
 
 POINTS_PER_FRAME = 20_000
 FIELD_OF_VIEW = math.radians(50)
@@ -102,46 +102,54 @@ def _record(
 def _play(server: viser.ViserServer, nodes: Sequence[_Shown], films: Sequence[Film]) -> str:
     """Show what belongs to a frame, one frame a second, then all points for a second, then the splats likewise."""
     for later in nodes[1:]:
-        for node in later:
-            node.visible = False
+        _show(later, points=False, frustum=False)
     serializer = server.get_scene_serializer()
     for before, after in itertools.pairwise(nodes):
         serializer.insert_sleep(1.0)
-        for node in after:
-            node.visible = True
-        for node in before:
-            node.visible = False
+        _show(after, points=True, frustum=True)
+        _show(before, points=False, frustum=False)
     serializer.insert_sleep(1.0)
-    for points, _ in nodes:
-        points.visible = True
+    for node in nodes:
+        _show(node, points=True)
     serializer.insert_sleep(1.0)
     if films:
         _play_splats(server, serializer.insert_sleep, nodes, films)
     return serializer.as_html()
 
 
+def _show(node: _Shown, *, points: bool, frustum: bool | None = None) -> None:
+    """Or hide; ``frustum`` None: leave it."""
+    cloud, camera = node
+    if cloud is not None:
+        cloud.visible = points
+    if frustum is not None:
+        camera.visible = frustum
+
+
 def _play_splats(
     server: viser.ViserServer, sleep: Callable[[float], None], nodes: Sequence[_Shown], films: Sequence[Film]
 ) -> None:
-    """In place of the points, one frame a second."""
-    for points, frustum in nodes:
-        points.visible = frustum.visible = False
+    """In place of the points, one frame a second. All splats are there from the start: viser loses later ones."""
+    for node in nodes:
+        _show(node, points=False, frustum=False)
+    reels = [Reel.add(server, f"/splats/{index}", film) for index, film in enumerate(films)]
+    for later in reels[1:]:
+        later.show(None)
     frusta = iter([frustum for _, frustum in nodes])
-    for index, film in enumerate(films):
-        still = splats.add(server, f"/splats/{index}/still", film.still) if len(film.still.centres) else None
-        moving = splats.add(server, f"/splats/{index}/moving", film.moving) if len(film.moving.centres) else None
-        for places, frustum in zip(film.places, frusta, strict=False):
+    for before, reel in itertools.pairwise([None, *reels]):
+        assert reel is not None
+        if before is not None:
+            before.show(None)
+        for index, frustum in zip(range(len(reel.film.times)), frusta, strict=False):
             frustum.visible = True
-            if moving is not None:
-                splats.move(moving, places)
+            reel.show(index)
             sleep(1.0)
             frustum.visible = False
-        for handle in (still, moving):
-            if handle is not None and index < len(films) - 1:
-                handle.visible = False
 
 
-def _add_points(server: viser.ViserServer, k: int, part: PointCloud, size: float) -> viser.PointCloudHandle:
+def _add_points(server: viser.ViserServer, k: int, part: PointCloud, size: float) -> viser.PointCloudHandle | None:
+    if not len(part):
+        return None
     return server.scene.add_point_cloud(
         f"/frames/{k}/points",
         part.points,

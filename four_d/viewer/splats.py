@@ -162,3 +162,29 @@ def add(server: viser.ViserServer, name: str, splats: Splats) -> viser.GaussianS
 def move(handle: viser.GaussianSplatHandle, places: NDArray[np.float32]) -> None:
     """Put the splats of `add` elsewhere, n 3 in the scene's units."""
     handle.centers = places * np.float32(MAGNIFIED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reel:
+    """The splats of one segment in the scene."""
+
+    film: Film
+    still: viser.GaussianSplatHandle | None
+    moving: viser.GaussianSplatHandle | None
+
+    @staticmethod
+    def add(server: viser.ViserServer, name: str, film: Film) -> Reel:
+        """Put a film into a viser scene, as it is at its first time."""
+        return Reel(
+            film=film,
+            still=add(server, f"{name}/still", film.still) if len(film.still.centres) else None,
+            moving=add(server, f"{name}/moving", film.moving) if len(film.moving.centres) else None,
+        )
+
+    def show(self, index: int | None) -> None:
+        """At this of its times; None: not at all."""
+        if self.moving is not None and index is not None:
+            move(self.moving, self.film.places[index])
+        for handle in (self.still, self.moving):
+            if handle is not None and handle.visible != (index is not None):
+                handle.visible = index is not None
