@@ -169,14 +169,18 @@ def summarise(study: Study, lines: list[Line]) -> Line:
         own = [line for line in lines if line["variant"] == variant]
         if not own:
             continue
-        result[variant] = {key.name: over_seeds({line["seed"]: line[key.name] for line in own}) for key in study.keys}
+        result[variant] = {
+            key.figure: over_seeds({line["seed"]: line.get(key.name) for line in own}) for key in study.keys
+        }
+        if own[-1].get("beside"):
+            result[variant]["beside"] = own[-1]["beside"]
     for name in study.predictors:
         known = [line["predictors"][name] for line in lines if line.get("predictors", {}).get(name)]
         if known:
-            result[name] = {key.name: over_seeds({0: known[-1].get(key.name)}) for key in study.keys}
+            result[name] = {key.figure: over_seeds({0: known[-1].get(key.name)}) for key in study.keys}
     runs = [line for line in lines if line["variant"] in study.variants]
     for row, prefix in study.derived.items() if runs else ():
-        result[row] = {key.name: over_seeds({0: runs[-1].get(prefix + key.name)}) for key in study.keys}
+        result[row] = {key.figure: over_seeds({0: runs[-1].get(prefix + key.name)}) for key in study.keys}
     if runs:
         result["image_free"] = runs[-1]["image_free"]
         result["digest"] = runs[-1]["digest"]
@@ -207,7 +211,7 @@ def table(study: Study, summary: Line) -> str:
     """Markdown: one row per variant, mean and range over seeds."""
     rows = [["", *(f"{key.label} {'↑' if key.higher_is_better else '↓'}" for key in compared(study))]]
     for variant in (v for v in rows_of(study) if v in summary):
-        cells = [summary[variant][key.name] for key in compared(study)]
+        cells = [summary[variant][key.figure] for key in compared(study)]
         rows.append([variant, *(cell_text(cell) for cell in cells)])
     free = summary.get("image_free", {})
     rows.append(
@@ -235,7 +239,7 @@ def plot(study: Study, summary: Line, file: Path) -> None:
     figure, panels = plt.subplots(rows, columns, figsize=(4.2 * columns, 3.1 * rows), constrained_layout=True)
     for panel, key in zip(panels.flat, compared(study)):
         for place, variant in enumerate(variants):
-            values = [v for v in summary[variant][key.name]["per_seed"].values() if v is not None]
+            values = [v for v in summary[variant][key.figure]["per_seed"].values() if v is not None]
             if values:
                 panel.plot([place] * len(values), values, "o", color=f"C{place}", alpha=0.7)
                 panel.hlines(statistics.fmean(values), place - 0.25, place + 0.25, color=f"C{place}", lw=3)

@@ -53,6 +53,13 @@ class Key:
     higher_is_better: bool = False
     compared: bool = True
     """False: a fact about the data, in the figures but in neither plot nor table."""
+    called: str | None = None
+    """Its name among the study's figures, if another."""
+
+    @property
+    def figure(self) -> str:
+        """What the study calls it."""
+        return self.called or self.name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,7 +55,7 @@ STUDY = Study(
     keys=(
         Key(name="psnr", label="PSNR, dB", higher_is_better=True),
         Key(name="psnr_dynamic", label="PSNR of what moves, dB", higher_is_better=True),
-        Key(name="seconds_per_clip", label="seconds per clip"),
+        Key(name="seconds_per_clip", label="seconds per clip", called="seconds"),
         Key(name="track_epe", label="track EPE"),
         Key(name="track_epe_motion", label="motion EPE of tracks"),
         Key(name="track_epe_motion_static", label="motion EPE of standing still"),

@@ -19,13 +19,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.studies import DATA
+from benchmarks.studies.dgs_lrm import STUDY
 from four_d import checkpoints
 from four_d.evaluation import EvaluationConfig, Videos
 from four_d.evaluation.novel import copies, size_of
 from four_d.rendering import render
 from four_d.types import Cameras, Clip, Gaussians, map_tensors
 
-RUNS = Path("runs/studies/dgs_lrm")
+RUNS = Path("runs/studies") / STUDY.name
 COLUMNS = ("nearest frame", "static", "deformable", "truth")
 ZOOM, GAP, TITLE = 3, 4, 16
 
