@@ -43,6 +43,8 @@ class ModelConfig:
         for name, config in self.heads.items():
             if isinstance(self.backbone, SpacetimeConfig):
                 _check_rows(name, config, self.backbone)
+            if isinstance(config, GaussianHeadConfig) and config.follow:
+                _check_follows(name, self.backbone)
             if isinstance(config, DenseHeadConfig) and config.output == "motion":
                 _check_query(name, early=self.backbone.query is not None, late=config.decoder is not None)
         backbone = self.backbone.build()
@@ -81,6 +83,25 @@ def _check_rows(name: str, config: HeadConfig, backbone: SpacetimeConfig) -> Non
         raise UserError(
             f"model.heads.{name}.frames {config.frames} is no multiple of model.backbone.stride {backbone.stride}; "
             "change one of them"
+        )
+
+    if config.every is not None:
+        raise UserError(
+            f"model.heads.{name}.every chooses among frames, and the spacetime backbone gives tokens of its own key "
+            "frames only; set it to null"
+        )
+    if backbone.correlation is not None and backbone.times != config.frames:
+        raise UserError(
+            f"model.backbone.times is {backbone.times}, and model.heads.{name}.frames {config.frames}; set "
+            f"model.backbone.times=${{model.heads.{name}.frames}}"
+        )
+
+
+def _check_follows(name: str, backbone: BackboneConfig) -> None:
+    if not isinstance(backbone, SpacetimeConfig) or backbone.correlation is None:
+        raise UserError(
+            f"model.heads.{name}.follow needs to know where frames show the same; set model.backbone.correlation="
+            "{kind: correlation} with the spacetime backbone, or follow=false"
         )
 
 

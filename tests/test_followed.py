@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from four_d.backbones import BackboneConfig
+from four_d.backbones.alternating import AlternatingConfig
 from four_d.backbones.spacetime import SpacetimeBackbone, SpacetimeConfig, frames_for
 from four_d.correlation import CorrelationConfig
 from four_d.errors import UserError
@@ -110,14 +112,57 @@ def test_offsets_at_zero_follow_nothing() -> None:
     assert head.followed is None
 
 
-def test_following_needs_a_comparison() -> None:
-    with pytest.raises(UserError, match=r"model.backbone.correlation"):
-        model(backbone=BACKBONE)(posed_clip())
+@pytest.mark.parametrize("backbone", [BACKBONE, AlternatingConfig()])
+def test_following_needs_a_comparison(backbone: BackboneConfig) -> None:
+    with pytest.raises(UserError, match=r"heads.gaussian.follow needs .* model.backbone.correlation"):
+        ModelConfig(backbone=backbone, heads={"gaussian": FOLLOWS}).build()
 
 
-def test_a_comparison_needs_the_number_of_times() -> None:
-    with pytest.raises(UserError, match=r"backbone.times"):
-        model(backbone=dataclasses.replace(COMPARES, times=None))
+@pytest.mark.parametrize("times", [None, 2])
+def test_a_comparison_needs_the_number_of_times(times: int | None) -> None:
+    with pytest.raises(UserError, match=r"model.backbone.times is .* model.heads.gaussian.frames 4"):
+        model(backbone=dataclasses.replace(COMPARES, times=times))
+
+
+def test_key_frames_are_the_backbones() -> None:
+    with pytest.raises(UserError, match=r"heads.gaussian.every .* null"):
+        model(dataclasses.replace(FOLLOWS, every=2))
+
+
+def test_a_query_time_of_no_frame_is_refused() -> None:
+    with pytest.raises(UserError, match=r"query time 9.9 s is the time of no frame"):
+        model()(dataclasses.replace(posed_clip(), query_times=torch.tensor([[9.9]])))
+
+
+def test_in_its_own_frame_nothing_was_found_elsewhere() -> None:
+    matches = cast(SpacetimeBackbone, model().backbone)(posed_clip()).matches
+    assert matches is not None
+    own = matches.frames == torch.tensor([0, 2])
+    assert own.sum() == 2
+    assert not matches.steps[own].any()
+    assert matches.steps[~own].any()
+
+
+def test_points_behind_a_camera_do_not_jump_into_it() -> None:
+    clip, cameras, points = scene()
+    steps, frames = places(clip, cameras, points)
+    behind = least_motion(-points - 3, steps, frames, cameras)
+    assert behind.norm(dim=-1).max() < 4
+    assert (behind == 0).all(-1).any()
+
+
+def test_every_parameter_of_what_follows_learns() -> None:
+    clip, network = posed_clip(), model()
+    head = cast(GaussianHead, network.heads["gaussian"])
+    torch.nn.init.normal_(cast(Followed, head.followed).share.weight, std=0.1)
+    torch.nn.init.normal_(head.out.weight, std=0.1)
+    across = cast(SpacetimeBackbone, network.backbone).across
+    assert across is not None
+    torch.nn.init.normal_(across.project.weight, std=0.1)
+    found = network(clip).gaussians
+    assert found is not None
+    sum(getattr(found, field.name).square().sum() for field in dataclasses.fields(found)).backward()
+    assert not [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
 
 
 def test_a_time_is_searched_in_the_key_frames_own_camera() -> None:

@@ -21,7 +21,7 @@ from four_d.correlation import Across, CorrelationConfig, Features, pick
 from four_d.errors import UserError
 from four_d.geometry import pixel_rays, rebase
 from four_d.layers import AttentionBackend, Block, Linear, full_precision, full_type
-from four_d.query import distinct_times, kept, reference_frames
+from four_d.query import distinct_times, frames_at, kept, reference_frames
 from four_d.types import Cameras, Clip, Matches, Tokens, same_time
 
 CHANNELS = 10
@@ -199,14 +199,19 @@ def compared(
     """What to add to key frames' tokens for where each time shows the same; logits at the clip's query times; places.
 
     A time is searched in the frame of the key frame's own camera, if it has one then. UserError where the clip has
-    other than ``across.times`` times.
+    other than ``across.times`` times, or a query time is no frame's.
     """
     times = distinct_times(clip, across.times)
     others = torch.stack([frames_for(clip, keys, time) for time in times.unbind(1)], dim=1)
     added, found = across(features(clip.images), keys, others)
-    matches = Matches(steps=found.place * (clip.images.shape[-1] // found.place.shape[-2]), frames=others)
+    # In itself a frame shows everything where it is; nothing teaches the search there.
+    itself = (others == keys[:, None])[..., None, None, None]
+    steps = torch.where(itself, 0.0, found.place * (clip.images.shape[-1] // found.place.shape[-2]))
+    matches = Matches(steps=steps, frames=others)
     if clip.query_times is None:
         return added, None, matches
+    for query in clip.query_times.unbind(1):
+        frames_at(clip, query)  # refuses times of no frame
     place = (clip.query_times[..., None] - times[:, None]).abs().argmin(-1)
     return added, pick(found.logits, place), matches
 
@@ -237,7 +242,7 @@ def _without_cameras(found: str) -> str:
 
 
 def part(clip: Clip, stride: int) -> tuple[Int[Tensor, "b r s"], Int[Tensor, "b k"]]:
-    """Frames of each cube, by camera and time, and the reference frames, by time.
+    """Frames of each cube, and the reference frames; both by camera and time.
 
     UserError where a camera's frames are no multiple of ``stride``, or clips of a batch differ in their references.
     """
@@ -263,7 +268,7 @@ def part(clip: Clip, stride: int) -> tuple[Int[Tensor, "b r s"], Int[Tensor, "b 
 def equal_count(mask: Tensor, what: str) -> int:
     """How many are True in each row, b n. UserError if rows differ."""
     counts = mask.sum(1)
-    if bool((counts != counts[0]).any()):
+    if not (torch.compiler.is_compiling() or torch.compiler.is_exporting()) and bool((counts != counts[0]).any()):
         raise UserError(
             f"the clips of a batch have {int(counts.min())} to {int(counts.max())} {what}; give each clip as many"
         )

@@ -1,7 +1,8 @@
 """A share of the motion that frames' comparison found: what a small head need not learn about where things went (ours).
 
 A place in another frame is a ray, on which the point is then. How far along it is not known; the point of the ray that
-is nearest to where it was is the least motion that agrees with what was found, and none at all for what stands still.
+is nearest to where it was is the least motion that agrees with what was found: none for what stands still, as far as
+its depth and the place found are right.
 """
 
 from __future__ import annotations
@@ -61,6 +62,8 @@ def least_motion(
 ) -> Float[Tensor, "b t k h w 3"]:
     """From each pixel's point to the nearest on the ray of the place, ``steps`` pixels on, where a frame shows it then.
 
+    No motion where that point would be behind the camera.
+
     points: b k h w 3, world.
     steps: b t k y x 2, pixels, of cells that fill the image.
     frames: b t k, whose cameras these are; they are the same for all of a clip in ``cameras``' own order.
@@ -73,5 +76,5 @@ def least_motion(
     local = rays(intrinsics, places.flatten(3, 4))
     directions = nn.functional.normalize(local @ poses[..., :3, :3].mT, dim=-1).unflatten(3, (height, width))
     away = points[:, None] - poses[..., None, None, :3, 3]
-    along = (away * directions).sum(-1, keepdim=True).clamp_min(0)
-    return along * directions - away
+    along = (away * directions).sum(-1, keepdim=True)
+    return torch.where(along > 0, along * directions - away, 0)

@@ -40,7 +40,7 @@ class GaussianHeadConfig:
     """Channels between its two layers; None: the backbone's token width."""
     every: int | None = None
     """Key frames are each every-th frame of the first frame's camera, in time order. None: all frames that the backbone
-    gives tokens of, which for `spacetime` are the key frames."""
+    gives tokens of; for `spacetime`, whose tokens are of its key frames, there is no other choice."""
     position: Literal["ray", "point"] = "ray"
     """``ray``: a distance along the pixel's ray, for which the cameras must be known. ``point``: x, y and z as those of
     point maps, for backbones that need no cameras."""
@@ -60,7 +60,7 @@ class GaussianHeadConfig:
     from_pixels: bool = True
     """Colours start out as the pixels' own (ours: they need not be learned then)."""
     offsets: bool = True
-    """False: nothing moves, the network being the same."""
+    """False: nothing moves, the network being the same but for what ``follow`` adds."""
     follow: bool = False
     """Offsets begin from a learned share of the motion that the backbone found by comparing frames (`Followed`)."""
 

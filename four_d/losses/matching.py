@@ -15,7 +15,7 @@ from four_d.errors import UserError
 from four_d.layers import full_precision
 from four_d.losses.motion import LEAST_MOTION
 from four_d.losses.reduction import group_mean, grouped, nothing
-from four_d.query import frames_at, reference_frames
+from four_d.query import frames_at, kept, reference_frames
 from four_d.types import Cameras, Clip, Prediction, Views
 
 NEAREST = 1e-6
@@ -97,7 +97,7 @@ def true_places(
     assert targets.depth is not None
     assert targets.cameras is not None
     assert targets.query_times is not None
-    there = frames_at(targets, targets.query_times[:, index])
+    there = frames_at(targets, targets.query_times[:, index]) & kept(targets)
     references = reference_frames(there, targets.camera_ids)
     points = geometry.unproject(targets.depth, targets.cameras) + targets.motion[:, index]
     rows = torch.arange(len(references), device=references.device)[:, None]
