@@ -16,6 +16,8 @@ STILL = ("model.heads.gaussian.offsets=false", "losses.gaussian_flow=null")
 ONE_CAMERA = ("data.views.dual=false",)
 START = (*MINI, "loop.max_steps=1800", *STILL)
 START_MOVING = (*MINI, "loop.max_steps=1500")
+MOVING = (*MINI, "loop.max_steps=800", "loop.epoch_steps=400")
+"""As many steps in all as from the other starts."""
 SLOW, FAST = ("optimiser.lr=5.0e-4",), ("optimiser.lr=2.0e-3",)
 
 TRACKS = (f"data={DATA / 'held_out_calm'}", "stride=1", "clips=60", "tasks=[tracks]", "track_frames=11")
