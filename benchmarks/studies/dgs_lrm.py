@@ -32,7 +32,7 @@ STUDY = Study(
     },
     variants={
         "deformable": Training(
-            values=TUNED, start="start_moving", also=(*TRACKS, "frames=6", "hints=[intrinsics,poses]")
+            values=MOVING, start="start_moving", also=(*TRACKS, "frames=6", "hints=[intrinsics,poses]")
         ),
         "static": Training(values=(*TUNED, *STILL), start="start"),
         "static_slow": Training(values=(*TUNED, *STILL, *SLOW), start="start"),
