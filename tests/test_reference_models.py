@@ -59,7 +59,7 @@ def test_known_intrinsics_do_not_raise_the_error_of_motion(tmp_path: Path) -> No
         paths=("handheld", "static"),
     )
     synthetic.make(tmp_path, shards=range(1), seed=7, clips_per_shard=6, workers=1, settings=settings, held_out=True)
-    model = load(FOLDER / "dept3r-small")
+    model = load(FOLDER / "unified-small")
     scores = {
         hints: run(model, EvaluationConfig(data=str(tmp_path), frames=6, hints=hints, tasks=("motion", "depth"))).rows
         for hints in ((), ("intrinsics",))

@@ -604,7 +604,7 @@ def test_memory_does_not_grow_with_the_video(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_a_thousand_frames_in_eight_gigabytes(tmp_path: Path) -> None:
-    model = ROOT / "checkpoints" / "page_4d-small"
+    model = ROOT / "checkpoints" / "unified-small"
     y, x = np.mgrid[:420, :1400]
     wide = np.stack([x * y // 97 % 256, (x // 9 + y // 7) * 31 % 256, x * 255 // 1400], axis=-1).astype(np.uint8)
     with av.open(str(tmp_path / "v.mp4"), "w") as container:
@@ -619,7 +619,7 @@ def test_a_thousand_frames_in_eight_gigabytes(tmp_path: Path) -> None:
         "import resource, sys; from four_d.cli import main; assert main(sys.argv[1:]) == 0;"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"
     )
-    values = ["infer", str(tmp_path / "v.mp4"), "--model", str(model), "--max-frames", "1000", "--out"]
+    values = ["infer", str(tmp_path / "v.mp4"), "--model", str(model), "--no-tracks", "--max-frames", "1000", "--out"]
     *_, gigabytes = run_python(code, *values, str(tmp_path / "out"))
     assert float(gigabytes) < 8
     with np.load(tmp_path / "out" / "prediction.npz") as written:

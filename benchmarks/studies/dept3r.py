@@ -20,18 +20,28 @@ EARLY = (
 )
 LATE = (*EARLY, "overlays/dept3r_late_mini")
 PAIRS = ("data.sampling.min_frames=2", "data.sampling.max_frames=2", "data.validation_frames=2")
-REFERENCE = "checkpoints/page_4d-small"
+REFERENCE = (
+    "page_4d",
+    "overlays/mini",
+    "overlays/page_4d_mini",
+    "overlays/page_4d_reference",
+    f"data.sources.synthetic.path={DATA / 'train'}",
+    f"data.sources.motion.path={DATA / 'train_motion'}",
+    f"data.validation.held_out.path={DATA / 'held_out_calm'}",
+)
 
 STUDY = Study(
     name="dept3r",
     data=(
-        page_4d.STUDY.data[1],  # train_motion: so that fast cameras are not forgotten
+        *page_4d.STUDY.data[:2],  # of the start; and so that fast cameras are not forgotten
         DataSet(name="train_calm", arguments=("--shards", "0:60", "--seed", "6", *WORLDS)),
         DataSet(name="held_out_calm", arguments=("--shards", "0:3", "--seed", "2", "--held-out", *WORLDS)),
     ),
     shared={
-        "early": Training(values=EARLY, start=REFERENCE),
-        "late": Training(values=LATE, start=REFERENCE),
+        "plain": page_4d.STUDY.shared["start"],
+        "reference": Training(values=REFERENCE, start="plain"),
+        "early": Training(values=EARLY, start="reference"),
+        "late": Training(values=LATE, start="reference"),
     },
     variants={
         "dept3r": Training(values=(*EARLY, "overlays/dept3r_seeds"), start="early"),

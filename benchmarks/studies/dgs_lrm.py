@@ -24,7 +24,7 @@ TRACKS = (f"data={DATA / 'held_out_calm'}", "stride=1", "clips=60", "tasks=[trac
 
 STUDY = Study(
     name="dgs_lrm",
-    data=dept3r.STUDY.data[1:],
+    data=dept3r.STUDY.data[2:],
     shared={
         "start": Training(values=START),
         "start_one_camera": Training(values=(*START, *ONE_CAMERA)),
