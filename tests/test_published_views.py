@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 
@@ -11,12 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from four_d.chaining import Window
 from four_d.data.sampling import disparity_scale
 from four_d.errors import UserError
-from four_d.evaluation import Published, PublishedConfig, run_protocol
+from four_d.evaluation import Published, PublishedConfig, published_views, run_protocol
 from four_d.evaluation.published_views import depth_seen, keypoints_pck, shares
 from four_d.evaluation.result import LpipsFacts, higher_is_better
+from four_d.evaluation.runs import window_of
 from four_d.geometry import make_pose, project, rebase
+from four_d.heads.gaussian import GaussianHeadConfig
 from four_d.metrics.baselines import StaticCamera
 from four_d.protocols import nvidia_dynamic
 from four_d.protocols.sequence import Keypoints
@@ -178,36 +182,77 @@ def test_what_a_model_lacks_is_said_before_anything_is_read(tmp_path: Path) -> N
     def silent(_: Clip) -> Prediction:
         return Prediction()
 
-    (failed,) = run(silent, tmp_path, "dycheck_views", sequences=("apple",)).failed
-    assert "makes no Gaussians" in failed.reason
+    result = run(silent, tmp_path, "dycheck_views", sequences=("apple",))
+    assert not result.failed
+    assert [missing.reason for missing in result.skipped] == ["this model makes no Gaussians"]
 
 
-def test_a_model_that_finds_cameras_is_laid_on_the_true_ones(tmp_path: Path) -> None:
-    """Its world is turned and its unit another; pictures are the same as of one that was given the cameras."""
+@pytest.mark.parametrize("line", [False, True])
+def test_a_model_that_finds_cameras_is_laid_on_the_true_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, line: bool
+) -> None:
+    """Its world is turned and its unit another; its Gaussians end up where they are, on a straight path too."""
     layouts.write_dycheck(tmp_path)
+    poses = torch.from_numpy(written.world().poses[[layouts.shown(*each) for each in layouts.TRAIN]]).float()
+    if line:
+        poses[:, :3, 3] = poses[0, :3, 3] + torch.linspace(0, 1, len(poses))[:, None] * torch.tensor([1.0, 0, 0.5])
+        for (camera, time), pose in zip(layouts.TRAIN, poses, strict=True):
+            path = tmp_path / "apple" / "camera" / f"{camera}_{time:05d}.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"position": pose[:3, 3].tolist()}))
     turn = torch.tensor([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
+    true = torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
+    seen: list[Window] = []
 
     class Own:
         class backbone:  # noqa: N801
             takes = ("intrinsics",)
 
         def __call__(self, clip: Clip) -> Prediction:
-            frames = [layouts.shown(*each) for each in layouts.TRAIN[: clip.times.shape[1]]]
-            poses = torch.from_numpy(written.world().poses[frames]).float()
             mine = make_pose(turn @ poses[:, :3, :3], 3 * poses[:, :3, 3] @ turn.T)
             assert clip.cameras is not None
             assert clip.cameras.known is not None
             assert not bool(clip.cameras.known.any())
             assert clip.cameras.intrinsics_known is not None
-            return Prediction(
-                gaussians=fog(clip.images, clip.times[0]),
-                cameras=Cameras(world_from_camera=mine[None], intrinsics=clip.cameras.intrinsics),
-            )
+            said = dataclasses.replace(fog(clip.images, clip.times[0]), means=3 * (true @ turn.T)[None])
+            cameras = Cameras(world_from_camera=mine[None], intrinsics=clip.cameras.intrinsics)
+            return Prediction(gaussians=said, cameras=cameras)
 
-    options = {"sequences": ("apple",), "window": (12, 11)}
-    found, given = (run(each, tmp_path, "dycheck_views", **options) for each in (Own(), Foggy()))
+    def watched(*given: object) -> Window:
+        seen.append(window_of(*given))  # pyright: ignore[reportArgumentType]
+        return seen[-1]
+
+    monkeypatch.setattr(published_views, "window_of", watched)
+    found = run(Own(), tmp_path, "dycheck_views", sequences=("apple",), window=(12, 11))
     assert not found.failed
-    assert found.means()["pictures_psnr"] == pytest.approx(given.means()["pictures_psnr"], abs=0.1)
+    assert len(seen) == 1
+    torch.testing.assert_close(seen[0].gaussians.means, true, atol=1e-3, rtol=0)
+
+
+def test_pictures_count_where_keypoints_cannot_be_followed(tmp_path: Path) -> None:
+    where = layouts.write_dycheck(tmp_path)
+    next((where / "keypoint" / "2x" / "train").glob("0_*.json")).unlink()
+    result = run(Foggy(), tmp_path, "dycheck_views", sequences=("apple",), window=(6, 5))
+    assert "pictures_psnr" in result.means()
+    assert "pck_t" not in result.means()
+    assert [missing.reason for missing in result.skipped] == ["no pck_t: no keypoint is marked in two frames"]
+    assert not result.failed
+
+
+@pytest.mark.parametrize(
+    ("frames", "window", "words"),
+    [(14, None, "apple has 12 frames, and this model makes Gaussians of 14"), (6, (5, 4), "window has 5 frames")],
+)
+def test_other_frames_than_the_models_are_refused_before_anything_is_read(
+    frames: int, window: tuple[int, int] | None, words: str, tmp_path: Path
+) -> None:
+    where, foggy = layouts.write_dycheck(tmp_path), Foggy()
+    for path in (where / "rgb" / "2x").iterdir():
+        path.write_text("damaged")
+    head = GaussianHeadConfig(frames=frames).build(token_width=8, rounds=1, patch_size=4)
+    foggy.heads = {"gaussian": head}  # pyright: ignore[reportAttributeAccessIssue]
+    (failed,) = run(foggy, tmp_path, "dycheck_views", sequences=("apple",), window=window).failed
+    assert words in failed.reason
+    assert not foggy.seen
 
 
 def test_the_network_that_judged_is_known_by_its_weights() -> None:

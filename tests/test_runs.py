@@ -16,7 +16,18 @@ from four_d.data.sampling import to_clip
 from four_d.data.shards import finalise, write_shard
 from four_d.errors import UserError
 from four_d.evaluation import EvaluationConfig
-from four_d.evaluation.runs import Run, RunSettings, RunTracks, RunTruth, in_world, run_scores, run_truth, track_scores
+from four_d.evaluation.runs import (
+    Refused,
+    Run,
+    RunSettings,
+    RunTracks,
+    RunTruth,
+    in_world,
+    run_scores,
+    run_truth,
+    track_scores,
+    window_of,
+)
 from four_d.geometry import invert_pose, make_pose, transform
 from four_d.types import Cameras, Clip, Gaussians, Prediction, map_tensors
 from tests.helpers import box_clip
@@ -199,6 +210,73 @@ def test_gaussians_are_brought_into_another_world() -> None:
     half = 0.5**0.5
     torch.testing.assert_close(found.quats[0], torch.tensor([2 * half, 0, 2 * half, 0]))
     assert found.harmonics.shape == (4, 1, 3)
+
+
+def straight(extent: float) -> Tensor:
+    """Cameras that go to the right and turn a little on the way."""
+    angle = torch.linspace(0, 0.2, 5)
+    turn = torch.eye(3).repeat(5, 1, 1)
+    turn[:, 0, 0], turn[:, 0, 2], turn[:, 2, 0], turn[:, 2, 2] = angle.cos(), angle.sin(), -angle.sin(), angle.cos()
+    return make_pose(turn, torch.linspace(0, extent, 5)[:, None] * torch.tensor([1.0, 0, 0]))
+
+
+def arc() -> Tensor:
+    poses = straight(1.0)
+    poses[:, 1, 3] = poses[:, 0, 3] ** 2
+    return poses
+
+
+def placed(poses: Tensor, true_depth: float | None, own_depth: float | None) -> tuple[Tensor, Tensor]:
+    """Means that a model with a world of its own says, brought to the true one; and where they truly are."""
+    points = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)) + torch.tensor([0.0, 0, 4])
+    turn = torch.tensor([[0.0, -1, 0], [0.6, 0, -0.8], [0.8, 0, 0.6]])
+    rigid, lens = make_pose(turn, torch.tensor([3.0, 1, -2])), torch.eye(3).expand(5, 3, 3)
+
+    def own(clip: Clip) -> Prediction:
+        mine = make_pose(turn @ poses[:, :3, :3], transform(rigid, poses[:, :3, 3]) / 5)
+        said = Gaussians(
+            means=transform(rigid, points) / 5,
+            quats=torch.tensor([1.0, 0, 0, 0]).expand(50, 4),
+            scales=torch.ones(50, 3),
+            opacities=torch.ones(50),
+            harmonics=torch.zeros(50, 1, 3),
+        )
+        cameras = Cameras(world_from_camera=mine, intrinsics=lens)
+        depth = None if own_depth is None else torch.full((5, 8, 8), own_depth)
+        found = Prediction(gaussians=said, cameras=cameras, depth=depth)
+        return map_tensors(found, lambda tensor: tensor[None])
+
+    depth = None if true_depth is None else torch.full((5, 8, 8), true_depth)
+    clip = Clip(
+        images=torch.zeros(5, 3, 8, 8),
+        times=torch.arange(5.0),
+        camera_ids=torch.zeros(5, dtype=torch.long),
+        cameras=Cameras(world_from_camera=poses, intrinsics=lens),
+        depth=depth,
+        valid=None if depth is None else depth > 0,
+    )
+    settings = RunSettings(frames=5, own_cameras=True)
+    window = window_of(own, Run(key="own", clip=clip), range(5), settings)
+    return window.gaussians.means, points
+
+
+@pytest.mark.parametrize(
+    ("poses", "true_depth", "own_depth"),
+    [(arc(), None, None), (straight(1.0), None, None), (straight(1.0), 4.0, 1.3), (straight(0.0), 4.0, 0.8)],
+    ids=["arc", "straight", "wrong depth", "still"],
+)
+def test_gaussians_of_a_model_that_finds_cameras_are_laid_on_the_true_ones(
+    poses: Tensor, true_depth: float | None, own_depth: float | None
+) -> None:
+    """A straight path leaves its roll free, and a still camera the scale: orientations and depth hold them."""
+    found, truth = placed(poses, true_depth, own_depth)
+    torch.testing.assert_close(found, truth, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("depth", [(None, None), (4.0, None), (None, 0.8)])
+def test_a_still_camera_without_depth_tells_no_scale(depth: tuple[float | None, float | None]) -> None:
+    with pytest.raises(Refused, match="nothing says how long"):
+        placed(straight(0.01), *depth)
 
 
 def test_a_model_that_follows_no_points_is_refused(run: Run) -> None:

@@ -157,7 +157,10 @@ def run_protocol(model: Model, config: PublishedConfig, *, patch: int, trained: 
 def _attempt(runner: Runner, sequence: Sequence, task: Task, result: Published) -> None:
     """Add a row, or the reason why there is none."""
     try:
-        result.rows.append(runner.row(sequence, task))
+        row = runner.row(sequence, task)
+        result.rows.append(row)
+        if row.lacks is not None:
+            result.skipped.append(Missing(sequence=sequence.name, task=task, reason=row.lacks))
     except Skip as reason:
         result.skipped.append(Missing(sequence=sequence.name, task=task, reason=str(reason)))
     except (UserError, OSError, RuntimeError, ValueError) as error:

@@ -32,6 +32,8 @@ class Row:
     """In the mean: valid pixels for depth, the sequence's own for tracks, 1 elsewhere."""
     baselines: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
     """What predictors that need no motion, or no image, score on the same sequence."""
+    lacks: str | None = None
+    """Why a metric that the sequence has truth for is not there."""
 
 
 @dataclass(frozen=True, kw_only=True)

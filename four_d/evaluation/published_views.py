@@ -1,8 +1,8 @@
 """Held-out pictures and hand-marked keypoints of published sets, by Gaussians of windows of their videos.
 
 Each window is seen alone, with the set's cameras where the model takes them. A model that finds cameras itself has its
-Gaussians brought to the set's by the similarity of the camera centres, window by window. Beside it stands ``copy``, the
-frame of the video nearest in time, and of those the one whose camera is nearest.
+Gaussians brought to the set's by the poses that both say (`runs.laid`), window by window. Beside it stands ``copy``,
+the frame of the video nearest in time, and of those the one whose camera is nearest.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from four_d.evaluation.abilities import gaussian_frames, hints_taken, unit_of
 from four_d.evaluation.novel import nearest_frames, size_of
 from four_d.evaluation.pictures import score_pictures
 from four_d.evaluation.published_result import Row, Skip
-from four_d.evaluation.runs import Run, RunSettings, window_of, windows
+from four_d.evaluation.runs import Refused, Run, RunSettings, window_of, windows
 from four_d.metrics.baselines import Model
 from four_d.metrics.keypoints import pck_of_video
 from four_d.protocols.sequence import Keypoints, Sequence, ViewTruth
@@ -59,7 +59,7 @@ def check_views(model: Model) -> None:
 
 
 def score_views(model: Model, sequence: Sequence, settings: ViewSettings, shown: Shown) -> Row:
-    """The scores of one video.
+    """The scores of one video; the row ``lacks`` keypoints that could not be followed.
 
     Args:
         model: one that `check_views` lets pass.
@@ -68,34 +68,51 @@ def score_views(model: Model, sequence: Sequence, settings: ViewSettings, shown:
         shown: pictures f h w 3 and times to the clip that the model is given.
 
     Raises:
-        UserError: cameras or depth that the model needs and the set has not, and whatever model and renderer refuse.
-        Skip: nothing to score: the model gives no Gaussians.
+        UserError: cameras or depth that the model needs and the set has not, a video of too few frames, damaged files,
+            and whatever model and renderer refuse.
+        Skip: nothing to score: the model gives no Gaussians, or nothing tells how long their lengths are.
 
     """
     assert sequence.views is not None
+    parts = list(windows(sequence.frames, *_cut(model, sequence, settings)))
+    marked = None if sequence.keypoints is None else sequence.keypoints()
     truth, pictures = sequence.views(), sequence.images()
     seen = _posed(sequence, shown(pictures, sequence.times), pictures.shape[1:3])
     depth = depth_seen(sequence, size_of(seen), bounded=unit_of(model) == "disparity")
     valid = None if depth is None else depth > 0
     run = Run(key=sequence.name, clip=dataclasses.replace(seen, depth=depth, valid=valid))
-    parts = list(windows(sequence.frames, *_cut(model, sequence, settings)))
     found: list[Window] = []
     rows: list[Scores] = []
     for span, mine in zip(parts, shares(run.clip.times, parts, torch.tensor(truth.times)), strict=True):
-        window = window_of(model, run, range(*span), _settings(model, settings))
-        found += [window] if sequence.keypoints is not None else []
+        window = _window(model, run, range(*span), settings)
+        found += [] if marked is None else [window]
         rows += [_score(_picture(window, _one(truth, i), settings), _one(truth, i), settings) for i in mine]
     scores = {f"pictures_{name}": value for name, value in _means(rows).items()}
-    if sequence.keypoints is not None:
-        scores["pck_t"] = keypoints_pck(found, sequence.keypoints(), pictures.shape[1:3])
+    carried, lacks = ({}, None) if marked is None else _carried(found, marked, pictures.shape[1:3])
     copied = _means(_copied(sequence, pictures, truth, settings))
     return Row(
         sequence=sequence.name,
         task="views",
         frames=sequence.frames,
-        scores=scores,
+        scores=scores | carried,
         baselines={COPY: {f"pictures_{name}": value for name, value in copied.items()}},
+        lacks=lacks,
     )
+
+
+def _window(model: Model, run: Run, frames: range, settings: ViewSettings) -> Window:
+    try:
+        return window_of(model, run, frames, _settings(model, settings))
+    except Refused as reason:
+        raise Skip(str(reason)) from None
+
+
+def _carried(found: list[Window], marked: Keypoints, picture: Several[int]) -> tuple[Scores, str | None]:
+    """The score of keypoints, or why there is none."""
+    try:
+        return {"pck_t": keypoints_pck(found, marked, picture)}, None
+    except (Skip, UserError) as reason:
+        return {}, f"no pck_t: {reason}"
 
 
 def _settings(model: Model, settings: ViewSettings) -> RunSettings:
@@ -111,13 +128,21 @@ def _settings(model: Model, settings: ViewSettings) -> RunSettings:
 
 
 def _cut(model: Model, sequence: Sequence, settings: ViewSettings) -> tuple[int, int]:
-    """Frames and stride of windows."""
-    count = gaussian_frames(model) or sequence.frames
+    """Frames and stride of windows; UserError where the model takes another number of frames."""
+    moved = gaussian_frames(model)
+    count = moved or sequence.frames
     frames, stride = settings.window or (count, max(count - 1, 1))
     if sequence.keypoints is not None and stride >= frames and sequence.frames > frames:
         raise UserError(
             f"window is {[frames, stride]}; keypoints are followed over frames that windows share: less stride"
         )
+    if moved is not None and sequence.frames < moved:
+        raise UserError(
+            f"{sequence.name} has {sequence.frames} frames, and this model makes Gaussians of {moved}: leave it out "
+            "(sequences), or take a model of fewer"
+        )
+    if moved is not None and frames != moved:
+        raise UserError(f"window has {frames} frames, and this model makes Gaussians of {moved}: give that many")
     return frames, stride
 
 
@@ -221,7 +246,10 @@ def _means(rows: list[Scores]) -> Scores:
 
 
 def keypoints_pck(found: list[Window], marked: Keypoints, picture: Several[int]) -> float:
-    """DyCheck's PCK-T of keypoints that are carried by chaining from each marked frame to each other."""
+    """DyCheck's PCK-T of keypoints that are carried by chaining from each marked frame to each other.
+
+    `Skip` where none is marked twice; UserError as `chain`.
+    """
     (height, width), size = picture, found[0].size
     scale = torch.tensor([size[1] / width, size[0] / height])
     points, visible = torch.from_numpy(marked.points).float(), torch.from_numpy(marked.visible)

@@ -25,7 +25,7 @@ from four_d.data.views import take
 from four_d.errors import UserError
 from four_d.evaluation.abilities import moves
 from four_d.evaluation.motion import scale_between, true_points
-from four_d.geometry import align_points, make_pose, rebase, scale_gaussians, transform, world_points
+from four_d.geometry import make_pose, rebase, scale_gaussians, transform, world_points
 from four_d.metrics import tracks as metrics
 from four_d.metrics.baselines import Model
 from four_d.tracking import Moves, follow
@@ -45,8 +45,16 @@ MOST = 256
 """Points that are followed in a run."""
 SEEN = 0.5
 """Probability above which a point counts as seen."""
+STANDS = 0.02
+"""Share of the scene's distance: the centres of cameras that move less do not say how long a model's lengths are."""
+ALIKE = 0.5
+"""Least cosine between a model's path and the true one for the same."""
 
 Scores = dict[str, float | None]
+
+
+class Refused(UserError):  # noqa: N818  # the model, by whoever asked
+    """What keeps the Gaussians of a window from being taken; those who asked for them know the remedy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +76,8 @@ class RunSettings:
     hints: tuple[Hint, ...] = ()
     device: torch.device | str = "cpu"
     own_cameras: bool = False
-    """Whether a model may find the cameras itself: its Gaussians are then brought to the true ones by the similarity
-    of the camera centres. False refuses it."""
+    """Whether a model may find the cameras itself: its Gaussians are then brought to the true ones by `laid`. False
+    refuses it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +172,10 @@ def chained(model: Model, run: Run, queries: Float[Tensor, "n 3"], settings: Run
     finds cameras itself.
     """
     parts = windows(len(run.clip.times), settings.frames, settings.frames - 1)
-    found = chain([window_of(model, run, range(*part), settings) for part in parts], queries)
+    try:
+        found = chain([window_of(model, run, range(*part), settings) for part in parts], queries)
+    except Refused as reason:
+        raise UserError(f"{reason} and has no motion head; take a model that has either") from None
     return RunTracks(points=found.points, visible=found.visible > SEEN)
 
 
@@ -219,8 +230,8 @@ def windows(frames: int, length: int, stride: int) -> Iterator[tuple[int, int]]:
 def window_of(model: Model, run: Run, frames: range, settings: RunSettings) -> Window:
     """What a model makes of frames of a run, which it sees alone, in the run's coordinates and unit.
 
-    UserError for a run without cameras, a model without Gaussians, one that finds cameras where that is not allowed,
-    and a prediction that is not finite.
+    UserError for a run without cameras, a model that finds cameras where that is not allowed, and a prediction that is
+    not finite. `Refused` for a model without Gaussians, and for one whose unit of length nothing tells.
     """
     part = take(_bare(run.clip), torch.arange(frames.start, frames.stop))
     if part.cameras is None:
@@ -233,7 +244,7 @@ def window_of(model: Model, run: Run, frames: range, settings: RunSettings) -> W
         prediction = model(_inputs(shown, run.key, settings))
     _check_gaussians(prediction, settings)
     assert shown.scale is not None
-    placed = _placed(prediction, plain, float(shown.scale) / _unit(run.clip))
+    placed = _placed(prediction, part, float(shown.scale) / _unit(run.clip))
     if placed.offset_times is not None:
         placed = dataclasses.replace(placed, offset_times=placed.offset_times + start)
     size = part.images.shape[-2], part.images.shape[-1]
@@ -242,7 +253,7 @@ def window_of(model: Model, run: Run, frames: range, settings: RunSettings) -> W
 
 def _check_gaussians(prediction: Prediction, settings: RunSettings) -> None:
     if prediction.gaussians is None:
-        raise UserError("this model has no motion head and makes no Gaussians; take one that does either")
+        raise Refused("this model makes no Gaussians")
     if prediction.cameras is not None and not settings.own_cameras:
         raise UserError(
             "this model finds cameras itself, in a world of its own for each window, and has no motion head: it "
@@ -250,20 +261,77 @@ def _check_gaussians(prediction: Prediction, settings: RunSettings) -> None:
         )
 
 
-def _placed(prediction: Prediction, cameras: Cameras, unit: float) -> Gaussians:
+def _placed(prediction: Prediction, part: Clip, unit: float) -> Gaussians:
     """The Gaussians of a batch of one in the world of the true cameras; UserError where they are not finite."""
     gaussians = map_tensors(prediction.gaussians, lambda tensor: tensor[0].float().cpu().clone())
     assert gaussians is not None
-    if not all(bool(part.isfinite().all()) for part in (gaussians.means, gaussians.scales, gaussians.harmonics)):
+    assert part.cameras is not None
+    if not all(bool(each.isfinite().all()) for each in (gaussians.means, gaussians.scales, gaussians.harmonics)):
         raise UserError("the Gaussians are not finite: the model has diverged; take another checkpoint")
+    true = part.cameras.world_from_camera
     if prediction.cameras is None:
-        return in_world(gaussians, cameras.world_from_camera[0], unit)
-    own, true = (
-        poses[..., :3, 3].double().cpu()
-        for poses in (prediction.cameras.world_from_camera[0], cameras.world_from_camera)
-    )
-    scale, rotation, translation = align_points(own, true)
-    return in_world(gaussians, make_pose(rotation, translation).float(), float(scale))
+        return in_world(gaussians, true[0], unit)
+    own = prediction.cameras.world_from_camera[0].double().cpu()
+    if not bool(own.isfinite().all()):
+        raise UserError("the camera poses are not finite: the model has diverged; take another checkpoint")
+    distance = float((gaussians.means - own[0, :3, 3]).norm(dim=-1).median())
+    scale, pose = laid(own, true.double().cpu(), distance, _depth_ratio(prediction, part))
+    return in_world(gaussians, pose.float(), scale)
+
+
+def _depth_ratio(prediction: Prediction, part: Clip) -> float | None:
+    """True median depth over the model's, of the same pixels; None where either is unknown."""
+    if prediction.depth is None or part.depth is None:
+        return None
+    own = prediction.depth[0].double().cpu()
+    known = (part.depth > 0 if part.valid is None else part.valid) & own.isfinite() & (own > 0)
+    return float(part.depth[known].double().median() / own[known].median()) if bool(known.any()) else None
+
+
+def laid(
+    own: Float[Tensor, "f 4 4"], true: Float[Tensor, "f 4 4"], distance: float, ratio: float | None
+) -> tuple[float, Float[Tensor, "4 4"]]:
+    """The similarity from a model's world to the true one, by the poses that the frames have in both.
+
+    The rotation is the chordal mean of those between the frames' orientations, so that it is known of a straight path
+    and of a camera that stands still too. Scale and translation lay centres on centres by least squares, given that
+    rotation; where either path is short beside the scene (`STANDS`) or they are not `ALIKE`, the scale is ``ratio``.
+
+    Args:
+        own: world_from_camera of the model.
+        true: likewise, in the other world.
+        distance: how far the scene is from the cameras, in the model's unit.
+        ratio: true depth over the model's; None: unknown.
+
+    Returns:
+        What lengths are multiplied by, and the rigid motion after it.
+
+    Raises:
+        Refused: paths that do not tell the scale, without ``ratio``.
+
+    """
+    rotation = cast(Tensor, roma.special_procrustes((true[:, :3, :3] @ own[:, :3, :3].mT).sum(0)))
+    mine, theirs = own[:, :3, 3] @ rotation.mT, true[:, :3, 3]
+    scale = _path_ratio(mine - mine.mean(0), theirs - theirs.mean(0), distance, ratio)
+    if scale is None:
+        raise Refused(
+            "the cameras hardly move, truly or by the model, and there is no depth of both: nothing says how long the "
+            "lengths of this model are"
+        )
+    return scale, make_pose(rotation, theirs.mean(0) - scale * mine.mean(0))
+
+
+def _path_ratio(
+    mine: Float[Tensor, "f 3"], theirs: Float[Tensor, "f 3"], distance: float, ratio: float | None
+) -> float | None:
+    """The scale of `laid`, of centres about their mean that are turned alike; None where nothing tells it."""
+    both, squared = float((mine * theirs).sum()), float((mine**2).sum())
+    path, true_path = (float((part**2).sum(-1).mean().sqrt()) for part in (mine, theirs))
+    if both <= ALIKE * path * true_path * len(mine) or path <= STANDS * distance:
+        return ratio
+    if ratio is not None and true_path <= STANDS * distance * ratio:
+        return ratio
+    return both / squared
 
 
 def in_world(gaussians: Gaussians, world_from_here: Float[Tensor, "4 4"], unit: float) -> Gaussians:
