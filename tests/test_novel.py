@@ -7,8 +7,10 @@ import dataclasses
 import pytest
 import torch
 
+from four_d.errors import UserError
 from four_d.evaluation.novel import copies, nearest_frames, novel_frames, novel_scores
-from four_d.types import Cameras, Clip, Gaussians
+from four_d.evaluation.scores import gaussian_scale
+from four_d.types import Cameras, Clip, Gaussians, Prediction
 
 TIMES = [0.0, 0.1, 0.2, 0.3] * 2
 
@@ -70,3 +72,14 @@ def test_the_right_gaussians_score_better_than_a_copy() -> None:
     assert scores["novel_time_psnr"] > 30
     assert scores["ssim"] == pytest.approx(1, abs=0.1)
     assert novel_scores(sheet(0.7), dataclasses.replace(clip, views=None)) == {}
+
+
+def test_the_scale_of_own_cameras_is_of_depth_and_never_guessed() -> None:
+    clip, depth = make_clip(), torch.full((2, 16, 16), 3.0)
+    told = dataclasses.replace(clip, depth=2 * depth, valid=depth > 0)
+    own = Prediction(cameras=clip.cameras, depth=depth)
+    assert gaussian_scale(own, told) == pytest.approx(2)
+    assert gaussian_scale(own, clip) is None
+    assert gaussian_scale(Prediction(), clip) == 1
+    with pytest.raises(UserError, match=r"no depth head.*pictures=false"):
+        gaussian_scale(Prediction(cameras=clip.cameras), told)

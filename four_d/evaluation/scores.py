@@ -106,9 +106,10 @@ class _Video:
         )
         self._name = row, key
         self._scores = score_clip(mine, targets, tasks)
-        if "pictures" in tasks and first.gaussians is not None:
+        if "pictures" in tasks and first.gaussians is not None and targets.views is not None:
             gaussians = map_tensors(first.gaussians, lambda tensor: _finite(tensor[index], "Gaussians", row, key))
-            found = novel_scores(gaussians, targets, _scale(mine, targets), lpips)
+            scale = gaussian_scale(mine, targets)
+            found = {} if scale is None else novel_scores(gaussians, targets, scale, lpips)
             self._scores = self._scores | {f"pictures_{name}": value for name, value in found.items()}
         self._motion: MotionScores | None = None
         if "motion" in tasks and first.motion is not None and targets.motion is not None:
@@ -143,12 +144,20 @@ def _predict(model: Model, clip: Clip, device: torch.device) -> Iterator[tuple[P
         del prediction  # before the next is made
 
 
-def _scale(prediction: Prediction, targets: Clip) -> float:
-    """What brings the lengths of a model that finds the cameras itself to the truth's unit; 1 for one given them."""
-    if prediction.cameras is None or prediction.depth is None:
+def gaussian_scale(prediction: Prediction, targets: Clip) -> float | None:
+    """What brings the lengths of a model that finds the cameras itself to the truth's unit; 1 for one given them.
+
+    The median ratio of depths; None where the clip has none. UserError for a model that finds cameras but no depth.
+    """
+    if prediction.cameras is None:
         return 1.0
+    if prediction.depth is None:
+        raise UserError(
+            "this model finds cameras itself and has no depth head, so nothing says how long its lengths are; leave "
+            "its pictures out (pictures=false)"
+        )
     truth, valid = _depth(targets)
-    return float((truth.to(prediction.depth)[valid] / prediction.depth[valid]).median()) if bool(valid.any()) else 1.0
+    return float((truth.to(prediction.depth)[valid] / prediction.depth[valid]).median()) if bool(valid.any()) else None
 
 
 def _synchronise(device: torch.device) -> None:
