@@ -77,6 +77,17 @@ def test_input_path_takes_frames_in_any_order() -> None:
     torch.testing.assert_close(found.world_from_camera, there.world_from_camera)
 
 
+def test_input_path_of_a_rig_is_its_first_cameras() -> None:
+    """Three cameras for each time, the first of them first."""
+    others = make_pose(torch.eye(3).expand(2, 3, 3), torch.tensor([[9.0, 0, 0], [0, 9, 0]]))
+    poses = torch.cat([torch.stack([pose, *others]) for pose in cameras().world_from_camera])
+    rig = Cameras(world_from_camera=poses, intrinsics=cameras().intrinsics[:1].expand(6, 3, 3))
+    way = CameraPath(kind="input")
+    there, _ = camera_path(cameras(), TIMES, 1.0, way)
+    found, _ = camera_path(rig, TIMES.repeat_interleave(3), 1.0, way)
+    torch.testing.assert_close(found.world_from_camera, there.world_from_camera)
+
+
 @pytest.mark.parametrize("kind", ["orbit", "wiggle", "input"])
 def test_one_frame_gives_a_path_too(kind: Literal["orbit", "wiggle", "input"]) -> None:
     one = Cameras(world_from_camera=torch.eye(4)[None], intrinsics=cameras().intrinsics[:1])

@@ -23,10 +23,11 @@ from four_d.inference.parts import Part, take_frames
 from four_d.inference.run import times_apart
 from four_d.inference.seams import Similarity
 from four_d.inference.segments import Segments, read_segments, write_segments
+from four_d.inference.units import to_model
 from four_d.inference.video import Video
 from four_d.rendering import render
 from four_d.rendering.scene import means_at
-from four_d.types import Cameras, Gaussians, Prediction, Segment, map_tensors, segment_at
+from four_d.types import Cameras, Clip, Gaussians, Prediction, Segment, map_tensors, segment_at
 from tests.formats.scene import SIZE, cameras, moving, standing
 
 COUNT = 4
@@ -298,6 +299,21 @@ def test_a_posed_model_says_what_it_needs() -> None:
         model(pictures(7), known=given(7, depth=None))
     with pytest.raises(UserError, match=r"set data\.hints\.poses=1, or take another backbone than spacetime"):
         config.load(["dgs_lrm"], ["data.sources.a.path=x", "data.hints.poses=0.5"])
+
+
+def test_depth_without_a_valid_pixel_is_named_as_such() -> None:
+    depth = torch.zeros(1, 2, 4, 4)
+    lens = torch.eye(3).expand(1, 2, 3, 3)
+    clip = Clip(
+        images=torch.zeros(1, 2, 3, 4, 4),
+        times=torch.arange(2.0)[None],
+        camera_ids=torch.zeros(1, 2, dtype=torch.long),
+        cameras=Cameras(world_from_camera=poses(2)[None], intrinsics=lens),
+        depth=depth,
+        valid=depth > 0,
+    )
+    with pytest.raises(UserError, match=r"no pixel of the given depth is valid .* \(--depth\)"):
+        to_model(clip, "disparity")
 
 
 @pytest.mark.parametrize("count", [2, 6, 13])

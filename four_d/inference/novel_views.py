@@ -22,7 +22,7 @@ from four_d.formats.videos import write_video
 from four_d.geometry import make_pose
 from four_d.progress import progress
 from four_d.rendering import render
-from four_d.types import Cameras, Gaussians, Segment, map_tensors, segment_at
+from four_d.types import Cameras, Gaussians, Segment, map_tensors, same_time, segment_at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class CameraPath:
 
     ``orbit``: round the point that the first camera looks at, through a circle of ``amplitude`` in the plane of its
     picture, always towards that point. ``wiggle``: likewise, only to the left and right. ``input``: as the clip's own
-    cameras, smoothly from one to the next.
+    camera, smoothly from one frame to the next; of a rig the first camera.
     """
 
     kind: Literal["orbit", "wiggle", "input"] = "orbit"
@@ -64,7 +64,7 @@ def camera_path(
 
     Args:
         cameras: of the clip's f frames, any world.
-        times: of the frames in seconds, in any order.
+        times: of the frames in seconds, in any order; of frames at the same time (a rig's) ``input`` takes the first.
         distance: from the first camera to the point it looks at, along its axis (`looked_at`).
         way: how they go; None: an orbit.
 
@@ -101,7 +101,8 @@ def _along(cameras: Cameras, times: Float[Tensor, "f"], at: Float[Tensor, "v"]) 
     """The clip's cameras at other times: centres linear, rotations along the shortest turn, lenses the nearest's."""
     import roma
 
-    order = times.argsort()
+    order = times.argsort(stable=True)
+    order = order[torch.cat([order.new_ones(1).bool(), ~same_time(times[order][1:], times[order][:-1])])]
     known, poses = times[order], cameras.world_from_camera[order]
     after = torch.searchsorted(known, at).clamp(0, len(known) - 1)
     before = (after - 1).clamp_min(0)

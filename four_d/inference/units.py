@@ -16,7 +16,7 @@ def to_model(clip: Clip, rule: Normalisation) -> tuple[Clip, float]:
     """A batch of one clip in the model's unit, and how many of the user's lengths that is.
 
     Only a model trained by disparity needs it: others make given poses and depth free of scale themselves.
-    UserError without cameras, and without depth, which alone tells that unit.
+    UserError without cameras, and without valid depth, which alone tells that unit.
     """
     if rule != "disparity":
         return clip, 1.0
@@ -29,6 +29,11 @@ def to_model(clip: Clip, rule: Normalisation) -> tuple[Clip, float]:
         raise UserError(
             "this model needs to know how far away things are, in the cameras' unit of length; give depth (--depth), "
             "as any model with a depth head writes it"
+        )
+    if clip.valid is None or not bool(clip.valid.any()):
+        raise UserError(
+            "no pixel of the given depth is valid (finite and above 0), and this model needs to know how far away "
+            "things are; give other depth (--depth)"
         )
     single = map_tensors(clip, lambda tensor: tensor[0])
     divisor = disparity_scale(single)
