@@ -35,7 +35,8 @@ CLEARLY = 3.0
 """Times the jitter that a track must span to count as moving.
 
 With this, of what a small model (`late` of `make study-dept3r`) says of 16 held-out clips of 64 × 64 pixels a third
-counts as moving, and two thirds of the 17 % that do are in it; by `SPAN` alone it is 69 %. Twice the jitter gives 45 %, four times 25 %.
+counts as moving, and two thirds of the 17 % that do are in it; by `SPAN` alone it is 69 %. Twice the jitter gives
+45 %, four times 25 %.
 """
 
 
