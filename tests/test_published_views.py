@@ -195,11 +195,11 @@ def test_a_model_that_finds_cameras_is_laid_on_the_true_ones(
     layouts.write_dycheck(tmp_path)
     poses = torch.from_numpy(written.world().poses[[layouts.shown(*each) for each in layouts.TRAIN]]).float()
     if line:
-        poses[:, :3, 3] = poses[0, :3, 3] + torch.linspace(0, 1, len(poses))[:, None] * torch.tensor([1.0, 0, 0.5])
+        poses[:, :3, 3] = poses[0, :3, 3] + torch.linspace(0, 1, len(poses))[:, None] * torch.tensor([0.9, 0.3, -0.4])
         for (camera, time), pose in zip(layouts.TRAIN, poses, strict=True):
             path = tmp_path / "apple" / "camera" / f"{camera}_{time:05d}.json"
             path.write_text(json.dumps(json.loads(path.read_text()) | {"position": pose[:3, 3].tolist()}))
-    turn = torch.tensor([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
+    turn = torch.tensor([[0.0, -1, 0], [0.6, 0, -0.8], [0.8, 0, 0.6]])
     true = torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
     seen: list[Window] = []
 

@@ -213,11 +213,11 @@ def test_gaussians_are_brought_into_another_world() -> None:
 
 
 def straight(extent: float) -> Tensor:
-    """Cameras that go to the right and turn a little on the way."""
+    """Cameras that go along a line and turn a little on the way."""
     angle = torch.linspace(0, 0.2, 5)
     turn = torch.eye(3).repeat(5, 1, 1)
     turn[:, 0, 0], turn[:, 0, 2], turn[:, 2, 0], turn[:, 2, 2] = angle.cos(), angle.sin(), -angle.sin(), angle.cos()
-    return make_pose(turn, torch.linspace(0, extent, 5)[:, None] * torch.tensor([1.0, 0, 0]))
+    return make_pose(turn, torch.linspace(0, extent, 5)[:, None] * torch.tensor([0.9, 0.3, -0.4]))
 
 
 def arc() -> Tensor:
