@@ -211,8 +211,8 @@ def table(study: Study, summary: Line) -> str:
     """Markdown: one row per variant, mean and range over seeds."""
     rows = [["", *(f"{key.label} {'↑' if key.higher_is_better else '↓'}" for key in compared(study))]]
     for variant in (v for v in rows_of(study) if v in summary):
-        cells = [summary[variant][key.figure] for key in compared(study)]
-        rows.append([variant, *(cell_text(cell) for cell in cells)])
+        cells = [(summary[variant][key.figure], key.digits) for key in compared(study)]
+        rows.append([variant, *(cell_text(cell, digits) for cell, digits in cells)])
     free = summary.get("image_free", {})
     rows.append(
         ["ignoring the image", *("" if free.get(k.name) is None else f"{free[k.name]:.3g}" for k in compared(study))]
@@ -221,9 +221,14 @@ def table(study: Study, summary: Line) -> str:
     return "\n".join([text[0], "|" + " --- |" * len(rows[0]), *text[1:]])
 
 
-def cell_text(cell: Line) -> str:
-    known = [value for value in cell["per_seed"].values() if value is not None]
-    return f"{cell['mean']:.3g} ({min(known):.3g}–{max(known):.3g})" if known else ""
+def cell_text(cell: Line, digits: int) -> str:
+    """Mean and, of several seeds, the range."""
+    known = [f"{value:.{digits}g}" for value in cell["per_seed"].values() if value is not None]
+    if not known:
+        return ""
+    return f"{cell['mean']:.{digits}g}" + (
+        f" ({min(known, key=float)}–{max(known, key=float)})" if len(known) > 1 else ""
+    )
 
 
 def plot(study: Study, summary: Line, file: Path) -> None:
@@ -247,7 +252,9 @@ def plot(study: Study, summary: Line, file: Path) -> None:
         if free is not None:
             panel.axhline(free, color="0.4", ls="--", lw=1, label="ignoring the image")
             panel.legend(fontsize=7)
-        panel.set_xticks(range(len(variants)), [v.replace("_", "\n") for v in variants], fontsize=8)
+        many = len(variants) > 6
+        labels = [v.replace("_", " " if many else "\n") for v in variants]
+        panel.set_xticks(range(len(variants)), labels, fontsize=8, rotation=60 if many else 0)
         panel.set_xlim(-0.6, len(variants) - 0.4)
         panel.margins(y=0.15)
         panel.set_title(f"{key.label} ({'higher' if key.higher_is_better else 'lower'} is better)", fontsize=9)

@@ -53,6 +53,8 @@ class Key:
     higher_is_better: bool = False
     compared: bool = True
     """False: a fact about the data, in the figures but in neither plot nor table."""
+    digits: int = 3
+    """Significant ones, in the table."""
     called: str | None = None
     """Its name among the study's figures, if another."""
 
