@@ -72,7 +72,8 @@ class Knows:
         assert clip.cameras is not None
         steps = truth.cameras.world_from_camera[frames, :3, 3] - truth.cameras.world_from_camera[frames[0], :3, 3]
         given = clip.cameras.world_from_camera[0, :, :3, 3].norm(dim=-1)
-        return Prediction(gaussians=self._gaussians(frames, here, float(given[-1] / steps[-1].norm())))
+        unit = float(given[-1] / steps[-1].norm())
+        return Prediction(gaussians=self._gaussians(frames, here, unit, clip.times[0]))
 
     def _paths(self, frames: list[int], here: Tensor) -> Float[Tensor, "t f h w 3"]:
         truth = self.run.clip
@@ -84,7 +85,7 @@ class Knows:
         found = torch.stack([surfaces.points(surface, at if self.still else t.expand(len(at))) for t in at])
         return transform(here, found.flatten(0, 3)[None])[0].view(found.shape)
 
-    def _gaussians(self, frames: list[int], here: Tensor, unit: float) -> Gaussians:
+    def _gaussians(self, frames: list[int], here: Tensor, unit: float, times: Tensor) -> Gaussians:
         paths = self._paths(frames, here).flatten(1, 3) * unit
         count = paths.shape[1]
         found = Gaussians(
@@ -94,7 +95,7 @@ class Knows:
             opacities=torch.full((count,), 0.95),
             harmonics=torch.zeros(count, 1, 3),
             offsets=paths - paths[0],
-            offset_times=self.run.clip.times[frames],
+            offset_times=times,
         )
         return map_tensors(found, lambda tensor: tensor[None])
 

@@ -292,6 +292,7 @@ class Oracle(FourD):
     """
 
     patch_size = 4  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+    heads = ("all",)  # pyright: ignore[reportAssignmentType]
 
     def __init__(self, whole: Prediction, speed: float = 0.0, *, still: bool = False) -> None:
         torch.nn.Module.__init__(self)
