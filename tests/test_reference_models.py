@@ -74,8 +74,21 @@ def test_known_intrinsics_do_not_raise_the_error_of_motion(tmp_path: Path) -> No
 
 def test_posed_gaussians_show_the_second_camera_better_than_copies_do(tmp_path: Path) -> None:
     synthetic = pytest.importorskip("data_prep.synthetic", reason="needs the extra synth")
-    settings = synthetic.WorldSettings(width=64, height=64, frames=6, cameras=2, duration_s=(0.3, 0.5), spin=0.2)
+    settings = synthetic.WorldSettings(
+        width=64,
+        height=64,
+        frames=12,
+        cameras=2,
+        moving=(0.12, 0.55),
+        objects=(3, 6),
+        duration_s=(0.5, 0.9),
+        paths=("handheld", "static"),
+        starts=("dropped", "thrown", "slid"),
+        spin=0.2,
+        rig_m=0.5,
+    )
     synthetic.make(tmp_path, shards=range(1), seed=9, clips_per_shard=4, workers=1, settings=settings, held_out=True)
-    config = EvaluationConfig(data=str(tmp_path), frames=6, hints=("intrinsics", "poses"), tasks=("pictures",))
+    given = ("intrinsics", "poses")
+    config = EvaluationConfig(data=str(tmp_path), frames=6, stride=2, hints=given, tasks=("pictures",))
     scores = run(load(FOLDER / "dgs_lrm-small"), config).rows["model"]
     assert scores["pictures_psnr"].mean > scores["pictures_copy_psnr"].mean
