@@ -59,7 +59,9 @@ class Part:
 
 _MOTION = frozenset({"motion", "motion_confidence", "motion_visible"})
 """Fields whose frames are the second axis."""
-_LEFT_OUT = frozenset({"pose_encodings", "pixel_track_stages", "match_logits", "gaussians", "key_frames"})
+_LEFT_OUT = frozenset(
+    {"pose_encodings", "pixel_track_stages", "match_logits", "match_frames", "gaussians", "key_frames"}
+)
 _OF_POINTS = frozenset({"pixel_tracks", "pixel_tracks_visible", "pixel_tracks_confidence"})
 """Fields whose points differ from window to window."""
 
