@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from four_d.errors import UserError
 from four_d.types import Cameras, Gaussians, Prediction
 
 Points = Float[Tensor, "*b n 3"]
@@ -176,4 +177,24 @@ def scale_gaussians(gaussians: Gaussians, factor: float) -> Gaussians:
     offsets = None if gaussians.offsets is None else gaussians.offsets * factor
     return dataclasses.replace(
         gaussians, means=gaussians.means * factor, scales=gaussians.scales * factor, offsets=offsets
+    )
+
+
+def move_gaussians(gaussians: Gaussians, a_from_b: Float[Tensor, "4 4"], factor: float = 1.0) -> Gaussians:
+    """Unbatched Gaussians of coordinates b, lengths times ``factor``, then in coordinates a, of that new unit.
+
+    UserError for colours that depend on the direction: they would have to be turned too.
+    """
+    if gaussians.harmonics.shape[-2] > 1:
+        raise UserError("Gaussians whose colours depend on the direction cannot be turned; give those of degree 0")
+    sized, pose = scale_gaussians(gaussians, factor), a_from_b.double()
+    rotation = pose[:3, :3]
+    turn = roma.rotmat_to_unitquat(rotation).to(sized.quats).expand_as(sized.quats)
+    quats = roma.quat_product(turn, roma.quat_wxyz_to_xyzw(sized.quats))
+    offsets = sized.offsets
+    return dataclasses.replace(
+        sized,
+        means=transform(pose, sized.means.double()).to(sized.means.dtype),
+        quats=roma.quat_xyzw_to_wxyz(quats),
+        offsets=None if offsets is None else (offsets.double() @ rotation.mT).to(offsets.dtype),
     )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from four_d import geometry
-from four_d.types import Cameras
+from four_d.types import Cameras, Gaussians
 
 SEEDS = st.integers(0, 100_000)
 F64 = torch.float64
@@ -283,3 +283,29 @@ def test_pixel_centres_are_x_then_y() -> None:
     grid = geometry.pixel_centres(2, 3, torch.zeros(1)).numpy()
     expected = np.stack(np.meshgrid([0.5, 1.5, 2.5], [0.5, 1.5]), axis=-1)
     np.testing.assert_array_equal(grid, expected)
+
+
+def test_gaussians_are_brought_into_another_world() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pose = torch.eye(4)
+    pose[:3, :3] = torch.tensor([[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]])
+    pose[:3, 3] = torch.tensor([1.0, 2, 3])
+    own = Gaussians(
+        means=torch.randn(4, 3, generator=generator),
+        quats=torch.tensor([2.0, 0, 0, 0]).expand(4, 4),
+        scales=torch.rand(4, 3, generator=generator),
+        opacities=torch.rand(4, generator=generator),
+        harmonics=torch.rand(4, 1, 3, generator=generator),
+        offsets=torch.randn(2, 4, 3, generator=generator),
+        offset_times=torch.tensor([0.0, 1]),
+    )
+    found = geometry.move_gaussians(own, pose, 2.0)
+    assert found.offsets is not None
+    assert own.offsets is not None
+    torch.testing.assert_close(
+        found.means + found.offsets[1], geometry.transform(pose, 2 * (own.means + own.offsets[1])), atol=1e-5, rtol=1e-5
+    )
+    half = 0.5**0.5
+    torch.testing.assert_close(found.quats[0], torch.tensor([2 * half, 0, 2 * half, 0]))
+    torch.testing.assert_close(found.scales, 2 * own.scales)
+    torch.testing.assert_close(found.harmonics, own.harmonics)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,21 +51,19 @@ def test_it_sees_a_real_video(model: checkpoints.Reference) -> None:
     assert (result.tracks is None) == ("motion" not in checkpoints.read(FOLDER / model.name).info.model.heads)
 
 
-def test_known_intrinsics_do_not_raise_the_error_of_motion(tmp_path: Path) -> None:
+def worlds(folder: Path, seed: int, clips: int, **settings: Any) -> Path:
+    """A shard of held-out clips of 64 × 64 pixels, seen by two hand-held or fixed cameras."""
     synthetic = pytest.importorskip("data_prep.synthetic", reason="needs the extra synth")
-    settings = synthetic.WorldSettings(
-        width=64,
-        height=64,
-        frames=6,
-        cameras=2,
-        moving=(0.1, 0.55),
-        duration_s=(0.2, 0.35),
-        paths=("handheld", "static"),
-    )
-    synthetic.make(tmp_path, shards=range(1), seed=7, clips_per_shard=6, workers=1, settings=settings, held_out=True)
+    kind = synthetic.WorldSettings(width=64, height=64, cameras=2, paths=("handheld", "static"), **settings)
+    synthetic.make(folder, shards=range(1), seed=seed, clips_per_shard=clips, workers=1, settings=kind, held_out=True)
+    return folder
+
+
+def test_known_intrinsics_do_not_raise_the_error_of_motion(tmp_path: Path) -> None:
+    data = str(worlds(tmp_path, 7, 6, frames=6, moving=(0.1, 0.55), duration_s=(0.2, 0.35)))
     model = load(FOLDER / "unified-small")
     scores = {
-        hints: run(model, EvaluationConfig(data=str(tmp_path), frames=6, hints=hints, tasks=("motion", "depth"))).rows
+        hints: run(model, EvaluationConfig(data=data, frames=6, hints=hints, tasks=("motion", "depth"))).rows
         for hints in ((), ("intrinsics",))
     }
     without, given = (rows["model"] for rows in scores.values())
@@ -73,22 +72,8 @@ def test_known_intrinsics_do_not_raise_the_error_of_motion(tmp_path: Path) -> No
 
 
 def test_posed_gaussians_show_the_second_camera_better_than_copies_do(tmp_path: Path) -> None:
-    synthetic = pytest.importorskip("data_prep.synthetic", reason="needs the extra synth")
-    settings = synthetic.WorldSettings(
-        width=64,
-        height=64,
-        frames=12,
-        cameras=2,
-        moving=(0.12, 0.55),
-        objects=(3, 6),
-        duration_s=(0.5, 0.9),
-        paths=("handheld", "static"),
-        starts=("dropped", "thrown", "slid"),
-        spin=0.2,
-        rig_m=0.5,
-    )
-    synthetic.make(tmp_path, shards=range(1), seed=9, clips_per_shard=4, workers=1, settings=settings, held_out=True)
-    given = ("intrinsics", "poses")
-    config = EvaluationConfig(data=str(tmp_path), frames=6, stride=2, hints=given, tasks=("pictures",))
+    falling = {"objects": (3, 6), "starts": ("dropped", "thrown", "slid"), "spin": 0.2}
+    data = str(worlds(tmp_path, 9, 4, frames=12, moving=(0.12, 0.55), duration_s=(0.5, 0.9), rig_m=0.5, **falling))
+    config = EvaluationConfig(data=data, frames=6, stride=2, hints=("intrinsics", "poses"), tasks=("pictures",))
     scores = run(load(FOLDER / "dgs_lrm-small"), config).rows["model"]
     assert scores["pictures_psnr"].mean > scores["pictures_copy_psnr"].mean

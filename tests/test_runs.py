@@ -22,7 +22,6 @@ from four_d.evaluation.runs import (
     RunSettings,
     RunTracks,
     RunTruth,
-    in_world,
     run_scores,
     run_truth,
     track_scores,
@@ -186,31 +185,6 @@ def test_scores_by_hand() -> None:
     assert value(scores, "track_epe_motion_static") == pytest.approx(0.9)
     assert value(scores, "track_apd") == pytest.approx(1 / 4)
     assert value(scores, "track_visible_accuracy") == 0.5
-
-
-def test_gaussians_are_brought_into_another_world() -> None:
-    generator = torch.Generator().manual_seed(0)
-    pose = torch.eye(4)
-    pose[:3, :3] = torch.tensor([[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]])
-    pose[:3, 3] = torch.tensor([1.0, 2, 3])
-    given = Gaussians(
-        means=torch.randn(4, 3, generator=generator),
-        quats=torch.tensor([2.0, 0, 0, 0]).expand(4, 4),
-        scales=torch.rand(4, 3, generator=generator),
-        opacities=torch.rand(4, generator=generator),
-        harmonics=torch.rand(4, 4, 3, generator=generator),
-        offsets=torch.randn(2, 4, 3, generator=generator),
-        offset_times=torch.tensor([0.0, 1]),
-    )
-    found = in_world(given, pose, 2.0)
-    assert found.offsets is not None
-    assert given.offsets is not None
-    torch.testing.assert_close(
-        found.means + found.offsets[1], transform(pose, 2 * (given.means + given.offsets[1])), atol=1e-5, rtol=1e-5
-    )
-    half = 0.5**0.5
-    torch.testing.assert_close(found.quats[0], torch.tensor([2 * half, 0, 2 * half, 0]))
-    assert found.harmonics.shape == (4, 1, 3)
 
 
 def straight(extent: float) -> Tensor:

@@ -25,7 +25,7 @@ from four_d.data.views import take
 from four_d.errors import UserError
 from four_d.evaluation.abilities import moves
 from four_d.evaluation.motion import scale_between, true_points
-from four_d.geometry import make_pose, rebase, scale_gaussians, transform, world_points
+from four_d.geometry import make_pose, move_gaussians, rebase, world_points
 from four_d.metrics import tracks as metrics
 from four_d.metrics.baselines import Model
 from four_d.tracking import Moves, follow
@@ -270,13 +270,13 @@ def _placed(prediction: Prediction, part: Clip, unit: float) -> Gaussians:
         raise UserError("the Gaussians are not finite: the model has diverged; take another checkpoint")
     true = part.cameras.world_from_camera
     if prediction.cameras is None:
-        return in_world(gaussians, true[0], unit)
+        return move_gaussians(gaussians, true[0], unit)
     own = prediction.cameras.world_from_camera[0].double().cpu()
     if not bool(own.isfinite().all()):
         raise UserError("the camera poses are not finite: the model has diverged; take another checkpoint")
     distance = float((gaussians.means - own[0, :3, 3]).norm(dim=-1).median())
     scale, pose = laid(own, true.double().cpu(), distance, _depth_ratio(prediction, part))
-    return in_world(gaussians, pose.float(), scale)
+    return move_gaussians(gaussians, pose, scale)
 
 
 def _depth_ratio(prediction: Prediction, part: Clip) -> float | None:
@@ -332,24 +332,6 @@ def _path_ratio(
     if ratio is not None and true_path <= STANDS * distance * ratio:
         return ratio
     return both / squared
-
-
-def in_world(gaussians: Gaussians, world_from_here: Float[Tensor, "4 4"], unit: float) -> Gaussians:
-    """Unbatched Gaussians with lengths times ``unit``, brought from some coordinates into a world of that new unit.
-
-    Of their colours the part stays that does not depend on the direction.
-    """
-    sized = scale_gaussians(gaussians, unit)
-    rotation = world_from_here[:3, :3]
-    turn = roma.rotmat_to_unitquat(rotation).expand_as(sized.quats)
-    quats = roma.quat_xyzw_to_wxyz(roma.quat_product(turn, roma.quat_wxyz_to_xyzw(sized.quats)))
-    return dataclasses.replace(
-        sized,
-        means=transform(world_from_here, sized.means),
-        quats=quats,
-        harmonics=sized.harmonics[..., :1, :],
-        offsets=None if sized.offsets is None else sized.offsets @ rotation.mT,
-    )
 
 
 def _bare(clip: Clip) -> Clip:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-import roma
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from four_d.errors import UserError
 from four_d.formats.clouds import point_maps, reliable
-from four_d.geometry import align_points, make_pose, rotation_angle
+from four_d.geometry import align_points, make_pose, move_gaussians, rotation_angle
 from four_d.types import Cameras, Gaussians, Prediction
 
 MOST_POINTS = 40_000
@@ -55,17 +53,7 @@ class Similarity:
 
         UserError for others.
         """
-        if gaussians.harmonics.shape[-2] > 1:
-            raise UserError("Gaussians whose colours depend on the direction cannot be turned; give those of degree 0")
-        turn = roma.rotmat_to_unitquat(self.rotation).to(gaussians.quats).expand_as(gaussians.quats)
-        quats = roma.quat_product(turn, roma.quat_wxyz_to_xyzw(gaussians.quats))
-        return dataclasses.replace(
-            gaussians,
-            means=self.points(gaussians.means),
-            quats=roma.quat_xyzw_to_wxyz(quats),
-            scales=gaussians.scales * self.scale,
-            offsets=None if gaussians.offsets is None else self.steps(gaussians.offsets),
-        )
+        return move_gaussians(gaussians, make_pose(self.rotation, self.shift), self.scale)
 
     def prediction(self, prediction: Prediction) -> Prediction:
         """The same prediction with a as the world, in a's unit."""
