@@ -177,10 +177,11 @@ def test_splats_move_with_the_slider(browser: Any, page: Path) -> None:  # noqa:
     assert difference(last, first) > 0.5
     visit.page.check("input[value=points]")
     assert visit.page.locator("#all").is_visible()
-    assert difference(visit.scene(), last) > 0.5, "points look different"
+    points = visit.scene()
+    assert difference(points, last) > 0.5, "points look different"
     visit.page.check("input[value=splats]")
     assert not visit.page.locator("#all").is_visible()
-    assert visit.comes_back_to(last)
+    assert visit.comes_back_to(last, rather_than=points)
     assert [error for error in visit.errors if KNOWN not in error] == []
     assert [url for url in visit.requests if not url.startswith(("data:", "blob:", "about:"))] == [page.as_uri()]
 
