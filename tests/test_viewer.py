@@ -352,7 +352,7 @@ class Visit:
         self.page.evaluate(script, frame)
 
     def comes_back_to(self, picture: NDArray[np.uint8], *, rather_than: NDArray[np.uint8]) -> bool:
-        """Whether the scene looks like one picture again, on a busy machine too, where viser draws with fewer pixels."""
+        """Whether the scene looks like one picture again, on a busy machine too, where fewer pixels are drawn."""
         for _ in range(20):
             if difference(self.scene(), picture) < difference(rather_than, picture) / 3:
                 return True
