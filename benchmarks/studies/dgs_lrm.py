@@ -34,6 +34,8 @@ STUDY = Study(
         "deformable": Training(
             values=MOVING, start="start_moving", also=(*TRACKS, "frames=6", "hints=[intrinsics,poses]")
         ),
+        "deformable_slow": Training(values=(*MOVING, *SLOW), start="start_moving"),
+        "deformable_fast": Training(values=(*MOVING, *FAST), start="start_moving"),
         "static": Training(values=(*TUNED, *STILL), start="start"),
         "static_slow": Training(values=(*TUNED, *STILL, *SLOW), start="start"),
         "static_fast": Training(values=(*TUNED, *STILL, *FAST), start="start"),
