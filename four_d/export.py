@@ -22,7 +22,6 @@ from four_d.checkpoints import CARD, CONFIG, WEIGHTS, ModelInfo
 from four_d.errors import UserError
 from four_d.formats.folders import new_folder
 from four_d.geometry import make_pose
-from four_d.heads.gaussian import GaussianHead
 from four_d.model import FourD
 from four_d.progress import progress
 from four_d.types import Cameras, Clip, Prediction
@@ -198,11 +197,11 @@ class Signature:
 
 def signature(model: FourD, image_size: tuple[int, int]) -> Signature:
     """What the program of a model takes."""
-    found = [head.config for head in model.heads.values() if isinstance(head, GaussianHead)]
-    rays = any(config.position == "ray" for config in found)
+    head = model.gaussian
+    rays = head is not None and head.position == "ray"
     return Signature(
         image_size=image_size,
-        frames=found[0].frames if found else None,
+        frames=None if head is None else head.frames,
         cameras=rays or isinstance(model.backbone, SpacetimeBackbone),
     )
 

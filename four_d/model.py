@@ -19,7 +19,7 @@ from four_d.backbones.spacetime import SpacetimeConfig
 from four_d.errors import UserError
 from four_d.heads import Head, HeadConfig
 from four_d.heads.dense import DenseFeatures, DenseHeadConfig
-from four_d.heads.gaussian import GaussianHeadConfig
+from four_d.heads.gaussian import GaussianHead, GaussianHeadConfig
 from four_d.layers import Block
 from four_d.query import asked
 from four_d.types import Clip, Prediction, Tokens, join_queries, merge_predictions
@@ -31,6 +31,11 @@ class ModelConfig:
 
     backbone: BackboneConfig = field(default_factory=AlternatingConfig)
     heads: dict[str, HeadConfig] = field(default_factory=dict[str, HeadConfig])
+
+    @property
+    def gaussian(self) -> GaussianHeadConfig | None:
+        """The head that makes Gaussians; None without one."""
+        return next((head for head in self.heads.values() if isinstance(head, GaussianHeadConfig)), None)
 
     def build(self) -> FourD:
         """Weights come from torch's global generator: seed it.
@@ -152,6 +157,11 @@ class FourD(nn.Module):
     def moves(self) -> bool:
         """Whether a head answers query times."""
         return any(head.queried for head in self._heads())
+
+    @property
+    def gaussian(self) -> GaussianHeadConfig | None:
+        """The config of the head that makes Gaussians; None without one."""
+        return next((head.config for head in self.heads.values() if isinstance(head, GaussianHead)), None)
 
     def forward(self, clip: Clip) -> Prediction:
         """``clip`` has one batch axis and any number of frames; the images' sides are multiples of `patch_size`.

@@ -248,8 +248,7 @@ def test_other_frames_than_the_models_are_refused_before_anything_is_read(
     where, foggy = layouts.write_dycheck(tmp_path), Foggy()
     for path in (where / "rgb" / "2x").iterdir():
         path.write_text("damaged")
-    head = GaussianHeadConfig(frames=frames).build(token_width=8, rounds=1, patch_size=4)
-    foggy.heads = {"gaussian": head}  # pyright: ignore[reportAttributeAccessIssue]
+    foggy.gaussian = GaussianHeadConfig(frames=frames)  # pyright: ignore[reportAttributeAccessIssue]
     (failed,) = run(foggy, tmp_path, "dycheck_views", sequences=("apple",), window=window).failed
     assert words in failed.reason
     assert not foggy.seen

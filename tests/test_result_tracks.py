@@ -15,7 +15,7 @@ from four_d.formats.tracks import read_tracks
 from four_d.geometry import project
 from four_d.heads.track import TrackHeadConfig
 from four_d.inference import LoadedModel, Result, write
-from four_d.inference.run import UNIT
+from four_d.inference.result import UNIT
 from four_d.inference.tracks import CROSSES, from_pixels, from_points
 from four_d.tracking import PointTracks
 from four_d.viewer import report

@@ -31,8 +31,8 @@ from four_d.inference import LoadedModel, Result, Selection, Video, infer, read
 from four_d.inference.fit import fit
 from four_d.inference.long import SHOWN
 from four_d.inference.mask import as_masks
+from four_d.inference.output import arrays
 from four_d.inference.parts import Part, border, join_frames, take_frames
-from four_d.inference.run import arrays
 from four_d.inference.seams import Seam, Similarity, align
 from four_d.inference.video import counted
 from four_d.inference.windows import Windows, choose, join

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from four_d.data.sampling import Normalisation
-from four_d.heads.gaussian import GaussianHead
 from four_d.metrics.baselines import Model
 
 
@@ -19,8 +18,8 @@ def paints(model: Model) -> bool:
 
 def gaussian_frames(model: Model) -> int | None:
     """To how many times it moves Gaussians, which is how many frames of a video it takes; None if it gives none."""
-    heads = getattr(getattr(model, "model", model), "heads", None) or {}
-    return next((head.config.frames for head in heads.values() if isinstance(head, GaussianHead)), None)
+    head = getattr(getattr(model, "model", model), "gaussian", None)
+    return None if head is None else head.frames
 
 
 def hints_taken(model: Model) -> tuple[str, ...] | None:

@@ -24,19 +24,10 @@ from four_d.inference.chain import Chain
 from four_d.inference.hints import Known
 from four_d.inference.inputs import Frames, Source, gather
 from four_d.inference.mask import Mask, write_masks
+from four_d.inference.output import arrays, frame_names, write_gaussians, write_pictures, write_poses
 from four_d.inference.parts import Part, join_frames
-from four_d.inference.run import (
-    UNIT,
-    LoadedModel,
-    Points,
-    Result,
-    arrays,
-    frame_names,
-    with_segments,
-    write_gaussians,
-    write_pictures,
-    write_poses,
-)
+from four_d.inference.result import UNIT, Result
+from four_d.inference.run import LoadedModel, Points
 from four_d.inference.seams import Seam
 from four_d.inference.segments import Segments
 from four_d.inference.video import Selection, Stream
@@ -175,7 +166,7 @@ def collect(run: Run) -> Result:
         if segments is not None:
             segments.add(part)
     whole = _with_tracks(_together(results), chain)
-    return whole if segments is None else with_segments(whole, segments.end())
+    return whole if segments is None else whole.with_segments(segments.end())
 
 
 def _together(results: Sequence[Result]) -> Result:
@@ -229,9 +220,9 @@ def write(run: Run, folder: Path, *, static_points: bool = False) -> Result:
     found = _at(_together(kept), whole, shown)
     if segments is None:
         return found
-    whole = with_segments(whole, segments.end())
+    whole = whole.with_segments(segments.end())
     write_gaussians(whole, folder)
-    return with_segments(found, whole.gaussians)
+    return found.with_segments(whole.gaussians)
 
 
 def _write_piece(run: Run, piece: Result, frames: range, store: _Arrays, folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -13,125 +12,33 @@ from typing import cast, overload
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
-from numpy.typing import NDArray
-from PIL import Image
+from jaxtyping import Float
 from torch import Tensor
 
 from four_d import checkpoints
 from four_d.backbones.spacetime import SpacetimeConfig
 from four_d.checkpoints import ModelInfo
 from four_d.errors import UserError
-from four_d.formats import splats
-from four_d.formats.cameras import CameraTable, write_cameras, write_colmap
-from four_d.formats.clouds import PointCloud, fuse, write_ply
-from four_d.formats.depth import write_depth
 from four_d.formats.folders import new_folder
-from four_d.formats.splats import write_gltf
-from four_d.formats.tracks import TrackTable, write_tracks
-from four_d.geometry import world_points
 from four_d.heads import Head
-from four_d.heads.gaussian import GaussianHeadConfig
 from four_d.inference import units
 from four_d.inference.fit import Fit, fit, resize, resize_masks
 from four_d.inference.hints import Known, add, check
 from four_d.inference.inputs import Frames, Source
-from four_d.inference.mask import Mask, as_masks, write_masks
-from four_d.inference.novel_views import write_novel_views
+from four_d.inference.mask import Mask, as_masks
+from four_d.inference.output import write
 from four_d.inference.parts import Part
-from four_d.inference.segments import Segments, check_memory, write_segments
-from four_d.inference.tracks import from_pixels, from_points
+from four_d.inference.result import Result
+from four_d.inference.segments import Segments, check_memory
 from four_d.inference.video import IMAGE_RATE, Selection, Stream, Video
 from four_d.inference.windows import choose
 from four_d.model import FourD
 from four_d.tracking import CLEARLY, SPAN, Moves, PointTracks, follow, grid, moving
-from four_d.types import Cameras, Clip, Prediction, Segment, map_tensors
-
-UNIT = "model unit: the mean distance of the scene's points to the first camera is about 1; not metres"
-COLMAP_POINTS = 50_000
+from four_d.types import Clip, Prediction, Segment, map_tensors
 
 Points = Sequence[tuple[float, float] | tuple[int | float, float, float]]
 """(x, y) in original pixels of the first frame, or (frame, x, y) of any frame that is taken, counted from 0; (0, 0) is
 the corner of the top-left pixel."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """What a model says of a video: f frames, no batch axis, on the CPU. Coordinates are the first frame's camera's."""
-
-    prediction: Prediction
-    """At the model's resolution."""
-    images: Float[Tensor, "f 3 r c"]
-    """What the model saw."""
-    frames: UInt8[np.ndarray, "f h w 3"]
-    """The original frames."""
-    times: list[float]
-    """Seconds; 25 frames per second where the input does not say."""
-    fit: Fit
-    """How model pixels and original pixels belong together."""
-    mask: Bool[Tensor, "f r c"] | None = None
-    """What the user said moves."""
-    tracks: PointTracks | None = None
-    """Points followed in 3D, by a model that predicts motion; queries and pixels are *original* pixels."""
-    camera_ids: tuple[int, ...] | None = None
-    """Which camera each frame is of; None: all of one."""
-    motion: Float[Tensor, "t r c 3"] | None = None
-    """Of the first frame's pixels to each of ``tracks.times``: where their points are then, minus where they are."""
-    queries: Float[Tensor, "n 3"] | None = None
-    """(frame, x, y) of the points that were asked for, in *original* pixels."""
-    gaussians: tuple[Segment, ...] = ()
-    """Of the whole video, one segment after the other; of a single one also ``prediction.gaussians``."""
-
-    @property
-    def moving(self) -> Bool[Tensor, "f r c"] | None:
-        """What moves: as the user said, or else as the model says; None if neither does."""
-        if self.mask is not None or self.prediction.dynamic is None:
-            return self.mask
-        return self.prediction.dynamic > 0.5
-
-    @property
-    def depth(self) -> Float[Tensor, "f r c"] | None:
-        """z-depth; None if the model has no such head."""
-        return self.prediction.depth
-
-    @property
-    def points(self) -> Float[Tensor, "f r c 3"] | None:
-        """World points of every pixel (`geometry.world_points`)."""
-        return world_points(self.prediction)
-
-    @property
-    def cameras(self) -> Cameras | None:
-        """Poses, and intrinsics in *original* pixels; those in model pixels are ``prediction.cameras``."""
-        cameras = self.prediction.cameras
-        return None if cameras is None else self.fit.original_cameras(cameras)
-
-    @property
-    def pixel_tracks(self) -> Float[Tensor, "f n 2"] | None:
-        """Where the track head sees the points that were asked for in every frame: (x, y) in *original* pixels."""
-        tracks = self.prediction.pixel_tracks
-        return None if tracks is None else self.fit.points_to_original(tracks)
-
-    @property
-    def track_table(self) -> TrackTable | None:
-        """Points followed through the video, in 3D if the model does that; None if none were."""
-        if self.tracks is not None:
-            return from_points(self.tracks, self.motion, self.times, self.camera_ids, UNIT)
-        if self.pixel_tracks is None or self.queries is None:
-            return None
-        seen, sure = self.prediction.pixel_tracks_visible, self.prediction.pixel_tracks_confidence
-        width = self.frames.shape[2]
-        return from_pixels(self.queries, self.pixel_tracks, seen, sure, self.times, self.camera_ids, width)
-
-    def cloud(self, *, static: bool = False) -> PointCloud | None:
-        """The reliable points of all frames, coloured (`formats.clouds.fuse`); ``static``: without what moves.
-
-        UserError if that is asked for and nobody says what moves.
-        """
-        if not static:
-            return fuse(self.images, self.prediction)
-        if self.moving is None:
-            raise UserError("neither the model nor a mask says what moves; give one with --mask, or take all points")
-        return fuse(self.images, _without(self.prediction, self.moving))
 
 
 @dataclass(frozen=True)
@@ -238,16 +145,12 @@ class LoadedModel:
     @property
     def segment(self) -> int | None:
         """Of how many times its Gaussians are made, and to how many they move; None if it makes none."""
-        return None if self._gaussian is None else self._gaussian.frames
-
-    @property
-    def _gaussian(self) -> GaussianHeadConfig | None:
-        heads = self.info.model.heads.values()
-        return next((head for head in heads if isinstance(head, GaussianHeadConfig)), None)
+        head = self.info.model.gaussian
+        return None if head is None else head.frames
 
     def check_memory(self, video: Video | Stream) -> None:
         """UserError if this video's Gaussians would not fit into memory; says on stderr what very many need."""
-        head, backbone = self._gaussian, self.info.model.backbone
+        head, backbone = self.info.model.gaussian, self.info.model.backbone
         if head is None:
             return
         stride = backbone.stride if isinstance(backbone, SpacetimeConfig) else 1
@@ -302,7 +205,7 @@ class LoadedModel:
                 originals=result.frames,
             )
         )
-        return with_segments(result, segments.end())
+        return result.with_segments(segments.end())
 
     def window(
         self, source: Source, mask: Mask | None, points: Points | None, known: Known | None, *, tracks: bool = True
@@ -376,14 +279,6 @@ class _First:
                 self.motions.append(prediction.motion[0, 0, 0].float().cpu())
             yield prediction
             del prediction  # before the next is made
-
-
-def with_segments(result: Result, segments: tuple[Segment, ...]) -> Result:
-    """The result with these; a single one is also that of its prediction."""
-    single = segments[0].gaussians if len(segments) == 1 else None
-    return dataclasses.replace(
-        result, gaussians=segments, prediction=dataclasses.replace(result.prediction, gaussians=single)
-    )
 
 
 def times_apart(times: Float[np.ndarray, "f"], cameras: int) -> Float[np.ndarray, "f"]:
@@ -485,108 +380,6 @@ def _tell_if_still(result: Result) -> None:
         print(told, file=sys.stderr)
 
 
-def write(result: Result, folder: Path, *, static_points: bool = False) -> None:
-    """Write what the model gives: ``cameras.json``, ``colmap/``, ``depth/``, ``mask/``, ``points.ply``,
-    ``tracks.npz``, Gaussians, ``prediction.npz``; see `infer`.
-    """
-    cloud = result.cloud(static=static_points)
-    if result.prediction.dynamic is not None:
-        write_masks(folder / "mask", result.prediction.dynamic.numpy())
-    if result.depth is not None:
-        write_depth(folder / "depth", result.depth.numpy(), UNIT)
-    if cloud is not None:
-        write_ply(folder / "points.ply", cloud)
-    if result.prediction.cameras is not None:
-        write_poses(result, cloud, folder)
-        write_pictures(result, frame_names(len(result.times), result.camera_ids), folder)
-    if (table := result.track_table) is not None:
-        write_tracks(folder / "tracks.npz", table)
-    if result.gaussians:
-        write_gaussians(result, folder)
-    np.savez_compressed(folder / "prediction.npz", **arrays(result))  # pyright: ignore[reportArgumentType]
-
-
-def write_gaussians(result: Result, folder: Path) -> None:
-    """``gaussians.glb``, which moves, or of several segments a folder ``gaussians`` of them; ``gaussians.ply``, the
-    first time's, and a video along a path round the first camera, if it is known.
-    """
-    segments = result.gaussians
-    if len(segments) == 1:
-        write_gltf(folder / "gaussians.glb", segments[0].gaussians)
-    else:
-        write_segments(folder / "gaussians", segments)
-    splats.write_ply(folder / "gaussians.ply", segments[0].gaussians, result.times[0])
-    cameras = result.prediction.cameras
-    if cameras is None:
-        return
-    if importlib.util.find_spec("av") is None:
-        print("no novel_views.mp4: writing video takes PyAV; pip install 'four_d[video]'", file=sys.stderr)
-    else:
-        shown = Cameras(world_from_camera=cameras.world_from_camera.float(), intrinsics=cameras.intrinsics.float())
-        write_novel_views(folder / "novel_views.mp4", segments, shown, torch.tensor(result.times), result.fit.model)
-
-
-def write_poses(result: Result, cloud: PointCloud | None, folder: Path) -> None:
-    """Cameras as JSON, and two COLMAP projects, which splatting tools open as they are with the pictures."""
-    cameras, names = result.prediction.cameras, frame_names(len(result.times), result.camera_ids)
-    assert cameras is not None
-    table = CameraTable(
-        times=result.times,
-        images=names,
-        model=cameras,
-        model_size=result.fit.model,
-        original=result.fit.original_cameras(cameras),
-        original_size=result.fit.original,
-        unit=UNIT,
-        camera_ids=None if result.camera_ids is None else list(result.camera_ids),
-    )
-    write_cameras(folder / "cameras.json", table)
-    few = None if cloud is None else cloud.thin(COLMAP_POINTS)
-    for name, chosen, size in (
-        ("model", table.model, table.model_size),
-        ("original", table.original, table.original_size),
-    ):
-        write_colmap(folder / "colmap" / name / "sparse" / "0", chosen, size, names, few)
-
-
-def write_pictures(result: Result, names: Sequence[str], folder: Path) -> None:
-    """The images of both COLMAP projects under these names."""
-    seen = (result.images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
-    for project, pictures in (("model", seen), ("original", result.frames)):
-        for image, picture in zip(names, pictures, strict=True):
-            file = folder / "colmap" / project / "images" / image
-            file.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture).save(file, compress_level=3)
-
-
-def frame_names(count: int, camera_ids: Sequence[int] | None) -> list[str]:
-    """Of the frames' pictures: by number; of several cameras in a folder each, by the number of the time."""
-    if camera_ids is None:
-        return [f"{i:06d}.png" for i in range(count)]
-    cameras = max(camera_ids) + 1
-    return [f"camera{camera}/{i // cameras:06d}.png" for i, camera in enumerate(camera_ids)]
-
-
-def arrays(result: Result) -> dict[str, NDArray[np.generic]]:
-    """What ``prediction.npz`` holds; fields that the model does not give are absent."""
-    prediction, cameras = result.prediction, result.prediction.cameras
-    tensors = {
-        "depth": prediction.depth,
-        "depth_confidence": prediction.depth_confidence,
-        "points": prediction.points,
-        "points_confidence": prediction.points_confidence,
-        "dynamic": prediction.dynamic,
-        "pixel_tracks": result.pixel_tracks,
-        "pixel_tracks_visible": prediction.pixel_tracks_visible,
-        "pixel_tracks_confidence": prediction.pixel_tracks_confidence,
-        "world_from_camera": None if cameras is None else cameras.world_from_camera,
-        "intrinsics": None if cameras is None else cameras.intrinsics,
-        "intrinsics_original": None if cameras is None else result.fit.to_original(cameras.intrinsics),
-    }
-    arrays: dict[str, NDArray[np.generic]] = {k: v.float().numpy() for k, v in tensors.items() if v is not None}
-    return {**arrays, "times": np.array(result.times)}
-
-
 def _queries(points: Points, to: Fit, frames: int) -> Float[Tensor, "1 n 3"]:
     """As `Clip.query_points`."""
     if not points:
@@ -597,16 +390,6 @@ def _queries(points: Points, to: Fit, frames: int) -> Float[Tensor, "1 n 3"]:
             which = "the only frame is 0" if frames == 1 else f"choose 0 to {frames - 1}"
             raise UserError(f"frame {frame:g} of point {x:g},{y:g} is not among the frames taken; {which}")
     return torch.cat([found[:, :1], to.points_to_model(found[:, 1:])], dim=-1)[None]
-
-
-def _without(prediction: Prediction, moving: Bool[Tensor, "f r c"]) -> Prediction:
-    """No geometry where something moves."""
-    depth, points = prediction.depth, prediction.points
-    return dataclasses.replace(
-        prediction,
-        depth=None if depth is None else depth.masked_fill(moving, 0),
-        points=None if points is None else points.masked_fill(moving[..., None], 0),
-    )
 
 
 def _unbatch(prediction: Prediction) -> Prediction:

@@ -27,7 +27,6 @@ from four_d.checkpoints import Checkpoint
 from four_d.config import Plain, RunConfig, build, diff, load_plain, to_plain
 from four_d.data.loading import FromStep, Step, TrainingSteps, ValidationClips, loader
 from four_d.errors import UserError
-from four_d.heads.gaussian import GaussianHeadConfig
 from four_d.progress import progress
 from four_d.training import parallel
 from four_d.training.callbacks import BEST, LAST, BestKeeper, Keeper, Reporter, Stopped, Watch
@@ -89,10 +88,10 @@ class RunData(lightning.LightningDataModule):
             data, config.seed, accumulate=loop.accumulate, rank=world.rank, world_size=world.size
         )
         self.validation = ValidationClips(data, rank=world.rank, world_size=world.size) if data.validation else None
-        times = [head.frames for head in config.model.heads.values() if isinstance(head, GaussianHeadConfig)]
+        gaussian = config.model.gaussian
         for part in (self.training, self.validation):
-            if part is not None and times:
-                part.sources.check_times(max(times))
+            if part is not None and gaussian is not None:
+                part.sources.check_times(gaussian.frames)
 
     def train_dataloader(self) -> DataLoader[Step]:
         """Steps in order, from where the run stands; callbacks end the run, not the stream."""
