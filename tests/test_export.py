@@ -19,6 +19,7 @@ from four_d.backbones.alternating import AlternatingConfig
 from four_d.backbones.spacetime import SpacetimeConfig
 from four_d.checkpoints import ModelInfo
 from four_d.config import RunConfig, to_plain
+from four_d.correlation import CorrelationConfig
 from four_d.data.loading import DataConfig, SourceConfig
 from four_d.errors import UserError
 from four_d.export import export, output_names, read_scores, round_weights, signature, to_program
@@ -396,10 +397,13 @@ def test_info_round_trip(tmp_path: Path) -> None:
     assert dataclasses.replace(info, frames=8) != info
 
 
-@pytest.mark.parametrize("posed", [True, False])
-def test_programs_give_gaussians_of_a_fixed_number_of_frames(posed: bool) -> None:
-    head = GaussianHeadConfig(frames=4, every=None if posed else 2, position="ray" if posed else "point", hidden=8)
-    spacetime = SpacetimeConfig(patch_size=8, stride=2, width=32, depth=1, heads=2)
+@pytest.mark.parametrize(("posed", "follow"), [(True, False), (True, True), (False, False)])
+def test_programs_give_gaussians_of_a_fixed_number_of_frames(posed: bool, follow: bool) -> None:
+    head = GaussianHeadConfig(
+        frames=4, every=None if posed else 2, position="ray" if posed else "point", hidden=8, follow=follow
+    )
+    search = CorrelationConfig(channels=8, cells=2, radius=2) if follow else None
+    spacetime = SpacetimeConfig(patch_size=8, stride=2, width=32, depth=1, heads=2, correlation=search, times=4)
     config = ModelConfig(backbone=spacetime if posed else TINY.backbone, heads={"gaussian": head})
     torch.manual_seed(0)
     model = config.build().eval()

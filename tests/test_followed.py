@@ -107,6 +107,21 @@ def test_a_model_that_follows_starts_static_and_its_share_moves_it() -> None:
     assert moved.offsets.any()
 
 
+def test_what_was_found_is_followed_in_bf16_too() -> None:
+    clip, network = posed_clip(), model()
+    followed = cast(Followed, cast(GaussianHead, network.heads["gaussian"]).followed)
+    assert followed.share.bias is not None
+    torch.nn.init.constant_(followed.share.bias, 1.0)
+    exact = gaussians_of(network, clip).offsets
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = gaussians_of(network, clip).offsets
+    assert exact is not None
+    assert rough is not None
+    assert rough.dtype == torch.float32
+    assert rough.isfinite().all()
+    assert (rough - exact).norm() < 0.1 * exact.norm()
+
+
 def test_offsets_at_zero_follow_nothing() -> None:
     head = cast(GaussianHead, model(dataclasses.replace(FOLLOWS, offsets=False)).heads["gaussian"])
     assert head.followed is None

@@ -186,6 +186,27 @@ def test_splats_move_with_the_slider(browser: Any, page: Path) -> None:  # noqa:
     assert [url for url in visit.requests if not url.startswith(("data:", "blob:", "about:"))] == [page.as_uri()]
 
 
+@pytest.mark.browser
+def test_a_later_segment_is_seen(browser: Any, tmp_path: Path) -> None:  # noqa: F811
+    truth = splatted(FRAMES, (18, 32))
+    own = truth.prediction.gaussians
+    assert own is not None
+    red = dataclasses.replace(own, harmonics=torch.zeros_like(own.harmonics) + torch.tensor([1.5, -1.5, -1.5]))
+    segments = [Segment(gaussians=own, start=0.0), Segment(gaussians=red, start=truth.times[-1] - 0.01)]
+    said = dataclasses.replace(truth, prediction=Prediction(cameras=truth.prediction.cameras))
+    report(tmp_path / "report.html", said, title="two", gaussians=segments)
+    visit = Visit(browser, tmp_path / "report.html")
+
+    def redness() -> float:
+        shown = visit.scene().astype(int)
+        return float((shown[..., 0] > shown[..., 1:].max(-1) + 150).mean())
+
+    assert redness() < 0.01
+    visit.go(FRAMES - 1)
+    assert redness() > 0.05
+    assert [error for error in visit.errors if KNOWN not in error] == []
+
+
 def test_live_view_of_segments_shows_one_at_a_time() -> None:
     scene = moving(20)
     later = dataclasses.replace(standing(30), offset_times=None)
