@@ -6,10 +6,20 @@ import torch
 from torch import Tensor
 
 from four_d.errors import UserError
-from four_d.types import Cameras, Gaussians
+from four_d.types import Cameras, Gaussians, map_tensors
 
 RIGID = 1e-2
 """How far a rotation times its transpose may be from the identity."""
+
+
+def in_one_type(gaussians: Gaussians, cameras: Cameras, times: Tensor) -> tuple[Gaussians, Cameras, Tensor]:
+    """All in the type of the means, or in float32 if theirs is narrower."""
+    dtype = torch.promote_types(gaussians.means.dtype, torch.float32)
+
+    def cast(tensor: Tensor) -> Tensor:
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    return map_tensors(gaussians, cast), map_tensors(cameras, cast), cast(times)
 
 
 def check_gaussians(gaussians: Gaussians) -> None:
@@ -53,8 +63,13 @@ def _check_shapes(gaussians: Gaussians) -> None:
         other = getattr(gaussians, name).shape
         if other[:2] != shape[:2]:
             raise UserError(f"gaussians.{name} is {tuple(other)}, but the means are {tuple(shape)}: b and n must agree")
-    if gaussians.offsets is not None and gaussians.offsets.shape[-2] != shape[1]:
-        raise UserError(f"gaussians.offsets has {gaussians.offsets.shape[-2]} Gaussians, but there are {shape[1]}")
+    if gaussians.offsets is not None and gaussians.offset_times is not None:
+        given, times = gaussians.offsets.shape, gaussians.offset_times.shape
+        if given != (shape[0], times[-1], shape[1], 3) or times[:-1] != shape[:1]:
+            raise UserError(
+                f"gaussians.offsets is {tuple(given)}, offset_times {tuple(times)} and the means {tuple(shape)}:"
+                " give b t n 3 and b t"
+            )
 
 
 def check_cameras(cameras: Cameras, times: Tensor, like: Tensor) -> None:
@@ -65,7 +80,8 @@ def check_cameras(cameras: Cameras, times: Tensor, like: Tensor) -> None:
             f"cameras {tuple(poses.shape[:-2])} and times {tuple(times.shape)} must both be (b, v) with b ="
             f" {len(like)} as the Gaussians"
         )
-    rotation, eye = poses[..., :3, :3].detach(), torch.eye(3, dtype=poses.dtype, device=poses.device)
+    rotation = poses[..., :3, :3].detach().to(torch.promote_types(poses.dtype, torch.float32))
+    eye = torch.eye(3, dtype=rotation.dtype, device=poses.device)
     good = _all_at_once(
         {
             "finite": torch.isfinite(poses).all() & torch.isfinite(intrinsics).all(),
@@ -87,7 +103,7 @@ def check_cameras(cameras: Cameras, times: Tensor, like: Tensor) -> None:
 
 
 def check_features(features: Tensor | None, means: Tensor) -> None:
-    """UserError unless the features are finite and there is one for each Gaussian."""
+    """UserError unless the features are finite and there are some for each Gaussian."""
     if features is None:
         return
     if features.shape[:2] != means.shape[:2]:
@@ -96,6 +112,18 @@ def check_features(features: Tensor | None, means: Tensor) -> None:
         )
     if not torch.isfinite(features).all():
         raise UserError("features has values that are not finite; remove those Gaussians")
+
+
+def check_background(background: Tensor | None, batch: tuple[int, ...]) -> None:
+    """UserError unless it is one finite colour, or one for each picture of the batch."""
+    if background is None:
+        return
+    if background.shape not in ((3,), (*batch, 3)):
+        raise UserError(
+            f"background is {tuple(background.shape)}; give one colour (3,), or one per picture {(*batch, 3)}"
+        )
+    if not torch.isfinite(background).all():
+        raise UserError("background has values that are not finite; give colours in [0, 1]")
 
 
 def _all_at_once(checks: dict[str, Tensor]) -> dict[str, bool]:

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from four_d.errors import UserError
-from four_d.rendering.checks import check_cameras, check_gaussians
+from four_d.rendering.checks import check_cameras, check_gaussians, in_one_type
 from four_d.rendering.compositing import Cells, weights_of
 from four_d.rendering.projection import Splats, project
 from four_d.rendering.scene import make_scene
@@ -50,6 +50,7 @@ def contributors(
     check_gaussians(gaussians)
     check_cameras(cameras, times, gaussians.means)
     _check(pixels, count, times)
+    gaussians, cameras, times = in_one_type(gaussians, cameras, times)
     middle = cameras.intrinsics[..., :2, 2].flatten(0, 1)
     splats = project(make_scene(gaussians, cameras, times, None), size or (2 * middle[:, 1:], 2 * middle[:, :1]))
     cells = _cells(splats, pixels.flatten(0, 1).to(splats.centres))
@@ -87,7 +88,7 @@ def _cells(splats: Splats, pixels: Float[Tensor, "i p 2"]) -> Cells:
 def _grid(pixels: Float[Tensor, "i p 2"]) -> Grid:
     """Tiles over everything from the first pixel to the last."""
     if not pixels.numel():
-        return make_grid((1, 1), TILE)
+        return make_grid((1, 1), TILE, centred=False)
     low, high = (ends.floor().long().tolist() for ends in pixels.flatten(0, 1).aminmax(dim=0))
     wide, high = high[0] - low[0] + 1, high[1] - low[1] + 1
-    return make_grid((high, wide), max(TILE, -(-max(wide, high) // MOST)), (low[0], low[1]))
+    return make_grid((high, wide), max(TILE, -(-max(wide, high) // MOST)), (low[0], low[1]), centred=False)

@@ -22,11 +22,14 @@ class Grid:
     size: tuple[int, int]
     """Height and width of what the tiles cover, in pixels."""
     corner: tuple[int, int] = (0, 0)
+    centred: bool = True
+    """Whether of a pixel only its centre is asked for, or any point."""
 
 
-def make_grid(size: tuple[int, int], tile: int, corner: tuple[int, int] = (0, 0)) -> Grid:
+def make_grid(size: tuple[int, int], tile: int, corner: tuple[int, int] = (0, 0), *, centred: bool = True) -> Grid:
     """Enough tiles of ``tile`` × ``tile`` pixels for ``size`` (height, width)."""
-    return Grid(rows=-(-size[0] // tile), columns=-(-size[1] // tile), tile=tile, size=size, corner=corner)
+    rows, columns = (-(-side // tile) for side in size)
+    return Grid(rows=rows, columns=columns, tile=tile, size=size, corner=corner, centred=centred)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +46,10 @@ def first_and_last(splats: Splats, grid: Grid) -> tuple[Int[Tensor, "i n 2"], In
     """First and last tile (column, row) that each ellipse reaches; last before first where it reaches none."""
     corner = splats.centres.new_tensor(grid.corner)
     limit = splats.centres.new_tensor([grid.size[1], grid.size[0]]) - 1
-    middle = splats.centres - corner - 0.5
-    first = (middle - splats.reach).ceil().clamp_min(0)
-    last = torch.minimum((middle + splats.reach).floor(), limit)
+    middle = splats.centres - corner
+    start, end = middle - splats.reach, middle + splats.reach
+    first = ((start - 0.5).ceil() if grid.centred else start.floor()).clamp_min(0)
+    last = torch.minimum((end - 0.5 if grid.centred else end).floor(), limit)
     seen = splats.drawn[..., None] & (first <= last).all(-1, keepdim=True)
     first, last = torch.where(seen, first, grid.tile), torch.where(seen, last, 0)
     return first.long() // grid.tile, last.long() // grid.tile

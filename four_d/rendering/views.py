@@ -7,7 +7,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from four_d.rendering.backends import choose
-from four_d.rendering.checks import check_cameras, check_features, check_gaussians
+from four_d.rendering.checks import (
+    check_background,
+    check_cameras,
+    check_features,
+    check_gaussians,
+    in_one_type,
+)
 from four_d.rendering.memory import check_memory
 from four_d.rendering.scene import make_scene
 from four_d.types import Cameras, Gaussians, Views
@@ -32,7 +38,8 @@ def render(
     0 where alpha = Σ w is 0.
 
     Gradients reach all of the Gaussians but their offset times, the features, the background and the cameras' poses;
-    not the intrinsics. ``backend`` is "auto", "gsplat" (CUDA), "compiled" (CPU) or "torch" (`backends`).
+    not the intrinsics. All is computed in the means' type, in float32 if that is narrower. ``backend`` is "auto",
+    "gsplat" (CUDA), "compiled" (CPU) or "torch" (`backends`).
 
     UserError: values that are not finite, opacities outside [0, 1], negative scales, cameras that are not rigid or have
     no focal length, shapes that do not belong together, a backend that this machine has not, too little memory.
@@ -40,6 +47,9 @@ def render(
     check_gaussians(gaussians)
     check_cameras(cameras, times, gaussians.means)
     check_features(features, gaussians.means)
+    check_background(background, tuple(times.shape))
+    gaussians, cameras, times = in_one_type(gaussians, cameras, times)
+    features = None if features is None else features.to(gaussians.means.dtype)
     rasterise = choose(backend, gaussians.means.device)
     check_memory(rasterise.cost, (times.numel(), gaussians.means.shape[1]), 0, gaussians.means)
     raster = rasterise(make_scene(gaussians, cameras, times, features), size)

@@ -166,10 +166,15 @@ def test_gaussians_that_cannot_be_drawn_are_refused(gaussians: Gaussians, messag
 
 def test_gaussians_of_two_counts_are_refused() -> None:
     gaussians, cameras, times = cloud(4, moves=True)
-    for name, value in (("quats", torch.ones(1, 5, 4)), ("offsets", torch.zeros(1, 3, 5, 3))):
+    for name, value in (
+        ("quats", torch.ones(1, 5, 4)),
+        ("offsets", torch.zeros(1, 3, 5, 3)),
+        ("offsets", torch.zeros(1, 2, 4, 3)),
+        ("offset_times", torch.zeros(3)),
+    ):
         wrong = dataclasses.replace(gaussians)
         object.__setattr__(wrong, name, value)  # as outside of tests, where nothing else checks shapes
-        with pytest.raises(UserError, match=f"gaussians.{name} "):
+        with pytest.raises(UserError, match=name):
             render(wrong, cameras, times, SIZE, backend="torch")
 
 
@@ -209,6 +214,11 @@ def test_shapes_that_do_not_belong_together_are_refused() -> None:
         render(gaussians, cameras, times, SIZE, features=torch.zeros(1, 5, 2))
     with pytest.raises(UserError, match="features has values that are not finite"):
         render(gaussians, cameras, times, SIZE, features=torch.full((1, 4, 2), torch.nan))
+    for background, message in (((5,), "one colour"), ((1, 3), "one per picture"), ((2, 3), "one per picture")):
+        with pytest.raises(UserError, match=message):
+            render(gaussians, cameras, times, SIZE, background=torch.zeros(background))
+    with pytest.raises(UserError, match="background has values that are not finite"):
+        render(gaussians, cameras, times, SIZE, background=torch.full((3,), torch.nan))
 
 
 @pytest.mark.parametrize("name", ["torch", "compiled"])

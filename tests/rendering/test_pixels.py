@@ -40,6 +40,17 @@ def test_all_weights_of_a_pixel_sum_to_its_alpha(monkeypatch: pytest.MonkeyPatch
     torch.testing.assert_close(pieces.weights, found.weights)
 
 
+def test_between_centres_weights_are_those_of_a_picture_that_has_its_centres_there() -> None:
+    gaussians, cameras, times = cloud(300, size=0.02)
+    pixels = pixel_centres(*SIZE, gaussians.means).reshape(1, 1, -1, 2)
+    for shift in ((-0.5, -0.5), (0.49, 0.0), (0.3, 0.49)):
+        moved = cameras.intrinsics.clone()
+        moved[..., :2, 2] -= torch.tensor(shift, dtype=torch.float64)
+        alpha = render(gaussians, dataclasses.replace(cameras, intrinsics=moved), times, SIZE, backend="torch").alpha
+        found = contributors(gaussians, cameras, times, pixels + torch.tensor(shift), 40)
+        torch.testing.assert_close(found.weights.sum(-1), alpha.flatten(2))
+
+
 def test_a_gaussian_with_fewer_than_asked_for_and_none() -> None:
     cameras, times = straight()
     gaussians = together(one(3.0, 0.5, 0.05), one(2.0, 0.6, 0.05))

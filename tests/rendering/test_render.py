@@ -41,6 +41,19 @@ def test_one_isotropic_gaussian_is_its_closed_form(backend: str) -> None:
     torch.testing.assert_close(view.depth[0, 0], torch.where(alpha > 0, 2.0, 0.0).double())
 
 
+@pytest.mark.parametrize("types", [("float", "double"), ("double", "float"), ("bfloat16", "float"), ("half", "double")])
+def test_types_need_not_agree(backend: str, types: tuple[str, str]) -> None:
+    gaussians, cameras, times = cloud(20, moves=True, size=0.2)
+    exact = render(gaussians, cameras, times, SIZE, backend=backend)
+    own, others = (getattr(torch, name) for name in types)
+    gaussians = map_tensors(gaussians, lambda tensor: tensor.to(own))
+    cameras = map_tensors(cameras, lambda tensor: tensor.to(others) if tensor.is_floating_point() else tensor)
+    found = render(gaussians, cameras, times.to(others), SIZE, backend=backend, features=torch.ones(1, 20, 1))
+    assert found.colour.dtype == (torch.float64 if own == torch.float64 else torch.float32)
+    rough = 1e-5 if own.itemsize >= 4 else 0.05
+    torch.testing.assert_close(found.colour.double(), exact.colour, atol=rough, rtol=rough)
+
+
 @pytest.mark.parametrize("swapped", [False, True])
 def test_the_nearer_of_two_covers_the_farther(backend: str, swapped: bool) -> None:
     near, far = one(2.0, 0.6, 0.2, (1.0, 0.0, 0.0)), one(3.0, 0.5, 0.3, (0.0, 1.0, 0.0))
