@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from four_d.backbones.spacetime import SpacetimeConfig
 from four_d.data.loading import DataConfig
 from four_d.errors import UserError
+from four_d.heads.gaussian import GaussianHeadConfig
 from four_d.losses import LossConfig
 from four_d.model import ModelConfig
 
@@ -165,6 +166,7 @@ class RunConfig:
                     f"the loss {name} learns from motion to query times; set data.query_times=1 or remove it"
                 )
         self._check_hints()
+        self._check_unit()
 
     def _check_hints(self) -> None:
         """Every hint that the data gives is taken, and every one that the model requires is given."""
@@ -176,6 +178,20 @@ class RunConfig:
                 raise UserError(f"data.hints.{name} is {share}, and the model takes none; set it to 0{other(name)}")
             if use == "required" and share < 1:
                 raise UserError(f"the model requires {name}; set data.hints.{name}=1{other(name)}")
+
+    def _check_unit(self) -> None:
+        """By disparity learns only what is told poses, and says nothing but Gaussians."""
+        if self.data.normalisation != "disparity":
+            return
+        hints = self.model.backbone.hints
+        posed = hints is not None and hints.poses == "required"
+        other = [name for name, head in self.model.heads.items() if not isinstance(head, GaussianHeadConfig)]
+        if not posed or other:
+            reason = f"model.heads.{other[0]} would answer in it" if other else "this model needs no poses"
+            raise UserError(
+                f"data.normalisation=disparity is a unit that only given poses and depth tell, and {reason}; "
+                "set data.normalisation=mean_distance"
+            )
 
     @property
     def run_folder(self) -> Path:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from four_d import __version__, checkpoints
 from four_d.backbones.spacetime import SpacetimeBackbone
 from four_d.checkpoints import CARD, CONFIG, WEIGHTS, ModelInfo
+from four_d.data.sampling import Normalisation
 from four_d.errors import UserError
 from four_d.formats.folders import new_folder
 from four_d.geometry import make_pose
@@ -253,6 +254,29 @@ def relative_error(given: Tensor, expected: Tensor) -> float:
     return float((given - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
 
 
+UNITS: dict[Normalisation, str] = {
+    "mean_distance": "Lengths are in units of the scene's size (VGGT's normalisation), not metres.",
+    "disparity": "Lengths are in the unit of the cameras and depth that it is given.",
+}
+
+
+def _usage(outputs: Iterable[str], *, posed: bool) -> str:
+    """Python that calls ``model`` on a video."""
+    given = set(outputs)
+    results = {"depth": "depth", "world_from_camera": "cameras", "points": "points", "motion": "tracks"}
+    names = [result for name, result in results.items() if name in given]
+    if {"depth", "world_from_camera"} <= given and "points" not in names:
+        names.append("points")
+    if "gaussian_means" in given:
+        names.append("gaussians")
+    told = "  # " + ", ".join(f"result.{name}" for name in names) if names else ""
+    if not posed:
+        return f'result = model("video.mp4"){told}'
+    known = 'Known(cameras="cameras.json", depth="depth")  # of each frame, as four-d infer writes them'
+    call = f'result = model("video.mp4", known=known){told}'
+    return f"from four_d.inference import Known\n\nknown = {known}\n{call}"
+
+
 def card(info: ModelInfo, model: nn.Module, outputs: Iterable[str], *, program: bool = True) -> str:
     """The model card: what it is, how to use it, what it was trained on, what it scores, what it cannot."""
     count = sum(p.numel() for p in model.parameters())
@@ -260,7 +284,8 @@ def card(info: ModelInfo, model: nn.Module, outputs: Iterable[str], *, program: 
     scores = f"| metric | value |\n| --- | --- |\n{rows}" if rows else "Not measured at export; `four-d eval` measures."
     licences = ", ".join(f"{name} is {licence}" for name, licence in info.trained_on.items())
     steps = "\n".join(f"- {name}: {f'`{value}`' if name in CODE else value}" for name, value in info.recipe.items())
-    number = signature(model, info.image_size).frames if isinstance(model, FourD) else None
+    taken = signature(model, info.image_size) if isinstance(model, FourD) else None
+    number = None if taken is None else taken.frames
     frames = "two frames or more" if number is None else f"{number} frames"
     limit = f" `{PROGRAM}` takes exactly\nthat size, and {frames}." if program else ""
     height, width = info.image_size
@@ -276,7 +301,7 @@ tags: [video, depth, camera-pose, 4d-reconstruction]
 import four_d
 
 model = four_d.load("path/to/this/folder")
-result = model("video.mp4")  # result.depth, result.cameras, result.points
+{_usage(outputs, posed=taken is not None and taken.cameras)}
 ```
 
 ## Training
@@ -292,7 +317,7 @@ first), at most {info.frames} frames at once. `config.json` holds the whole mode
 
 ## Limits
 
-Lengths are in units of the scene's size (VGGT's normalisation), not metres. It does best at about
+{UNITS[info.normalisation]} It does best at about
 {height} × {width} pixels and at most {info.frames} frames; `four_d.load` resizes to that.{limit}
 
 ## Licence
@@ -357,4 +382,5 @@ class _Named(nn.Module):
         cameras = None
         if world_from_camera is not None and intrinsics is not None:
             cameras = Cameras(world_from_camera=world_from_camera, intrinsics=intrinsics)
-        return _outputs(self.model(Clip(images=images, times=times, camera_ids=times.long(), cameras=cameras)))
+        one = torch.zeros_like(times, dtype=torch.long)
+        return _outputs(self.model(Clip(images=images, times=times, camera_ids=one, cameras=cameras)))

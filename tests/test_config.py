@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -161,6 +162,16 @@ def test_diff_names_what_changed() -> None:
     left = configs.to_plain(configs.load(BASE, DATA))
     right = configs.to_plain(configs.load(BASE, [*DATA, "seed=7"]))
     assert configs.diff(left, right) == [("seed", 0, 7)]
+
+
+def test_a_unit_that_poses_tell_needs_a_model_of_given_poses() -> None:
+    with pytest.raises(UserError, match=r"model.heads.camera would answer in it; set data.normalisation=mean_distance"):
+        configs.load(["unified"], [*DATA, "data.normalisation=disparity"])
+    run = configs.load(["unified"], DATA)
+    alone = dataclasses.replace(run.model, heads={"gaussian": run.model.heads["gaussian"]})
+    by_disparity = dataclasses.replace(run.data, normalisation="disparity")
+    with pytest.raises(UserError, match="this model needs no poses"):
+        dataclasses.replace(run, model=alone, data=by_disparity)
 
 
 def test_motion_needs_query_times_and_hints_need_a_model_that_takes_them() -> None:

@@ -22,7 +22,7 @@ from four_d.config import RunConfig, to_plain
 from four_d.correlation import CorrelationConfig
 from four_d.data.loading import DataConfig, SourceConfig
 from four_d.errors import UserError
-from four_d.export import export, output_names, read_scores, round_weights, signature, to_program
+from four_d.export import FRAME_RATE, card, export, output_names, read_scores, round_weights, signature, to_program
 from four_d.heads import CameraHeadConfig, DenseHeadConfig
 from four_d.heads.gaussian import GaussianHeadConfig
 from four_d.model import FourD, ModelConfig, compile_blocks
@@ -397,6 +397,22 @@ def test_info_round_trip(tmp_path: Path) -> None:
     assert dataclasses.replace(info, frames=8) != info
 
 
+def test_all_frames_of_a_program_are_one_cameras_for_however_long() -> None:
+    torch.manual_seed(0)
+    search = CorrelationConfig(channels=8, cells=2, radius=2)
+    backbone = dataclasses.replace(TINY.backbone, correlation=search).build()
+    depth = TINY.heads["depth"].build(token_width=backbone.token_width, rounds=backbone.rounds, patch_size=8)
+    model = FourD(backbone, {"depth": depth}).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    program, _ = to_program(model, (16, 24))
+    images = torch.rand(1, 27, 3, 16, 24)
+    times = torch.arange(27)[None] / FRAME_RATE
+    with torch.no_grad():
+        expected = model(Clip(images=images, times=times, camera_ids=torch.zeros_like(times, dtype=torch.long)))
+    torch.testing.assert_close(program.module()(images)["depth"], expected.depth)
+
+
 @pytest.mark.parametrize(("posed", "follow"), [(True, False), (True, True), (False, False)])
 def test_programs_give_gaussians_of_a_fixed_number_of_frames(posed: bool, follow: bool) -> None:
     head = GaussianHeadConfig(
@@ -422,6 +438,13 @@ def test_programs_give_gaussians_of_a_fixed_number_of_frames(posed: bool, follow
     expected = model(Clip(images=inputs[0], times=times, camera_ids=times.long(), cameras=cameras))
     assert expected.gaussians is not None
     given = program.module()(*inputs)
+    info = ModelInfo(
+        model=config, image_size=(16, 24), frames=4, normalisation="disparity" if posed else "mean_distance"
+    )
+    text = card(info, model, errors)
+    assert ('model("video.mp4", known=known)  # result.gaussians' in text) == posed
+    assert ('result = model("video.mp4")  # result.gaussians' in text) != posed
+    assert ("the unit of the cameras" in text) == posed
     torch.testing.assert_close(given["gaussian_means"], expected.gaussians.means)
     torch.testing.assert_close(given["gaussian_offsets"], expected.gaussians.offsets)
     torch.testing.assert_close(given["gaussian_offset_times"], times)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from four_d.errors import UserError
 from four_d.evaluation import EvaluationConfig
 from four_d.evaluation import run as evaluate
 from four_d.formats.splats import read_gaussians
-from four_d.inference import LoadedModel, infer
+from four_d.inference import LoadedModel, infer, units
 from four_d.inference.hints import Known
 from four_d.inference.video import Selection
 from four_d.losses.gaussian import GaussianDepthLoss, GaussianFlowLoss
@@ -114,6 +115,7 @@ def test_a_posed_video_becomes_files_in_the_users_unit(tmp_path: Path, model: Fo
     assert two.prediction.gaussians is not None
     torch.testing.assert_close(one.prediction.gaussians.means, 10 * two.prediction.gaussians.means)
     assert one.prediction.cameras is not None, "the given ones"
+    assert json.loads((out["far"] / "cameras.json").read_text())["unit"] == one.unit == units.NAMES["disparity"]
     back = read_gaussians(out["far"] / "gaussians.glb")
     torch.testing.assert_close(back.means, one.prediction.gaussians.means, atol=1e-5, rtol=1e-5)
     assert (out["far"] / "gaussians.ply").is_file()

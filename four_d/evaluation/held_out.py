@@ -339,7 +339,7 @@ def evaluate(
         keys += example.key
         digest.update((_seen(example) + _given(example.inputs)).encode())
         for row, predictor in models.items():
-            timed = example.targets.motion is not None or example.targets.views is not None
+            timed = row == name and (example.targets.motion is not None or example.targets.views is not None)
             results[row] += score_batch(
                 predictor, example, row, torch.device(device), timed=timed, tasks=tasks, lpips=lpips
             )

@@ -60,6 +60,7 @@ def score_pictures(
     scores |= {_look(lpips): _mean(_plain(lpips), pictures, truth)}
     moves = _dynamic(target)
     if moves is not None and bool(moves.any()):
+        moves = moves.to(pictures.device)
         some = moves.flatten(1).any(1)
         scores["psnr_dynamic"] = _mean(images.psnr, pictures[some], truth[some], moves[some])
     return scores if masks is None else scores | _masked(pictures, truth, _flat(masks, 2).to(pictures.device), lpips)

@@ -26,7 +26,7 @@ from four_d.inference.inputs import Frames, Source, gather
 from four_d.inference.mask import Mask, write_masks
 from four_d.inference.output import arrays, frame_names, write_gaussians, write_pictures, write_poses
 from four_d.inference.parts import Part, join_frames
-from four_d.inference.result import UNIT, Result
+from four_d.inference.result import Result
 from four_d.inference.run import LoadedModel, Points
 from four_d.inference.seams import Seam
 from four_d.inference.segments import Segments
@@ -154,6 +154,7 @@ class Run:
             fit=part.fit,
             mask=part.mask,
             camera_ids=None if ids is None else ids[part.frames.start : part.frames.stop],
+            unit=self.model.unit,
         )
 
 
@@ -181,6 +182,7 @@ def _together(results: Sequence[Result]) -> Result:
         fit=results[0].fit,
         mask=torch.cat(masks) if masks else None,
         camera_ids=tuple(ids) if ids else None,
+        unit=results[0].unit,
     )
 
 
@@ -255,6 +257,7 @@ def _whole(run: Run, some: Result, prediction: Prediction) -> Result:
         times=run.stream.times.tolist(),
         fit=some.fit,
         camera_ids=run.camera_ids,
+        unit=some.unit,
     )
 
 
@@ -263,7 +266,7 @@ def _write_rest(whole: Result, store: _Arrays, cloud: PointCloud | None, folder:
     if "dynamic" in store:
         write_masks(folder / "mask", store["dynamic"])
     if "depth" in store:
-        write_depth(folder / "depth", store["depth"], UNIT)
+        write_depth(folder / "depth", store["depth"], whole.unit)
     if cloud is not None:
         write_ply(folder / "points.ply", cloud)
     if whole.prediction.cameras is not None:
@@ -286,7 +289,7 @@ def _write_windows(run: Run, path: Path) -> None:
         for frames, seam in zip(run.plan, [None, *run.seams], strict=True)
     ]
     note = "each window is seen alone; its seam says how well it fits onto the window before on the frames they share"
-    content = {"format": FORMAT, "note": note, "unit": UNIT, "window": run.windows.frames}
+    content = {"format": FORMAT, "note": note, "unit": run.model.unit, "window": run.windows.frames}
     path.write_text(json.dumps({**content, "overlap": run.windows.overlap, "windows": entries}, indent=1) + "\n")
 
 

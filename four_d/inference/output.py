@@ -20,7 +20,7 @@ from four_d.formats.splats import write_gltf
 from four_d.formats.tracks import write_tracks
 from four_d.inference.mask import write_masks
 from four_d.inference.novel_views import write_novel_views
-from four_d.inference.result import UNIT, Result
+from four_d.inference.result import Result
 from four_d.inference.segments import write_segments
 from four_d.types import Cameras
 
@@ -35,7 +35,7 @@ def write(result: Result, folder: Path, *, static_points: bool = False) -> None:
     if result.prediction.dynamic is not None:
         write_masks(folder / "mask", result.prediction.dynamic.numpy())
     if result.depth is not None:
-        write_depth(folder / "depth", result.depth.numpy(), UNIT)
+        write_depth(folder / "depth", result.depth.numpy(), result.unit)
     if cloud is not None:
         write_ply(folder / "points.ply", cloud)
     if result.prediction.cameras is not None:
@@ -79,7 +79,7 @@ def write_poses(result: Result, cloud: PointCloud | None, folder: Path) -> None:
         model_size=result.fit.model,
         original=result.fit.original_cameras(cameras),
         original_size=result.fit.original,
-        unit=UNIT,
+        unit=result.unit,
         camera_ids=None if result.camera_ids is None else list(result.camera_ids),
     )
     write_cameras(folder / "cameras.json", table)

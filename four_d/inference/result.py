@@ -13,12 +13,11 @@ from four_d.errors import UserError
 from four_d.formats.clouds import PointCloud, fuse
 from four_d.formats.tracks import TrackTable
 from four_d.geometry import world_points
+from four_d.inference import units
 from four_d.inference.fit import Fit
 from four_d.inference.tracks import from_pixels, from_points
 from four_d.tracking import PointTracks
 from four_d.types import Cameras, Prediction, Segment
-
-UNIT = "model unit: the mean distance of the scene's points to the first camera is about 1; not metres"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +44,8 @@ class Result:
     """Of the first frame's pixels to each of ``tracks.times``: where their points are then, minus where they are."""
     queries: Float[Tensor, "n 3"] | None = None
     """(frame, x, y) of the points that were asked for, in *original* pixels."""
+    unit: str = units.NAMES["mean_distance"]
+    """What lengths are in, in words."""
     gaussians: tuple[Segment, ...] = ()
     """Of the whole video, one segment after the other; of a single one also ``prediction.gaussians``."""
 
@@ -81,7 +82,7 @@ class Result:
     def track_table(self) -> TrackTable | None:
         """Points followed through the video, in 3D if the model does that; None if none were."""
         if self.tracks is not None:
-            return from_points(self.tracks, self.motion, self.times, self.camera_ids, UNIT)
+            return from_points(self.tracks, self.motion, self.times, self.camera_ids, self.unit)
         if self.pixel_tracks is None or self.queries is None:
             return None
         seen, sure = self.prediction.pixel_tracks_visible, self.prediction.pixel_tracks_confidence

@@ -143,6 +143,11 @@ class LoadedModel:
             check(known, hints)
 
     @property
+    def unit(self) -> str:
+        """What lengths of results are in, in words."""
+        return units.NAMES[self.info.normalisation]
+
+    @property
     def segment(self) -> int | None:
         """Of how many times its Gaussians are made, and to how many they move; None if it makes none."""
         head = self.info.model.gaussian
@@ -242,6 +247,7 @@ class LoadedModel:
             times=[float(t) for t in video.times],
             fit=chosen,
             mask=moving,
+            unit=self.unit,
             tracks=None if followed is None else _to_original(followed, chosen),
             camera_ids=None if video.cameras == 1 else tuple(clip.camera_ids[0].tolist()),
             motion=motion,
