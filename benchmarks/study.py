@@ -254,7 +254,11 @@ def plot(study: Study, summary: Line, file: Path) -> None:
             panel.legend(fontsize=7)
         many = len(variants) > 6
         labels = [v.replace("_", " " if many else "\n") for v in variants]
-        panel.set_xticks(range(len(variants)), labels, fontsize=8, rotation=60 if many else 0)
+        slant = {"rotation": 60, "ha": "right", "rotation_mode": "anchor"} if many else {}
+        panel.set_xticks(range(len(variants)), labels, fontsize=8, **slant)
+        low, high = panel.dataLim.intervaly
+        if low > 0 and high > 30 * low:
+            panel.set_yscale("log")
         panel.set_xlim(-0.6, len(variants) - 0.4)
         panel.margins(y=0.15)
         panel.set_title(f"{key.label} ({'higher' if key.higher_is_better else 'lower'} is better)", fontsize=9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
@@ -9,7 +10,8 @@ import shutil
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Literal, cast
@@ -75,6 +77,32 @@ def _commit() -> str | None:
         check=False,
     )
     return found.stdout.strip() or None
+
+
+@contextmanager
+def alone(folder: Path) -> Generator[None]:
+    """Make a folder, and keep other processes that ask likewise from it, where the system and the disk can.
+
+    UserError while another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if importlib.util.find_spec("fcntl") is None:
+        yield
+        return
+    import fcntl
+
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network disks cannot
+            try:
+                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"{folder} is being trained by another process; stop that one, or choose another name"
+                ) from None
+        yield
+    finally:
+        os.close(number)
 
 
 class RunRecord:

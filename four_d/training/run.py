@@ -9,7 +9,7 @@ import re
 import sys
 import warnings
 from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast
@@ -32,7 +32,7 @@ from four_d.training import parallel
 from four_d.training.callbacks import BEST, LAST, BestKeeper, Keeper, Reporter, Stopped, Watch
 from four_d.training.module import TrainingModule
 from four_d.training.parallel import World
-from four_d.training.record import CONFIG, ENVIRONMENT, RunRecord, read_metrics
+from four_d.training.record import CONFIG, ENVIRONMENT, RunRecord, alone, read_metrics
 from four_d.types import map_tensors
 
 Resume = Literal["auto", "never", "always"]
@@ -121,7 +121,8 @@ def train(config: RunConfig, *, resume: Resume = "auto") -> TrainResult:
     call works alone and under torchrun.
 
     Raises:
-        UserError: the folder's checkpoint belongs to another model, seed or data; or bad input of any part.
+        UserError: the folder's checkpoint belongs to another model, seed or data; another process trains there; or bad
+            input of any part.
 
     """
     world = parallel.discover()
@@ -133,7 +134,9 @@ def train(config: RunConfig, *, resume: Resume = "auto") -> TrainResult:
     if _is_over(config, start):
         return _result(config, start.step, start.elapsed, 0)
     with quiet():
-        return _fit(config, world, data, start)
+        module = TrainingModule(config, _weights(config, start))
+        with alone(config.run_folder) if world.rank == 0 else nullcontext():
+            return _fit(module, world, data, start)
 
 
 def finetune(config: RunConfig, *, resume: Resume = "auto") -> TrainResult:
@@ -172,10 +175,10 @@ def compare(result: TrainResult) -> None:
         )
 
 
-def _fit(config: RunConfig, world: World, data: RunData, start: _Start) -> TrainResult:
+def _fit(module: TrainingModule, world: World, data: RunData, start: _Start) -> TrainResult:
+    config = module.config
     folder, loop = config.run_folder, config.loop
     fingerprint = data.training.sources.fingerprint()
-    module = TrainingModule(config, _weights(config, start))
     record = RunRecord(folder, config, fingerprint, start.step) if world.rank == 0 else None
     exit_code = 1
     try:

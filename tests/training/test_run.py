@@ -253,6 +253,23 @@ def test_a_signal_ends_the_run_after_its_step_and_a_new_start_goes_on(
     assert [line["step"] for line in curve(config)] == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_folder_that_another_process_trains_in_is_refused(data: Path, tmp_path: Path) -> None:
+    config = tiny(data, tmp_path)
+    code = "import sys, time; from four_d.training.record import alone; from pathlib import Path\n"
+    code += "with alone(Path(sys.argv[1])): print(1, flush=True); time.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", code, str(config.run_folder)], stdout=subprocess.PIPE)
+    try:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(UserError, match="is being trained by another process; stop that one"):
+            train(config)
+        assert not list(config.run_folder.iterdir())
+    finally:
+        other.kill()
+        other.communicate()
+    assert train(config).exit_code == 0
+
+
 def test_sigterm_exits_with_143_from_the_command_line(data: Path, tmp_path: Path) -> None:
     config = tiny(data, tmp_path, loop={"max_steps": 100_000, "epoch_steps": 100_000}, data={"workers": 1})
     (tmp_path / "run.yaml").write_text(to_yaml(config))
