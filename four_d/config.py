@@ -23,7 +23,8 @@ from omegaconf.errors import OmegaConfBaseException
 from four_d.backbones.spacetime import SpacetimeConfig
 from four_d.data.loading import DataConfig
 from four_d.errors import UserError
-from four_d.heads.gaussian import GaussianHeadConfig
+from four_d.heads.camera import CameraHeadConfig
+from four_d.heads.dense import DenseHeadConfig
 from four_d.losses import LossConfig
 from four_d.model import ModelConfig
 
@@ -166,7 +167,6 @@ class RunConfig:
                     f"the loss {name} learns from motion to query times; set data.query_times=1 or remove it"
                 )
         self._check_hints()
-        self._check_unit()
 
     def _check_hints(self) -> None:
         """Every hint that the data gives is taken, and every one that the model requires is given."""
@@ -179,24 +179,25 @@ class RunConfig:
             if use == "required" and share < 1:
                 raise UserError(f"the model requires {name}; set data.hints.{name}=1{other(name)}")
 
-    def _check_unit(self) -> None:
-        """By disparity learns only what is told poses, and says nothing but Gaussians."""
-        if self.data.normalisation != "disparity":
-            return
-        hints = self.model.backbone.hints
-        posed = hints is not None and hints.poses == "required"
-        other = [name for name, head in self.model.heads.items() if not isinstance(head, GaussianHeadConfig)]
-        if not posed or other:
-            reason = f"model.heads.{other[0]} would answer in it" if other else "this model needs no poses"
-            raise UserError(
-                f"data.normalisation=disparity is a unit that only given poses and depth tell, and {reason}; "
-                "set data.normalisation=mean_distance"
-            )
-
     @property
     def run_folder(self) -> Path:
         """Where the run's files go."""
         return Path(self.folder) / self.name
+
+
+def _check_unit(run: RunConfig) -> None:
+    """By disparity learns only what is told poses, and says nothing of lengths but Gaussians."""
+    if run.data.normalisation != "disparity":
+        return
+    hints = run.model.backbone.hints
+    posed = hints is not None and hints.poses == "required"
+    other = [name for name, head in run.model.heads.items() if isinstance(head, CameraHeadConfig | DenseHeadConfig)]
+    if not posed or other:
+        reason = f"model.heads.{other[0]} would answer in it" if other else "this model needs no poses"
+        raise UserError(
+            f"data.normalisation=disparity is a unit that only given poses and depth tell, and {reason}; "
+            "set data.normalisation=mean_distance"
+        )
 
 
 def _taking(hint: str) -> str:
@@ -217,7 +218,9 @@ def load(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunConfi
         UserError: unreadable file, unknown key (nearest names given), wrong type or choice, missing value.
 
     """
-    return build(RunConfig, load_plain(paths, overrides), "config")
+    run = build(RunConfig, load_plain(paths, overrides), "config")
+    _check_unit(run)
+    return run
 
 
 def load_plain(paths: Sequence[str | Path], overrides: Sequence[str] = ()) -> Plain:

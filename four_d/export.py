@@ -260,8 +260,8 @@ UNITS: dict[Normalisation, str] = {
 }
 
 
-def _usage(outputs: Iterable[str], *, posed: bool) -> str:
-    """Python that calls ``model`` on a video."""
+def _usage(outputs: Iterable[str], *, posed: bool, measured: bool) -> str:
+    """Python that loads the model and calls it on a video, whose poses, and then also depth, may have to be given."""
     given = set(outputs)
     results = {"depth": "depth", "world_from_camera": "cameras", "points": "points", "motion": "tracks"}
     names = [result for name, result in results.items() if name in given]
@@ -270,11 +270,13 @@ def _usage(outputs: Iterable[str], *, posed: bool) -> str:
     if "gaussian_means" in given:
         names.append("gaussians")
     told = "  # " + ", ".join(f"result.{name}" for name in names) if names else ""
+    load = 'model = four_d.load("path/to/this/folder")'
     if not posed:
-        return f'result = model("video.mp4"){told}'
-    known = 'Known(cameras="cameras.json", depth="depth")  # of each frame, as four-d infer writes them'
+        return f'import four_d\n\n{load}\nresult = model("video.mp4"){told}'
+    depth = ', depth="depth"' if measured else ""
+    known = f'known = Known(cameras="cameras.json"{depth})  # of each frame, as four-d infer writes them'
     call = f'result = model("video.mp4", known=known){told}'
-    return f"from four_d.inference import Known\n\nknown = {known}\n{call}"
+    return f"import four_d\nfrom four_d.inference import Known\n\n{load}\n{known}\n{call}"
 
 
 def card(info: ModelInfo, model: nn.Module, outputs: Iterable[str], *, program: bool = True) -> str:
@@ -298,10 +300,7 @@ tags: [video, depth, camera-pose, 4d-reconstruction]
 {count / 1e6:.2f} M parameters; video in, {", ".join(outputs)} out. Written by four_d {info.four_d}.
 
 ```python
-import four_d
-
-model = four_d.load("path/to/this/folder")
-{_usage(outputs, posed=taken is not None and taken.cameras)}
+{_usage(outputs, posed=taken is not None and taken.cameras, measured=info.normalisation == "disparity")}
 ```
 
 ## Training

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -167,11 +166,13 @@ def test_diff_names_what_changed() -> None:
 def test_a_unit_that_poses_tell_needs_a_model_of_given_poses() -> None:
     with pytest.raises(UserError, match=r"model.heads.camera would answer in it; set data.normalisation=mean_distance"):
         configs.load(["unified"], [*DATA, "data.normalisation=disparity"])
-    run = configs.load(["unified"], DATA)
-    alone = dataclasses.replace(run.model, heads={"gaussian": run.model.heads["gaussian"]})
-    by_disparity = dataclasses.replace(run.data, normalisation="disparity")
+    none = [f"model.heads.{name}=null" for name in ("camera", "depth", "points", "motion")]
+    nothing = [f"losses.{name}=null" for name in ("camera", "depth", "points", "motion", "dynamic")]
     with pytest.raises(UserError, match="this model needs no poses"):
-        dataclasses.replace(run, model=alone, data=by_disparity)
+        configs.load(["unified"], [*DATA, "data.normalisation=disparity", *none, *nothing])
+    hints = ["model.backbone.hints={intrinsics: required, poses: required}", "data.hints={intrinsics: 1, poses: 1}"]
+    run = configs.load(["unified"], [*DATA, "data.normalisation=disparity", *none, *nothing, *hints])
+    assert run.model.heads.keys() == {"dynamic", "gaussian"}, "which say nothing of lengths but Gaussians"
 
 
 def test_motion_needs_query_times_and_hints_need_a_model_that_takes_them() -> None:

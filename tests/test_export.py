@@ -442,6 +442,7 @@ def test_programs_give_gaussians_of_a_fixed_number_of_frames(posed: bool, follow
         model=config, image_size=(16, 24), frames=4, normalisation="disparity" if posed else "mean_distance"
     )
     text = card(info, model, errors)
+    assert ('known = Known(cameras="cameras.json", depth="depth")' in text) == posed
     assert ('model("video.mp4", known=known)  # result.gaussians' in text) == posed
     assert ('result = model("video.mp4")  # result.gaussians' in text) != posed
     assert ("the unit of the cameras" in text) == posed

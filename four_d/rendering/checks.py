@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -13,13 +15,16 @@ RIGID = 1e-2
 
 
 def in_one_type(gaussians: Gaussians, cameras: Cameras, times: Tensor) -> tuple[Gaussians, Cameras, Tensor]:
-    """All in the type of the means, or in float32 if theirs is narrower."""
+    """All in the type of the means, or in float32 if theirs is narrower; but times, in the widest of theirs."""
     dtype = torch.promote_types(gaussians.means.dtype, torch.float32)
-
-    def cast(tensor: Tensor) -> Tensor:
-        return tensor.to(dtype) if tensor.is_floating_point() else tensor
-
-    return map_tensors(gaussians, cast), map_tensors(cameras, cast), cast(times)
+    clock = torch.promote_types(times.dtype, torch.float32)
+    if gaussians.offset_times is not None:
+        clock = torch.promote_types(clock, gaussians.offset_times.dtype)
+    cast = map_tensors(gaussians, lambda tensor: tensor.to(dtype))
+    if gaussians.offset_times is not None:
+        cast = replace(cast, offset_times=gaussians.offset_times.to(clock))
+    seen = map_tensors(cameras, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+    return cast, seen, times.to(clock)
 
 
 def check_gaussians(gaussians: Gaussians) -> None:

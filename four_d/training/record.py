@@ -79,6 +79,20 @@ def _commit() -> str | None:
     return found.stdout.strip() or None
 
 
+_held: set[int] = set()
+"""Descriptors of folders that are `alone`."""
+
+
+def _forget_held() -> None:
+    """In a forked process, which must not keep a folder when the one that asked for it is gone."""
+    while _held:
+        os.close(_held.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_held)
+
+
 @contextmanager
 def alone(folder: Path) -> Generator[None]:
     """Make a folder, and keep other processes that ask likewise from it, where the system and the disk can.
@@ -92,6 +106,7 @@ def alone(folder: Path) -> Generator[None]:
     import fcntl
 
     number = os.open(folder, os.O_RDONLY)
+    _held.add(number)
     try:
         with suppress(OSError):  # some network disks cannot
             try:
@@ -102,6 +117,7 @@ def alone(folder: Path) -> Generator[None]:
                 ) from None
         yield
     finally:
+        _held.discard(number)
         os.close(number)
 
 

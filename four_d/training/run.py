@@ -136,6 +136,8 @@ def train(config: RunConfig, *, resume: Resume = "auto") -> TrainResult:
     with quiet():
         module = TrainingModule(config, _weights(config, start))
         with alone(config.run_folder) if world.rank == 0 else nullcontext():
+            if world.rank == 0 and _find_start(config, resume, told=False) != start:
+                raise UserError(f"{config.run_folder} was trained by another process meanwhile; start again")
             return _fit(module, world, data, start)
 
 

@@ -54,6 +54,19 @@ def test_types_need_not_agree(backend: str, types: tuple[str, str]) -> None:
     torch.testing.assert_close(found.colour.double(), exact.colour, atol=rough, rtol=rough)
 
 
+def test_times_keep_their_digits() -> None:
+    gaussians, cameras, _ = cloud(5, size=0.2, moves=True)
+    assert gaussians.offset_times is not None
+    late = 1.7e9 + gaussians.offset_times
+    narrow = dataclasses.replace(map_tensors(gaussians, torch.Tensor.float), offset_times=late)
+    first, second = (
+        render(narrow, cameras, torch.tensor([[1.7e9 + second]], dtype=torch.float64), SIZE).colour for second in (0, 1)
+    )
+    expected = render(gaussians, cameras, torch.tensor([[1.0]]), SIZE).colour
+    torch.testing.assert_close(second.double(), expected, atol=1e-5, rtol=1e-5)
+    assert (second - first).abs().max() > 0.05
+
+
 @pytest.mark.parametrize("swapped", [False, True])
 def test_the_nearer_of_two_covers_the_farther(backend: str, swapped: bool) -> None:
     near, far = one(2.0, 0.6, 0.2, (1.0, 0.0, 0.0)), one(3.0, 0.5, 0.3, (0.0, 1.0, 0.0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -21,9 +22,9 @@ from PIL import Image
 from four_d.config import RunConfig, load, to_yaml
 from four_d.data.loading import Step
 from four_d.errors import UserError
-from four_d.training import train
+from four_d.training import run, train
 from four_d.training.module import TrainingModule
-from four_d.training.record import read_metrics
+from four_d.training.record import alone, read_metrics
 from tests.training.runs import make_data, tiny, validated
 
 Lines = list[dict[str, Any]]
@@ -268,6 +269,39 @@ def test_a_folder_that_another_process_trains_in_is_refused(data: Path, tmp_path
         other.kill()
         other.communicate()
     assert train(config).exit_code == 0
+
+
+def test_processes_that_were_forked_do_not_keep_the_folder(tmp_path: Path) -> None:
+    code = "import os, sys, time; from four_d.training.record import alone; from pathlib import Path\n"
+    code += "with alone(Path(sys.argv[1])): os.fork() or print(1, flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as first:
+        assert first.stdout is not None
+        first.stdout.readline()
+        with pytest.raises(UserError, match="another process"), alone(tmp_path / "run"):
+            pass
+        first.kill()
+        first.wait()
+        with alone(tmp_path / "run"):
+            pass
+        os.killpg(first.pid, signal.SIGKILL)
+
+
+def test_a_folder_trained_meanwhile_is_not_gone_on_with(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(data, tmp_path, loop={"max_steps": 2, "epoch_steps": 2})
+
+    def meanwhile(folder: Path) -> contextlib.AbstractContextManager[None]:
+        with monkeypatch.context() as patch:
+            patch.setattr(run, "alone", alone)
+            train(config)
+        return alone(folder)
+
+    monkeypatch.setattr(run, "alone", meanwhile)
+    with pytest.raises(UserError, match="was trained by another process meanwhile; start again"):
+        train(config)
+    assert [line["step"] for line in curve(config)] == [1, 2]
 
 
 def test_sigterm_exits_with_143_from_the_command_line(data: Path, tmp_path: Path) -> None:
