@@ -207,16 +207,22 @@ def compared(study: Study) -> list[Key]:
     return [key for key in study.keys if key.compared]
 
 
+def shown(study: Study, summary: Line) -> list[str]:
+    """Rows that have a figure to compare."""
+    found = [row for row in rows_of(study) if row in summary]
+    return [row for row in found if any(summary[row][key.figure]["mean"] is not None for key in compared(study))]
+
+
 def table(study: Study, summary: Line) -> str:
     """Markdown: one row per variant, mean and range over seeds."""
     rows = [["", *(f"{key.label} {'↑' if key.higher_is_better else '↓'}" for key in compared(study))]]
-    for variant in (v for v in rows_of(study) if v in summary):
+    for variant in shown(study, summary):
         cells = [(summary[variant][key.figure], key.digits) for key in compared(study)]
         rows.append([variant, *(cell_text(cell, digits) for cell, digits in cells)])
     free = summary.get("image_free", {})
-    rows.append(
-        ["ignoring the image", *("" if free.get(k.name) is None else f"{free[k.name]:.3g}" for k in compared(study))]
-    )
+    known = ["" if free.get(key.name) is None else f"{free[key.name]:.3g}" for key in compared(study)]
+    if any(known):
+        rows.append(["ignoring the image", *known])
     text = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([text[0], "|" + " --- |" * len(rows[0]), *text[1:]])
 
@@ -238,7 +244,7 @@ def plot(study: Study, summary: Line, file: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    variants = [variant for variant in rows_of(study) if variant in summary]
+    variants = shown(study, summary)
     columns = 3
     rows = -(-len(compared(study)) // columns)
     figure, panels = plt.subplots(rows, columns, figsize=(4.2 * columns, 3.1 * rows), constrained_layout=True)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from four_d import __version__, checkpoints
 from four_d.backbones.spacetime import SpacetimeBackbone
 from four_d.checkpoints import CARD, CONFIG, WEIGHTS, ModelInfo
-from four_d.data.sampling import Normalisation
+from four_d.data.sampling import UNITS
 from four_d.errors import UserError
 from four_d.formats.folders import new_folder
 from four_d.geometry import make_pose
@@ -254,12 +254,6 @@ def relative_error(given: Tensor, expected: Tensor) -> float:
     return float((given - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
 
 
-UNITS: dict[Normalisation, str] = {
-    "mean_distance": "Lengths are in units of the scene's size (VGGT's normalisation), not metres.",
-    "disparity": "Lengths are in the unit of the cameras and depth that it is given.",
-}
-
-
 def _usage(outputs: Iterable[str], *, posed: bool, measured: bool) -> str:
     """Python that loads the model and calls it on a video, whose poses, and then also depth, may have to be given."""
     given = set(outputs)
@@ -316,7 +310,7 @@ first), at most {info.frames} frames at once. `config.json` holds the whole mode
 
 ## Limits
 
-{UNITS[info.normalisation]} It does best at about
+Lengths: {UNITS[info.normalisation]}. It does best at about
 {height} × {width} pixels and at most {info.frames} frames; `four_d.load` resizes to that.{limit}
 
 ## Licence

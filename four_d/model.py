@@ -89,7 +89,6 @@ def _check_rows(name: str, config: HeadConfig, backbone: SpacetimeConfig) -> Non
             f"model.heads.{name}.frames {config.frames} is no multiple of model.backbone.stride {backbone.stride}; "
             "change one of them"
         )
-
     if config.every is not None:
         raise UserError(
             f"model.heads.{name}.every chooses among frames, and the spacetime backbone gives tokens of its own key "

@@ -13,14 +13,14 @@ import torch
 from four_d import config
 from four_d.checkpoints import ModelInfo
 from four_d.data.loading import DataConfig, SourceConfig, TrainingSteps
-from four_d.data.sampling import HintShares, SamplingConfig
+from four_d.data.sampling import UNITS, HintShares, SamplingConfig
 from four_d.data.shards import finalise, write_shard
 from four_d.data.views import ViewsConfig
 from four_d.errors import UserError
 from four_d.evaluation import EvaluationConfig
 from four_d.evaluation import run as evaluate
 from four_d.formats.splats import read_gaussians
-from four_d.inference import LoadedModel, infer, units
+from four_d.inference import LoadedModel, infer
 from four_d.inference.hints import Known
 from four_d.inference.video import Selection
 from four_d.losses.gaussian import GaussianDepthLoss, GaussianFlowLoss
@@ -115,7 +115,7 @@ def test_a_posed_video_becomes_files_in_the_users_unit(tmp_path: Path, model: Fo
     assert two.prediction.gaussians is not None
     torch.testing.assert_close(one.prediction.gaussians.means, 10 * two.prediction.gaussians.means)
     assert one.prediction.cameras is not None, "the given ones"
-    assert json.loads((out["far"] / "cameras.json").read_text())["unit"] == one.unit == units.NAMES["disparity"]
+    assert json.loads((out["far"] / "cameras.json").read_text())["unit"] == one.unit == UNITS["disparity"]
     back = read_gaussians(out["far"] / "gaussians.glb")
     torch.testing.assert_close(back.means, one.prediction.gaussians.means, atol=1e-5, rtol=1e-5)
     assert (out["far"] / "gaussians.ply").is_file()

@@ -11,12 +11,12 @@ import torch
 
 from four_d import cli
 from four_d.checkpoints import ModelInfo
+from four_d.data.sampling import UNITS
 from four_d.formats.tracks import read_tracks
 from four_d.geometry import project
 from four_d.heads.track import TrackHeadConfig
 from four_d.inference import LoadedModel, Result, write
 from four_d.inference.tracks import CROSSES, from_pixels, from_points
-from four_d.inference.units import NAMES
 from four_d.tracking import PointTracks
 from four_d.viewer import report
 from tests.test_export import TINY
@@ -41,7 +41,7 @@ def test_the_file_holds_what_the_model_says(result: Result, tmp_path: Path) -> N
     np.testing.assert_array_equal(table.points, result.tracks.points)
     np.testing.assert_array_equal(table.visible, result.tracks.visible)
     assert table.frame_times.tolist() == table.times.tolist() == result.times
-    assert table.unit == NAMES["mean_distance"]
+    assert table.unit == UNITS["mean_distance"]
     pixels, z = project(result.tracks.points.transpose(0, 1), result.cameras)
     front = (z > 0.1).T.numpy()
     assert front.mean() > 0.2

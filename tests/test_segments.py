@@ -13,6 +13,7 @@ from torch import Tensor
 
 from four_d import config
 from four_d.checkpoints import ModelInfo
+from four_d.data.sampling import UNITS
 from four_d.errors import UserError
 from four_d.geometry import make_pose
 from four_d.heads.gaussian import GaussianHeadConfig
@@ -23,7 +24,7 @@ from four_d.inference.parts import Part, take_frames
 from four_d.inference.run import times_apart
 from four_d.inference.seams import Similarity
 from four_d.inference.segments import Segments, read_segments, write_segments
-from four_d.inference.units import NAMES, to_model
+from four_d.inference.units import to_model
 from four_d.inference.video import Video
 from four_d.rendering import render
 from four_d.rendering.scene import means_at
@@ -320,7 +321,7 @@ def test_depth_without_a_valid_pixel_is_named_as_such() -> None:
 def test_a_posed_model_keeps_to_the_given_cameras(count: int, tmp_path: Path) -> None:
     model = loaded(["dgs_lrm", "overlays/dgs_lrm_mini"], POSED)
     result = model(pictures(count), known=given(count), window=8)
-    assert result.unit == model.unit == NAMES["disparity"]
+    assert result.unit == model.unit == UNITS["disparity"]
     assert result.prediction.cameras is not None
     torch.testing.assert_close(result.prediction.cameras.world_from_camera, poses(count), atol=1e-4, rtol=0)
     # static Gaussians lie on the rays of their key frame: the first of each stretch is seen again at its pixels

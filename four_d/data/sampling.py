@@ -175,6 +175,12 @@ Normalisation = Literal["mean_distance", "disparity"]
 """What has a fixed size in examples: the mean distance of points (VGGT: 1), or the disparity that a fifth of the pixels
 fall below (DGS-LRM: 2)."""
 
+UNITS: dict[Normalisation, str] = {
+    "mean_distance": "model unit: the mean distance of the scene's points to the first camera is about 1; not metres",
+    "disparity": "the unit of the cameras and depth that were given",
+}
+"""What the lengths are in that a model says, by how it was trained."""
+
 
 def normalise(clip: Clip, rule: Normalisation = "mean_distance") -> Clip:
     """The clip with its lengths divided by one number, which ``scale`` records. World = the first frame's camera.

@@ -9,11 +9,11 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
+from four_d.data.sampling import UNITS
 from four_d.errors import UserError
 from four_d.formats.clouds import PointCloud, fuse
 from four_d.formats.tracks import TrackTable
 from four_d.geometry import world_points
-from four_d.inference import units
 from four_d.inference.fit import Fit
 from four_d.inference.tracks import from_pixels, from_points
 from four_d.tracking import PointTracks
@@ -44,7 +44,7 @@ class Result:
     """Of the first frame's pixels to each of ``tracks.times``: where their points are then, minus where they are."""
     queries: Float[Tensor, "n 3"] | None = None
     """(frame, x, y) of the points that were asked for, in *original* pixels."""
-    unit: str = units.NAMES["mean_distance"]
+    unit: str = UNITS["mean_distance"]
     """What lengths are in, in words."""
     gaussians: tuple[Segment, ...] = ()
     """Of the whole video, one segment after the other; of a single one also ``prediction.gaussians``."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from four_d import checkpoints
 from four_d.backbones.spacetime import SpacetimeConfig
 from four_d.checkpoints import ModelInfo
+from four_d.data.sampling import UNITS
 from four_d.errors import UserError
 from four_d.formats.folders import new_folder
 from four_d.heads import Head
@@ -145,7 +146,7 @@ class LoadedModel:
     @property
     def unit(self) -> str:
         """What lengths of results are in, in words."""
-        return units.NAMES[self.info.normalisation]
+        return UNITS[self.info.normalisation]
 
     @property
     def segment(self) -> int | None:

@@ -11,12 +11,6 @@ from four_d.errors import UserError
 from four_d.geometry import scale_gaussians
 from four_d.types import Clip, Prediction, map_tensors
 
-NAMES: dict[Normalisation, str] = {
-    "mean_distance": "model unit: the mean distance of the scene's points to the first camera is about 1; not metres",
-    "disparity": "the unit of the cameras and depth that were given",
-}
-"""Of the lengths of what a model says, by how it was trained."""
-
 
 def to_model(clip: Clip, rule: Normalisation) -> tuple[Clip, float]:
     """A batch of one clip in the model's unit, and how many of the user's lengths that is.
@@ -48,7 +42,10 @@ def to_model(clip: Clip, rule: Normalisation) -> tuple[Clip, float]:
 
 
 def from_model(prediction: Prediction, unit: float, given: Clip) -> Prediction:
-    """The prediction in the user's unit; with the cameras that the user gave where the model finds none."""
+    """The prediction in the user's unit, with the cameras that the user gave where the model finds none.
+
+    Of lengths a model trained by disparity says Gaussians only (`config.load` refuses other heads).
+    """
     cameras = prediction.cameras
     if cameras is None and given.cameras is not None and _known(given):
         cameras = given.cameras
