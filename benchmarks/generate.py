@@ -1,6 +1,6 @@
 """How fast synthetic clips are made, with all annotations and written to shards.
 
-    python benchmarks/generate.py [--clips 12] [--cameras 4] [--frames 24] [--size 128] [--seed 1]
+    python benchmarks/generate.py [--clips 12] [--cameras 4] [--frames 24] [--size 128] [--seed 1] [--bodies]
 
 Figures are per minute of one core's processor time, so that other work on the machine matters little. Prints one JSON
 object as its last line.
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 from unittest.mock import patch
 
-from data_prep.synthetic import WorldSettings, clip, clip_seed, generate, make, world
+from data_prep.synthetic import WorldSettings, cast, clip, clip_seed, generate, make, world
 from four_d.data import shards
 
 P = ParamSpec("P")
@@ -33,7 +33,7 @@ STAGES = {
     "moments": (clip, "make_moment"),
     "film": (clip, "film"),
     "develop": (clip, "develop"),
-    "of compose: physics": (world, "simulate"),
+    "of compose: physics": (cast, "simulate"),
     "of compose: cameras": (world, "choose_cameras"),
     "encode": (shards, "encode_clip"),
 }
@@ -90,13 +90,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name, value in (("clips", 12), ("cameras", 4), ("frames", 24), ("size", 128), ("seed", 1)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--bodies", action="store_true", help="clips of articulated bodies")
     arguments = parser.parse_args()
     settings = WorldSettings(
-        cameras=arguments.cameras, frames=arguments.frames, width=arguments.size, height=arguments.size
+        cameras=arguments.cameras,
+        frames=arguments.frames,
+        width=arguments.size,
+        height=arguments.size,
+        bodies=arguments.bodies,
     )
     figures = {
         "benchmark": "generate",
-        **{name: getattr(arguments, name) for name in ("clips", "cameras", "frames", "size")},
+        **{name: getattr(arguments, name) for name in ("clips", "cameras", "frames", "size", "bodies")},
         **measure(arguments.clips, arguments.seed, settings),
         "seeds": [clip_seed(arguments.seed, 0, 0), clip_seed(arguments.seed, 0, arguments.clips - 1)],
         "machine": f"{processor()}, {platform.system()}, Python {platform.python_version()}",

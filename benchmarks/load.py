@@ -64,8 +64,13 @@ def data_folder(given: Path | None, clips: int, seed: int) -> Iterator[Path]:
 
 
 def read_config(arguments: argparse.Namespace, folder: Path) -> RunConfig:
-    """The configs with their data replaced by ``folder``."""
-    values = [f"data.sources.it.path={folder}", f"data.workers={arguments.workers}", f"seed={arguments.seed}"]
+    """The configs with their data replaced by ``folder``, and all images of one size."""
+    values = [
+        f"data.sources.it.path={folder}",
+        f"data.workers={arguments.workers}",
+        f"seed={arguments.seed}",
+        "data.aspect=null",
+    ]
     return load(arguments.config or ["vggt", "overlays/tiny"], [*values, *arguments.overrides])
 
 

@@ -36,7 +36,6 @@ import json
 import os
 import subprocess
 import sys
-import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -47,111 +46,29 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.nn import functional
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.vggt_parity import peak_of  # noqa: E402 - this script is run by its path
-from four_d import config  # noqa: E402
+from four_d import config  # noqa: E402, schema
+from four_d.memory import FusedAttention, LiveBytes, Zero  # noqa: E402
 from four_d.model import FourD, ModelConfig  # noqa: E402
 from four_d.training.record import describe_machine  # noqa: E402
 from four_d.types import Clip, Prediction  # noqa: E402
 
 GB = 1e9
 QUERIES: dict[str, tuple[dict[str, str] | None, dict[str, str] | None]] = {
-    "early": ({"kind": "query"}, None),
-    "late": (None, {"kind": "query_decoder"}),
+    "early": ({}, None),
+    "late": (None, {}),
 }
 """``backbone.query`` and ``heads.motion.decoder``."""
 PAPER = (
     "DePT3R, 10 x 518^2, RTX A6000: 12 GB; SpatialTrackerV2 (40,000 queries) and VGGT's tracker (22,500): over 48 GB"
 )
 """arXiv 2512.13122."""
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of storages that operations make, from their birth until nobody holds them; views once."""
-
-    def __init__(self, there: Iterable[Tensor] = ()) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._there = {storage._cdata: storage for storage in (each.untyped_storage() for each in there)}
-        self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
-
-    def __torch_dispatch__(
-        self,
-        func: Any,  # noqa: ANN401 - torch gives it no type
-        types: Any,  # noqa: ANN401
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
-        """Run it and look at what came out."""
-        found = func(*args, **(kwargs or {}))
-        for each in tree_leaves(found):
-            if isinstance(each, Tensor):
-                self.watch(each.untyped_storage())
-        return found
-
-    def watch(self, storage: torch.UntypedStorage) -> None:
-        """Count it while it lives, if it is new."""
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._there or key in self._alive:
-            return
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        self._alive[key] = weakref.ref(storage, lambda _: self._forget(key, size))
-
-    def _forget(self, key: int, size: int) -> None:
-        del self._alive[key]
-        self.now -= size
-
-
-class Zero(TorchDispatchMode):
-    """Answers 0 where a tensor without values is asked for its value: no frame lacks the query time."""
-
-    def __torch_dispatch__(
-        self,
-        func: Any,  # noqa: ANN401
-        types: Any,  # noqa: ANN401
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
-        if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
-            return 0.0 if args[0].dtype.is_floating_point else 0
-        return func(*args, **(kwargs or {}))
-
-
-class FusedAttention(TorchFunctionMode):
-    """Attention on CUDA tensors without values: what a fused kernel keeps, under autocast or not."""
-
-    def __torch_function__(
-        self,
-        func: Any,  # noqa: ANN401
-        types: Any,  # noqa: ANN401
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
-        if func is functional.scaled_dot_product_attention and args[0].device.type == "cuda":
-            return fused(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-
-def fused(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, **others: object) -> Tensor:
-    """FlashAttention or the memory-efficient kernel, by type."""
-    assert not others.get("attn_mask")
-    assert not others.get("dropout_p")
-    if torch.is_autocast_enabled("cuda"):
-        q, k, v = (each.to(torch.get_autocast_dtype("cuda")) for each in (q, k, v))
-    if q.dtype == torch.float32:
-        kept = torch.is_grad_enabled()
-        return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, kept, scale=scale)[0]
-    return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, scale=scale)[0]
 
 
 @contextmanager
@@ -191,7 +108,8 @@ class Setting:
 
     def model(self) -> ModelConfig:
         """DePT3R's parts at that size, without VGGT's tracker; the motion head is as large as that of points."""
-        plain = cast(dict[str, Any], config.load_plain([*self.configs, f"overlays/{self.size}"])["model"])
+        system, *overlays = self.configs
+        plain = cast(dict[str, Any], config.load_plain([system, f"overlays/{self.size}", *overlays])["model"])
         heads = {name: head for name, head in plain["heads"].items() if name != "track"}
         query, decoder = QUERIES[self.query]
         motion = {**heads["points"], **heads.get("motion", {}), "output": "motion"}
@@ -199,7 +117,7 @@ class Setting:
         heads["motion"] = {**motion, "decoder": None if decoder is None else given or decoder}
         asked = None if query is None else plain["backbone"].get("query") or query
         backbone = {**plain["backbone"], "query": asked, "checkpointing": self.checkpointing}
-        return config.build(ModelConfig, {**plain, "backbone": backbone, "heads": heads}, "config.model")
+        return schema.build(ModelConfig, {**plain, "backbone": backbone, "heads": heads}, "config", "model")
 
     def clip(self) -> Clip:
         """Noise, a frame a second."""

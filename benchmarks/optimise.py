@@ -33,10 +33,11 @@ from torch import Tensor
 from four_d import geometry
 from four_d.evaluation import EvaluationConfig, Videos
 from four_d.evaluation.held_out import evenly
-from four_d.evaluation.novel import novel_scores, size_of
-from four_d.losses.photometric import PhotometricLoss
+from four_d.evaluation.novel import copy_scores, novel_scores, size_of
+from four_d.evaluation.result import COPY
+from four_d.losses.photometric import PhotometricLossConfig
+from four_d.losses.term import LossInputs
 from four_d.progress import progress
-from four_d.rendering import render
 from four_d.types import Clip, Gaussians, Prediction, map_tensors
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -97,19 +98,21 @@ def optimise(clip: Clip, seconds: float, seed: int) -> tuple[Gaussians, int]:
     values = start(clip, generator)
     moved = [values[name].requires_grad_() for name in RATES]
     adam = torch.optim.Adam([{"params": [p], "lr": rate} for p, rate in zip(moved, RATES.values(), strict=True)])
-    loss, count, steps = PhotometricLoss(perceptual="structure"), max(len(clip.times) // 2, 1), 0
+    loss, count, steps = PhotometricLossConfig().build(), max(len(clip.times) // 2, 1), 0
     began = time.monotonic()
     while (share := (time.monotonic() - began) / seconds) < 1:
         for group, rate in zip(adam.param_groups, RATES.values(), strict=True):
             group["lr"] = rate * 0.05**share
         some = torch.randperm(len(clip.times), generator=generator)[:count]
         shown = Clip(
-            images=clip.images[some][None], times=clip.times[some][None], camera_ids=clip.camera_ids[some][None]
+            images=clip.images[some][None],
+            times=clip.times[some][None],
+            camera_ids=clip.camera_ids[some][None],
+            cameras=map_tensors(clip.cameras, lambda tensor, some=some: tensor[some][None]),
         )
-        cameras = map_tensors(clip.cameras, lambda tensor, some=some: tensor[some][None])
         found = gaussians_of(values)
-        views = render(found, cameras, shown.times, size_of(clip))
-        value = loss(Prediction(gaussians=found), views, dataclasses.replace(shown, views=shown))
+        targets = dataclasses.replace(shown, views=shown)
+        value = loss(LossInputs(prediction=Prediction(gaussians=found), targets=targets))
         (value + STILL * values["offsets"].norm(dim=-1).mean()).backward()
         adam.step()
         adam.zero_grad()
@@ -145,6 +148,7 @@ def main() -> None:
     videos = Videos.open(Path(arguments.data), config, None if scored is None else len(scored["keys"]))
     videos = dataclasses.replace(videos, lists=tuple(evenly(videos.lists, arguments.clips)))
     lines: list[dict[str, Any]] = []
+    copied: list[dict[str, float]] = []
     build(next(iter(videos)).targets)
     with progress("optimising", len(videos.lists), "clip") as bar:
         for number, example in enumerate(videos):
@@ -154,6 +158,7 @@ def main() -> None:
             )
             found, steps = optimise(seen, arguments.seconds, arguments.seed + number)
             lines.append({"key": example.key[0], "steps": steps, **novel_scores(found, seen)})
+            copied.append(copy_scores(seen))
             print(json.dumps(lines[-1]), flush=True)
             bar.advance()
     found = {
@@ -161,6 +166,7 @@ def main() -> None:
         "seconds_per_clip": arguments.seconds,
         "seed": arguments.seed,
         **means(lines),
+        "predictors": {COPY: means(copied)},
         "beside": {} if scored is None else beside(scored, [line["key"] for line in lines]),
     }
     print(json.dumps(found))
@@ -177,7 +183,7 @@ def means(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def beside(per_video: Mapping[str, Any], keys: list[str]) -> dict[str, float]:
     """What a model scored on these clips: PSNR, and PSNR of what moves."""
     places = [per_video["keys"].index(key) for key in keys]
-    figures = {name: per_video["model"][f"pictures_{name}"] for name in ("psnr", "psnr_dynamic")}
+    figures = {name: per_video["model"][name] for name in ("render_psnr", "render_psnr_dynamic")}
     known = {name: [values[place] for place in places] for name, values in figures.items()}
     return {name: statistics.fmean(v for v in values if v is not None) for name, values in known.items()}
 

@@ -170,17 +170,15 @@ def summarise(study: Study, lines: list[Line]) -> Line:
         if not own:
             continue
         result[variant] = {
-            key.figure: over_seeds({line["seed"]: line.get(key.name) for line in own}) for key in study.keys
+            key.name: over_seeds({line["seed"]: line.get(key.name) for line in own}) for key in study.keys
         }
         if own[-1].get("beside"):
             result[variant]["beside"] = own[-1]["beside"]
-    for name in study.predictors:
-        known = [line["predictors"][name] for line in lines if line.get("predictors", {}).get(name)]
-        if known:
-            result[name] = {key.figure: over_seeds({0: known[-1].get(key.name)}) for key in study.keys}
     runs = [line for line in lines if line["variant"] in study.variants]
-    for row, prefix in study.derived.items() if runs else ():
-        result[row] = {key.figure: over_seeds({0: runs[-1].get(prefix + key.name)}) for key in study.keys}
+    for name in study.predictors:
+        known = [line["predictors"][name] for line in runs if line.get("predictors", {}).get(name)]
+        if known:
+            result[name] = {key.name: over_seeds({0: known[-1].get(key.name)}) for key in study.keys}
     if runs:
         result["image_free"] = runs[-1]["image_free"]
         result["digest"] = runs[-1]["digest"]
@@ -200,7 +198,7 @@ def over_seeds(values: dict[int, float | None]) -> Line:
 
 def rows_of(study: Study) -> list[str]:
     """In the order of the table."""
-    return [*study.predictors, *study.derived, *study.variants, *study.models, *study.others]
+    return [*study.predictors, *study.variants, *study.models, *study.others]
 
 
 def compared(study: Study) -> list[Key]:
@@ -210,14 +208,14 @@ def compared(study: Study) -> list[Key]:
 def shown(study: Study, summary: Line) -> list[str]:
     """Rows that have a figure to compare."""
     found = [row for row in rows_of(study) if row in summary]
-    return [row for row in found if any(summary[row][key.figure]["mean"] is not None for key in compared(study))]
+    return [row for row in found if any(summary[row][key.name]["mean"] is not None for key in compared(study))]
 
 
 def table(study: Study, summary: Line) -> str:
     """Markdown: one row per variant, mean and range over seeds."""
-    rows = [["", *(f"{key.label} {'↑' if key.higher_is_better else '↓'}" for key in compared(study))]]
+    rows = [["", *(f"{key.label} {'↑' if key.metric.better == 'higher' else '↓'}" for key in compared(study))]]
     for variant in shown(study, summary):
-        cells = [(summary[variant][key.figure], key.digits) for key in compared(study)]
+        cells = [(summary[variant][key.name], key.digits) for key in compared(study)]
         rows.append([variant, *(cell_text(cell, digits) for cell, digits in cells)])
     free = summary.get("image_free", {})
     known = ["" if free.get(key.name) is None else f"{free[key.name]:.3g}" for key in compared(study)]
@@ -250,7 +248,7 @@ def plot(study: Study, summary: Line, file: Path) -> None:
     figure, panels = plt.subplots(rows, columns, figsize=(4.2 * columns, 3.1 * rows), constrained_layout=True)
     for panel, key in zip(panels.flat, compared(study)):
         for place, variant in enumerate(variants):
-            values = [v for v in summary[variant][key.figure]["per_seed"].values() if v is not None]
+            values = [v for v in summary[variant][key.name]["per_seed"].values() if v is not None]
             if values:
                 panel.plot([place] * len(values), values, "o", color=f"C{place}", alpha=0.7)
                 panel.hlines(statistics.fmean(values), place - 0.25, place + 0.25, color=f"C{place}", lw=3)
@@ -267,7 +265,7 @@ def plot(study: Study, summary: Line, file: Path) -> None:
             panel.set_yscale("log")
         panel.set_xlim(-0.6, len(variants) - 0.4)
         panel.margins(y=0.15)
-        panel.set_title(f"{key.label} ({'higher' if key.higher_is_better else 'lower'} is better)", fontsize=9)
+        panel.set_title(f"{key.label} ({key.metric.better} is better)", fontsize=9)
         panel.grid(axis="y", alpha=0.3)
     for panel in list(panels.flat)[len(compared(study)) :]:
         panel.set_visible(False)

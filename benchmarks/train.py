@@ -113,12 +113,12 @@ class Stopwatch(lightning.Callback):
 def measure(config: RunConfig, arguments: argparse.Namespace, *, in_memory: bool) -> dict[str, float]:
     """Steps, images and tokens per second of whole training steps."""
     module = TrainingModule(config)
-    data = (MemoryData if in_memory else RunData)(config, World(), 0)
+    data = (MemoryData if in_memory else RunData)(config)
     watch = Stopwatch(arguments.steps, tokens_per_image(module, data))
     with progress("in memory" if in_memory else "through the loader", WARM_UP + arguments.steps, "step") as bar:
         ticking = lightning.pytorch.callbacks.LambdaCallback(on_train_batch_end=lambda *_: bar.advance())
         with quiet():
-            make_trainer(config, World(), [watch, ticking]).fit(module, datamodule=data)
+            make_trainer(config, World(), {"callbacks": [watch, ticking]}).fit(module, datamodule=data)
     return watch.figures
 
 

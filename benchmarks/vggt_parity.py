@@ -17,7 +17,7 @@ every side once, one after the other, so that a busy machine slows all of them; 
   backbone's blocks on both sides, none in the heads.
 - **fp32**: plain float32 on both sides, nothing compiled.
 - **bf16**: ours: autocast, heads in bfloat16 too (``precision: loop``), convolutions' weights channels-last,
-  `four_d.model.compile_model`, on a CPU attention written out (``attention: matmul``). The reference: autocast around
+  `compile_model`, on a CPU attention written out (``attention: matmul``). The reference: autocast around
   all of it, the best that it does without changes (on a CPU its heads follow; their switch to float32 is for CUDA
   only, and there they stay in float32). Its float32 run is a third side: ``rate_to_fp32``. ``errors``: ours from it.
 - **memory**: ours ÷ reference of the peak above the loaded weights, gradients included. Each side runs in a fresh
@@ -53,11 +53,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from four_d.backbones.alternating import AlternatingConfig
-from four_d.backbones.patches import ConvPatchConfig, PatchConfig, TimmPatchConfig
+from four_d.backbones.patches import ConvPatchConfig, PatchConfig, TimmPatchConfig, TimmPatches
 from four_d.heads import HeadConfig
 from four_d.heads.camera import CameraHeadConfig
-from four_d.heads.dense import DenseHeadConfig
-from four_d.model import FourD, ModelConfig, compile_model
+from four_d.heads.dense import DenseFeatures, DenseHeadConfig
+from four_d.model import FourD, ModelConfig, compile_blocks
 from four_d.training.record import describe_machine
 from four_d.types import Clip
 from four_d.weights.vggt import ADAPTER, POSE
@@ -176,6 +176,18 @@ def clip(images: Tensor) -> Clip:
     """All from one camera."""
     times = torch.zeros(images.shape[:2], device=images.device)
     return Clip(images=images, times=times, camera_ids=times.long())
+
+
+def compile_model(model: nn.Module) -> None:
+    """Compile all that takes time: transformer blocks (`compile_blocks`), an image encoder's blocks, dense heads."""
+    compile_blocks(model)
+    for module in model.modules():
+        if isinstance(module, TimmPatches):
+            for block in module.encoder.get_submodule("blocks"):  # pyright: ignore[reportGeneralTypeIssues]
+                block.compile()
+        if isinstance(module, DenseFeatures):
+            module.coarse = torch.compile(module.coarse)
+            module.finish = torch.compile(module.finish)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,1 +1,1 @@
-"""Turning sources into shards: one subpackage or script per source. Of `four_d` only types, geometry and data."""
+"""Conversion of sources into shards: one subpackage or script per source. Imports only lower layers of `four_d`."""

@@ -1,13 +1,14 @@
 """The whole of four_d on two CPU cores: make video, train, evaluate, export, and look at a real clip.
 
-`make demo` runs this; about ten minutes. What is already there is not made again: `rm -r runs/demo` starts over.
+`make demo` runs this; about ten minutes. It trains a fixed number of steps on two threads, so its figures are the
+same on every machine of one kind. What is already there is taken over, and said: `rm -r runs/demo` starts over.
 The same by hand:
 
     four-d data make --shards 0:20 --clips-per-shard 25 --seed 1 --cameras 2 --frames 8 --size 64 runs/demo/data/train
     four-d data make --shards 0:2 --held-out ... runs/demo/data/held_out
-    four-d train vggt overlays/tiny overlays/demo
-    four-d eval runs/demo data=runs/demo/data/held_out train_data=runs/demo/data/train
-    four-d export runs/demo --out runs/demo/model
+    four-d train overlays/demo
+    four-d eval runs/demo/training data=runs/demo/data/held_out train_data=runs/demo/data/train
+    four-d export runs/demo/training --out runs/demo/model
     four-d infer tests/data/bikes.mp4 --model runs/demo/model --out runs/demo/bikes
 """
 
@@ -19,9 +20,11 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -29,19 +32,26 @@ from data_prep.synthetic import WorldSettings, make
 from four_d import config as configs
 from four_d import viewer
 from four_d.data.show import show
+from four_d.devices import emulates_bf16, usable
 from four_d.errors import UserError
-from four_d.evaluation import Evaluation, EvaluationConfig, run, summary
-from four_d.export import export
+from four_d.evaluation import METRICS, Evaluation, EvaluationConfig, image_free, run, summary
+from four_d.export import export, read_scores
 from four_d.inference import Result, infer, load
-from four_d.training import TrainResult, train
+from four_d.training import LAST, TrainResult, train
+from four_d.training.variation import stuck
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = Path("runs/demo")
 TRAIN, HELD_OUT = RUN / "data/train", RUN / "data/held_out"
+SCORES = RUN / "evaluation.json"
+TRAINING = RUN / "training"
+"""Run folder that the overlay names."""
 REAL_VIDEO = ROOT / "tests/data/bikes.mp4"
 WORLDS = WorldSettings(width=64, height=64, cameras=2, frames=8)
 CLIPS_PER_SHARD = 25
 TRAIN_SHARDS, HELD_OUT_SHARDS = range(20), range(2)
+THREADS = 2
+"""Sums of floats depend on how many threads share them."""
 T = TypeVar("T")
 
 
@@ -60,8 +70,17 @@ class Stages:
         return result
 
 
+def taken_over(what: str, path: Path) -> None:
+    """Say that a former demo's ``path``, if there is one, is not made again."""
+    if path.exists():
+        when = datetime.fromtimestamp(path.stat().st_mtime).astimezone()
+        print(f"taking over {what} of {when:%Y-%m-%d %H:%M}: {path} (rm -r {RUN} starts over)", file=sys.stderr)
+
+
 def make_data() -> None:
     """Shards to train on and held-out ones, whose textures and shapes the former lack; and a picture of a clip."""
+    taken_over("the training shards", TRAIN)
+    taken_over("the held-out shards", HELD_OUT)
     workers = os.cpu_count() or 1
     for out, shards, held_out in ((TRAIN, TRAIN_SHARDS, False), (HELD_OUT, HELD_OUT_SHARDS, True)):
         make(
@@ -76,15 +95,21 @@ def make_data() -> None:
     show(HELD_OUT, 0, RUN / "clip")
 
 
+def precision() -> list[str]:
+    """Float32 where the processor emulates bfloat16: measured on one, a step took eight times as long in it."""
+    return ["loop.precision=fp32"] if emulates_bf16(usable("auto")) else []
+
+
 def train_model() -> TrainResult:
-    """The tiny model, for as long as the overlay says."""
-    return train(configs.load(["vggt", "overlays/tiny", "overlays/demo"], [f"folder={RUN.parent}"]))
+    """The tiny model, for as many steps as the overlay says."""
+    taken_over("the training run", TRAINING / LAST)
+    return train(configs.load(["overlays/demo"], precision()))
 
 
 def evaluate() -> Evaluation:
     """On all held-out videos, beside predictors that ignore the image, fitted on the training worlds."""
     settings = EvaluationConfig(data=str(HELD_OUT), train_data=str(TRAIN), frames=4, train_clips=120)
-    return run(load(RUN), settings)
+    return run(load(TRAINING), settings)
 
 
 def look(scores: Evaluation, stages: Stages) -> Result:
@@ -96,30 +121,28 @@ def look(scores: Evaluation, stages: Stages) -> Result:
     return infer(load(RUN / "model"), REAL_VIDEO, RUN / "bikes", page=page, overwrite=True)
 
 
-SCORE_COLUMNS = ("held-out worlds", "model", "ignoring the image", "which", "ratio")
+HEADLINES = ("depth_absrel_median_frame", "pose_rot_pairs_deg", "pose_ate_sim3")
+SCORE_COLUMNS = ("held-out worlds", "model", "image-free", "which", "ratio")
 
 
 def score_rows(scores: Evaluation) -> list[list[str]]:
     """The three headline figures, each beside the best predictor that ignores the image."""
-    figures = summary(scores)
-    rows = [
-        ("depth AbsRel, median-aligned", "depth_absrel_median", "depth_absrel_baseline", "mean map"),
-        ("relative rotation error, degrees", "rot_error_deg", "rot_baseline_deg", "best of three"),
-        ("ATE after Sim(3), metres", "ate_sim3", "ate_baseline", "best of three"),
-    ]
-    return [
-        [text, f"{figures[ours]:.4g}", f"{figures[theirs]:.4g}", which, f"{figures[ours] / figures[theirs]:.2f}"]
-        for text, ours, theirs, which in rows
-    ]
+    rows: list[list[str]] = []
+    for name in HEADLINES:
+        mine, best = scores.rows[scores.name][name].mean, scores.best_image_free(name)
+        assert best is not None
+        which, theirs = best[0], best[1].mean
+        rows.append([METRICS[name].heading, f"{mine:.4g}", f"{theirs:.4g}", which, f"{mine / theirs:.2f}"])
+    return rows
 
 
 def write_page(path: Path, result: Result, scores: Evaluation, stages: Stages) -> None:
     """The report: the video first, then scores, a clip of the training worlds and the course of training."""
     table = viewer.Table(columns=SCORE_COLUMNS, rows=score_rows(scores))
-    newest = sorted((RUN / "pictures").glob("*.png"), key=lambda picture: picture.stem[-7:])[-2:]  # by step
-    pictures = [viewer.Picture(data=p.read_bytes(), caption=f"Prediction beside truth: {p.stem}") for p in newest]
+    newest = sorted((TRAINING / "pictures").glob("*.png"), key=lambda picture: picture.stem[-7:])[-2:]  # by step
+    pictures = [viewer.Figure(data=p.read_bytes(), caption=f"Prediction beside truth: {p.stem}") for p in newest]
     truth = sorted((RUN / "clip").glob("*.png"))
-    pictures += [viewer.Picture(data=p.read_bytes(), caption=f"A held-out clip and its truth: {p.stem}") for p in truth]
+    pictures += [viewer.Figure(data=p.read_bytes(), caption=f"A held-out clip and its truth: {p.stem}") for p in truth]
     viewer.report(
         path,
         result,
@@ -128,29 +151,30 @@ def write_page(path: Path, result: Result, scores: Evaluation, stages: Stages) -
         facts=[(name, f"{seconds:.0f} s") for name, seconds in stages.seconds.items()],
         sections=[
             viewer.Section(title="Held-out synthetic worlds", text=scores.note, tables=[table]),
-            viewer.Section(title="What it was trained on, and how it did", pictures=pictures),
+            viewer.Section(title="What it was trained on, and how it did", figures=pictures),
         ],
     )
 
 
-def close(scores: Evaluation, stages: Stages) -> None:
+def close(scores: Evaluation, trained: TrainResult, stages: Stages) -> None:
     """Write the summary, move the page to where people look for it, and print what was made and where."""
-    figures: dict[str, object] = {**summary(scores), "seconds": stages.seconds}
+    figures = {**summary(scores), "image_free": image_free(scores), "seconds": stages.seconds}
     (RUN / "summary.json").write_text(json.dumps(figures, indent=1) + "\n")
     (RUN / "bikes/report.html").replace(RUN / "report.html")
-    scores.write(RUN / "evaluation.json")
     console = Console()
     table = Table(*SCORE_COLUMNS)
     for row in score_rows(scores):
         table.add_row(*row)
     console.print(table)
+    for output, same_for in trained.constant.items():
+        console.print(f"[bold red]warning:[/] {stuck(output, same_for)}")
     table = Table(title=f"made in {sum(stages.seconds.values()):.0f} s")
     for heading in ("what", "where", "seconds"):
         table.add_column(heading, justify="right" if heading == "seconds" else "left")
     made = [
         ("shards: training, held-out", f"{TRAIN}, {HELD_OUT}", "data"),
-        ("run: config, metrics, checkpoints, pictures", str(RUN), "training"),
-        ("scores beside image-free predictors", str(RUN / "evaluation.json"), "evaluation"),
+        ("run: config, metrics, checkpoints, pictures", str(TRAINING), "training"),
+        ("scores beside image-free predictors", str(SCORES), "evaluation"),
         ("model: weights, config, card, program", str(RUN / "model"), "export"),
         ("real video: cameras, depth, points", str(RUN / "bikes"), "video"),
         ("the page to open", str(RUN / "report.html"), ""),
@@ -164,17 +188,21 @@ def close(scores: Evaluation, stages: Stages) -> None:
 def main() -> int:
     """All stages; 0 if they all came to their end, 143 if training was asked to stop."""
     stages = Stages()
+    torch.set_num_threads(THREADS)
     try:
         stages("data", "making synthetic multi-view video", make_data)
         trained = stages("training", "training a small model", train_model)
         if trained.exit_code:
             return trained.exit_code
         scores = stages("evaluation", "evaluating on held-out worlds", evaluate)
-        stages("export", "exporting", lambda: export(RUN, RUN / "model", scores=summary(scores), overwrite=True))
+        scores.write(SCORES)
+        stages(
+            "export", "exporting", lambda: export(TRAINING, RUN / "model", scores=read_scores(SCORES), overwrite=True)
+        )
         stages("video", "looking at a real video", lambda: look(scores, stages))
-        close(scores, stages)
+        close(scores, trained, stages)
     except UserError as error:
-        print(f"demo: {error}", file=sys.stderr)
+        print(f"demo: {error} (rm -r {RUN} starts over)", file=sys.stderr)
         return 2
     return 0
 

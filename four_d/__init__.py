@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from four_d.config import RunConfig
     from four_d.evaluation import evaluate
     from four_d.export import export
+    from four_d.extension import extend
     from four_d.inference import load
     from four_d.model import FourD
     from four_d.training import finetune, train
@@ -23,6 +24,7 @@ _HOMES = {
     "RunConfig": "config",
     "evaluate": "evaluation",
     "export": "export",
+    "extend": "extension",
     "load": "inference",
     "FourD": "model",
     "finetune": "training",
@@ -47,6 +49,7 @@ __all__ = [
     "__version__",
     "evaluate",
     "export",
+    "extend",
     "finetune",
     "load",
     "train",
@@ -54,7 +57,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Public names come from their modules when first asked for, so that `import four_d` stays quick."""
+    """Import public names lazily, so that `import four_d` stays fast."""
     if name not in _HOMES:
         raise AttributeError(f"four_d has no {name!r}; it has {', '.join(__all__)}")
     return getattr(importlib.import_module(f"four_d.{_HOMES[name]}"), name)

@@ -18,38 +18,46 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from four_d import __version__, config
+from four_d import __version__, config, schema
+from four_d.abilities import ModelModule, Normalisation
 from four_d.data.manifest import load_manifest
-from four_d.data.sampling import Normalisation
 from four_d.errors import UserError
-from four_d.model import FourD, ModelConfig
+from four_d.model import AnyModelConfig
 
 FORMAT = 1
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
-REFERENCES, MODELS = Path("checkpoints"), "models.json"
-"""Where the reference models lie, and the list of them there."""
+PROGRAM_SUFFIX = ".pt2"
+"""Ending of files of programs (`programs.read`)."""
+MODELS = "models.json"
+"""List of the reference models in a folder of them."""
+PACKAGE = Path(__file__).parent
+REFERENCES = (Path("checkpoints"), PACKAGE / "references", PACKAGE.parent / "checkpoints")
+"""Folders that may hold reference models: in the working directory, in an installed package (the best one only),
+in the working copy that an editable installation stands in."""
 LAST = Path("checkpoints/last.ckpt")
-"""Where a run folder keeps its newest checkpoint."""
+"""Place of a run folder's newest checkpoint."""
+ENVIRONMENT, METRICS = "environment.json", "metrics.jsonl"
+"""Files of a run folder: machine and command, and figures with times."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    """The content of ``config.json``: all that it takes to build the model and to use it as it was trained."""
+    """Content of ``config.json``: all that is needed to build the model and to use it as it was trained."""
 
-    model: ModelConfig
+    model: AnyModelConfig
     image_size: tuple[int, int]
     """Height and width of the images it was trained on."""
     frames: int
-    """The most frames it saw at once in training."""
+    """Maximum number of frames per clip in training."""
     normalisation: Normalisation = "mean_distance"
-    """What its unit of length is."""
+    """Rule for its unit of length."""
     name: str = ""
     trained_on: dict[str, str] = field(default_factory=dict[str, str])
     """Source → licence of the training data, by their manifests; "unknown" where a manifest is gone."""
     steps: int = 0
     scores: dict[str, float] = field(default_factory=dict[str, float])
     recipe: dict[str, str] = field(default_factory=dict[str, str])
-    """How it was made, in words: command, hardware, minutes, commit, as far as known."""
+    """Provenance in words: command, hardware, minutes, commit, as far as known."""
     four_d: str = __version__
     """Version of the package that wrote it."""
     format: int = FORMAT
@@ -57,38 +65,46 @@ class ModelInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A model in eval mode and what is known of it."""
+    """Model in eval mode, with its metadata."""
 
-    model: FourD
+    model: ModelModule
     info: ModelInfo
     path: Path
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """A line of ``models.json``: one of our own models, an exported folder beside that file."""
+    """Entry of ``models.json``: one of our own models, an exported folder beside that file."""
 
     name: str
-    """Of the folder."""
+    """Name of the folder."""
     sha256: str
-    """Of its ``model.safetensors``."""
+    """Checksum of its ``model.safetensors``."""
     bytes: int
     rank: int
-    """1 is the best."""
+    """Rank; 1 is the best."""
     licence: str
     summary: str
 
 
 def read(path: str | Path) -> Checkpoint:
-    """Read an exported folder, a run folder (its newest checkpoint) or one checkpoint of a run, as ``best.ckpt``.
+    """Read an exported folder (or ``model.safetensors`` in it), a run folder (its newest checkpoint) or one checkpoint
+    of a run, as ``best.ckpt``.
 
     Of a run that averages its weights, the averaged ones are taken.
 
     Raises:
-        UserError: nothing there that is a model, or a file of it is damaged or does not fit the others.
+        UserError: no model there, or a file of it is damaged or does not fit the others.
 
     """
     path = Path(path)
+    if path.suffix == PROGRAM_SUFFIX:
+        raise UserError(
+            f"{path} is a program, whose weights cannot be trained or exported; name the exported folder or the run"
+        )
+    if path.suffix == ".safetensors":
+        _refuse_alone(path)
+        path = path.parent
     if path.is_file():
         return _read_run(path)
     if (path / CONFIG).is_file():
@@ -100,21 +116,32 @@ def read(path: str | Path) -> Checkpoint:
     raise UserError(f"{path} holds no model: neither {CONFIG} (an export) nor {LAST} (a run); train or export first")
 
 
+def _refuse_alone(file: Path) -> None:
+    """Raise UserError for weights that are not those of an exported folder."""
+    if not file.is_file():
+        raise UserError(f"{file} does not exist; give an exported folder or a run folder")
+    if file.name != WEIGHTS or not (file.parent / CONFIG).is_file():
+        raise UserError(
+            f"{file} holds weights alone, and {CONFIG} of an exported folder is not beside them; give an exported "
+            "folder, or make one of other projects' weights with four-d weights convert"
+        )
+
+
 def read_info(file: Path) -> ModelInfo:
-    """Parse a ``config.json``. Raises UserError if it is not one, or of a newer format."""
+    """Parse a ``config.json``. UserError if it is not one, or of a newer format."""
     try:
         plain = cast(object, json.loads(file.read_text()))
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read ({_short(error)}); export the model again") from error
-    newer = isinstance(plain, dict) and cast(config.Plain, plain).get("format")
+    newer = isinstance(plain, dict) and cast(schema.Plain, plain).get("format")
     if newer != FORMAT:
         raise UserError(f"{file} has format {newer}, this four_d reads {FORMAT}; update four_d or export again")
-    return config.build(ModelInfo, plain, str(file))
+    return schema.build(ModelInfo, plain, str(file), recorded=True)
 
 
 def write_info(file: Path, info: ModelInfo) -> None:
-    """The inverse of `read_info`."""
-    file.write_text(json.dumps(config.to_plain(info), indent=1) + "\n")
+    """Write a ``config.json`` (`read_info`)."""
+    file.write_text(json.dumps(schema.to_plain(info), indent=1) + "\n")
 
 
 def _read_export(folder: Path) -> Checkpoint:
@@ -130,22 +157,22 @@ def _read_export(folder: Path) -> Checkpoint:
 
 def _read_run(file: Path) -> Checkpoint:
     try:
-        content = cast(config.Plain, torch.load(file, map_location="cpu", weights_only=True))
-        run = cast(config.Plain, content["run"])
+        content = cast(schema.Plain, torch.load(file, map_location="cpu", weights_only=True))
+        run = cast(schema.Plain, content["run"])
         plain, steps = run["config"], cast(int, run["step"])
         stored = cast(dict[str, Tensor], content["state_dict"])
     except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
-        raise UserError(
-            f"{file} is no checkpoint of a run or is damaged ({_short(error)}); take another one"
-        ) from error
-    info = _run_info(config.build(config.RunConfig, plain, f"{file}: config"), steps)
-    info = _with_origin(info, cast(config.Plain, run.get("origin", {})))
+        # torch's message for a file that is no pickle is about its own settings
+        why = "PyTorch cannot read it" if isinstance(error, pickle.UnpicklingError) else _short(error)
+        raise UserError(f"{file} is not a checkpoint of a run, or is damaged ({why}); take another one") from error
+    info = _run_info(schema.build(config.RunConfig, plain, f"{file}: config", recorded=True), steps)
+    info = _with_origin(info, cast(schema.Plain, run.get("origin", {})))
     weights = {k.removeprefix("model."): v for k, v in stored.items() if k.startswith("model.")}
     return Checkpoint(model=_build(info, weights, file), info=info, path=file)
 
 
-def _with_origin(info: ModelInfo, origin: config.Plain) -> ModelInfo:
-    """What the weights that a run started from bring along: their licences, and that it did."""
+def _with_origin(info: ModelInfo, origin: schema.Plain) -> ModelInfo:
+    """Add the origin of a run's initial weights: their licences and recipe."""
     if not origin:
         return info
     licences = cast(dict[str, str], origin.get("trained_on", {}))
@@ -171,7 +198,7 @@ def _run_info(run: config.RunConfig, steps: int) -> ModelInfo:
 
 
 def _licences(name: str, data: Path) -> dict[str, str]:
-    """Licences by the data set's manifest. A run may have been moved away from its data: then they are unknown."""
+    """Licences by the data set's manifest; unknown if the run was moved away from its data."""
     try:
         return {source: info.licence for source, info in load_manifest(data).sources.items()}
     except UserError:
@@ -192,16 +219,16 @@ def fill(
     dropped: Sequence[str] | None = None,
     copies: Mapping[str, str | None] | None = None,
 ) -> None:
-    """Copy ``weights`` into the model, all of them into all of it, but for what the shell patterns name.
+    """Copy all ``weights`` into all of the model, except for names that the shell patterns match.
 
     Args:
-        model: whose parameters and buffers are set.
-        weights: by name.
-        source: where they come from, for errors.
-        fresh: the model's names that stay as they are; None: that cannot be chosen here.
-        dropped: the source's names that are left out; None: likewise.
+        model: model whose parameters and buffers are set.
+        weights: tensors by name.
+        source: name of their source, for errors.
+        fresh: the model's names that stay as they are; None: not allowed here.
+        dropped: the source's names that are left out; None: not allowed here.
         copies: the model's names that the source lacks and that are not fresh → the source's (dropped or not) that
-            they begin as; one ``*`` in each stands for the same rest. The first pattern that fits a name decides.
+            initialise them; one ``*`` in each stands for one rest. The first matching pattern decides.
 
     Raises:
         UserError: a name that is missing, extra or of another shape (the nearest names are given), or a pattern that
@@ -215,16 +242,33 @@ def fill(
     copied = _copied(copies or {}, lacking, expected, weights, source)
     for name in lacking:
         if name not in copied:
+            if name in weights:
+                raise UserError(f"{source}: {_contradiction(name, 'dropped', dropped or (), wanted)}")
             hint = misfit if fresh is None else f"{_nearest(name, given)}, or name it in weights.fresh"
             raise UserError(f"{source} lacks the weight {name}; {hint}")
     for name in given:
         if name in extra:
+            if name in expected:
+                raise UserError(f"{source}: {_contradiction(name, 'fresh', fresh or (), given)}")
             hint = misfit if dropped is None else f"{_nearest(name, wanted)}, or name it in weights.dropped"
             raise UserError(f"{source} has, but the model lacks, the weight {name}; {hint}")
         if weights[name].shape != expected[name].shape:
             sizes = f"{tuple(weights[name].shape)} instead of {tuple(expected[name].shape)}"
             raise UserError(f"{source}: {name} is {sizes}; its config is of another size")
     model.load_state_dict({**expected, **{name: weights[name] for name in given}, **copied})
+
+
+def _contradiction(name: str, what: str, patterns: Sequence[str], others: Sequence[str]) -> str:
+    """Advice on a weight that both sides have and only one of fresh and dropped matches.
+
+    ``others`` are the names of the side that those patterns do not match against.
+    """
+    kept = [pattern for pattern in patterns if not any(fnmatchcase(other, pattern) for other in others)]
+    other = "dropped" if what == "fresh" else "fresh"
+    return (
+        f"the weight {name} is there and in the model, and weights.{what} would throw it away; to keep it, give "
+        f"'weights.{what}=[{','.join(kept)}]'; to begin anew there all the same, name it in weights.{other} too"
+    )
 
 
 def _copied(
@@ -234,7 +278,7 @@ def _copied(
     weights: Mapping[str, Tensor],
     source: str,
 ) -> dict[str, Tensor]:
-    """The values of those lacking names that a pattern of ``copies`` fits."""
+    """Values of the missing names that match a pattern of ``copies``."""
     found: dict[str, str] = {}
     for ours, theirs in copies.items():
         if theirs is None:
@@ -254,7 +298,7 @@ def _copied(
 
 
 def _rest(pattern: str, name: str) -> str | None:
-    """What the pattern's one ``*`` stands for in a name; None if it does not fit."""
+    """Part of a name that matches the pattern's only ``*``; None if the name does not match."""
     before, after = pattern.split("*")
     fits = len(name) >= len(before) + len(after) and name.startswith(before) and name.endswith(after)
     return name[len(before) : len(name) - len(after)] if fits else None
@@ -263,7 +307,7 @@ def _rest(pattern: str, name: str) -> str | None:
 def _must_fit(
     name: str, original: str, expected: Mapping[str, Tensor], weights: Mapping[str, Tensor], source: str
 ) -> None:
-    """UserError unless the source has the original of a copy, in the copy's shape."""
+    """Raise UserError unless the source has the original of a copy, in the copy's shape."""
     if original not in weights:
         raise UserError(
             f"{source} lacks {original}, which {name} is to begin as (weights.copies); "
@@ -277,7 +321,7 @@ def _must_fit(
 
 
 def _unmatched(names: Iterable[str], patterns: Sequence[str], what: str) -> list[str]:
-    """The names that no pattern matches; UserError for a pattern that matches none."""
+    """Names that no pattern matches; UserError for a pattern without a match."""
     names = list(names)
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
@@ -290,14 +334,15 @@ def _nearest(name: str, names: Iterable[str]) -> str:
     return f"the nearest are {' and '.join(near)}" if near else "nothing is near it"
 
 
-def _build(info: ModelInfo, weights: Mapping[str, Tensor], file: Path) -> FourD:
+def _build(info: ModelInfo, weights: Mapping[str, Tensor], file: Path) -> ModelModule:
     model = info.model.build().eval()
+    model.fit_shapes(weights)
     fill(model, weights, str(file))
     return model.requires_grad_(False)
 
 
-def references(folder: Path = REFERENCES) -> list[Reference]:
-    """What ``models.json`` lists, the best first; nothing where there is no such file. UserError if it is damaged."""
+def references(folder: Path) -> list[Reference]:
+    """Read ``models.json``: models, best first; none without the file. UserError if it is damaged."""
     file = folder / MODELS
     if not file.is_file():
         return []
@@ -307,18 +352,24 @@ def references(folder: Path = REFERENCES) -> list[Reference]:
         raise UserError(f"{file} cannot be read ({_short(error)}); restore it from the repository") from error
     if not isinstance(plain, list):
         raise UserError(f"{file} holds no list of models; restore it from the repository")
-    found = [config.build(Reference, each, f"{file}[{n}]") for n, each in enumerate(cast(list[object], plain))]
+    found = [schema.build(Reference, each, f"{file}[{n}]") for n, each in enumerate(cast(list[object], plain))]
     return sorted(found, key=lambda each: each.rank)
 
 
-def best_reference(folder: Path = REFERENCES) -> tuple[Path, Reference]:
-    """Where the best reference model lies of those that are there, and what is said of it. UserError if none is."""
-    listed = references(folder)
-    for each in listed:
-        if (folder / each.name / CONFIG).is_file() and (folder / each.name / WEIGHTS).is_file():
-            return folder / each.name, each
-    why = f"none of those listed in {folder / MODELS} is there" if listed else f"{folder / MODELS} lists none"
-    raise UserError(f"no reference model here ({why}); name a model with --model, or go to the working copy's root")
+def best_reference(folders: Sequence[Path] | None = None) -> tuple[Path, Reference]:
+    """Path and entry of the best reference model in the first folder that holds any.
+
+    The folders are `REFERENCES` unless others are given. UserError if no model is there.
+    """
+    folders = REFERENCES if folders is None else folders
+    listed = {folder: references(folder) for folder in folders}
+    for folder, found in listed.items():
+        for each in found:
+            if (folder / each.name / CONFIG).is_file() and (folder / each.name / WEIGHTS).is_file():
+                return folder / each.name, each
+    lists = [str(folder / MODELS) for folder, found in listed.items() if found]
+    why = f"none of those listed in {lists[0]} is there" if lists else f"{folders[0] / MODELS} lists none"
+    raise UserError(f"no reference model here ({why}); name a model with --model, or install four_d again")
 
 
 def sha256_of(file: Path) -> str:
@@ -328,7 +379,7 @@ def sha256_of(file: Path) -> str:
 
 
 def _verify_reference(folder: Path) -> None:
-    """UserError if the folder is listed as a reference model and its weights are others."""
+    """Raise UserError if the folder is listed as a reference model and its weights differ."""
     file = folder / WEIGHTS
     for each in references(folder.parent):
         if each.name == folder.name and file.is_file() and sha256_of(file) != each.sha256:

@@ -1,16 +1,15 @@
-"""Where what a cell shows is in another frame, by features that are learned: a hint of motion before attention (ours).
+"""Learned local correlation: find each cell's match in another frame, a hint of motion before attention (ours).
 
-A frame is searched in another, in a window around the same place (as RAFT, arXiv 2003.12039, compares two frames):
-every frame in the one just before it, the one just after it and the query frame, or key frames in those of all times.
-A loss may say where the right place was (`losses.MatchingLoss`): so the features are learned in minutes, where motion
-alone takes far longer to teach them.
+Each cell is matched within a window around the same place (as RAFT, arXiv 2003.12039, compares two frames): every
+frame with the one just before it, the one just after it and the query frame, or key frames with those of all times.
+`losses.MatchingLoss` supervises the matches directly: features train in minutes, where a loss on motion alone takes far
+longer.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,22 +22,21 @@ from four_d.layers import full_precision, full_type
 
 @dataclass(frozen=True, kw_only=True)
 class CorrelationConfig:
-    """Sizes of the `Features`, and how far places are searched."""
+    """Sizes of the `Features`, and the search radius."""
 
-    kind: Literal["correlation"] = "correlation"
     cells: int = 4
     """Cells per patch and axis; patch_size / cells must be a power of two."""
     channels: int = 48
-    """A multiple of 8."""
+    """Channels of the features, a multiple of 8."""
     depth: int = 2
     """Residual units at the size of the cells."""
     radius: int = 6
-    """Cells to each side that are compared with."""
+    """Cells to each side that are compared."""
     temperature: float = 10.0
-    """Factor on likeness before a softmax, at the start; it is learned."""
+    """Initial factor on the similarity before the softmax; it is learned."""
 
     def build(self, patch_size: int) -> Features:
-        """UserError if cells do not fill patches, or channels groups."""
+        """Build the module. UserError if cells do not fill patches, or channels do not fill groups."""
         cell = patch_size // self.cells
         if patch_size % self.cells or cell & (cell - 1):
             raise UserError(
@@ -50,9 +48,9 @@ class CorrelationConfig:
 
 
 GROUPS = 8
-"""Of channels, for normalisation."""
+"""Groups of channels, for normalisation."""
 NUMBERS = 3
-"""Per cell, of what a search found."""
+"""Numbers per cell that describe its match (`numbers`)."""
 
 
 class Unit(nn.Module):
@@ -66,12 +64,12 @@ class Unit(nn.Module):
         self.gain = nn.Parameter(torch.full((channels, 1, 1), 0.3))
 
     def forward(self, x: Float[Tensor, "n d r c"]) -> Float[Tensor, "n d r c"]:
-        """Same size."""
+        """Apply the unit; the size stays."""
         return x + self.gain * self.conv2(functional.gelu(self.conv1(functional.gelu(self.norm(x)))))
 
 
 class Features(nn.Module):
-    """One vector per cell of every image; the product of two is the logit of their showing the same."""
+    """One vector per cell of every image; the dot product of two is the logit of their match."""
 
     def __init__(self, cell: int, *, channels: int = 48, depth: int = 2, temperature: float = 10.0) -> None:
         super().__init__()
@@ -86,7 +84,7 @@ class Features(nn.Module):
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
 
     def forward(self, images: Float[Tensor, "b f 3 h w"]) -> Float[Tensor, "b f d r c"]:
-        """Vectors of equal length, in full precision; r rows and c columns of cells."""
+        """Compute vectors of equal length, in full precision; r rows and c columns of cells."""
         maps = self.encoder(images.flatten(0, 1) - 0.5).unflatten(0, images.shape[:2])
         with full_precision(images.device):
             unit = functional.normalize(maps.to(full_type(maps.dtype)), dim=2)
@@ -94,66 +92,67 @@ class Features(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """Where another frame shows what each cell shows; in cells, from the same place."""
+class SoftMatches:
+    """Match of each cell in another frame, as a distribution over the cells around the same place; lengths in cells."""
 
     logits: Float[Tensor, "*b r c k"]
-    """Of each of the (2·radius + 1)² cells around the same place, row-major; −∞ outside the image."""
-    place: Float[Tensor, "*b r c 2"]
-    """(x, y) of the likeliest cell, refined by its neighbours."""
-    share: Float[Tensor, "*b r c"]
-    """How much of the probability lies there."""
+    """Logit of each of the (2·radius + 1)² cells around the same place, row-major; −∞ outside the image."""
+    displacement: Float[Tensor, "*b r c 2"]
+    """(x, y) to the likeliest cell, refined by its neighbours."""
+    mass: Float[Tensor, "*b r c"]
+    """Probability mass at ``displacement``: of the 3 × 3 cells around the likeliest."""
 
 
 def pick(values: Tensor, frames: Int[Tensor, "b *k"]) -> Tensor:
-    """Of each clip the frames with these indices: of b f …, b k …"""
+    """Select each clip's frames by index: b f … becomes b k …"""
     rows = torch.arange(len(values), device=values.device).view(-1, *[1] * (frames.ndim - 1))
     return values[rows, frames]
 
 
-def search(own: Float[Tensor, "*b d r c"], others: Float[Tensor, "*b d r c"], radius: int) -> Found:
-    """For each picture of features, in its other one. Memory: cells · columns · (2·radius + 1) numbers per picture."""
-    logits = compare(own, others, radius)
-    index, there = around(logits.argmax(-1), radius)
-    near = (logits.gather(-1, index) - logits.logsumexp(-1, keepdim=True)).exp() * there
-    share = near.sum(-1)
-    place = (near[..., None] * offsets(radius, near)[index]).sum(-2) / share[..., None]
-    return Found(logits=logits, place=place, share=share)
+def search(features: Float[Tensor, "*b d r c"], other_features: Float[Tensor, "*b d r c"], radius: int) -> SoftMatches:
+    """Match each feature map with its other one. Memory: cells · columns · (2·radius + 1) numbers per map."""
+    logits = compare(features, other_features, radius)
+    index, exists = around(logits.argmax(-1), radius)
+    near = (logits.gather(-1, index) - logits.logsumexp(-1, keepdim=True)).exp() * exists
+    mass = near.sum(-1)
+    displacement = (near[..., None] * offsets(radius, near)[index]).sum(-2) / mass[..., None]
+    return SoftMatches(logits=logits, displacement=displacement, mass=mass)
 
 
-def around(places: Int[Tensor, "*b"], radius: int) -> tuple[Int[Tensor, "*b 9"], Bool[Tensor, "*b 9"]]:
-    """The 3 × 3 places around each of (2·radius + 1)² in row-major order, and which of them there are."""
+def around(indices: Int[Tensor, "*b"], radius: int) -> tuple[Int[Tensor, "*b 9"], Bool[Tensor, "*b 9"]]:
+    """Indices of the 3 × 3 neighbours of each of (2·radius + 1)² places, row-major, and a mask of those that exist."""
     side = 2 * radius + 1
-    steps = torch.arange(-1, 2, device=places.device)
-    y, x = (places // side)[..., None] + steps, (places % side)[..., None] + steps
+    steps = torch.arange(-1, 2, device=indices.device)
+    y, x = (indices // side)[..., None] + steps, (indices % side)[..., None] + steps
     y_in, x_in = (y >= 0) & (y < side), (x >= 0) & (x < side)
     index = y.clamp(0, side - 1)[..., :, None] * side + x.clamp(0, side - 1)[..., None, :]
     return index.flatten(-2), (y_in[..., :, None] & x_in[..., None, :]).flatten(-2)
 
 
 def compare(
-    own: Float[Tensor, "*b d r c"], others: Float[Tensor, "*b d r c"], radius: int
+    features: Float[Tensor, "*b d r c"], other_features: Float[Tensor, "*b d r c"], radius: int
 ) -> Float[Tensor, "*b r c k"]:
-    """The logits of `Found`."""
-    rows, columns = own.shape[-2:]
+    """Compute the logits of `SoftMatches`."""
+    rows, columns = features.shape[-2:]
     side = 2 * radius + 1
-    cells = own.movedim(-3, -1).contiguous()
-    padded = functional.pad(others, (radius,) * 4).transpose(-3, -2).contiguous()
-    # Each row of cells with each row within reach. Of the products, a band along the diagonal is within reach.
+    cells = features.movedim(-3, -1).contiguous()
+    padded = functional.pad(other_features, (radius,) * 4).transpose(-3, -2).contiguous()
+    # Multiply each row of cells with each row within reach; of the products, a band along the diagonal is within reach.
     bands = [diagonals(cells @ padded[..., step : step + rows, :, :], side) for step in range(side)]
     logits = torch.stack(bands, dim=-2).flatten(-2)
-    return logits.masked_fill(~inside(rows, columns, radius, own.device), -torch.inf)
+    return logits.masked_fill(~inside(rows, columns, radius, features.device), -torch.inf)
 
 
 def diagonals(products: Float[Tensor, "*b c m"], count: int) -> Float[Tensor, "*b c count"]:
-    """Entries i to i + count − 1 of each row i."""
+    """Take entries i to i + count − 1 of each row i."""
     columns, width = products.shape[-2:]
+    # read back with rows one longer, each row begins one entry later than the one before: the diagonal is a column
     skewed = functional.pad(products.flatten(-2), (0, columns)).unflatten(-1, (columns, width + 1))
     return skewed[..., :count]
 
 
 def inside(rows: int, columns: int, radius: int, device: torch.device) -> Bool[Tensor, "r c k"]:
-    """Which of the (2·radius + 1)² cells around each cell of a grid lie in it."""
+    """Mask of the (2·radius + 1)² cells around each cell that lie inside the grid."""
     steps = torch.arange(-radius, radius + 1, device=device)
     y = torch.arange(rows, device=device)[:, None] + steps
     x = torch.arange(columns, device=device)[:, None] + steps
@@ -162,28 +161,28 @@ def inside(rows: int, columns: int, radius: int, device: torch.device) -> Bool[T
 
 
 def offsets(radius: int, like: Tensor) -> Float[Tensor, "k 2"]:
-    """Displacement (x, y) in cells of each place that `compare` looks at."""
+    """Displacement (x, y), in cells, of each place that `compare` covers."""
     steps = torch.arange(-radius, radius + 1, device=like.device, dtype=like.dtype)
     return torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1).reshape(-1, 2)
 
 
 def fetch(
-    values: Float[Tensor, "b f r c e"], references: Int[Tensor, "b f"], place: Float[Tensor, "b f r c 2"]
+    values: Float[Tensor, "b f r c e"], references: Int[Tensor, "b f"], displacement: Float[Tensor, "b f r c 2"]
 ) -> Float[Tensor, "b f r c e"]:
-    """What the frames that are referred to hold at ``place`` (`Found`), bilinearly; beyond the edge what is on it."""
+    """Sample the referenced frames at ``displacement`` (`SoftMatches`), bilinearly, clamped to the edge."""
     rows, columns = values.shape[2:4]
-    others = pick(values, references)
+    referenced = pick(values, references)
     y, x = (torch.arange(count, device=values.device, dtype=values.dtype) + 0.5 for count in (rows, columns))
-    own = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
-    unit = 2 * (own + place) / torch.stack([x.new_tensor(columns), x.new_tensor(rows)]) - 1
+    centres = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
+    unit = 2 * (centres + displacement) / torch.stack([x.new_tensor(columns), x.new_tensor(rows)]) - 1
     maps = functional.grid_sample(
-        others.flatten(0, 1).movedim(-1, 1), unit.flatten(0, 1), padding_mode="border", align_corners=False
+        referenced.flatten(0, 1).movedim(-1, 1), unit.flatten(0, 1), padding_mode="border", align_corners=False
     )
     return maps.movedim(1, -1).unflatten(0, values.shape[:2])
 
 
 def neighbour_frames(times: Float[Tensor, "b f"], camera_ids: Int[Tensor, "b f"], *, later: bool) -> Int[Tensor, "b f"]:
-    """For each frame the next one in time of its own camera (not ``later``: the last before it); itself if none."""
+    """Index of each frame's successor in time from the same camera (not ``later``: predecessor); itself if none."""
     gaps = (times[:, None, :] - times[:, :, None]) * (1 if later else -1)
     usable = (gaps > 0) & (camera_ids[:, None, :] == camera_ids[:, :, None])
     nearest = torch.where(usable, gaps, torch.inf).argmin(-1)
@@ -191,7 +190,7 @@ def neighbour_frames(times: Float[Tensor, "b f"], camera_ids: Int[Tensor, "b f"]
 
 
 class Comparison(nn.Module):
-    """What to add to the patch tokens of what was `Found`. Zero at the start."""
+    """Addition to the patch tokens, projected from matches (`SoftMatches`). Initialised to zero."""
 
     def __init__(self, config: CorrelationConfig, width: int) -> None:
         super().__init__()
@@ -202,26 +201,26 @@ class Comparison(nn.Module):
 
     def forward(
         self, features: Float[Tensor, "b f d r c"], references: Int[Tensor, "b f"]
-    ) -> tuple[Float[Tensor, "b f p e"], Found]:
-        """Patches in row-major order, and what was found."""
+    ) -> tuple[Float[Tensor, "b f p e"], SoftMatches]:
+        """Compute the addition, patches in row-major order, and the matches."""
         with full_precision(features.device):
-            found = search(features, pick(features, references), self.radius)
-        return self.project(by_patch(numbers(found, self.radius), self.cells)), found
+            matches = search(features, pick(features, references), self.radius)
+        return self.project(by_patch(numbers(matches, self.radius), self.cells)), matches
 
 
-def numbers(found: Found, radius: int) -> Float[Tensor, "*b r c _e"]:
-    """What tokens are told of what was found: where (in shares of ``radius``), and how surely."""
-    return torch.cat([found.place / radius, found.share[..., None]], dim=-1)
+def numbers(matches: SoftMatches, radius: int) -> Float[Tensor, "*b r c _e"]:
+    """Describe matches to tokens: displacement (x, y) as a fraction of ``radius``, and its probability."""
+    return torch.cat([matches.displacement / radius, matches.mass[..., None]], dim=-1)
 
 
 def by_patch(maps: Float[Tensor, "b f r c e"], cells: int) -> Float[Tensor, "b f p _e"]:
-    """The values of each patch's cells side by side."""
-    laid = functional.pixel_unshuffle(maps.flatten(0, 1).movedim(-1, 1), cells)
-    return laid.flatten(2).mT.unflatten(0, maps.shape[:2])
+    """Concatenate the values of each patch's cells."""
+    per_patch = functional.pixel_unshuffle(maps.flatten(0, 1).movedim(-1, 1), cells)
+    return per_patch.flatten(2).mT.unflatten(0, maps.shape[:2])
 
 
 class Neighbours(nn.Module):
-    """What to add to the patch tokens: `Comparison` with the frames of the same camera just before and just after."""
+    """Addition to the patch tokens: `Comparison` with the frames of the same camera just before and just after."""
 
     def __init__(self, config: CorrelationConfig, width: int) -> None:
         super().__init__()
@@ -230,16 +229,16 @@ class Neighbours(nn.Module):
     def forward(
         self, features: Float[Tensor, "b f d r c"], times: Float[Tensor, "b f"], camera_ids: Int[Tensor, "b f"]
     ) -> Float[Tensor, "b f p e"]:
-        """Patches in row-major order. It is the times that count, not the frames' order."""
+        """Compute the addition, patches in row-major order. Neighbours follow the times, not the frames' order."""
         earlier, later = (neighbour_frames(times, camera_ids, later=each) for each in (False, True))
-        features = features.detach()  # the search in the query frame teaches them, at half the cost
+        features = features.detach()  # the query frame's search trains them, at half the cost
         return self.before(features, earlier)[0] + self.after(features, later)[0]
 
 
 class Across(nn.Module):
-    """What to add to key frames' patch tokens: where each of the clip's times shows what their cells show.
+    """Addition to key frames' patch tokens: the matches of their cells at each of the clip's times.
 
-    Zero at the start.
+    Initialised to zero.
     """
 
     def __init__(self, config: CorrelationConfig, width: int, times: int) -> None:
@@ -250,11 +249,11 @@ class Across(nn.Module):
         nn.init.zeros_(self.project.bias)
 
     def forward(
-        self, features: Float[Tensor, "b f d r c"], keys: Int[Tensor, "b k"], others: Int[Tensor, "b q k"]
-    ) -> tuple[Float[Tensor, "b k p e"], Found]:
-        """``others``: for each time and key frame the frame that is searched. What was found is b q k …"""
+        self, features: Float[Tensor, "b f d r c"], keys: Int[Tensor, "b k"], searched: Int[Tensor, "b q k"]
+    ) -> tuple[Float[Tensor, "b k p e"], SoftMatches]:
+        """Compute the addition and the matches b q k …; ``searched`` is the frame to search per time and key frame."""
         with full_precision(features.device):
-            own = pick(features, keys)[:, None].expand(-1, self.times, -1, -1, -1, -1)
-            found = search(own, pick(features, others), self.radius)
-            told = numbers(found, self.radius).movedim(1, 4).flatten(4)  # b k r c (q e)
-        return self.project(by_patch(told, self.cells)), found
+            key_features = pick(features, keys)[:, None].expand(-1, self.times, -1, -1, -1, -1)
+            matches = search(key_features, pick(features, searched), self.radius)
+            described = numbers(matches, self.radius).movedim(1, 4).flatten(4)  # b k r c (q e)
+        return self.project(by_patch(described, self.cells)), matches

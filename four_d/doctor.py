@@ -1,4 +1,4 @@
-"""What this machine has of what `four_d` can use: `four-d doctor`."""
+"""Report of this machine's optional dependencies and backends: `four-d doctor`."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ EXTRAS = {
     "synth": ("mujoco", "making synthetic worlds"),
     "xformers": ("xformers", "attention: xformers, on CUDA"),
 }
-"""Of each extra a module that it brings, and what that is for."""
+"""Module of each extra, and its purpose."""
 
 
 def doctor() -> list[tuple[str, str]]:
-    """Name and finding of everything that is optional or differs between machines. May compile the CPU renderer."""
+    """Names and findings of everything optional or machine-dependent. May compile the CPU renderer."""
     return [
         ("four_d", __version__),
         ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
@@ -50,17 +50,19 @@ def _cuda() -> str:
 
 
 def _rendering(name: str) -> str:
-    """Of a backend, on the device that it is for."""
+    """Finding about a backend on its device."""
     reason = missing(name, torch.device("cuda" if name == "gsplat" and torch.cuda.is_available() else "cpu"))
     if name == "gsplat" and not torch.cuda.is_available():
-        reason = f"it draws on CUDA, and there is none{'' if reason is None or 'tensors' in reason else f'; {reason}'}"
+        reason = (
+            f"it renders on CUDA, and there is none{'' if reason is None or 'tensors' in reason else f'; {reason}'}"
+        )
     return "available" if reason is None else f"not available: {reason}"
 
 
 def _lpips() -> str:
     if has_lpips(LPIPS_WEIGHTS):
         return f"weights in {LPIPS_WEIGHTS}"
-    return f"no weights in {LPIPS_WEIGHTS}: a structure term stands in for it, and evaluation says so"
+    return f"no weights in {LPIPS_WEIGHTS}: losses compare by structure instead, and evaluation says so"
 
 
 def _extra(name: str) -> str:

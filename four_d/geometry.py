@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 
 import roma
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from four_d.errors import UserError
-from four_d.types import Cameras, Gaussians, Prediction
+from four_d.types import Cameras, Prediction
 
 Points = Float[Tensor, "*b n 3"]
 Pose = Float[Tensor, "*b 4 4"]
+Fit = tuple[Float[Tensor, "*b"], Float[Tensor, "*b 3 3"], Float[Tensor, "*b 3"]]
+"""Scale s, rotation R and translation t of similarities: target ≈ s·R·source + t."""
+BEND = 0.1
+"""Relative bend of inverse depth between neighbouring pixels above which a pixel lies between two surfaces."""
+DROPPED_FRACTION = 0.2
+"""Fraction of each clip's pixels, the least confident ones, that is left out."""
 
 
 def invert_pose(a_from_b: Pose) -> Pose:
-    """The inverse of a rigid transform, b_from_a."""
+    """Invert a rigid transform: b_from_a."""
     rotation, translation = a_from_b[..., :3, :3], a_from_b[..., :3, 3:]
     inverse = rotation.mT
     return make_pose(inverse, (-inverse @ translation)[..., 0])
 
 
 def make_pose(rotation: Float[Tensor, "*b 3 3"], translation: Float[Tensor, "*b 3"]) -> Pose:
-    """A 4 × 4 transform out of its parts."""
+    """Assemble a 4 × 4 transform."""
     top = torch.cat([rotation, translation[..., None]], dim=-1)
     bottom = torch.zeros_like(top[..., :1, :])
     bottom[..., 0, 3] = 1
@@ -32,14 +38,34 @@ def make_pose(rotation: Float[Tensor, "*b 3 3"], translation: Float[Tensor, "*b 
 
 
 def transform(a_from_b: Float[Tensor, "*#b 4 4"], points_b: Float[Tensor, "*#b n 3"]) -> Float[Tensor, "*b n 3"]:
-    """Points of b in a's coordinates; leading axes broadcast."""
+    """Transform points from b's to a's coordinates; leading axes broadcast."""
     return points_b @ a_from_b[..., :3, :3].mT + a_from_b[..., None, :3, 3]
 
 
 def rebase(cameras: Cameras) -> Cameras:
-    """The same cameras in the first frame's camera coordinates (axis -3 of the poses is frames)."""
+    """Express cameras in the first frame's camera coordinates (axis -3 of the poses is frames)."""
     first_from_world = invert_pose(cameras.world_from_camera[..., :1, :, :])
     return dataclasses.replace(cameras, world_from_camera=first_from_world @ cameras.world_from_camera)
+
+
+def resize(cameras: Cameras, before: tuple[int, int], after: tuple[int, int]) -> Cameras:
+    """Adapt cameras to images (rows, columns) resized from ``before`` to ``after``."""
+    scale = cameras.intrinsics.new_tensor([after[1] / before[1], after[0] / before[0], 1.0])
+    return dataclasses.replace(cameras, intrinsics=scale[:, None] * cameras.intrinsics)
+
+
+def inside(pixels: Float[Tensor, "*b 2"], z: Float[Tensor, "*b"], size: tuple[int, int]) -> Bool[Tensor, "*b"]:
+    """True for points in front of the camera whose pixels (x, y) lie in an image of ``size`` (height, width)."""
+    limit = pixels.new_tensor([size[1], size[0]])
+    return (z > 0) & (pixels >= 0).all(-1) & (pixels < limit).all(-1)
+
+
+def at_pixels(maps: Float[Tensor, "f h w"], pixels: Float[Tensor, "f n 2"]) -> Float[Tensor, "f n"]:
+    """Values of each frame's map at its pixels (x, y); outside, those of the nearest pixel of the map."""
+    height, width = maps.shape[-2:]
+    x, y = pixels.nan_to_num().clamp(-1, max(height, width)).floor().long().unbind(-1)
+    frames = torch.arange(len(maps), device=maps.device)[:, None]
+    return maps[frames, y.clamp(0, height - 1), x.clamp(0, width - 1)]
 
 
 def pixel_centres(height: int, width: int, like: Tensor) -> Float[Tensor, "h w 2"]:
@@ -50,7 +76,7 @@ def pixel_centres(height: int, width: int, like: Tensor) -> Float[Tensor, "h w 2
 
 
 def rays(intrinsics: Float[Tensor, "*b 3 3"], pixels: Float[Tensor, "*b n 2"]) -> Points:
-    """Directions through pixels in camera coordinates, with z = 1: times z-depth they are the points."""
+    """Directions through pixels in camera coordinates, with z = 1, so that points are z-depth times direction."""
     x = (pixels[..., 0] - intrinsics[..., 0, 2, None]) / intrinsics[..., 0, 0, None]
     y = (pixels[..., 1] - intrinsics[..., 1, 2, None]) / intrinsics[..., 1, 1, None]
     return torch.stack([x, y, torch.ones_like(x)], dim=-1)
@@ -59,7 +85,7 @@ def rays(intrinsics: Float[Tensor, "*b 3 3"], pixels: Float[Tensor, "*b n 2"]) -
 def pixel_rays(
     cameras: Cameras, height: int, width: int
 ) -> tuple[Float[Tensor, "*b 3"], Float[Tensor, "*b height width 3"]]:
-    """Where cameras are, and unit directions through all pixel centres, both in the world."""
+    """Camera centres, and unit directions through all pixel centres, both in the world."""
     poses = cameras.world_from_camera
     pixels = pixel_centres(height, width, poses).reshape(-1, 2)
     local = rays(cameras.intrinsics, pixels.expand(*poses.shape[:-2], -1, -1))
@@ -77,18 +103,22 @@ def unproject(depth: Float[Tensor, "*b h w"], cameras: Cameras) -> Float[Tensor,
 
 
 def world_points(prediction: Prediction) -> Float[Tensor, "*b f h w 3"] | None:
-    """Where what each pixel shows is in the world: depth seen from the cameras, else the point map, else None.
+    """World points of pixels: unprojected depth if there are cameras, else the point map, else None.
 
-    The only place that chooses: whatever scores, shows or follows points means these. Depth with cameras goes first,
-    for it is the more accurate one (VGGT, arXiv 2503.11651 §4.2).
+    All scoring, showing and tracking of points uses this choice. Depth with cameras comes first, since it is more
+    accurate (VGGT, arXiv 2503.11651 §4.2).
     """
     if prediction.depth is not None and prediction.cameras is not None:
         return unproject(prediction.depth, prediction.cameras)
     return prediction.points
 
 
+NEAREST = 1e-6
+"""Depth below which a point counts as having no pixel."""
+
+
 def project(points_world: Points, cameras: Cameras) -> tuple[Float[Tensor, "*b n 2"], Float[Tensor, "*b n"]]:
-    """Pixels (x, y) and z-depth of world points. Behind the camera (z ≤ 0) the pixel means nothing but is finite."""
+    """Project world points to pixels (x, y) and z-depth. Behind the camera (z ≤ 0) the pixel is invalid but finite."""
     points_camera = transform(invert_pose(cameras.world_from_camera), points_world)
     z = points_camera[..., 2]
     safe = torch.where(z.abs() < 1e-9, torch.full_like(z, 1e-9), z)
@@ -112,7 +142,7 @@ def rotation_angle(rotation: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b"]:
 
 
 def encode_cameras(cameras: Cameras, height: int, width: int) -> Float[Tensor, "*b 9"]:
-    """VGGT's pose encoding in our order: translation of camera_from_world, quaternion wxyz with w ≥ 0, fov_y, fov_x.
+    """Encode cameras as VGGT, in our order: translation of camera_from_world, quaternion wxyz (w ≥ 0), fov_y, fov_x.
 
     The principal point is taken to be the image's centre; fields of view in radians.
     """
@@ -125,7 +155,7 @@ def encode_cameras(cameras: Cameras, height: int, width: int) -> Float[Tensor, "
 
 
 def decode_cameras(encoding: Float[Tensor, "*b 9"], height: int, width: int) -> Cameras:
-    """The inverse of `encode_cameras`; the quaternion need not be normalised. One of zeros is the identity."""
+    """Invert `encode_cameras`; the quaternion need not be normalised. One of zeros is the identity."""
     quaternion = encoding[..., 3:7]
     identity = torch.eye(4, device=encoding.device, dtype=encoding.dtype)[0]
     quaternion = torch.where(quaternion.norm(dim=-1, keepdim=True) > 1e-12, quaternion, identity)
@@ -147,11 +177,11 @@ def align_points(
     valid: Bool[Tensor, "*b n"] | Float[Tensor, "*b n"] | None = None,
     *,
     scale: bool = True,
-) -> tuple[Float[Tensor, "*b"], Float[Tensor, "*b 3 3"], Float[Tensor, "*b 3"]]:
-    """The similarity (or rigid, ``scale=False``) transform with least squared error: target ≈ s·R·source + t.
+) -> Fit:
+    """Fit the similarity (or rigid, ``scale=False``) transform with least squared error: target ≈ s·R·source + t.
 
-    Umeyama 1991. ``valid`` says which points count, or as weights ≥ 0 how much. A source whose points coincide gets
-    scale 1 and the rotation identity or an arbitrary proper one.
+    Umeyama 1991. ``valid`` is a mask of points, or weights ≥ 0. A source whose points coincide gets scale 1 and as
+    rotation the identity or an arbitrary proper one.
     """
     weight = torch.ones_like(source[..., 0]) if valid is None else valid.to(source.dtype)
     total = weight.sum(-1).clamp_min(1e-12)[..., None]
@@ -172,29 +202,86 @@ def align_points(
     return factor, rotation, translation
 
 
-def scale_gaussians(gaussians: Gaussians, factor: float) -> Gaussians:
-    """All lengths times ``factor``."""
-    offsets = None if gaussians.offsets is None else gaussians.offsets * factor
-    return dataclasses.replace(
-        gaussians, means=gaussians.means * factor, scales=gaussians.scales * factor, offsets=offsets
-    )
+def apply_fit(fit: Fit, points: Float[Tensor, "*#b n 3"]) -> Float[Tensor, "*b n 3"]:
+    """Apply the similarities of `align_points` to points."""
+    scale, rotation, translation = fit
+    return scale[..., None, None] * (points @ rotation.mT) + translation[..., None, :]
 
 
-def move_gaussians(gaussians: Gaussians, a_from_b: Float[Tensor, "4 4"], factor: float = 1.0) -> Gaussians:
-    """Unbatched Gaussians of coordinates b, lengths times ``factor``, then in coordinates a, of that new unit.
+@dataclass(frozen=True, kw_only=True)
+class Similarity:
+    """Similarity a = scale · rotation · b + shift, with rotation in float64. `fields.move` applies it to values."""
 
-    UserError for colours that depend on the direction: they would have to be turned too.
+    scale: float
+    rotation: Float[Tensor, "3 3"]
+    shift: Float[Tensor, "3"]
+
+    @staticmethod
+    def identity() -> Similarity:
+        """Identity."""
+        return Similarity.of_pose(torch.eye(4, dtype=torch.float64))
+
+    @staticmethod
+    def of_pose(a_from_b: Float[Tensor, "4 4"], scale: float = 1.0) -> Similarity:
+        """Scale lengths by ``scale``, then apply a rigid transform."""
+        pose = a_from_b.double()
+        return Similarity(scale=scale, rotation=pose[:3, :3], shift=pose[:3, 3])
+
+    def points(self, points: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n 3"]:
+        """Transform points from b to a."""
+        moved = (self.scale * points).double() @ self.rotation.to(points.device).mT + self.shift.to(points.device)
+        return moved.to(points.dtype)
+
+    def displacements(self, steps: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n 3"]:
+        """Transform displacements from b to a."""
+        return ((self.scale * steps).double() @ self.rotation.to(steps.device).mT).to(steps.dtype)
+
+    def poses(self, b_from_camera: Pose) -> Pose:
+        """Transform b_from_camera to a_from_camera, rigid."""
+        rotation = self.rotation.to(b_from_camera.device) @ b_from_camera[..., :3, :3].double()
+        return make_pose(rotation, self.points(b_from_camera[..., :3, 3].double())).to(b_from_camera.dtype)
+
+    def quaternions(self, quats: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n 4"]:
+        """Transform rotations from an object's axes to b's into those to a's."""
+        turn = roma.rotmat_to_unitquat(self.rotation).to(quats).expand_as(quats)
+        return roma.quat_xyzw_to_wxyz(roma.quat_product(turn, roma.quat_wxyz_to_xyzw(quats)))
+
+
+def point_maps(prediction: Prediction) -> tuple[Tensor, Tensor, Tensor] | None:
+    """World points f h w 3, z-depth f h w and confidence f h w of an unbatched prediction.
+
+    Without cameras, the depth of a point map is that in the first camera.
     """
-    if gaussians.harmonics.shape[-2] > 1:
-        raise UserError("Gaussians whose colours depend on the direction cannot be turned; give those of degree 0")
-    sized, pose = scale_gaussians(gaussians, factor), a_from_b.double()
-    rotation = pose[:3, :3]
-    turn = roma.rotmat_to_unitquat(rotation).to(sized.quats).expand_as(sized.quats)
-    quats = roma.quat_product(turn, roma.quat_wxyz_to_xyzw(sized.quats))
-    offsets = sized.offsets
-    return dataclasses.replace(
-        sized,
-        means=transform(pose, sized.means.double()).to(sized.means.dtype),
-        quats=roma.quat_xyzw_to_wxyz(quats),
-        offsets=None if offsets is None else (offsets.double() @ rotation.mT).to(offsets.dtype),
-    )
+    points, cameras = world_points(prediction), prediction.cameras
+    if points is None:
+        return None
+    if prediction.depth is not None and cameras is not None:
+        depth, confidence = prediction.depth, prediction.depth_confidence
+    else:
+        in_cameras = points if cameras is None else _in_cameras(points, cameras)
+        depth, confidence = in_cameras[..., 2], prediction.points_confidence
+    return points, depth, torch.ones_like(depth) if confidence is None else confidence
+
+
+def _in_cameras(points: Float[Tensor, "f h w 3"], cameras: Cameras) -> Float[Tensor, "f h w 3"]:
+    """Transform each frame's points to its own camera."""
+    camera_from_world = invert_pose(cameras.world_from_camera)
+    return transform(camera_from_world, points.flatten(1, 2)).unflatten(1, points.shape[1:3])
+
+
+def reliable(depth: Float[Tensor, "f h w"], confidence: Float[Tensor, "f h w"]) -> Bool[Tensor, "f h w"]:
+    """Mask of reliable pixels: in front of the camera, not at a depth edge, not among the clip's least confident.
+
+    Inverse depth is linear in the pixel on any plane, and bends at an edge. So the test is on its second difference,
+    relative to itself.
+    """
+    front = depth.isfinite() & (depth > 1e-6)
+    inverse = torch.where(front, 1 / depth.clamp_min(1e-6), torch.zeros_like(depth))
+    bend = torch.zeros_like(inverse)
+    bend[:, 1:-1] = (inverse[:, 2:] - 2 * inverse[:, 1:-1] + inverse[:, :-2]).abs()
+    across = (inverse[:, :, 2:] - 2 * inverse[:, :, 1:-1] + inverse[:, :, :-2]).abs()
+    bend[:, :, 1:-1] = torch.maximum(bend[:, :, 1:-1], across)
+    # with equal confidences (a model without any) no pixel is left out
+    sorted_confidence = confidence.flatten().sort().values
+    threshold = sorted_confidence[int(DROPPED_FRACTION * (sorted_confidence.numel() - 1))]
+    return front & (bend <= BEND * inverse) & (confidence >= threshold)

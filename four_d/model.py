@@ -1,129 +1,137 @@
-"""The model: one backbone, named heads, ``(Clip) -> Prediction``. It knows nothing of training, losses or files."""
+"""`FourD`, one backbone and named heads, and its config, which checks their compatibility. Independent of training."""
 
 from __future__ import annotations
 
-import copy
 import importlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
-from typing import cast
+from typing import Annotated, cast
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
-from four_d.backbones import Backbone, BackboneConfig
+from four_d import fields
+from four_d.abilities import Abilities, Hint, ModelModule, ModelSpec, Use
+from four_d.backbones import BackboneConfig
 from four_d.backbones.alternating import AlternatingConfig
-from four_d.backbones.patches import TimmPatches
-from four_d.backbones.spacetime import SpacetimeConfig
 from four_d.errors import UserError
-from four_d.heads import Head, HeadConfig
-from four_d.heads.dense import DenseFeatures, DenseHeadConfig
-from four_d.heads.gaussian import GaussianHead, GaussianHeadConfig
+from four_d.extension import OneOf, kind_of
+from four_d.heads import HeadConfig
 from four_d.layers import Block
-from four_d.query import asked
-from four_d.types import Clip, Prediction, Tokens, join_queries, merge_predictions
+from four_d.parts import QUERY, Backbone, BackboneSpec, Head, HeadSpec
+from four_d.query import query_times
+from four_d.types import Clip, Prediction, Tokens, merge_predictions
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """What a `FourD` is made of."""
+class ModelConfig(ModelSpec):
+    """Parts of a `FourD`."""
 
     backbone: BackboneConfig = field(default_factory=AlternatingConfig)
+    """Encoder of a clip's frames into the tokens that all heads read."""
     heads: dict[str, HeadConfig] = field(default_factory=dict[str, HeadConfig])
+    """Heads, under names of your choice; each predicts fields of its own from the same tokens."""
 
     @property
-    def gaussian(self) -> GaussianHeadConfig | None:
-        """The head that makes Gaussians; None without one."""
-        return next((head for head in self.heads.values() if isinstance(head, GaussianHeadConfig)), None)
+    def abilities(self) -> Abilities:
+        """Combined abilities of the parts."""
+        return abilities_of(self.backbone, self.heads.values())
 
     def build(self) -> FourD:
-        """Weights come from torch's global generator: seed it.
+        """Build the model with fresh weights from torch's global generator: seed it.
 
-        UserError where sizes do not fit, where the query time does not reach a motion head by exactly one way, or where
-        a head needs token rows that the backbone does not give.
+        UserError where sizes do not fit, a head requires what the backbone does not provide, or has an unusable name.
         """
-        if isinstance(self.backbone, AlternatingConfig):
-            _check_search(self.backbone, self.heads)
-        for name, config in self.heads.items():
-            if isinstance(self.backbone, SpacetimeConfig):
-                _check_rows(name, config, self.backbone)
-            if isinstance(config, GaussianHeadConfig) and config.follow:
-                _check_follows(name, self.backbone)
-            if isinstance(config, DenseHeadConfig) and config.output == "motion":
-                _check_query(name, early=self.backbone.query is not None, late=config.decoder is not None)
+        for name in self.heads:
+            if "." in name or hasattr(nn.ModuleDict(), name):
+                raise UserError(f"a head cannot be called {name!r}, which means something else; choose another name")
+        check_parts(self.backbone, self.heads)
         backbone = self.backbone.build()
-        heads = {
-            name: config.build(token_width=backbone.token_width, rounds=backbone.rounds, patch_size=backbone.patch_size)
-            for name, config in self.heads.items()
-        }
-        return FourD(backbone, heads)
+        if not self.heads:
+            raise UserError("model.heads is empty; give at least one, for example {depth: {kind: dense}}")
+        return FourD(backbone, {name: config.build(self.backbone.shape) for name, config in self.heads.items()})
 
 
-def _check_search(backbone: AlternatingConfig, heads: Mapping[str, HeadConfig]) -> None:
-    """Only a search in the query frame teaches the features, and all searches go by the same cells."""
-    if backbone.correlation is None:
+AnyModelConfig = Annotated[ModelSpec, OneOf(ModelConfig)]
+"""Config of any model; without a ``kind`` a `ModelConfig`."""
+
+
+def abilities_of(backbone: BackboneSpec, heads: Iterable[HeadSpec]) -> Abilities:
+    """Combined abilities of a backbone and heads of these configs."""
+    heads = list(heads)
+    hints: dict[Hint, Use] = dict(backbone.takes)
+    for head in heads:
+        hints |= {hint: use for hint, use in head.takes.items() if use == "required" or hint not in hints}
+    makers = [head for head in heads if "gaussians" in head.provides]
+    keys = [head.key_frames(backbone.row_stride) for head in makers]
+    return Abilities(
+        outputs=frozenset[str]().union(*(head.provides for head in heads)),
+        predictions=tuple(dict.fromkeys(head.prediction for head in heads)),
+        queried=frozenset(name for head in heads if head.queried for name in head.provides),
+        points=any(head.answers_points for head in heads),
+        hints=hints,
+        hints_setting=None if backbone.hints_setting is None else f"backbone.{backbone.hints_setting}",
+        masks=backbone.masks,
+        times=next((head.gaussian_times for head in makers if head.gaussian_times is not None), None),
+        stride=backbone.row_stride,
+        key_frames=keys[0][0] if keys else 0,
+        key_cameras=keys[0][1] if keys else None,
+        multiple=backbone.shape.patch_size,
+    )
+
+
+def check_parts(backbone: BackboneSpec, heads: Mapping[str, HeadSpec]) -> None:
+    """Raise UserError where a head requires what the backbone does not provide, or their numbers of times differ."""
+    kind = kind_of(type(backbone))
+    for name, head in heads.items():
+        for output in sorted(set(head.provides) - {each.name for each in fields.declared(head.prediction)}):
+            raise UserError(
+                f"model.heads.{name} provides {output}, which {head.prediction.__name__} does not declare; let the "
+                f"head's config say which class does, with prediction = …"
+            )
+        for need in sorted(head.requires - backbone.provides, key=lambda each: each.name):
+            other = need.name in {each.name for each in backbone.provides}
+            lack = "has of other settings" if other else "does not give as it is set"
+            raise UserError(
+                f"model.heads.{name} requires {need.name}, which the {kind} backbone {lack}; "
+                f"{need.remedy.format(name=name)}"
+            )
+        for twice in (each for each in head.excludes if each in backbone.provides):
+            raise UserError(
+                f"model.heads.{name} would do what the backbone does already, {twice.name}: it would be done twice; "
+                f"{twice.remedy.format(name=name)}"
+            )
+        _check_times(name, head, backbone)
+    required = frozenset[object]().union(*(head.requires for head in heads.values()))
+    for idle in backbone.idle - required:
+        raise UserError(
+            f"no head requires {idle.name}, so nothing teaches those of the backbone; {idle.remedy.format()}"
+        )
+
+
+def _check_times(name: str, head: HeadSpec, backbone: BackboneSpec) -> None:
+    times = head.gaussian_times
+    if times is None:
         return
-    decoders = [head.decoder for head in heads.values() if isinstance(head, DenseHeadConfig) and head.decoder]
-    late = [decoder.correlation for decoder in decoders if decoder.correlation is not None]
-    if backbone.query is None and not late:
+    if "gaussians" not in head.provides:
         raise UserError(
-            "nothing teaches model.backbone.correlation, for no motion head searches the query frame; set it to null, "
-            "or give the motion head's decoder correlation=${model.backbone.correlation}"
+            f"model.heads.{name} makes no Gaussians, and gaussian_times is {times}; remove it, and let the head refuse "
+            "clips of other numbers of times itself"
         )
-    if any(each != backbone.correlation for each in late):
+    if times % backbone.row_stride:
         raise UserError(
-            "a decoder's correlation differs from the backbone's, whose features it searches; set "
-            "decoder.correlation=${model.backbone.correlation}"
-        )
-
-
-def _check_rows(name: str, config: HeadConfig, backbone: SpacetimeConfig) -> None:
-    if not isinstance(config, GaussianHeadConfig):
-        raise UserError(
-            f"model.heads.{name} reads tokens of every frame, and the spacetime backbone gives them of every "
-            f"{backbone.stride}th; remove it, or take configs/unified.yaml, which has both"
-        )
-    if config.frames % backbone.stride:
-        raise UserError(
-            f"model.heads.{name}.frames {config.frames} is no multiple of model.backbone.stride {backbone.stride}; "
+            f"model.heads.{name}.frames {times} is not a multiple of model.backbone.stride {backbone.row_stride}; "
             "change one of them"
         )
-    if config.every is not None:
+    if backbone.gaussian_times not in (None, times):
         raise UserError(
-            f"model.heads.{name}.every chooses among frames, and the spacetime backbone gives tokens of its own key "
-            "frames only; set it to null"
-        )
-    if backbone.correlation is not None and backbone.times != config.frames:
-        raise UserError(
-            f"model.backbone.times is {backbone.times}, and model.heads.{name}.frames {config.frames}; set "
-            f"model.backbone.times=${{model.heads.{name}.frames}}"
+            f"model.backbone.times is {backbone.gaussian_times}, and model.heads.{name}.frames {times}; set "
+            f"'model.backbone.times=${{model.heads.{name}.frames}}'"
         )
 
 
-def _check_follows(name: str, backbone: BackboneConfig) -> None:
-    if not isinstance(backbone, SpacetimeConfig) or backbone.correlation is None:
-        raise UserError(
-            f"model.heads.{name}.follow needs to know where frames show the same; set model.backbone.correlation="
-            "{kind: correlation} with the spacetime backbone, or follow=false"
-        )
-
-
-def _check_query(name: str, *, early: bool, late: bool) -> None:
-    if not (early or late):
-        raise UserError(
-            f"model.heads.{name} predicts motion, and nothing tells it the query time; add model.backbone.query="
-            f"{{kind: query}}, or model.heads.{name}.decoder={{kind: query_decoder}}"
-        )
-    if early and late:
-        raise UserError(
-            f"model.heads.{name} would learn the query time twice; set model.backbone.query=null, or "
-            f"model.heads.{name}.decoder=null"
-        )
-
-
-class FourD(nn.Module):
-    """A backbone and its heads; every head writes fields of its own.
+class FourD(ModelModule):
+    """Backbone and its heads, each of which predicts fields of its own.
 
     Convention: all coordinates are those of the first frame's camera; lengths are in the unit the training data was
     normalised to.
@@ -131,98 +139,119 @@ class FourD(nn.Module):
 
     def __init__(self, backbone: Backbone, heads: Mapping[str, Head]) -> None:
         super().__init__()
-        if not heads:
-            raise UserError("model.heads is empty; give at least one, for example {depth: {kind: dense}}")
         self.backbone = backbone
         self.heads = nn.ModuleDict(cast(Mapping[str, nn.Module], heads))
-        backbone.keep(index for head in heads.values() for index in head.rounds)
+        self.rounds = kept_rounds(
+            (index for head in heads.values() for index in head.rounds), backbone.config.shape.rounds
+        )
+        """Rounds of the backbone whose token maps the heads read, ascending."""
 
     @property
-    def patch_size(self) -> int:
-        """Of what image sides must be multiples."""
-        return self.backbone.patch_size
+    def abilities(self) -> Abilities:
+        """Combined abilities of the parts."""
+        return abilities_of(self.backbone.config, (head.config for head in self._heads()))
 
-    def only(self, names: Iterable[str]) -> FourD:
-        """The same backbone and, of the heads, these alone; maybe none. Weights are shared."""
-        part = copy.copy(self)
-        part._modules = {**self._modules, "heads": nn.ModuleDict({name: self.heads[name] for name in names})}
-        return part
+    def without(self, *outputs: str) -> FourD:
+        """Model without the heads that set any of these fields, possibly without heads. Weights are shared."""
+        heads = {name: cast(Head, head) for name, head in self.heads.items()}
+        part = FourD(
+            self.backbone, {name: head for name, head in heads.items() if not set(head.config.provides) & set(outputs)}
+        )
+        part.precision = self.precision
+        return part.train(self.training)
 
-    def at_step(self, step: int) -> None:
-        """Set what follows a schedule for a training step; it is stored with the weights."""
+    def at_step(self, step: int) -> Mapping[str, Tensor]:
+        """Set what follows a schedule for a training step; it is stored with the weights. No rows change."""
         self.backbone.at_step(step)
+        return {}
 
-    @property
-    def moves(self) -> bool:
-        """Whether a head answers query times."""
-        return any(head.queried for head in self._heads())
-
-    @property
-    def gaussian(self) -> GaussianHeadConfig | None:
-        """The config of the head that makes Gaussians; None without one."""
-        return next((head.config for head in self.heads.values() if isinstance(head, GaussianHead)), None)
+    def freeze_untaught(self, taught: frozenset[str]) -> dict[str, str]:
+        """Freeze the heads that set none of the ``taught`` fields."""
+        resting: dict[str, str] = {}
+        for name, head in self.heads.items():
+            outputs = cast(Head, head).config.provides
+            if not taught & set(outputs) and any(parameter.requires_grad for parameter in head.parameters()):
+                head.requires_grad_(False)
+                resting[f"heads.{name}"] = outputs[0]
+        return resting
 
     def forward(self, clip: Clip) -> Prediction:
-        """``clip`` has one batch axis and any number of frames; the images' sides are multiples of `patch_size`.
+        """Predict for a clip with one batch axis and any number of frames; image sides are multiples of the patch size.
 
         UserError for a query time that is no frame's.
         """
-        return join_queries(list(self.passes(clip)))
+        return fields.join(list(self.answers(clip)), "q")
 
-    def passes(self, clip: Clip) -> Iterator[Prediction]:
-        """One prediction for each of the clip's query times, of which only the first holds what depends on none.
+    def answers(self, clip: Clip) -> Iterator[Prediction]:
+        """Yield one prediction per query time of the clip; only the first holds the outputs that depend on no query.
 
-        Encodes once, unless the backbone's tokens depend on the query. One prediction where no head answers queries,
-        and one without motion where no time is asked for.
+        Encodes once, unless the backbone's tokens depend on the query. Yields one prediction where no head answers
+        queries, and one without motion where the clip has no query times.
         """
-        times = asked(clip)
+        heads = self._heads()
+        if not heads:  # no head reads the tokens, and not every backbone takes any number of frames
+            yield Prediction()
+            return
+        times, queried = query_times(clip), any(head.config.queried for head in heads)
         if times.shape[1] == 0:
             rest = replace(clip, query_times=None)
-            tokens = self.backbone(rest)
-            yield merge_predictions([head(tokens, rest) for head in self._heads() if not head.queried])
+            found = self._pass(rest, None, [head for head in heads if not head.config.queried], Prediction())[1]
+            yield replace(found, match_logits=None, match_frames=None)
             return
-        tokens = None
-        for index in range(times.shape[1] if self.moves else 1):
-            one = self.moves and clip.query_times is not None
+        tokens, none = None, Prediction()
+        for index in range(times.shape[1] if queried else 1):
+            one = queried and clip.query_times is not None
             part = replace(clip, query_times=times[:, index : index + 1]) if one else clip
-            if tokens is None or self.backbone.queried:
+            if QUERY in self.backbone.config.provides:
                 tokens = None  # so that two encodings never share the memory
-                tokens = self.backbone(part)
-            heads = [head for head in self._heads() if index == 0 or head.queried]
-            yield merge_predictions([searched(tokens), *(head(tokens, part) for head in heads)])
+            asked = [head for head in heads if index == 0 or head.config.queried]
+            tokens, found = self._pass(part, tokens, asked, none)
+            none = type(found)()  # of all heads' class, so that later answers are too
+            yield found
+            del found  # for the same reason
+
+    def _pass(
+        self, clip: Clip, tokens: Tokens | None, heads: list[Head], none: Prediction
+    ) -> tuple[Tokens, Prediction]:
+        """Encode the clip unless ``tokens`` are given, and run the heads on them; the fields of the class of ``none``,
+        an empty prediction, are there too.
+        """
+        tokens = self.backbone(clip, self.rounds) if tokens is None else tokens
+        return tokens, merge_predictions([none, searched(tokens), *(head(tokens, clip) for head in heads)])
 
     def _heads(self) -> list[Head]:
         return [cast(Head, head) for head in self.heads.values()]
 
 
 def searched(tokens: Tokens) -> Prediction:
-    """What the backbone found in the query frames, if it looked there."""
+    """Matching outputs of the backbone in the query frames; an empty prediction if it computed none."""
     if tokens.match_logits is None:
         return Prediction()
     return Prediction(match_logits=tokens.match_logits, match_frames=tokens.frames if tokens.frames.ndim > 1 else None)
 
 
+def kept_rounds(wanted: Iterable[int], count: int) -> tuple[int, ...]:
+    """Unique rounds (counted from 0) that heads read, ascending. UserError for one that the backbone lacks."""
+    kept = tuple(sorted(set(wanted)))
+    wrong = [index for index in kept if not 0 <= index < count]
+    if wrong:
+        raise UserError(f"a head reads round {wrong[0]}, the backbone has 0 to {count - 1}; change either")
+    return kept
+
+
 VARIANTS = 64
-"""Frame and global, trained and frozen, biased, in training and validation: blocks of one kind differ in more ways than
-torch's 8, beyond which it silently stops compiling."""
+"""Limit of compiled variants of a block. Frame and global, trained and frozen, biased, in training and in validation:
+blocks have more than torch's default of 8, beyond which it silently stops compiling."""
 
 
 def compile_blocks(model: nn.Module) -> None:
-    """Compile every transformer block of the model in place; names of weights stay."""
+    """Compile every transformer block of the model in place; parameter names stay. UserError where there is none."""
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    if not blocks:
+        raise UserError(
+            "only transformer blocks (layers.Block) are compiled, and the model has none; set loop.compile=false"
+        )
     dynamo = cast(SimpleNamespace, importlib.import_module("torch._dynamo.config"))
     dynamo.recompile_limit = max(dynamo.recompile_limit, VARIANTS)
-    for module in model.modules():
-        if isinstance(module, Block):
-            module.compile()
-
-
-def compile_model(model: nn.Module) -> None:
-    """`compile_blocks`, and what else takes time: an image encoder's blocks, the dense heads."""
-    compile_blocks(model)
-    for module in model.modules():
-        if isinstance(module, TimmPatches):
-            for block in module.encoder.get_submodule("blocks"):  # pyright: ignore[reportGeneralTypeIssues]
-                block.compile()
-        if isinstance(module, DenseFeatures):
-            module.coarse = torch.compile(module.coarse)
-            module.finish = torch.compile(module.finish)
+    for block in blocks:
+        block.compile()

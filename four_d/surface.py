@@ -1,12 +1,13 @@
-"""All dense truth derived from correspondence: what each pixel saw, and where its mesh was at every time.
+"""Dense ground truth derived from correspondence: each pixel's mesh face, and the mesh at every time.
 
-Every function takes an unbatched `types.Surface` whose frames are those of the ``times`` and ``cameras`` it is given;
-frames find their place on the surface's own time axis by their time. Lengths are in the surface's units, positions in
-its world. Where a pixel hit nothing (`valid`) the value is 0.
+Every function takes an unbatched `types.Surface` whose frames are those of the given ``times`` and ``cameras``; frames
+are located on the surface's own time axis by their time. Lengths are in the surface's units, positions in its world.
+Where a pixel hit nothing (`valid`) the value is 0.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
@@ -19,14 +20,16 @@ from torch import Tensor
 from four_d.geometry import project, rays, transform
 from four_d.types import Cameras, Surface, Tracks, same_time
 
+LEAST_MOTION = 0.01
+"""Motion, in the clip's unit, above which a point counts as moving."""
 DYNAMIC_SPEED = 0.05
 """Source units (m where metric) per second above which a surface point counts as moving."""
 
 DEPTH_TOLERANCE = 0.005
-"""A point is hidden only if it lies deeper than what its pixel shows by more than this share of its depth."""
+"""Fraction of its depth by which a point must lie behind its pixel's surface to count as hidden."""
 
 BARYCENTRIC_ONE = 65535
-"""The stored weight that means 1."""
+"""Stored value of the weight 1."""
 
 Points = Float[Tensor, "f h w 3"]
 Mask = Bool[Tensor, "f h w"]
@@ -34,7 +37,7 @@ Mask = Bool[Tensor, "f h w"]
 
 @runtime_checkable
 class StoredSurface(Protocol):
-    """What a shard stores of a surface (`data.contract.SurfaceArrays`)."""
+    """Stored arrays of a surface in a shard (`data.contract.SurfaceArrays`)."""
 
     @property
     def faces(self) -> NDArray[np.int32]:
@@ -74,7 +77,7 @@ class StoredSurface(Protocol):
 
 @runtime_checkable
 class StoredTimes(Protocol):
-    """What a shard says of a surface's times (`data.contract.ClipInfo`)."""
+    """Stored times of a surface in a shard (`data.contract.ClipInfo`)."""
 
     @property
     def surface_times(self) -> Sequence[float] | None:
@@ -83,7 +86,7 @@ class StoredTimes(Protocol):
 
 
 def decode(arrays: StoredSurface, info: StoredTimes) -> Surface:
-    """A stored surface as tensors. ValueError if it has no times."""
+    """Decode a stored surface to tensors. ValueError if it has no times."""
     if not info.surface_times:
         raise ValueError("the clip has a surface but no surface_times")
     vertices = torch.from_numpy(np.array(arrays.vertices)).expand(len(info.surface_times), -1, 3)
@@ -103,18 +106,18 @@ def decode(arrays: StoredSurface, info: StoredTimes) -> Surface:
 
 
 def valid(surface: Surface) -> Mask:
-    """Where a pixel hit something."""
+    """Mask of pixels that hit something."""
     return surface.faces >= 0
 
 
 def instances(surface: Surface) -> Int[Tensor, "f h w"]:
-    """Object that each pixel saw; 0 is the static surroundings, -1 nothing."""
-    found = surface.instances.index_select(0, surface.faces.clamp_min(0).flatten())
-    return found.view(surface.faces.shape).masked_fill(surface.faces < 0, -1)
+    """Object at each pixel; 0 is the static surroundings, -1 nothing."""
+    ids = surface.instances.index_select(0, surface.faces.clamp_min(0).flatten())
+    return ids.view(surface.faces.shape).masked_fill(surface.faces < 0, -1)
 
 
 def time_indices(surface: Surface, times: Float[Tensor, "*q"]) -> Int[Tensor, "*q"]:
-    """Place of each time on the surface's axis. ValueError if a time is not on it."""
+    """Index of each time on the surface's axis. ValueError if a time is not on it."""
     axis = surface.times
     right = torch.searchsorted(axis, times.contiguous()).clamp_max(len(axis) - 1)
     left = (right - 1).clamp_min(0)
@@ -126,12 +129,12 @@ def time_indices(surface: Surface, times: Float[Tensor, "*q"]) -> Int[Tensor, "*
 
 
 def points(surface: Surface, times: Float[Tensor, "f"]) -> Points:
-    """Where what frame i saw is at ``times[i]``, in the world. For the frames' own times: what they show."""
+    """World positions at ``times[i]`` of the points that frame i saw; with the frames' own times, as seen."""
     return _points(surface, time_indices(surface, times))
 
 
 def _corners(surface: Surface, frame: int, time: int) -> Float[Tensor, "p 3 3"]:
-    """Where the three vertices of each pixel's face are; those of face 0 where nothing was hit."""
+    """Positions of the three vertices of each pixel's face; those of face 0 where nothing was hit."""
     faces = surface.faces[frame].flatten().clamp_min(0)
     ids = surface.triangles.index_select(0, faces).flatten()
     return surface.vertices[time].index_select(0, ids).view(-1, 3, 3)
@@ -140,48 +143,48 @@ def _corners(surface: Surface, frame: int, time: int) -> Float[Tensor, "p 3 3"]:
 def _points(surface: Surface, at: Int[Tensor, "f"]) -> Points:
     f, h, w = surface.faces.shape
     b = surface.barycentric.view(f, 2, -1, 1)
-    found: list[Tensor] = []
+    positions: list[Tensor] = []
     for frame, time in enumerate(at.tolist()):
         corners = _corners(surface, frame, time)
         origin = corners[:, 0]
-        found.append(
+        positions.append(
             torch.addcmul(
                 torch.addcmul(origin, b[frame, 0], corners[:, 1] - origin), b[frame, 1], corners[:, 2] - origin
             )
         )
-    return torch.stack(found).view(f, h, w, 3).masked_fill_((surface.faces < 0)[..., None], 0.0)
+    return torch.stack(positions).view(f, h, w, 3).masked_fill_((surface.faces < 0)[..., None], 0.0)
 
 
 def depth(surface: Surface, cameras: Cameras, times: Float[Tensor, "f"]) -> Float[Tensor, "f h w"]:
-    """z-depth of what each frame saw. ``times`` are the frames' own, ``cameras`` theirs."""
+    """z-depth of each frame's points. ``times`` and ``cameras`` are the frames' own."""
     return depth_of(points(surface, times), cameras, valid(surface))
 
 
-def depth_of(points_world: Points, cameras: Cameras, where: Mask) -> Float[Tensor, "f h w"]:
-    """z-depth of one world point per pixel; 0 outside ``where``."""
+def depth_of(points_world: Points, cameras: Cameras, mask: Mask) -> Float[Tensor, "f h w"]:
+    """z-depth of one world point per pixel; 0 outside ``mask``."""
     forward, centre = cameras.world_from_camera[:, :3, 2], cameras.world_from_camera[:, :3, 3]
     z = (points_world * forward[:, None, None]).sum(-1) - (forward * centre).sum(-1)[:, None, None]
-    return z.masked_fill(~where, 0.0)
+    return z.masked_fill(~mask, 0.0)
 
 
 def normals(surface: Surface, cameras: Cameras, times: Float[Tensor, "f"]) -> Points:
-    """Unit normals of the faces seen (flat, not interpolated), in the world, towards the camera that saw them."""
+    """Unit normals of each pixel's face (flat, not interpolated), in the world, towards its camera."""
     shape = surface.faces.shape
     at = time_indices(surface, times)
-    found = _points(surface, at)
-    result = torch.zeros_like(found)
+    positions = _points(surface, at)
+    result = torch.zeros_like(positions)
     for frame, time in enumerate(at.tolist()):
         corners = _corners(surface, frame, time)
         normal = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
         normal = torch.nn.functional.normalize(normal, dim=-1, eps=1e-20)
-        view = found[frame].flatten(0, 1) - cameras.world_from_camera[frame, :3, 3]
+        view = positions[frame].flatten(0, 1) - cameras.world_from_camera[frame, :3, 3]
         flip = (normal * view).sum(-1, keepdim=True) > 0
         result[frame] = torch.where(flip, -normal, normal).view(*shape[1:], 3)
     return result.masked_fill((surface.faces < 0)[..., None], 0.0)
 
 
 def dynamic(surface: Surface, times: Float[Tensor, "f"], speed: float = DYNAMIC_SPEED) -> Mask:
-    """Where the surface moves faster than ``speed`` between the frame's time and a neighbouring one.
+    """Mask of pixels whose surface moves faster than ``speed`` between the frame's time and a neighbouring one.
 
     The first and the last time have one neighbour; with a single time nothing moves.
     """
@@ -191,34 +194,37 @@ def dynamic(surface: Surface, times: Float[Tensor, "f"], speed: float = DYNAMIC_
 def depth_and_dynamic(
     surface: Surface, cameras: Cameras | None, times: Float[Tensor, "f"], speed: float = DYNAMIC_SPEED
 ) -> tuple[Float[Tensor, "f h w"] | None, Mask]:
-    """`depth` (None without cameras) and `dynamic` at the price of little more than one."""
+    """Compute `depth` (None without cameras) and `dynamic` at little more than the cost of one."""
     at = time_indices(surface, times)
-    now = _points(surface, at)
+    positions = _points(surface, at)
     moves = torch.zeros_like(surface.faces, dtype=torch.bool)
     moving = _moving_faces(surface)
     if moving is not None:
-        seen = moving.index_select(0, surface.faces.clamp_min(0).flatten()).view(surface.faces.shape)
-        for other in ((at - 1).clamp_min(0), (at + 1).clamp_max(len(surface.times) - 1)):
-            seconds = (surface.times[other] - surface.times[at]).abs()
-            moves |= _moved(surface, now, other, seconds * speed, seen & (seconds > 0)[:, None, None])
-    found = None if cameras is None else depth_of(now, cameras, surface.faces >= 0)
-    return found, moves & (surface.faces >= 0)
+        candidates = moving.index_select(0, surface.faces.clamp_min(0).flatten()).view(surface.faces.shape)
+        for neighbour in ((at - 1).clamp_min(0), (at + 1).clamp_max(len(surface.times) - 1)):
+            seconds = (surface.times[neighbour] - surface.times[at]).abs()
+            moves |= _moved(surface, positions, neighbour, seconds * speed, candidates & (seconds > 0)[:, None, None])
+    z = None if cameras is None else depth_of(positions, cameras, surface.faces >= 0)
+    return z, moves & (surface.faces >= 0)
 
 
 def _moving_faces(surface: Surface) -> Bool[Tensor, "m"] | None:
-    """Faces with a vertex that is ever elsewhere; None if there is none."""
+    """Mask of faces with a vertex that ever moves; None if there is none."""
+    # a stride of 0 is one set of vertices, expanded over the times: nothing moves
     if surface.vertices.stride(0) == 0 or len(surface.times) < 2:
         return None
     moved = (surface.vertices[1:] != surface.vertices[:1]).any(0).any(-1)
     return moved[surface.triangles.long()].any(-1)
 
 
-def _moved(surface: Surface, now: Points, other: Int[Tensor, "f"], distance: Float[Tensor, "f"], seen: Mask) -> Mask:
-    frame, y, x = seen.nonzero(as_tuple=True)
+def _moved(
+    surface: Surface, positions: Points, neighbour: Int[Tensor, "f"], distance: Float[Tensor, "f"], candidates: Mask
+) -> Mask:
+    frame, y, x = candidates.nonzero(as_tuple=True)
     ids = surface.triangles.index_select(0, surface.faces[frame, y, x]).long()
-    then = _interpolate(surface.vertices[other[frame, None], ids], surface.barycentric[frame, :, y, x])
-    result = torch.zeros_like(seen)
-    result[frame, y, x] = (then - now[frame, y, x]).norm(dim=-1) > distance[frame]
+    at_neighbour = _interpolate(surface.vertices[neighbour[frame, None], ids], surface.barycentric[frame, :, y, x])
+    result = torch.zeros_like(candidates)
+    result[frame, y, x] = (at_neighbour - positions[frame, y, x]).norm(dim=-1) > distance[frame]
     return result
 
 
@@ -228,7 +234,7 @@ def _interpolate(corners: Float[Tensor, "*p 3 3"], b: Float[Tensor, "*p 2"]) -> 
 
 
 def scene_flow(surface: Surface, times: Float[Tensor, "f"], to_times: Float[Tensor, "f"]) -> Points:
-    """World displacement of what frame i saw, from ``times[i]`` (its own) to ``to_times[i]`` (any)."""
+    """World displacement of frame i's points from ``times[i]`` (its own) to ``to_times[i]`` (any)."""
     return points(surface, to_times) - points(surface, times)
 
 
@@ -239,7 +245,7 @@ def tracks(
     frame: Int[Tensor, "n"],
     pixels: Float[Tensor, "n 2"],
 ) -> Tracks:
-    """Follow what pixels (x, y) of frame ``frame`` saw through all frames: one entry of the time axis per frame.
+    """Track the points at pixels (x, y) of frame ``frame`` through all frames: one entry of the time axis per frame.
 
     A pixel means its centre. `Tracks.valid` is False where it hit nothing. `Tracks.visible` is exact up to the face
     map: see `visible`.
@@ -249,11 +255,14 @@ def tracks(
     ids = surface.triangles[face.clamp_min(0).long()].long()
     at = time_indices(surface, times)
     corners = surface.vertices[at[:, None, None], ids]
-    where = _interpolate(corners, surface.barycentric[frame, :, y, x].expand(len(at), -1, -1))
+    positions = _interpolate(corners, surface.barycentric[frame, :, y, x].expand(len(at), -1, -1))
     hit = (face >= 0)[:, None].expand(-1, len(at))
-    seen = visible(surface, cameras, times, where, face)
+    visibility = visible(surface, cameras, times, positions, face)
     return Tracks(
-        points=where.transpose(0, 1).masked_fill(~hit[..., None], 0.0), visible=seen.T & hit, valid=hit, times=times
+        points=positions.transpose(0, 1).masked_fill(~hit[..., None], 0.0),
+        visible=visibility.T & hit,
+        valid=hit,
+        times=times,
     )
 
 
@@ -264,36 +273,36 @@ def visible(
     points_world: Float[Tensor, "f n 3"],
     faces: Int[Tensor, "n"] | None = None,
 ) -> Bool[Tensor, "f n"]:
-    """Whether frame i sees point n (a surface point; ``faces`` says of which face, which settles ties).
+    """Visibility of surface point n in frame i; ``faces`` names the point's face, which settles ties.
 
-    The point is projected. Outside the image or not in front of the camera it is not visible. Where its pixel shows its
-    own face, or nothing, it is. Else what the pixel shows is intersected, as a plane, with the ray through the point:
-    it is visible unless it lies deeper than that plane, and deeper than what the pixel's centre shows, by more than
+    The point is projected. Outside the image or behind the camera it is not visible. Where its pixel shows its own
+    face, or nothing, it is. Else the plane of the pixel's face is intersected with the ray through the point: it is
+    visible unless it lies deeper than that plane, and deeper than the surface at the pixel's centre, by more than
     `DEPTH_TOLERANCE` of its depth. So within a pixel of an occluder's edge the answer is that of the pixel's centre,
-    and what touches a surface within the tolerance counts as seen.
+    and a point on a surface within the tolerance counts as visible.
     """
     f, h, w = surface.faces.shape
     pixels, z = project(points_world, cameras)
     inside = (z > 1e-6) & (pixels >= 0).all(-1) & (pixels[..., 0] < w) & (pixels[..., 1] < h)
     x, y = pixels[..., 0].clamp(0, w - 1).long(), pixels[..., 1].clamp(0, h - 1).long()
     frame = torch.arange(f, device=x.device)[:, None]
-    shown = surface.faces[frame, y, x]
-    clear = _shown_depth(surface, cameras, times, shown, pixels, surface.barycentric[frame, :, y, x])
-    own = shown < 0 if faces is None else (shown < 0) | (shown == faces)
-    return inside & (own | (z <= clear * (1 + DEPTH_TOLERANCE)))
+    shown_face = surface.faces[frame, y, x]
+    surface_depth = _shown_depth(surface, cameras, times, shown_face, pixels, surface.barycentric[frame, :, y, x])
+    unoccluded = shown_face < 0 if faces is None else (shown_face < 0) | (shown_face == faces)
+    return inside & (unoccluded | (z <= surface_depth * (1 + DEPTH_TOLERANCE)))
 
 
 def _shown_depth(
     surface: Surface,
     cameras: Cameras,
     times: Float[Tensor, "f"],
-    shown: Int[Tensor, "f n"],
+    faces_there: Int[Tensor, "f n"],
     pixels: Float[Tensor, "f n 2"],
     b: Float[Tensor, "f n 2"],
 ) -> Float[Tensor, "f n"]:
-    """The larger depth of: the shown face's plane along the exact ray, and what the pixel's centre shows of it."""
+    """Larger depth of the shown face's plane along the exact ray and of the face at the pixel's centre."""
     at = time_indices(surface, times)
-    corners = surface.vertices[at[:, None, None], surface.triangles[shown.clamp_min(0).long()].long()]
+    corners = surface.vertices[at[:, None, None], surface.triangles[faces_there.clamp_min(0).long()].long()]
     first = corners[..., 0, :]
     normal = torch.linalg.cross(corners[..., 1, :] - first, corners[..., 2, :] - first)
     rotation, centre = cameras.world_from_camera[:, :3, :3], cameras.world_from_camera[:, None, :3, 3]
@@ -301,18 +310,10 @@ def _shown_depth(
     slope = (normal * directions).sum(-1)
     plane = (normal * (first - centre)).sum(-1) / torch.where(slope.abs() < 1e-12, torch.ones_like(slope), slope)
     at_centre = ((_interpolate(corners, b) - centre) * rotation[:, None, :, 2]).sum(-1)
-    # a plane seen edge-on says nothing of depth half a pixel away: let it double the centre's at most
+    # a plane seen edge-on is unreliable half a pixel away: limit its depth to twice the centre's
     return torch.maximum(at_centre, plane.minimum(2 * at_centre))
 
 
 def transform_surface(surface: Surface, a_from_world: Float[Tensor, "4 4"], scale: float = 1.0) -> Surface:
-    """The same surface in a's coordinates, lengths divided by ``scale`` after the move."""
-    moved = transform(a_from_world, surface.vertices) / scale
-    return Surface(
-        faces=surface.faces,
-        barycentric=surface.barycentric,
-        triangles=surface.triangles,
-        instances=surface.instances,
-        vertices=moved,
-        times=surface.times,
-    )
+    """Express a surface in a's coordinates, with lengths divided by ``scale`` after the move."""
+    return dataclasses.replace(surface, vertices=transform(a_from_world, surface.vertices) / scale)

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+import roma
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from four_d import surface
+from four_d import fields, geometry, surface
+from four_d.abilities import Abilities, Model
 from four_d.data.contract import ClipInfo, ObjectInfo, RawClip, SurfaceArrays, TrackArrays
-from four_d.types import Cameras
+from four_d.evaluation.scores import TASKS, Scores, compute
+from four_d.losses.term import LossInputs, LossSpec
+from four_d.metrics.catalogue import VIDEO
+from four_d.metrics.comparison import Comparison
+from four_d.metrics.motion import MotionScores
+from four_d.types import Cameras, Clip, Gaussians, Geometry, Prediction, Views
 
 FPS = 12.0
 _CORNERS = np.array([[x, y, z] for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.5, 0.5)])
@@ -196,3 +207,106 @@ def without_surface(clip: RawClip, tracks: int = 40, depth_unit: float = 0.001) 
             valid=found.valid[:, :first].numpy(),
         ),
     )
+
+
+def colmap_tracks(project: Path) -> list[tuple[float, list[int]]]:
+    """Of each point of a COLMAP text model its error in pixels and the numbers, from 1, of the images that see it."""
+    lines = (project / "points3D.txt").read_text().splitlines()
+    rows = [line.split() for line in lines if not line.startswith("#")]
+    return [(float(row[7]), [int(image) for image in row[8::2]]) for row in rows]
+
+
+def loss_value(config: LossSpec, prediction: Prediction, targets: Clip, views: Views | None = None) -> Tensor:
+    """A term's value, of ``views`` instead of renders where they are given."""
+    inputs = LossInputs(prediction=prediction, targets=targets)
+    if views is not None:
+        vars(inputs)["views"] = views  # where the cached property keeps them
+    return config.build()(inputs)
+
+
+T = TypeVar("T")
+
+SIZES = {
+    "f": 5,
+    "h": 2,
+    "w": 3,
+    "q": 2,
+    "n": 4,
+    "t": 3,
+    "v": 6,
+    "m": 7,
+    "k": 5,
+    "i": 2,
+    "j": 2,
+    "r": 5,
+    "y": 2,
+    "x": 3,
+    "rows": 1,
+    "columns": 2,
+    "places": 9,
+    "e": 3,
+    "joints": 4,
+    "letters": 32,
+    "c": 2,
+}
+
+
+def full(kind: type[T], seed: int = 0, batch: tuple[int, ...] = (), **sizes: int) -> T:
+    """A value of random numbers in which no field is None, but for those that would nest without end."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = SIZES | sizes
+    written = {each.name: str(each.type) for each in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
+
+    def tensor(each: fields.Field) -> Tensor:
+        shape = [n for axis in each.axes for n in (batch if axis == "*b" else (lengths.get(axis) or int(axis),))]
+        if each.selects is not None and each.geometry is not Geometry.PIXEL:
+            return torch.randperm(lengths[each.selects], generator=generator)[: shape[-1]].expand(shape)
+        if each.geometry is Geometry.POSE:
+            turns = roma.random_rotmat(size=tuple(shape[:-2]), generator=generator)
+            return roma.Rigid(turns, torch.randn(*shape[:-2], 3, generator=generator)).to_homogeneous()
+        found = torch.rand(shape, generator=generator)
+        if each.selects is not None:
+            found[..., 0] = (found[..., 0] * lengths[each.selects]).floor()
+        if written[each.name].startswith("Bool"):
+            return found > 0.5
+        return (9 * found).long() if written[each.name].startswith("Int") else found
+
+    values: dict[str, object] = {}
+    for each in fields.declared(kind):
+        if each.kind is None:
+            values[each.name] = tensor(each)
+        elif each.kind is not kind:
+            inner = {"n": lengths["k"] * lengths["h"] * lengths["w"], "k": 1} if each.kind is Gaussians else {}
+            extra = (lengths["f"],) if "b" in each.outer else ()
+            values[each.name] = full(each.kind, seed + 1, (*batch, *extra), **(sizes | inner))
+    return kind(**values)
+
+
+class Says(Model):
+    """A model out of a function of clips, nothing by default."""
+
+    def __init__(self, say: Callable[[Clip], Prediction] = lambda _: Prediction(), **abilities: object) -> None:
+        self.say, self._abilities = say, Abilities(**abilities)  # pyright: ignore[reportArgumentType]
+
+    @property
+    def abilities(self) -> Abilities:
+        return self._abilities
+
+    def __call__(self, clip: Clip) -> Prediction:
+        return self.say(clip)
+
+
+def score_clip(prediction: Prediction, targets: Clip) -> Scores:
+    """All metrics of one unbatched clip; None if prediction or truth do not allow one."""
+    points = geometry.world_points(prediction)
+    motion = motion_scores(prediction, None if points is None else points.float(), targets)
+    return compute(Comparison(prediction, targets), VIDEO, TASKS) | motion
+
+
+def motion_scores(prediction: Prediction, points: Tensor | None, targets: Clip) -> Scores:
+    """Motion metrics of one unbatched clip, with points f h w 3; none where prediction or truth has no motion."""
+    if prediction.motion is None or targets.motion is None:
+        return {}
+    running = MotionScores(points, targets)
+    running.add(prediction.motion, prediction.motion_visible)
+    return running.result()

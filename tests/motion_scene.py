@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from four_d import geometry
+from four_d.abilities import Abilities, Model
 from four_d.types import Cameras, Clip, Example, Prediction
 
 FRAMES, HEIGHT, WIDTH = 4, 6, 8
@@ -60,7 +61,7 @@ def velocity(seed: int) -> Tensor:
 
 
 @dataclasses.dataclass(frozen=True)
-class Oracle:
+class Oracle(Model):
     """Knows the scene; finds a clip's frames by their images. Says lengths in a unit that may depend on them."""
 
     example: Example
@@ -70,6 +71,12 @@ class Oracle:
     """A point map; else depth."""
     clips: list[list[int]] = dataclasses.field(default_factory=list[list[int]])
     """The frames of every clip that it was shown."""
+
+    @property
+    def abilities(self) -> Abilities:
+        """All of the scene."""
+        outputs = ("cameras", "points", "depth", "motion", "motion_visible")
+        return Abilities(outputs=frozenset(outputs), queried=frozenset({"motion"}))
 
     def __call__(self, clip: Clip) -> Prediction:
         """The truth, clip by clip of the batch."""

@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from four_d.chaining import Window, chain
 from four_d.errors import UserError
 from four_d.geometry import make_pose, project, rays, transform
 from four_d.metrics import tracks as scores
 from four_d.tracking import PointTracks
 from four_d.types import Cameras, Gaussians
+from four_d.windows.gaussians import Window, chain
 
 SIZE = (48, 64)
 TIMES = torch.arange(13, dtype=torch.float64) / 10

@@ -55,3 +55,14 @@ def test_verbs_named_in_the_readme_exist() -> None:
         with pytest.raises(SystemExit) as stopped:
             cli.parse([verb, "--help"])
         assert stopped.value.code == 0
+
+
+def test_the_architecture_page_names_every_room_and_module() -> None:
+    page, package = (ROOT / "docs" / "architecture.md").read_text(), ROOT / "four_d"
+    for path in package.iterdir():
+        if not path.name.startswith(("_", ".")) and path.name != "py.typed":
+            assert f"`{path.name}{'/' if path.is_dir() else ''}`" in page
+    for room in ("cli", "data", "formats", "inference", "training"):
+        told = page.split(f"\n`{room}/` is")[1].split("\n\n")[0]
+        for path in (package / room).glob("*.py"):
+            assert path.name.startswith("_") or f"`{path.stem}`" in told, f"{room}/{path.name}"

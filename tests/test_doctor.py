@@ -24,5 +24,5 @@ def test_what_is_missing_comes_with_the_remedy(monkeypatch: pytest.MonkeyPatch) 
     found = dict(doctor.doctor())
     assert found["extra: video"].endswith("pip install 'four_d[video]'")
     assert found["rendering: compiled"] == "not available: no compiler; install g++"
-    assert found["rendering: gsplat"].startswith("not available: it draws on CUDA, and there is none")
+    assert found["rendering: gsplat"].startswith("not available: it renders on CUDA, and there is none")
     assert found["cuda"].startswith("none")

@@ -6,21 +6,22 @@ import dataclasses
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from four_d.backbones.alternating import AlternatingConfig
-from four_d.backbones.dynamics import Dynamics, DynamicsConfig, patch_shares, schedule
+from four_d.backbones.dynamics import Dynamics, DynamicsConfig, patch_fractions, schedule
 from four_d.errors import UserError
 from four_d.heads.camera import CameraHeadConfig
 from four_d.heads.dense import DenseHeadConfig
 from four_d.heads.dynamic import DynamicHeadConfig
 from four_d.layers import attention
-from four_d.losses.dynamic import DynamicLoss
+from four_d.losses.dynamic import DynamicLossConfig
 from four_d.model import FourD, ModelConfig
 from four_d.types import Clip, Prediction
+from tests.helpers import loss_value
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -109,7 +110,6 @@ def test_alpha_falls_from_one_to_zero_by_half_a_cosine() -> None:
 
 
 @given(step=st.integers(0, 100), first=st.integers(0, 40), length=st.integers(0, 40))
-@settings(deadline=None)
 def test_alpha_never_rises(step: int, first: int, length: int) -> None:
     hold = (first, first + length)
     assert 0 <= schedule(step + 1, hold) <= schedule(step, hold) <= 1
@@ -139,15 +139,32 @@ def test_the_users_mask_replaces_the_prediction_where_given() -> None:
     assert keys.tolist() == [[-0.5, 0.25, 0, 0]]
 
 
+@pytest.mark.parametrize(("alpha", "given", "predicted"), [(1.0, [-5.0, 5.0], 2.5), (0.0, [-10.0, 0.0], 0.0)])
+def test_the_users_mask_leaves_out_what_moves_however_far_the_prediction_was_faded(
+    alpha: float, given: list[float], predicted: float
+) -> None:
+    dynamics = Dynamics(4, after=0, masked=range(1, 2), scale=10.0)
+    dynamics.alpha.fill_(alpha)
+    logits = torch.full((1, 2, 2), 0.25).logit()
+    shares = torch.tensor([[[1.0, 0.0], [1.0, 1.0]]])
+    rows, keys = dynamics.bias(logits, 1, shares, torch.tensor([[True, False]]))
+    bias = rows[0, 0] * keys[0]
+    torch.testing.assert_close(bias, torch.tensor([0, *given, 0, predicted, predicted]))
+    assert (rows[0, 1:3] == 0).all(), "patches attend to what they did"
+
+
 def test_shares_of_patches() -> None:
     mask = torch.zeros(1, 1, 4, 6, dtype=torch.bool)
     mask[0, 0, :2, 2:4] = True
     mask[0, 0, 3, 5] = True
-    assert patch_shares(mask, (2, 3)).tolist() == [[[0, 1, 0, 0, 0, 0.25]]]
+    assert patch_fractions(mask, (2, 3)).tolist() == [[[0, 1, 0, 0, 0, 0.25]]]
 
 
-def test_a_users_mask_changes_the_cameras_and_one_of_another_size_is_an_error() -> None:
+@pytest.mark.parametrize("step", [0, 8], ids=["full", "faded"])
+def test_a_users_mask_changes_the_cameras_and_one_of_another_size_is_an_error(step: int) -> None:
+    """The shipped recipe ends with its own mask faded out: the user's still counts."""
     model, images = make_model(), draw(1, 3, 3, 16, 24).sigmoid()
+    model.at_step(step)
     mask = torch.zeros(1, 3, 16, 24, dtype=torch.bool)
     mask[..., :12] = True
     free, led = model(clip_of(images)), model(clip_of(images, dynamic=mask))
@@ -163,6 +180,8 @@ def test_without_alpha_the_model_is_the_plain_one() -> None:
     model, images = make_model(), draw(1, 3, 3, 16, 24).sigmoid()
     model.at_step(8)
     faded = model(clip_of(images))
+    still = model(clip_of(images, dynamic=torch.zeros(1, 3, 16, 24, dtype=torch.bool)))
+    torch.testing.assert_close(still.cameras.world_from_camera, faded.cameras.world_from_camera)
     model.backbone.dynamics = None
     del model.heads["dynamic"]
     plain = model(clip_of(images))
@@ -212,7 +231,9 @@ def test_a_mask_head_without_a_mask_is_an_error() -> None:
     config = ModelConfig(
         backbone=AlternatingConfig(width=16, heads=2, rounds=2), heads={"dynamic": DynamicHeadConfig()}
     )
-    with pytest.raises(UserError, match=r"needs backbone\.dynamics"):
+    with pytest.raises(
+        UserError, match=r"heads\.dynamic requires a mask of what moves, .*model\.backbone\.dynamics=\{\}"
+    ):
         config.build()(clip_of(torch.rand(1, 2, 3, 14, 14)))
 
 
@@ -224,21 +245,25 @@ def test_loss_is_least_at_the_truth_and_known_by_hand() -> None:
     mask = torch.zeros(1, 2, 4, 4, dtype=torch.bool)
     mask[..., :2, :2] = True
     right = torch.tensor([[20.0, -20.0], [-20.0, -20.0]]).expand(1, 2, 2, 2)
-    assert DynamicLoss()(Prediction(dynamic_logits=right), None, targets(mask)) < 1e-6
-    assert DynamicLoss()(Prediction(dynamic_logits=-right), None, targets(mask)) == pytest.approx(20, rel=1e-4)
+    assert loss_value(DynamicLossConfig(), Prediction(dynamic_logits=right), targets(mask)) < 1e-6
+    assert loss_value(DynamicLossConfig(), Prediction(dynamic_logits=-right), targets(mask)) == pytest.approx(
+        20, rel=1e-4
+    )
     half = Prediction(dynamic_logits=torch.zeros(1, 2, 2, 2))
-    assert DynamicLoss()(half, None, targets(mask)).item() == pytest.approx(0.6931, abs=1e-4)
-    assert DynamicLoss(positive=3.0)(half, None, targets(mask)).item() == pytest.approx(0.6931 * 1.5, abs=1e-4)
+    assert loss_value(DynamicLossConfig(), half, targets(mask)).item() == pytest.approx(0.6931, abs=1e-4)
+    assert loss_value(DynamicLossConfig(positive=3.0), half, targets(mask)).item() == pytest.approx(
+        0.6931 * 1.5, abs=1e-4
+    )
 
 
 def test_loss_ignores_frames_without_truth_and_is_zero_without_any() -> None:
     mask = torch.zeros(1, 2, 4, 4, dtype=torch.bool)
     logits = torch.stack([torch.full((2, 2), -20.0), torch.full((2, 2), 20.0)])[None].requires_grad_()
     prediction = Prediction(dynamic_logits=logits)
-    assert DynamicLoss()(prediction, None, targets(mask, torch.tensor([[True, False]]))) < 1e-6
-    nothing = DynamicLoss()(prediction, None, targets(mask, torch.tensor([[False, False]])))
+    assert loss_value(DynamicLossConfig(), prediction, targets(mask, torch.tensor([[True, False]]))) < 1e-6
+    nothing = loss_value(DynamicLossConfig(), prediction, targets(mask, torch.tensor([[False, False]])))
     assert nothing == 0
     nothing.backward()
     assert logits.grad is not None
     with pytest.raises(UserError, match="add a head"):
-        DynamicLoss()(Prediction(), None, targets(mask))
+        loss_value(DynamicLossConfig(), Prediction(), targets(mask))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 from pathlib import Path
@@ -9,28 +10,37 @@ import numpy as np
 import pytest
 import roma
 import torch
+from jaxtyping import Int
 from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
 from four_d import evaluation, geometry
+from four_d.abilities import Abilities, Model
 from four_d.backbones.hints import HintsConfig
 from four_d.data.contract import ClipInfo, RawClip
 from four_d.data.shards import CorruptSample, finalise, write_shard
 from four_d.errors import UserError
 from four_d.evaluation import (
+    METRICS,
+    Comparison,
     Evaluation,
     EvaluationConfig,
+    Metric,
     Score,
     Scores,
     evaluate,
     image_free,
-    score_clip,
     summary,
 )
 from four_d.evaluation.pairwise import Pairwise
+from four_d.evaluation.result import described
+from four_d.evaluation.tables import parts
 from four_d.metrics import baselines
 from four_d.metrics.baselines import StaticCamera
-from four_d.types import Cameras, Clip, Example, Prediction, map_tensors
+from four_d.metrics.catalogue import POINTS
+from four_d.types import NONE, Cameras, Clip, Example, Prediction, map_tensors
+from tests.helpers import Says, score_clip
 from tests.test_export import TINY
 
 FRAMES, HEIGHT, WIDTH = 6, 8, 10
@@ -74,12 +84,16 @@ def _example(seeds: list[int], scale: float = 2.0) -> Example:
     return Example(inputs=inputs, targets=targets, key=[f"clip-{seed}" for seed in seeds])
 
 
-class Oracle:
+class Oracle(Model):
     """Knows the examples' truth; says it in another world and unit (``depth_factor``), with turned cameras."""
 
     def __init__(self, examples: list[Example], depth_factor: float = 1.0, turn_deg: float = 0.0) -> None:
         self.examples = iter(examples)
         self.depth_factor, self.turn_deg = depth_factor, turn_deg
+
+    @property
+    def abilities(self) -> Abilities:
+        return Abilities(outputs=frozenset({"depth", "cameras", "dynamic"}))
 
     def __call__(self, _: Clip) -> Prediction:
         targets = next(self.examples).targets
@@ -116,7 +130,7 @@ def test_a_perfect_prediction_scores_perfectly_and_beats_every_image_free_one() 
         assert best is not None
         if "_none_" not in metric:
             better = scores[metric].mean - best[1].mean
-            assert better >= 0 if evaluation.higher_is_better(metric) else better <= 0
+            assert better >= 0 if METRICS[metric].better == "higher" else better <= 0
 
 
 def test_rotation_errors_are_the_turn_that_was_made() -> None:
@@ -132,7 +146,7 @@ def test_rotation_errors_are_the_turn_that_was_made() -> None:
 
 def test_trajectory_errors_are_in_source_units() -> None:
     one, two = ([_example([1, 2], scale)] for scale in (1.0, 2.5))
-    errors = [evaluate(lambda _: Prediction(), e).rows["static_camera"] for e in (one, two)]
+    errors = [evaluate(Says(), e).rows["static_camera"] for e in (one, two)]
     for metric in ("pose_ate_sim3", "pose_rpe_trans_sim3"):
         assert errors[1][metric].mean == pytest.approx(2.5 * errors[0][metric].mean)
     assert errors[1]["pose_rot_pairs_deg"] == errors[0]["pose_rot_pairs_deg"]
@@ -142,7 +156,7 @@ def test_a_static_camera_scores_the_extent_and_the_mean_rotation() -> None:
     example = _example([4])
     assert example.targets.cameras is not None
     poses = example.targets.cameras.world_from_camera[0]
-    scores = evaluate(lambda _: Prediction(), [example]).rows["static_camera"]
+    scores = evaluate(Says(), [example]).rows["static_camera"]
     centres = poses[:, :3, 3]
     extent = (centres - centres.mean(0)).square().sum(-1).mean().sqrt().item()
     assert scores["pose_ate_sim3"].mean == pytest.approx(2 * extent, rel=1e-5)
@@ -155,16 +169,13 @@ def test_a_static_camera_scores_the_extent_and_the_mean_rotation() -> None:
 
 def test_a_model_without_a_head_lacks_its_metrics_but_the_baselines_stand() -> None:
     example = _example([1])
-    result = evaluate(lambda _: Prediction(depth=torch.ones(1, FRAMES, HEIGHT, WIDTH)), [example])
+    result = evaluate(Says(lambda _: Prediction(depth=torch.ones(1, FRAMES, HEIGHT, WIDTH))), [example])
     assert not any(metric.startswith("pose") for metric in result.rows["model"])
     assert "pose_ate_sim3" in result.rows["line_camera"]
     assert set(summary(result)) == {
-        "depth_absrel_median",
-        "depth_absrel_baseline",
-        "rot_baseline_deg",
-        "ate_baseline",
-        "absrel",
-        "absrel_dynamic",
+        "depth_absrel_median_frame",
+        "depth_absrel_scaleshift_clip",
+        "depth_absrel_median_dynamic",
     }
 
 
@@ -210,8 +221,9 @@ def test_point_errors_are_in_source_units_and_blind_to_the_models_own() -> None:
     first, again, larger = (
         score_clip(Prediction(points=points), truth) for points, truth in ((mine, one), (turned, one), (mine, two))
     )
-    for metric, value in first.items():
-        assert value is not None
+    found = {metric: value for metric, value in first.items() if value is not None}
+    assert found.keys() == {metric.name for metric in POINTS}
+    for metric, value in found.items():
         assert value > 0
         assert again[metric] == pytest.approx(value, rel=1e-4)
         assert larger[metric] == pytest.approx(2.5 * value, rel=1e-5)
@@ -231,7 +243,7 @@ def test_depth_and_cameras_make_points_where_the_model_has_no_point_map() -> Non
     truth = _first(_example([1]))
     scores = score_clip(Prediction(depth=truth.depth, cameras=truth.cameras), truth)
     assert scores["points_accuracy"] == pytest.approx(0, abs=1e-5)
-    assert "points_accuracy" not in score_clip(Prediction(depth=truth.depth), truth)
+    assert score_clip(Prediction(depth=truth.depth), truth)["points_accuracy"] is None
     assert truth.depth is not None
     both = Prediction(depth=truth.depth, cameras=truth.cameras, points=torch.randn(*truth.depth.shape, 3))
     assert score_clip(both, truth)["points_accuracy"] == scores["points_accuracy"], "as clouds and tracks take them"
@@ -254,11 +266,10 @@ def test_masks_of_frames_without_truth_are_left_out() -> None:
 
 def test_studies_find_their_figures_and_the_best_image_free_ones() -> None:
     examples = [_example([1, 2])]
-    names = ["ate", "rot_error_deg", "absrel", "absrel_dynamic", "points_accuracy", "mask_iou"]
     result = evaluate(Oracle(examples), examples)
     free = image_free(result)
-    assert list(free) == names
-    assert set(names) < set(summary(result))
+    assert set(free) == set(summary(result))
+    assert {"pose_ate_sim3", "pose_rot_pairs_deg", "depth_absrel_median_frame", "mask_iou"} < set(free)
     written = result.to_dict()["summary"]
     assert isinstance(written, dict)
     others = written.pop("predictors")
@@ -270,12 +281,6 @@ def test_studies_find_their_figures_and_the_best_image_free_ones() -> None:
     )
     assert free["mask_iou"] == result.rows["all_moving"]["mask_iou"].mean
     assert result.rows["none_moving"]["mask_iou"].mean == 0
-
-
-def test_a_device_that_is_not_there_is_named() -> None:
-    for device in ("cuda:99", "abacus"):
-        with pytest.raises(UserError, match=rf"device is '{device}'.*choose one of cpu"):
-            evaluation.run(lambda _: Prediction(), EvaluationConfig(data="nowhere", device=device))
 
 
 def test_what_the_truth_does_not_allow_is_excluded_and_counted() -> None:
@@ -299,7 +304,7 @@ def test_what_the_truth_does_not_allow_is_excluded_and_counted() -> None:
 
 def test_a_metric_that_no_clip_allows_is_absent() -> None:
     example = _without(_example([1]), depth=None, valid=None, cameras=None, dynamic=None, dynamic_known=None)
-    result = evaluate(lambda _: Prediction(depth=torch.ones(1, FRAMES, HEIGHT, WIDTH)), [example])
+    result = evaluate(Says(lambda _: Prediction(depth=torch.ones(1, FRAMES, HEIGHT, WIDTH))), [example])
     assert result.rows["model"] == {}
     assert summary(result) == {}
 
@@ -341,12 +346,12 @@ def test_the_best_image_free_row_is_the_best_in_the_metrics_own_direction() -> N
 def test_values_that_are_not_finite_name_predictor_and_clip() -> None:
     bad = Prediction(depth=torch.full((1, FRAMES, HEIGHT, WIDTH), torch.nan))
     with pytest.raises(UserError, match=r"tiny predicts depth.*clip-1"):
-        evaluate(lambda _: bad, [_example([1])], name="tiny")
+        evaluate(Says(lambda _: bad), [_example([1])], name="tiny")
 
 
 def test_no_example_is_an_error() -> None:
     with pytest.raises(UserError, match="nothing to evaluate"):
-        evaluate(lambda _: Prediction(), [])
+        evaluate(Says(), [])
 
 
 def test_the_digest_tells_what_was_seen_and_not_what_was_said() -> None:
@@ -397,7 +402,7 @@ def test_the_model_sees_inputs_only() -> None:
         assert torch.is_inference_mode_enabled()
         return Prediction()
 
-    evaluate(model, [_example([1])])
+    evaluate(Says(model), [_example([1])])
 
 
 def test_frame_lists_take_each_camera_in_turn_evenly_from_first_to_last() -> None:
@@ -458,7 +463,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_run_scores_every_camera_of_every_clip_beside_fitted_baselines(shards: tuple[Path, Path]) -> None:
     train, test = shards
     config = EvaluationConfig(data=str(test), train_data=str(train), frames=4)
-    result = evaluation.run(lambda _: Prediction(depth=torch.ones(1, 4, HEIGHT, WIDTH)), config)
+    result = evaluation.run(Says(lambda _: Prediction(depth=torch.ones(1, 4, HEIGHT, WIDTH))), config)
     assert result.keys == ("test-0005/0", "test-0005/1", "test-0006/0", "test-0006/1")
     assert list(result.rows) == [
         "model",
@@ -474,8 +479,6 @@ def test_run_scores_every_camera_of_every_clip_beside_fitted_baselines(shards: t
         "median_depth",
         "mean_trajectory",
     ]
-    figures = summary(result)
-    assert figures["depth_absrel_baseline"] == result.rows["mean_depth"]["depth_absrel_median_frame"].mean
     assert "6 videos" in result.note
     # metres: the same clips in other units of the example give the truth's own extent
     poses = _raw(5).world_from_camera
@@ -493,7 +496,7 @@ def test_run_takes_a_bounded_number_of_clips_at_a_chosen_size(shards: tuple[Path
         return Prediction()
 
     config = EvaluationConfig(data=str(shards[1]), frames=4, cameras=2, clips=2, size=(6, 6))
-    result = evaluation.run(model, config)
+    result = evaluation.run(Says(model), config)
     assert sizes == [(1, 4, 3, 6, 6)] * 2
     assert "untrained" in result.note
     assert "mean_trajectory" not in result.rows
@@ -501,7 +504,7 @@ def test_run_takes_a_bounded_number_of_clips_at_a_chosen_size(shards: tuple[Path
 
 def test_two_runs_are_equal(shards: tuple[Path, Path]) -> None:
     config = EvaluationConfig(data=str(shards[1]), train_data=str(shards[0]), frames=3)
-    first, second = (evaluation.run(lambda _: Prediction(), config) for _ in range(2))
+    first, second = (evaluation.run(Says(), config) for _ in range(2))
     assert first.to_dict() == second.to_dict()
 
 
@@ -514,14 +517,14 @@ def test_a_clip_that_cannot_be_read_ends_the_run(shards: tuple[Path, Path], tmp_
     data[start + 40] ^= 0xFF
     tar.write_bytes(data)
     with pytest.raises(CorruptSample, match="shard-000000"):
-        evaluation.run(lambda _: Prediction(), EvaluationConfig(data=str(tmp_path), frames=6))
+        evaluation.run(Says(), EvaluationConfig(data=str(tmp_path), frames=6))
 
 
 def test_data_without_a_video_is_named(tmp_path: Path) -> None:
     write_shard(tmp_path, 0, [_raw(1, cameras=1)])
     finalise(tmp_path, "one")
     with pytest.raises(UserError, match="2 camera"):
-        evaluation.run(lambda _: Prediction(), EvaluationConfig(data=str(tmp_path), frames=4, cameras=2))
+        evaluation.run(Says(), EvaluationConfig(data=str(tmp_path), frames=4, cameras=2))
 
 
 def test_json_and_tables(tmp_path: Path) -> None:
@@ -531,7 +534,9 @@ def test_json_and_tables(tmp_path: Path) -> None:
     result.write(path)
     content = json.loads(path.read_text())
     assert content["rows"]["best_image_free"]["pose_ate_sim3"]["predictor"] in ("line_camera", "static_camera")
-    assert content["summary"]["ate_sim3"] < content["summary"]["ate_baseline"]
+    assert content["summary"]["pose_ate_sim3"] < content["summary"]["image_free"]["pose_ate_sim3"]
+    assert content["metrics"]["pose_ate_sim3"]["unit"] == "m"
+    assert content["metrics"].keys() == content["rows"]["model"].keys()
     assert content["per_video"]["keys"] == ["clip-1", "clip-2"]
     assert len(content["per_video"]["line_camera"]["pose_ate_sim3"]) == 2
     assert [p.name for p in path.parent.iterdir()] == ["scores.json"]
@@ -539,29 +544,69 @@ def test_json_and_tables(tmp_path: Path) -> None:
     console.print(result.table())
     console.print(result.details())
     text = console.export_text()
-    for word in ("line_camera", "static_camera", "pose_ate_sim3 ↓", "pose_auc30 ↑", "two clips", result.digest):
+    for word in ("line_camera", "static_camera", "pose_ate_sim3 ↓, m", "pose_auc30 ↑", "two clips", result.digest):
         assert word in text
 
 
+def _depth_bias(video: Comparison) -> float | None:
+    predicted, (truth, valid) = video.prediction.depth, video.true_depth
+    return None if predicted is None else float((predicted - truth)[valid].mean())
+
+
+def test_a_metric_of_ones_own_stands_in_tables_and_files(shards: tuple[Path, Path]) -> None:
+    bias = Metric("depth_bias", "mean of p − g", unit="m", better="higher", compute=_depth_bias)
+    config = EvaluationConfig(data=str(shards[1]), frames=4)
+    model = Says(lambda _: Prediction(depth=torch.full((1, 4, HEIGHT, WIDTH), 0.25)))
+    result = evaluation.run(model, config, metrics=[bias])
+    rows = {name: scores["depth_bias"].mean for name, scores in result.rows.items() if "depth_bias" in scores}
+    assert rows["model"] < rows["flat_depth"], "which has 1 everywhere"
+    best = result.best_image_free("depth_bias")
+    assert best is not None
+    assert best[0] == max(rows, key=lambda name: rows[name])
+    console = Console(record=True, width=200)
+    console.print(result.details())
+    assert "depth_bias ↑, m" in console.export_text()
+    assert described(bias) == {"unit": "m", "better": "higher", "description": "mean of p − g"}
+    for wrong, message in (
+        (Metric("depth_bias", ""), "has no function"),
+        (Metric("mask_iou", "", compute=_depth_bias), "another name"),
+    ):
+        with pytest.raises(UserError, match=message):
+            evaluation.run(model, config, metrics=[wrong])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Named(Prediction):
+    """A prediction of a head of one's own."""
+
+    frames_seen: Int[Tensor, "*b f"] | None = dataclasses.field(default=None, metadata=NONE)
+
+
+def test_a_metric_of_ones_own_reads_fields_of_ones_own_head() -> None:
+    def seen(video: Comparison) -> float | None:
+        found = video.prediction
+        return float(found.frames_seen.sum()) if isinstance(found, Named) and found.frames_seen is not None else None
+
+    metric = Metric("frames_seen", "frames that the head has seen", better="higher", compute=seen)
+    model = lambda clip: Named(frames_seen=torch.ones(clip.times.shape, dtype=torch.long))  # noqa: E731
+    rows = evaluate(Says(model), [_example([1, 2])], metrics=[metric]).rows
+    assert rows["model"]["frames_seen"].mean == FRAMES
+    assert not any("frames_seen" in scores for name, scores in rows.items() if name != "model")
+
+
 def test_json_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    result = evaluate(lambda _: Prediction(), [_example([1])])
+    result = evaluate(Says(), [_example([1])])
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         result.write(tmp_path / "file" / "scores.json")
 
 
-def test_the_page_explains_every_metric_and_predictor() -> None:
+def test_the_page_explains_every_predictor_and_setting() -> None:
     page = (Path(__file__).parent.parent / "docs" / "evaluation.md").read_text()
     example = _example([1])
-    result = evaluate(lambda _: Prediction(), [example], predictors=baselines.fit([example]))
-    for row, scores in result.rows.items():
-        assert f"`{row}`" in page or row == "model"
-        for metric in scores:
-            kind, score, *fit = metric.split("_")
-            words = [f"`{score}`", f"`{fit[0]}`", f"`_{fit[1]}`"] if kind == "depth" else [f"`{metric}`"]
-            assert all(word in page for word in words), metric
-    for field in dataclasses.fields(EvaluationConfig):
-        assert f"`{field.name}`" in page
+    result = evaluate(Says(), [example], predictors=baselines.fit_baselines([example]))
+    assert all(f"`{row}`" in page or row == "model" for row in (*result.rows, "copy"))
+    assert all(f"`{field.name}`" in page for field in dataclasses.fields(EvaluationConfig))
 
 
 def test_print_shows_every_metric(capsys: pytest.CaptureFixture[str]) -> None:
@@ -570,3 +615,18 @@ def test_print_shows_every_metric(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "pose_rpe_rot_deg_sim3" in text
     assert "line_camera" in text
+
+
+def test_no_figure_of_a_wide_table_is_cut() -> None:
+    names = [f"a_long_name_of_metric_{index:02}" for index in range(12)]
+    table = Table("sequence", *names, title="wide")
+    table.add_row("model", *(f"{index}.1234" for index in range(12)), end_section=True)
+    table.add_row("other", "5.4321", *("" for _ in range(11)))
+    console = Console(width=100, record=True, file=io.StringIO())
+    for part in parts(table, 100):
+        console.print(part)
+    shown = console.export_text()
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= 100
+    assert all(shown.count(text) == 1 for text in (*names, *(f" {index}.1234 " for index in range(12)), "other"))
+    assert shown.count("model") == shown.count("wide") == 4

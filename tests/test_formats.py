@@ -1,22 +1,22 @@
 """Files round-trip, keep the conventions of the programs that read them, and appear whole or not at all."""
 
 import dataclasses
-import errno
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import roma
 import torch
+from PIL import Image
 
 from four_d.errors import UserError
 from four_d.formats.cameras import CameraTable, read_cameras, read_colmap, write_cameras, write_colmap
-from four_d.formats.clouds import PointCloud, fuse, point_maps, read_ply, reliable, write_ply
+from four_d.formats.clouds import PointCloud, fuse, read_ply, write_ply
 from four_d.formats.depth import read_depth, write_depth
-from four_d.formats.folders import new_folder
 from four_d.formats.tracks import LARGE, TrackTable, read_tracks, write_tracks
-from four_d.geometry import make_pose, project, unproject
+from four_d.geometry import make_pose, point_maps, project, reliable, unproject
 from four_d.types import Cameras, Prediction
 
 
@@ -48,7 +48,7 @@ def test_cameras_json_round_trip(tmp_path: Path, generator: torch.Generator) -> 
         model=model,
         model_size=(60, 80),
         original=original,
-        original_size=(600, 800),
+        original_sizes=[(600, 800), (480, 640)] * 2,
         unit="cubits",
     )
     write_cameras(tmp_path / "cameras.json", table)
@@ -57,7 +57,7 @@ def test_cameras_json_round_trip(tmp_path: Path, generator: torch.Generator) -> 
     assert torch.equal(read.model.intrinsics, model.intrinsics)
     assert torch.equal(read.original.intrinsics, original.intrinsics)
     assert (read.times, read.images, read.unit) == (table.times, table.images, table.unit)
-    assert (read.model_size, read.original_size) == ((60, 80), (600, 800))
+    assert (read.model_size, read.original_sizes) == ((60, 80), [(600, 800), (480, 640)] * 2)
 
 
 def test_damaged_cameras_json_is_named(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_damaged_cameras_json_is_named(tmp_path: Path) -> None:
 
 def test_colmap_round_trip(tmp_path: Path, generator: torch.Generator) -> None:
     cameras, names = some_cameras(generator), ["a.png", "with space.png", "c.png", "d.png"]
-    write_colmap(tmp_path / "sparse" / "0", cameras, (60, 80), names, some_cloud())
+    write_colmap(tmp_path / "sparse" / "0", cameras, [(60, 80)] * len(names), names, some_cloud())
     read, sizes, read_names = read_colmap(tmp_path / "sparse" / "0")
     torch.testing.assert_close(read.world_from_camera, cameras.world_from_camera, atol=1e-9, rtol=1e-9)
     torch.testing.assert_close(read.intrinsics, cameras.intrinsics, atol=1e-9, rtol=1e-9)
@@ -82,7 +82,7 @@ def test_colmap_text_by_hand(tmp_path: Path) -> None:
     pose[:3, :3] = torch.tensor([[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]])  # looks along world x
     pose[:3, 3] = torch.tensor([1.0, 0, 0])
     intrinsics = torch.tensor([[50.0, 0, 40], [0, 60, 30], [0, 0, 1]], dtype=torch.float64)
-    write_colmap(tmp_path, Cameras(world_from_camera=pose[None], intrinsics=intrinsics[None]), (60, 80), ["x.png"])
+    write_colmap(tmp_path, Cameras(world_from_camera=pose[None], intrinsics=intrinsics[None]), [(60, 80)], ["x.png"])
     assert (tmp_path / "cameras.txt").read_text().splitlines()[1] == "1 PINHOLE 80 60 50 60 40 30"
     fields = (tmp_path / "images.txt").read_text().splitlines()[1].split()
     w, x, y, z, *translation = (float(v) for v in fields[1:8])
@@ -94,14 +94,14 @@ def test_colmap_text_by_hand(tmp_path: Path) -> None:
 
 
 def test_colmap_of_one_point_per_line(tmp_path: Path, generator: torch.Generator) -> None:
-    write_colmap(tmp_path, some_cameras(generator, 1), (60, 80), ["x.png"], some_cloud(3))
+    write_colmap(tmp_path, some_cameras(generator, 1), [(60, 80)], ["x.png"], some_cloud(3))
     lines = (tmp_path / "points3D.txt").read_text().splitlines()[1:]
     assert [line.split()[0] for line in lines] == ["1", "2", "3"]
     assert all(len(line.split()) == 8 for line in lines)
 
 
 def test_distorted_colmap_cameras_are_refused(tmp_path: Path, generator: torch.Generator) -> None:
-    write_colmap(tmp_path, some_cameras(generator, 1), (60, 80), ["x.png"])
+    write_colmap(tmp_path, some_cameras(generator, 1), [(60, 80)], ["x.png"])
     (tmp_path / "cameras.txt").write_text("1 OPENCV 80 60 50 60 40 30 0 0 0 0\n")
     with pytest.raises(UserError, match="OPENCV"):
         read_colmap(tmp_path)
@@ -124,6 +124,25 @@ def test_depth_round_trip_to_half_a_count(tmp_path: Path) -> None:
 def test_depth_keeps_tiny_values_valid(tmp_path: Path) -> None:
     write_depth(tmp_path, np.array([[[1e-9, 1e3]]], np.float32), "metres")
     assert (read_depth(tmp_path) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda folder: Image.fromarray(np.zeros((4, 5), np.uint8)).save(folder / "000001.png"),
+            "is not a 16-bit grey",
+        ),
+        (lambda folder: Image.fromarray(np.zeros((3, 5), np.uint16)).save(folder / "000001.png"), "sizes"),
+        (lambda folder: (folder / "000001.png").unlink(), "000001"),
+        (lambda folder: (folder / "depth.json").write_text('{"count": "one", "frames": 2}'), "could not convert"),
+    ],
+)
+def test_depth_that_was_changed_is_named(tmp_path: Path, damage: Callable[[Path], object], message: str) -> None:
+    write_depth(tmp_path, np.ones((2, 4, 5), np.float32), "metres")
+    damage(tmp_path)
+    with pytest.raises(UserError, match=f"is not a depth folder of four_d .*{message}"):
+        read_depth(tmp_path)
 
 
 def test_ply_round_trip(tmp_path: Path) -> None:
@@ -154,7 +173,7 @@ def test_short_ply_is_refused(tmp_path: Path) -> None:
     write_ply(tmp_path / "points.ply", some_cloud())
     content = (tmp_path / "points.ply").read_bytes()
     (tmp_path / "points.ply").write_bytes(content[:-5])
-    with pytest.raises(UserError, match="cut short"):
+    with pytest.raises(UserError, match="truncated"):
         read_ply(tmp_path / "points.ply")
 
 
@@ -292,63 +311,3 @@ def test_foreign_and_damaged_tracks_are_named(tmp_path: Path) -> None:
 def test_thin_spreads() -> None:
     assert len(some_cloud(1000).thin(10)) == 10
     assert len(some_cloud(5).thin(10)) == 5
-
-
-def test_new_folder_appears_whole(tmp_path: Path) -> None:
-    out = tmp_path / "a" / "out"
-    with new_folder(out, "test") as folder:
-        (folder / "file").write_text("1")
-        assert not out.exists()
-    assert (out / "file").read_text() == "1"
-    assert sorted(p.name for p in out.parent.iterdir()) == ["out"]
-
-
-def test_new_folder_replaces_its_like(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    for text in ("1", "2"):
-        with new_folder(out, "test") as folder:
-            (folder / f"file{text}").write_text(text)
-    assert (out / "file2").exists()
-    assert not (out / "file1").exists()
-
-
-@pytest.mark.parametrize("foreign", ["other kind", "extra file", "no marker"])
-def test_new_folder_refuses_what_it_did_not_write(tmp_path: Path, foreign: str) -> None:
-    out = tmp_path / "out"
-    if foreign == "no marker":
-        out.mkdir()
-    else:
-        with new_folder(out, "other" if foreign == "other kind" else "test") as folder:
-            (folder / "file").write_text("1")
-    (out / "thesis.txt").write_text("precious")
-    with pytest.raises(UserError, match=r"thesis\.txt|file"), new_folder(out, "test"):
-        pytest.fail("the block must not run")
-    assert (out / "thesis.txt").read_text() == "precious"
-    with new_folder(out, "test", overwrite=True) as folder:
-        (folder / "file").write_text("3")
-    assert not (out / "thesis.txt").exists()
-
-
-def write_half(out: Path) -> None:
-    with new_folder(out, "test") as folder:
-        (folder / "file").write_text("2")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-
-def test_failure_leaves_nothing_behind_and_the_old_in_place(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    with new_folder(out, "test") as folder:
-        (folder / "file").write_text("1")
-    with pytest.raises(UserError, match=r"cannot write .*out: No space left on device"):
-        write_half(out)
-    with pytest.raises(ZeroDivisionError), new_folder(out, "test"):
-        _ = 1 / 0
-    assert (out / "file").read_text() == "1"
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
-
-
-def test_a_file_in_the_way(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("1")
-    for out in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(UserError, match="file"), new_folder(out, "test"):
-            pytest.fail("the block must not run")

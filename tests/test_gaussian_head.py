@@ -163,9 +163,7 @@ def test_mistakes_are_named_with_their_remedy() -> None:
     with pytest.raises(UserError, match=r"to 6 times, and a clip has frames of 4 .* the head's frames=4"):
         build(GaussianHeadConfig(frames=6))(clip)
     bare = dataclasses.replace(clip, cameras=None)
-    with pytest.raises(
-        UserError, match=r"on rays of known cameras, and a frame comes without; give them \(--cameras\)"
-    ):
+    with pytest.raises(UserError, match=r"on rays of known cameras, and a frame has none; give them \(--cameras\)"):
         build(GaussianHeadConfig(frames=4, every=2), ALTERNATING)(bare)
     two = dataclasses.replace(posed_clip(b=2, f=8), cameras=None)
     times = torch.stack([torch.arange(4.0).repeat(2)] * 2)

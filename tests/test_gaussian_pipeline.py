@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from four_d import config
+from four_d.abilities import UNITS
 from four_d.checkpoints import ModelInfo
 from four_d.data.loading import DataConfig, SourceConfig, TrainingSteps
-from four_d.data.sampling import UNITS, HintShares, SamplingConfig
+from four_d.data.sampling import HintProbabilities, SamplingConfig
 from four_d.data.shards import finalise, write_shard
 from four_d.data.views import ViewsConfig
 from four_d.errors import UserError
@@ -22,13 +23,13 @@ from four_d.evaluation import run as evaluate
 from four_d.formats.splats import read_gaussians
 from four_d.inference import LoadedModel, infer
 from four_d.inference.hints import Known
-from four_d.inference.video import Selection
-from four_d.losses.gaussian import GaussianDepthLoss, GaussianFlowLoss
-from four_d.losses.photometric import PhotometricLoss
+from four_d.losses.gaussian import GaussianDepthLossConfig, GaussianFlowLossConfig
+from four_d.losses.photometric import PhotometricLossConfig
+from four_d.losses.term import LossInputs
 from four_d.model import FourD
-from four_d.training.module import pictures
 from four_d.types import Cameras
-from tests.helpers import box_clip
+from four_d.video.footage import Selection
+from tests.helpers import box_clip, loss_value
 
 TINY = [
     *("model.backbone.width=32", "model.backbone.depth=1", "model.backbone.heads=2", "model.backbone.patch_size=8"),
@@ -48,12 +49,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model() -> FourD:
     torch.manual_seed(0)
     values = [*TINY, "data.sources.boxes.path=none"]
-    return config.load(["dgs_lrm", "overlays/dgs_lrm_mini"], values).model.build().eval()
+    return config.load(["overlays/dgs_lrm_mini"], values).model.build().eval()
 
 
 def loaded(model: FourD) -> LoadedModel:
     values = [*TINY, "data.sources.boxes.path=none"]
-    described = config.load(["dgs_lrm", "overlays/dgs_lrm_mini"], values).model
+    described = config.load(["overlays/dgs_lrm_mini"], values).model
     return LoadedModel(model, ModelInfo(model=described, image_size=(24, 24), frames=6, normalisation="disparity"))
 
 
@@ -66,20 +67,21 @@ def test_a_step_renders_the_views_and_every_term_teaches(folder: Path, model: Fo
         query_times=6,
         views=ViewsConfig(count=4),
         normalisation="disparity",
-        hints=HintShares(poses=1.0, intrinsics=1.0),
+        hints=HintProbabilities(poses=1.0, intrinsics=1.0),
     )
     example = TrainingSteps(data, 0)[0].batches[0]
     prediction = model(example.inputs)
-    views = pictures(prediction, example.targets)
+    views = LossInputs(prediction=prediction, targets=example.targets).views
     assert views is not None
     assert views.colour.shape == (2, 4, 3, 24, 24)
-    for loss in (PhotometricLoss(perceptual="structure"), GaussianDepthLoss(), GaussianFlowLoss()):
+    for loss in (PhotometricLossConfig(perceptual="structure"), GaussianDepthLossConfig(), GaussianFlowLossConfig()):
         model.zero_grad()
-        value = loss(prediction, views, example.targets)
+        value = loss_value(loss, prediction, example.targets, views)
         value.backward(retain_graph=True)
         assert float(value.detach()) > 0
         assert any(p.grad is not None and p.grad.any() for p in model.heads["gaussian"].parameters())
-    assert pictures(prediction, dataclasses.replace(example.targets, views=None)) is None
+    without = dataclasses.replace(example.targets, views=None)
+    assert LossInputs(prediction=prediction, targets=without).views is None
 
 
 def test_held_out_pictures_are_scored_in_the_models_unit(folder: Path, model: FourD) -> None:
@@ -88,9 +90,9 @@ def test_held_out_pictures_are_scored_in_the_models_unit(folder: Path, model: Fo
     )
     result = evaluate(loaded(model), settings)
     scores = result.rows["model"]
-    assert scores["pictures_psnr"].videos == 4
-    assert 0 < scores["pictures_psnr"].mean < 100
-    assert scores["pictures_copy_psnr"].mean > 0
+    assert scores["render_psnr"].videos == 4
+    assert 0 < scores["render_psnr"].mean < 100
+    assert result.rows["copy"]["render_psnr"].videos == 4
     with pytest.raises(UserError, match=r"cameras|poses"):
         evaluate(loaded(model), dataclasses.replace(settings, hints=()))
 
@@ -99,8 +101,10 @@ def test_a_posed_video_becomes_files_in_the_users_unit(tmp_path: Path, model: Fo
     frames = (np.random.default_rng(0).random((6, 24, 24, 3)) * 255).astype(np.uint8)
     from PIL import Image
 
+    video = tmp_path / "video"
+    video.mkdir()
     for index, picture in enumerate(frames):
-        Image.fromarray(picture).save(tmp_path / f"{index:02d}.png")
+        Image.fromarray(picture).save(video / f"{index:02d}.png")
     cameras = Cameras(
         world_from_camera=torch.eye(4).repeat(6, 1, 1),
         intrinsics=torch.tensor([[24.0, 0, 12], [0, 24, 12], [0, 0, 1]]).repeat(6, 1, 1),
@@ -109,8 +113,8 @@ def test_a_posed_video_becomes_files_in_the_users_unit(tmp_path: Path, model: Fo
     near = Known(cameras=cameras, depth=np.full((6, 24, 24), 1.0, np.float32))
     selection = Selection(max_frames=6)
     out = {name: tmp_path / name for name in ("far", "near")}
-    one = infer(loaded(model), tmp_path, out["far"], selection=selection, known=far)
-    two = infer(loaded(model), tmp_path, out["near"], selection=selection, known=near)
+    one = infer(loaded(model), video, out["far"], selection=selection, known=far)
+    two = infer(loaded(model), video, out["near"], selection=selection, known=near)
     assert one.prediction.gaussians is not None
     assert two.prediction.gaussians is not None
     torch.testing.assert_close(one.prediction.gaussians.means, 10 * two.prediction.gaussians.means)
@@ -120,5 +124,5 @@ def test_a_posed_video_becomes_files_in_the_users_unit(tmp_path: Path, model: Fo
     torch.testing.assert_close(back.means, one.prediction.gaussians.means, atol=1e-5, rtol=1e-5)
     assert (out["far"] / "gaussians.ply").is_file()
     with pytest.raises(UserError, match=r"give depth \(--depth\)"):
-        infer(loaded(model), tmp_path, tmp_path / "no", selection=selection, known=Known(cameras=cameras))
+        infer(loaded(model), video, tmp_path / "no", selection=selection, known=Known(cameras=cameras))
     assert not (tmp_path / "no").exists()

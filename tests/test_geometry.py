@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from four_d import geometry
+from four_d import fields, geometry
 from four_d.types import Cameras, Gaussians
 
 SEEDS = st.integers(0, 100_000)
@@ -45,7 +45,7 @@ def _angle_between(a: Tensor, b: Tensor) -> Tensor:
 
 
 @given(seed=SEEDS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_poses_invert_and_compose(seed: int) -> None:
     a, b = _poses(5, seed=seed), _poses(5, seed=seed + 10)
     torch.testing.assert_close(geometry.invert_pose(a) @ a, torch.eye(4, dtype=F64).expand(5, 4, 4))
@@ -55,7 +55,7 @@ def test_poses_invert_and_compose(seed: int) -> None:
 
 
 @given(seed=SEEDS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_projection_undoes_unprojection(seed: int) -> None:
     cameras = _cameras(2, 3, seed=seed)
     depth = 0.1 + 10 * torch.rand(2, 3, 12, 16, generator=torch.Generator().manual_seed(seed), dtype=F64)
@@ -67,7 +67,7 @@ def test_projection_undoes_unprojection(seed: int) -> None:
 
 
 @given(seed=SEEDS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_rigid_move_of_the_world_changes_no_pixel(seed: int) -> None:
     cameras, points = _cameras(3, seed=seed), _random(3, 20, 3, seed=seed)
     move = _poses(seed=seed + 5)
@@ -120,7 +120,7 @@ def test_rotation_angle_is_accurate_from_zero_to_pi(dtype: torch.dtype) -> None:
 
 
 @given(seed=SEEDS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_rotation_angle_does_not_depend_on_the_frame(seed: int) -> None:
     r, q = _rotations(9, seed=seed), _rotations(9, seed=seed + 1)
     torch.testing.assert_close(geometry.rotation_angle(q @ r @ q.mT), geometry.rotation_angle(r))
@@ -144,7 +144,7 @@ def _centred(*batch: int, seed: int, height: int, width: int) -> Cameras:
 
 
 @given(seed=SEEDS, height=st.integers(1, 2000), width=st.integers(1, 2000))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_the_pose_encoding_decodes(seed: int, height: int, width: int) -> None:
     cameras = _centred(2, 3, seed=seed, height=height, width=width)
     encoding = geometry.encode_cameras(cameras, height, width)
@@ -196,7 +196,7 @@ def test_decoding_whatever_a_network_says_is_finite_and_a_camera() -> None:
 
 
 @given(seed=SEEDS, scale=st.floats(0.01, 100), with_scale=st.booleans())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_alignment_recovers_the_transform(seed: int, scale: float, with_scale: bool) -> None:
     source, rotation, shift = _random(4, 9, 3, seed=seed), _rotations(4, seed=seed + 1), _random(4, 3, seed=seed + 2)
     true_scale = scale if with_scale else 1.0
@@ -211,7 +211,7 @@ def test_alignment_recovers_the_transform(seed: int, scale: float, with_scale: b
 
 
 @given(seed=SEEDS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_alignment_has_the_least_error_and_never_mirrors(seed: int) -> None:
     source, target = _random(8, 3, seed=seed), _random(8, 3, seed=seed + 1)
 
@@ -299,7 +299,7 @@ def test_gaussians_are_brought_into_another_world() -> None:
         offsets=torch.randn(2, 4, 3, generator=generator),
         offset_times=torch.tensor([0.0, 1]),
     )
-    found = geometry.move_gaussians(own, pose, 2.0)
+    found = fields.move(own, geometry.Similarity.of_pose(pose, 2.0))
     assert found.offsets is not None
     assert own.offsets is not None
     torch.testing.assert_close(

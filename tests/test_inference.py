@@ -3,6 +3,7 @@
 import dataclasses
 import struct
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +25,11 @@ from four_d.geometry import project
 from four_d.heads.dynamic import DynamicHeadConfig
 from four_d.heads.track import TrackHeadConfig
 from four_d.inference import LoadedModel, Selection, Video, infer, load, read
-from four_d.inference.fit import fit, resize, resize_masks
-from four_d.inference.inputs import as_frames
-from four_d.inference.mask import as_masks
 from four_d.types import Cameras, Clip, Prediction
+from four_d.video.fit import Fit, fit, resize, resize_masks
+from four_d.video.inputs import as_frames
+from four_d.video.mask import as_masks
+from tests.helpers import colmap_tracks
 from tests.test_export import RUN, TINY, tiny_model, write_run
 
 av = pytest.importorskip("av", reason="the extra video is not installed")
@@ -61,7 +63,7 @@ def model(size: tuple[int, int] = (32, 48)) -> LoadedModel:
 
 def test_real_clip() -> None:
     video = read(BIKES, Selection(max_frames=6))
-    assert video.frames.shape == (6, 272, 640, 3)
+    assert np.shape(video.frames) == (6, 272, 640, 3)
     assert video.total == 52
     np.testing.assert_allclose(video.times, np.rint(np.linspace(0, 51, 6)) / 25)
     assert len({frame.tobytes() for frame in video.frames}) == 6
@@ -72,8 +74,8 @@ def test_frames_are_the_ones_asked_for(tmp_path: Path, capfd: pytest.CaptureFixt
     path = write_video(tmp_path / "v.mp4", frames)
     video = read(path, Selection(max_frames=2, start=0.2, fps=5.0))
     assert video.times.tolist() == pytest.approx([0.2, 0.4])
-    assert np.abs(video.frames.astype(int) - frames[[2, 4]]).mean() < 3
-    assert "taking 2 of 6 frames" in capfd.readouterr().err
+    assert np.abs(np.array(video.frames, int) - frames[[2, 4]]).mean() < 3
+    assert "taking 2 frames of 0.50 s, 0.20 s to 0.40 s" in capfd.readouterr().err
 
 
 def test_selection_refuses_nonsense() -> None:
@@ -86,11 +88,11 @@ def test_selection_refuses_nonsense() -> None:
 def test_any_size_and_shape(tmp_path: Path, size: tuple[int, int]) -> None:
     frames = gradient(*size, frames=2)
     video = read(write_video(tmp_path / "v.mp4", frames))
-    assert video.frames.shape == frames.shape
-    result = model()(video.frames)
+    assert np.shape(video.frames) == frames.shape
+    result = model()(np.stack(video.frames))
     assert result.depth is not None
-    assert result.depth.shape[-2:] == result.fit.model
-    assert all(side % 8 == 0 for side in result.fit.model)
+    assert result.depth.shape[-2:] == result.fits.model
+    assert all(side % 8 == 0 for side in result.fits.model)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +122,7 @@ def test_one_frame(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
 def test_greyscale_video(tmp_path: Path) -> None:
     frames = np.repeat(gradient(32, 48)[..., :1], 3, axis=-1)
     video = read(write_video(tmp_path / "v.mp4", frames, pixels="gray"))
-    assert np.abs(video.frames.astype(int) - frames).mean() < 12, "limited-range grey may be off by a stretch"
+    assert np.abs(np.array(video.frames, int) - frames).mean() < 12, "limited-range grey may be off by a stretch"
 
 
 def test_no_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +193,7 @@ def test_folder_of_images_of_all_kinds(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("not an image")
     (tmp_path / ".hidden.png").write_text("not an image")
     frames = read(tmp_path).frames
-    assert frames.shape == (6, 20, 30, 3)
+    assert np.shape(frames) == (6, 20, 30, 3)
     np.testing.assert_array_equal(frames[0], np.asarray(colour))
     np.testing.assert_array_equal(frames[1], np.repeat(grey[..., None], 3, -1))
     np.testing.assert_array_equal(frames[2], np.asarray(colour))
@@ -227,7 +229,7 @@ def test_folder_with_a_broken_image_names_it(tmp_path: Path) -> None:
 
 @given(st.integers(1, 2000), st.integers(1, 2000), st.sampled_from([8, 14, 16]), st.sampled_from([64, 112, 224]))
 def test_fit_covers_and_keeps_area(height: int, width: int, patch: int, side: int) -> None:
-    chosen = fit((height, width), (side, side), patch)
+    (chosen,) = fit([(height, width)], (side, side), patch).of_frames
     rows, columns = chosen.model
     assert rows % patch == 0
     assert columns % patch == 0
@@ -241,24 +243,38 @@ def test_fit_covers_and_keeps_area(height: int, width: int, patch: int, side: in
 
 
 def test_fit_of_the_trained_size_changes_nothing(generator: torch.Generator) -> None:
-    same = fit((64, 96), (64, 96), 16)
-    assert (same.model, same.scale, same.left, same.top) == ((64, 96), 1, 0, 0)
+    same = fit([(64, 96)] * 2, (64, 96), 16)
+    assert same.of_frames == (Fit(original=(64, 96), model=(64, 96), scale=1.0, left=0.0, top=0.0),) * 2
     images = torch.rand(2, 3, 64, 96, generator=generator)
-    assert torch.equal(resize(images, same), images)
+    assert torch.equal(resize(list(images), same), images)
+
+
+@pytest.mark.parametrize("floats", [False, True])
+def test_resizing_holds_one_frame_at_full_size(*, floats: bool) -> None:
+    """24 frames of 4K once took 5.8 GB."""
+    frames = np.zeros((8, 400, 600, 3), np.uint8)
+    given = list(torch.from_numpy(frames).permute(0, 3, 1, 2).half() if floats else frames)
+    tracemalloc.start()
+    try:
+        resize(given, fit([(400, 600)] * 8, (32, 48), 8))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * frames[0].size * 4, "bytes of one frame in float32, and what lies about"
 
 
 @pytest.mark.parametrize("size", [(272, 640), (640, 273), (40, 30)])
 def test_intrinsics_in_original_pixels_follow_the_image(size: tuple[int, int]) -> None:
     """A linear image stays linear when resized: reading colours at mapped pixels tells whether the map is right."""
-    chosen = fit(size, (64, 64), 8)
+    chosen = fit([size], (64, 64), 8)
     height, width = size
     y, x = np.mgrid[:height, :width] + 0.5
     plane = torch.from_numpy(np.stack([x / width, y / height, x * 0])).float()[None]
-    small = resize(plane, chosen)[0]
+    small = resize(list(plane), chosen)[0]
     rows, columns = chosen.model
     row, column = np.mgrid[2 : rows - 2, 2 : columns - 2]
     pixels = torch.from_numpy(np.stack([column + 0.5, row + 0.5, np.ones(row.shape)]).reshape(3, -1))
-    shifted = chosen.to_original(torch.eye(3, dtype=torch.float64)) @ pixels
+    shifted = chosen.to_original(torch.eye(3, dtype=torch.float64)[None])[0] @ pixels
     torch.testing.assert_close(small[0, 2:-2, 2:-2].flatten().double(), shifted[0] / width, atol=2e-3, rtol=0)
     torch.testing.assert_close(small[1, 2:-2, 2:-2].flatten().double(), shifted[1] / height, atol=2e-3, rtol=0)
 
@@ -320,9 +336,10 @@ def test_cameras_at_both_resolutions_see_the_same(generator: torch.Generator) ->
     assert result.prediction.cameras is not None
     assert result.cameras is not None
     points = torch.randn(3, 5, 3, generator=generator) + torch.tensor([0, 0, 4.0])
+    own = result.fits.of_frames[0]
     small, _ = project(points, result.prediction.cameras)
     large, _ = project(points, result.cameras)
-    expected = small / result.fit.scale + torch.tensor([result.fit.left, result.fit.top])
+    expected = small / own.scale + torch.tensor([own.left, own.top])
     torch.testing.assert_close(large, expected, atol=1e-2, rtol=1e-4)
 
 
@@ -344,8 +361,8 @@ def test_infer_writes_all_that_the_model_says(tmp_path: Path) -> None:
     assert {p.name for p in out.iterdir()} == names
     table = read_cameras(out / "cameras.json")
     torch.testing.assert_close(table.original.intrinsics, result.cameras.intrinsics.double())
-    assert table.original_size == (272, 640)
-    assert table.model_size == result.fit.model
+    assert table.original_sizes == [(272, 640)] * 3
+    assert table.model_size == result.fits.model
     depth = read_depth(out / "depth")
     np.testing.assert_allclose(depth, result.depth.numpy(), atol=float(result.depth.max()) / 65535)
     with np.load(out / "prediction.npz") as arrays:
@@ -353,7 +370,7 @@ def test_infer_writes_all_that_the_model_says(tmp_path: Path) -> None:
         assert {"points", "depth_confidence", "intrinsics", "intrinsics_original", "times"} <= set(arrays)
     assert len(read_ply(out / "points.ply")) > 0
     for name, cameras, size in (
-        ("model", result.prediction.cameras, result.fit.model),
+        ("model", result.prediction.cameras, result.fits.model),
         ("original", result.cameras, (272, 640)),
     ):
         read_back, sizes, names_back = read_colmap(out / "colmap" / name / "sparse" / "0")
@@ -362,6 +379,11 @@ def test_infer_writes_all_that_the_model_says(tmp_path: Path) -> None:
         assert sizes == [size] * 3
         with Image.open(out / "colmap" / name / "images" / names_back[0]) as image:
             assert image.size == size[::-1]
+        tracks = colmap_tracks(out / "colmap" / name / "sparse" / "0")
+        assert len(tracks) == len(read_ply(out / "points.ply"))
+        for (error, images), own in zip(tracks, read_ply(out / "points.ply").frames.tolist(), strict=True):
+            assert own + 1 in images
+            assert 0 <= error < 0.01
 
 
 def test_model_without_cameras_writes_what_it_has(tmp_path: Path) -> None:
@@ -372,7 +394,7 @@ def test_model_without_cameras_writes_what_it_has(tmp_path: Path) -> None:
             images=result.images,
             frames=result.frames,
             times=result.times,
-            fit=result.fit,
+            fits=result.fits,
         ),
         tmp_path,
     )
@@ -392,9 +414,9 @@ def test_infer_leaves_nothing_half_written(tmp_path: Path) -> None:
 
 
 def test_known_camera_stays_out_of_the_way() -> None:
-    """`Fit` keeps poses, and whatever marks cameras as known."""
+    """`Fits` keep poses, and whatever marks cameras as known."""
     cameras = Cameras(world_from_camera=torch.eye(4)[None], intrinsics=torch.eye(3)[None], known=torch.tensor([True]))
-    moved = fit((272, 640), (64, 64), 8).original_cameras(cameras)
+    moved = fit([(272, 640)], (64, 64), 8).original_cameras(cameras)
     assert torch.equal(moved.world_from_camera, cameras.world_from_camera)
     assert moved.known is cameras.known
 
@@ -420,7 +442,7 @@ def write_mask(path: Path, mask: NDArray[np.generic], mode: str | None = None) -
 
 def some_video(frames: int = 3, total: int | None = None, indices: tuple[int, ...] | None = None) -> Video:
     times = np.arange(frames) / 25
-    return Video(frames=gradient(20, 30, frames), times=times, total=total or frames, indices=indices)
+    return Video(frames=list(gradient(20, 30, frames)), times=times, total=total or frames, indices=indices)
 
 
 def test_a_mask_of_each_frame_or_of_all_of_the_video_or_one_for_all(tmp_path: Path) -> None:
@@ -457,13 +479,13 @@ def test_masks_of_every_kind_of_picture(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("m.png", np.zeros((20, 31)), r"mask .*m\.png is 31×20, the frames are 30×20"),
+        ("m.png", np.zeros((20, 31)), r"mask .*m\.png is 31×20, frame 0 is 30×20"),
         ("m.jpg", np.zeros((20, 30)), r"m\.jpg is a JPEG"),
         ("m.png", b"no image", r"m\.png does not decode"),
         (None, np.zeros((2, 20, 30), bool), "there are 2 masks, and 3 frames were taken of 9"),
-        (None, np.zeros((3, 21, 30), bool), "the mask is 30×21, the frames are 30×20"),
+        (None, np.zeros((3, 21, 30), bool), "the mask is 30×21, frame 0 is 30×20"),
         (None, np.zeros((20, 30), np.float32), "the mask is float32"),
-        (None, [1], "the mask is list"),
+        (None, [1], "the mask is int"),
         (None, "nowhere", "nowhere does not exist"),
         (None, Path(), "holds no images"),
     ],
@@ -487,9 +509,9 @@ def test_masks_go_the_way_of_the_frames(size: tuple[int, int]) -> None:
     """A mask drawn where a picture is bright covers, on the model's grid, where that picture is bright."""
     y, x = np.mgrid[: size[0], : size[1]]
     bright = (x > 0.3 * size[1]) & (y < 0.7 * size[0])
-    chosen = fit(size, (32, 48), 8)
-    mask = resize_masks(bright[None], chosen)[0]
-    picture = resize(np.repeat(bright[None, ..., None], 3, -1).astype(np.uint8) * 255, chosen)[0, 0] > 0.5
+    chosen = fit([size], (32, 48), 8)
+    mask = resize_masks([bright], chosen)[0]
+    picture = resize([np.repeat(bright[..., None], 3, -1).astype(np.uint8) * 255], chosen)[0, 0] > 0.5
     assert mask.shape == picture.shape == chosen.model
     assert (mask != picture).float().mean() < 0.03
     assert 0.2 < mask.float().mean() < 0.8
@@ -525,7 +547,7 @@ def test_a_mask_without_use_is_refused() -> None:
         model()(gradient(32, 48)).cloud(static=True)
     times = torch.zeros(1, 2)
     clip = Clip(images=torch.zeros(1, 2, 3, 32, 48), times=times, camera_ids=times.long())
-    with pytest.raises(UserError, match="no motion head and no track head"):
+    with pytest.raises(UserError, match="follows no points"):
         model()(gradient(32, 48), points=[(1.0, 2.0)])
     with pytest.raises(UserError, match=r"Clip\.dynamic"):
         moving_model()(clip, mask=mask)  # pyright: ignore[reportCallIssue]

@@ -15,15 +15,16 @@ from PIL import Image
 from four_d import checkpoints, cli
 from four_d.backbones.hints import HintsConfig, pose_numbers
 from four_d.checkpoints import ModelInfo
-from four_d.config import to_plain
-from four_d.data.sampling import HintShares
+from four_d.data.sampling import HintProbabilities
 from four_d.errors import UserError
 from four_d.formats.cameras import CameraTable, read_cameras, read_colmap, write_cameras
 from four_d.geometry import invert_pose, make_pose, project
-from four_d.inference import Known, LoadedModel, Selection, fit, infer
-from four_d.inference.fit import resize_depth
+from four_d.inference import Known, LoadedModel, Selection, infer
 from four_d.model import ModelConfig
+from four_d.schema import to_plain
 from four_d.types import Cameras, Clip
+from four_d.video import fit
+from four_d.video.fit import resize_depth
 from tests.data.test_agreement import room
 from tests.test_export import RUN, TINY
 from tests.test_inference import gradient
@@ -79,13 +80,14 @@ def test_intrinsics_arrive_in_model_pixels(generator: torch.Generator) -> None:
     small, _ = project(points, Cameras(world_from_camera=torch.eye(4), intrinsics=cameras.intrinsics[0, 0]))
     original = torch.tensor([[100.0, 0, 50], [0, 110, 30], [0, 0, 1]])
     large, _ = project(points, Cameras(world_from_camera=torch.eye(4), intrinsics=original))
-    torch.testing.assert_close(result.fit.points_to_original(small), large, atol=1e-3, rtol=0)
+    back = result.fits.points_to_original(small, torch.arange(3)[:, None])
+    torch.testing.assert_close(back, large, atol=1e-3, rtol=0)
 
 
 def test_intrinsics_there_and_back(generator: torch.Generator) -> None:
     intrinsics = some_cameras(3, generator).intrinsics
     for size in ((272, 640), (640, 273), (32, 48)):
-        chosen = fit.fit(size, (32, 48), 8)
+        chosen = fit.fit([size] * 3, (32, 48), 8)
         torch.testing.assert_close(chosen.to_original(chosen.to_model(intrinsics)), intrinsics)
 
 
@@ -163,12 +165,14 @@ def test_cameras_and_depth_as_written_are_read_again(tmp_path: Path, capfd: pyte
     assert "same frames" not in capfd.readouterr().err
 
 
-def test_cameras_of_other_times_are_noticed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    folder, (model, _) = write_folder(tmp_path / "video", gradient(*SIZE, 6)), hinted()
-    infer(model, folder, tmp_path / "out", selection=Selection(max_frames=2))
-    selection = Selection(max_frames=2, start=0.1)
-    model(folder, selection=selection, known=Known(cameras=tmp_path / "out" / "cameras.json"))
-    assert "frame 0 is of 0.12 s, its camera of 0.00 s; are these the same frames?" in capfd.readouterr().err
+def test_cameras_of_other_times_are_noticed_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder, (model, _) = write_folder(tmp_path / "video", gradient(*SIZE, 9)), hinted()
+    infer(model, folder, tmp_path / "out", selection=Selection(max_frames=6))
+    known = Known(cameras=tmp_path / "out" / "cameras.json")
+    model(folder, selection=Selection(max_frames=6, start=0.1), known=known, window=3, overlap=1)
+    warnings = capfd.readouterr().err
+    assert "frame 0 is of 0.12 s, its camera of 0.00 s; are these the same frames?" in warnings
+    assert warnings.count("are these the same frames?") == 1, "not once per window"
 
 
 def test_a_model_of_intrinsics_takes_those_of_cameras_and_says_so(
@@ -204,9 +208,10 @@ def test_depth_pictures_arrive_on_the_models_grid(tmp_path: Path) -> None:
     clip = only(seen)
     assert clip.depth is not None
     assert clip.valid is not None
-    rows, columns = result.fit.model
+    rows, columns = result.fits.model
     row, column = np.mgrid[:rows, :columns] + 0.5
-    places = result.fit.points_to_original(torch.from_numpy(np.stack([column, row], -1)).float())
+    grid = torch.from_numpy(np.stack([column, row], -1)).float()
+    places = result.fits.points_to_original(grid, torch.tensor(0))
     expected = (1000 + 10 * (places[..., 0] - 0.5) + 3 * (places[..., 1] - 0.5)) / 1000
     known = places[..., 0] > 21
     torch.testing.assert_close(clip.depth[0, 0][known], expected[known], atol=0.007, rtol=0)
@@ -220,8 +225,9 @@ def test_depth_pictures_arrive_on_the_models_grid(tmp_path: Path) -> None:
 
 
 def test_resized_depth_is_never_a_blend() -> None:
-    depth = np.where(np.arange(112) < 50, 1.0, 9.0).astype(np.float32) * np.ones((1, 64, 1), np.float32)
-    assert set(resize_depth(depth, fit.fit(SIZE, (32, 48), 8)).unique().tolist()) == {1.0, 9.0}
+    depth = np.where(np.arange(112) < 50, 1.0, 9.0).astype(np.float32) * np.ones((64, 1), np.float32)
+    (own,) = fit.fit([SIZE], (32, 48), 8).of_frames
+    assert set(np.unique(resize_depth(depth, own)).tolist()) == {1.0, 9.0}
 
 
 # refusals
@@ -256,14 +262,14 @@ TWO = Cameras(world_from_camera=CAMERA.world_from_camera[:2], intrinsics=CAMERA.
         (Known(cameras=FLAT), r"0\.0, 0\.0, 0\.0\]\] of frame 0 are no pinhole camera's; give \[\[fx, 0, cx\]"),
         (Known(cameras=SKEWED), "of frame 0 are no pinhole camera's"),
         (Known(cameras=TWO), "there are 2 cameras, and 3 frames were taken; give one for all, or one for each"),
-        (Known(cameras="nowhere.json"), r"nowhere\.json is not a cameras\.json of four_d"),
+        (Known(cameras="nowhere.json"), r"cannot read nowhere\.json"),
         (Known(depth=np.ones((2, 64, 112), np.float32)), "there are 2 depth maps, and 3 frames were taken"),
         (
             Known(depth=np.ones((3, 64, 111), np.float32)),
-            r"depth is 111×64, the frames are 112×64; give it at that size",
+            r"depth is 111×64, frame 0 is 112×64; give it at that size",
         ),
         (Known(depth=np.zeros((1, 64, 112), np.float32)), "depth has no positive depth"),
-        (Known(depth="nowhere"), r"nowhere holds no depth \(no PNG there\)"),
+        (Known(depth="nowhere"), "nowhere does not exist; give a folder of 16-bit PNGs"),
     ],
 )
 def test_wrong_numbers_are_one_clear_error(known: Known, message: str) -> None:
@@ -296,7 +302,7 @@ def test_cameras_of_another_video_are_refused(tmp_path: Path) -> None:
     folder, (model, _) = write_folder(tmp_path / "video", gradient(*SIZE, 2)), hinted()
     infer(model, folder, tmp_path / "out")
     known = Known(cameras=tmp_path / "out" / "cameras.json")
-    with pytest.raises(UserError, match=r"cameras\.json is of 112×64 pictures, the frames are 48×32"):
+    with pytest.raises(UserError, match=r"cameras\.json: a camera is of 112×64 pictures, frame 0 is 48×32"):
         model(gradient(32, 48, 2), known=known)
     content = json.loads((tmp_path / "out" / "cameras.json").read_text())
     content["frames"][1]["intrinsics_original"] = [[1, 2], [3]]
@@ -364,8 +370,9 @@ def test_the_command_names_the_convention_of_wrong_poses(tmp_path: Path, capfd: 
     ):
         wrong = dataclasses.replace(cameras, world_from_camera=poses)
         names, times = [f"{i}.png" for i in range(6)], [i / 25 for i in range(6)]
+        sizes = [SIZE] * 6
         table = CameraTable(
-            times=times, images=names, model=wrong, model_size=SIZE, original=wrong, original_size=SIZE, unit="m"
+            times=times, images=names, model=wrong, model_size=SIZE, original=wrong, original_sizes=sizes, unit="m"
         )
         write_cameras(file, table)
         assert cli.main(command) == 2
@@ -417,7 +424,7 @@ def write_model(folder: Path, config: ModelConfig, *, still: bool = False) -> Pa
         for name, use in vars(config.backbone.hints or HintsConfig(intrinsics="off")).items()
         if use == "required"
     }
-    data = dataclasses.replace(RUN.data, hints=HintShares(**given))
+    data = dataclasses.replace(RUN.data, hints=HintProbabilities(**given))
     plain = to_plain(dataclasses.replace(RUN, model=config, data=data))
     torch.save({"state_dict": state, "run": {"config": plain, "step": 7}}, file)
     return folder
@@ -434,7 +441,10 @@ def test_the_command_says_that_a_model_requires_intrinsics(tmp_path: Path, capfd
     assert not (tmp_path / "out").exists()
     assert cli.main([*command, "--intrinsics", "100,100,50,30"]) == 0
     assert (tmp_path / "out" / "report.html").is_file()
-    assert cli.main([*command, "--depth", str(tmp_path)]) == 2
+    (tmp_path / "depth").mkdir()
+    for index in range(2):
+        write_png(tmp_path / "depth" / f"{index}.png", np.ones(SIZE))
+    assert cli.main([*command, "--depth", str(tmp_path / "depth"), "--depth-unit", "0.001", "--overwrite"]) == 2
     assert "takes intrinsics, not depth" in capfd.readouterr().err
 
 

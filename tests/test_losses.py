@@ -15,26 +15,28 @@ from torch import Tensor
 
 from four_d.errors import UserError
 from four_d.geometry import encode_cameras, invert_pose, make_pose, unproject
-from four_d.losses import CameraLoss, DepthLoss, LossConfig, MotionLoss, PointsLoss
+from four_d.losses import CameraLossConfig, DepthLossConfig, LossConfig, MotionLossConfig, PointsLossConfig
 from four_d.losses.camera import encoding_errors, stage_weights
 from four_d.losses.dense import PixelTerms, Weighing, confidence_weighted, gradient_term, normal_term
-from four_d.losses.matching import MatchingLoss, place_entropy, true_places
+from four_d.losses.matching import MatchingLossConfig, place_entropy, true_places
 from four_d.losses.reduction import below_quantile, group_mean, nothing
+from four_d.losses.supervision import supervised
 from four_d.types import Cameras, Clip, Prediction, map_tensors
+from tests.helpers import loss_value
 
 B, F, H, W = 2, 3, 16, 24
 Q = 2
 PAPER = PixelTerms(regression=0.0, quantile=None, gradient_by="confidence")
 TERMS: list[LossConfig] = [
-    CameraLoss(),
-    CameraLoss(huber_delta=0.5),
-    DepthLoss(),
-    DepthLoss(pixels=PAPER),
-    DepthLoss(pixels=PixelTerms(gradient_by="likelihood")),
-    PointsLoss(),
-    PointsLoss(pixels=PAPER, normal=0.0, gradient=1.0),
-    MotionLoss(visibility=0.0),
-    MotionLoss(visibility=0.0, balance=0.5, pixels=PAPER),
+    CameraLossConfig(),
+    CameraLossConfig(huber_delta=0.5),
+    DepthLossConfig(),
+    DepthLossConfig(pixels=PAPER),
+    DepthLossConfig(pixels=PixelTerms(gradient_by="likelihood")),
+    PointsLossConfig(),
+    PointsLossConfig(pixels=PAPER, normal=0.0, gradient=1.0),
+    MotionLossConfig(visibility=0.0),
+    MotionLossConfig(visibility=0.0, balance=0.5, pixels=PAPER),
 ]
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference" / "vggt_tiny"
 OURS_FROM_XYZW = [0, 1, 2, 6, 3, 4, 5, 7, 8]
@@ -74,7 +76,7 @@ def truth(targets: Clip) -> Prediction:
         points_confidence=torch.ones(B, F, H, W, dtype=torch.float64),
         motion=targets.motion.clone(),
         motion_confidence=torch.ones(B, Q, F, H, W, dtype=torch.float64),
-        motion_visible=targets.motion_visible.double() * 0.8 + 0.1,
+        motion_visible_logits=4 * targets.motion_visible.double() - 2,
     )
 
 
@@ -97,7 +99,7 @@ def prediction_of(value: Prediction, index: int) -> Prediction:
 @pytest.mark.parametrize("term", TERMS, ids=lambda t: t.kind)
 def test_zero_at_truth_and_not_beside_it(term: LossConfig) -> None:
     targets = make_targets()
-    assert abs(term(truth(targets), None, targets).item()) < 1e-7
+    assert abs(loss_value(term, truth(targets), targets).item()) < 1e-7
     beside = disturb(truth(targets), 0.01)
     plain = dataclasses.replace(
         beside,
@@ -105,7 +107,7 @@ def test_zero_at_truth_and_not_beside_it(term: LossConfig) -> None:
         points_confidence=truth(targets).points_confidence,
         motion_confidence=truth(targets).motion_confidence,
     )
-    assert term(plain, None, targets).item() > 1e-5
+    assert loss_value(term, plain, targets).item() > 1e-5
 
 
 def without_depth(targets: Clip) -> Clip:
@@ -140,16 +142,16 @@ def with_unknown_cameras(targets: Clip) -> Clip:
 @pytest.mark.parametrize(
     ("term", "remove"),
     [
-        (DepthLoss(), without_depth),
-        (DepthLoss(), without_valid),
-        (PointsLoss(), without_depth),
-        (PointsLoss(), without_valid),
-        (PointsLoss(), without_cameras),
-        (PointsLoss(), with_unknown_cameras),
-        (MotionLoss(), without_motion),
-        (MotionLoss(balance=0.3), without_valid_motion),
-        (CameraLoss(), without_cameras),
-        (CameraLoss(), with_unknown_cameras),
+        (DepthLossConfig(), without_depth),
+        (DepthLossConfig(), without_valid),
+        (PointsLossConfig(), without_depth),
+        (PointsLossConfig(), without_valid),
+        (PointsLossConfig(), without_cameras),
+        (PointsLossConfig(), with_unknown_cameras),
+        (MotionLossConfig(), without_motion),
+        (MotionLossConfig(balance=0.3), without_valid_motion),
+        (CameraLossConfig(), without_cameras),
+        (CameraLossConfig(), with_unknown_cameras),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -165,14 +167,16 @@ def test_missing_supervision_is_exactly_zero_with_zero_gradients(
         points_confidence=(1 + prediction.depth.detach().exp()).requires_grad_(),
         motion_confidence=(1 + prediction.motion.detach()[..., 0].exp()).requires_grad_(),
     )
-    loss = term(prediction, None, map_tensors(remove(targets), cast))
+    loss = loss_value(term, prediction, map_tensors(remove(targets), cast))
     assert loss.item() == 0
+    assert supervised(targets, term.needs).all()
+    assert not supervised(remove(targets), term.needs).any()
     loss.backward()
     inputs = {
         "camera": [prediction.pose_encodings],
         "depth": [prediction.depth, prediction.depth_confidence],
         "points": [prediction.points, prediction.points_confidence],
-        "motion": [prediction.motion, prediction.motion_visible],
+        "motion": [prediction.motion, prediction.motion_visible_logits],
     }[term.kind]
     for each in inputs:
         assert each.grad is not None
@@ -186,11 +190,11 @@ def test_a_confidence_of_weight_0_spoils_nothing_however_large(remove: Callable[
     prediction = map_tensors(disturb(truth(targets)), lambda x: x.detach().requires_grad_())
     raw = torch.full((B, Q, F, H, W), 800.0, dtype=torch.float64, requires_grad=True)
     assert (1 + raw.exp()).isinf().all()
-    for term in (MotionLoss(), MotionLoss(balance=0.5), MotionLoss(visibility=0.0)):
-        loss = term(dataclasses.replace(prediction, motion_confidence=1 + raw.exp()), None, remove(targets))
+    for term in (MotionLossConfig(), MotionLossConfig(balance=0.5), MotionLossConfig(visibility=0.0)):
+        loss = loss_value(term, dataclasses.replace(prediction, motion_confidence=1 + raw.exp()), remove(targets))
         assert bool(loss.isfinite())
         loss.backward()
-        for leaf in (prediction.motion, prediction.motion_visible):
+        for leaf in (prediction.motion, prediction.motion_visible_logits):
             assert leaf is not None
             assert leaf.grad is not None, "every output has a path"
             assert bool(leaf.grad.isfinite().all())
@@ -200,7 +204,7 @@ def test_a_confidence_of_weight_0_spoils_nothing_however_large(remove: Callable[
 @pytest.mark.parametrize("term", TERMS, ids=lambda t: t.kind)
 def test_missing_head_is_named(term: LossConfig) -> None:
     with pytest.raises(UserError, match="add a head"):
-        term(Prediction(), None, make_targets())
+        loss_value(term, Prediction(), make_targets())
 
 
 @pytest.mark.parametrize("term", TERMS, ids=lambda t: t.kind)
@@ -210,8 +214,8 @@ def test_loss_of_a_batch_is_the_mean_of_its_clips(term: LossConfig) -> None:
     targets.valid[1, :, :6] = False
     targets.motion_valid[1, :, :, 1:] = False
     prediction = disturb(truth(targets), 0.1)
-    parts = [term(prediction_of(prediction, i), None, clip_of(targets, i)) for i in range(B)]
-    torch.testing.assert_close(term(prediction, None, targets), torch.stack(parts).mean())
+    parts = [loss_value(term, prediction_of(prediction, i), clip_of(targets, i)) for i in range(B)]
+    torch.testing.assert_close(loss_value(term, prediction, targets), torch.stack(parts).mean())
 
 
 def test_values_where_not_valid_do_not_matter() -> None:
@@ -223,8 +227,8 @@ def test_values_where_not_valid_do_not_matter() -> None:
             depth=torch.where(targets.valid, prediction.depth, 1e6),
             points=torch.where(targets.valid[..., None], prediction.points, 1e6),
         )
-    for term in (DepthLoss(), PointsLoss()):
-        torch.testing.assert_close(term(changed, None, targets), term(prediction, None, targets))
+    for term in (DepthLossConfig(), PointsLossConfig()):
+        torch.testing.assert_close(loss_value(term, changed, targets), loss_value(term, prediction, targets))
 
 
 def test_points_terms_do_not_change_when_the_world_is_moved() -> None:
@@ -247,6 +251,42 @@ def test_gradient_term_ignores_a_constant_offset_and_normals_a_change_of_size() 
     assert normal_term(2 * points, points, targets.valid).abs().max() < 1e-7
 
 
+def slope(points: Tensor) -> Tensor:
+    """The gradient of the mean of `normal_term` against a smooth wall of 32 × 48 pixels."""
+    leaf = points.clone().requires_grad_()
+    normal_term(leaf, wall(), torch.ones(1, 2, 32, 48, dtype=torch.bool)).mean().backward()
+    assert leaf.grad is not None
+    return leaf.grad
+
+
+def wall() -> Tensor:
+    """A slanted, wavy wall about 2 away, points of neighbouring pixels 0.004 apart."""
+    y, x = torch.meshgrid(torch.arange(32.0), torch.arange(48.0), indexing="ij")
+    z = 2 + 0.002 * x + 0.05 * torch.sin(x / 5) * torch.cos(y / 7)
+    points = torch.stack([0.002 * x * z, 0.002 * y * z, z], dim=-1)
+    return torch.stack([points, points + 0.1])[None]
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-3, 0.3])
+def test_neighbours_that_half_precision_makes_equal_do_not_blow_up_the_normals(noise: float) -> None:
+    """A head that runs in bfloat16 gives triangles without area by the thousand: gradient norms of 1e10 before."""
+    generator = torch.Generator().manual_seed(0)
+    points = wall() + noise * torch.randn(wall().shape, generator=generator)
+    for halved in (points.bfloat16(), points.bfloat16().float()):
+        found = slope(halved).float()
+        assert bool(found.isfinite().all())
+        assert float(found.norm()) < 20
+
+
+def test_triangles_without_area_carry_no_gradient() -> None:
+    flat = torch.full((1, 2, 32, 48, 3), 1.5)
+    assert not slope(flat).any()
+    line = wall() * torch.tensor([1.0, 0.0, 0.0]) + torch.tensor([0.0, 0.5, 2.0])
+    assert not slope(line).any()
+    needles = line + 1e-7 * wall()[..., [1, 0, 2]]
+    assert float(slope(needles).norm()) < 1
+
+
 @pytest.mark.parametrize("term", TERMS, ids=lambda t: t.kind)
 def test_gradients_are_the_derivatives(term: LossConfig) -> None:
     targets = make_targets()
@@ -255,14 +295,14 @@ def test_gradients_are_the_derivatives(term: LossConfig) -> None:
         "camera": ["pose_encodings"],
         "depth": ["depth", "depth_confidence"],
         "points": ["points", "points_confidence"],
-        "motion": ["motion", "motion_confidence", "motion_visible"],
+        "motion": ["motion", "motion_confidence", "motion_visible_logits"],
     }[term.kind]
     raw = [getattr(base, name).detach().abs() + 0.2 for name in names]
     direction = [draw(*x.shape, seed=40 + i) for i, x in enumerate(raw)]
 
     def along(step: Tensor) -> Tensor:
         moved = {name: x + step * d for name, x, d in zip(names, raw, direction)}
-        return term(dataclasses.replace(base, **moved), None, targets)
+        return loss_value(term, dataclasses.replace(base, **moved), targets)
 
     step = torch.zeros((), dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(along, (step,), eps=1e-8, atol=1e-4, rtol=1e-3)
@@ -287,9 +327,9 @@ def test_bfloat16_autocast_does_not_blunt_the_truth(term: LossConfig) -> None:
     single: Callable[[Tensor], Tensor] = lambda x: x.float() if x.is_floating_point() else x  # noqa: E731
     targets = map_tensors(make_targets(), single)
     prediction = map_tensors(disturb(truth(make_targets()), 0.01), lambda x: single(x.detach()))
-    expected = term(prediction, None, targets)
+    expected = loss_value(term, prediction, targets)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        torch.testing.assert_close(term(prediction, None, targets), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(loss_value(term, prediction, targets), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_confidence_is_best_where_it_matches_the_error() -> None:
@@ -316,7 +356,7 @@ def test_first_frames_without_depth_drop_their_clip_from_the_camera_loss() -> No
     targets = make_targets()
     targets.valid[0, 0] = False
     prediction = disturb(truth(targets))
-    CameraLoss()(prediction, None, targets).backward()
+    loss_value(CameraLossConfig(), prediction, targets).backward()
     assert not prediction.pose_encodings.grad[:, 0].any()
     assert prediction.pose_encodings.grad[:, 1].any()
 
@@ -325,7 +365,7 @@ def test_clips_without_any_depth_count_in_the_camera_loss() -> None:
     targets = make_targets()
     targets.valid[0] = False
     prediction = disturb(truth(targets))
-    CameraLoss()(prediction, None, targets).backward()
+    loss_value(CameraLossConfig(), prediction, targets).backward()
     assert prediction.pose_encodings.grad[:, 0].any()
 
 
@@ -397,8 +437,8 @@ def dense_value(name: str) -> float:
     )
     prediction, targets, _, _ = reference_case()
     if what == "point":
-        return PointsLoss(normal=weight, pixels=pixels)(prediction, None, targets).item()
-    return DepthLoss(gradient=weight, pixels=pixels)(prediction, None, targets).item()
+        return loss_value(PointsLossConfig(normal=weight, pixels=pixels), prediction, targets).item()
+    return loss_value(DepthLossConfig(gradient=weight, pixels=pixels), prediction, targets).item()
 
 
 def camera_value(name: str) -> float:
@@ -406,7 +446,7 @@ def camera_value(name: str) -> float:
     prediction, targets, _, _ = reference_case()
     part = {"T": "translation", "R": "rotation", "FL": "fov"}.get(name.rpartition("_")[2])
     settings = {} if part is None else {n: float(n == part) for n in ("translation", "rotation", "fov")}
-    return CameraLoss(over="batch", **settings)(prediction, None, targets).item()
+    return loss_value(CameraLossConfig(over="batch", **settings), prediction, targets).item()
 
 
 def test_every_value_equals_vggt() -> None:
@@ -424,11 +464,11 @@ def test_every_value_equals_vggt() -> None:
 def test_camera_value_objective_and_gradients_equal_vggt() -> None:
     prediction, targets, leaves, tensors = reference_case()
     reference = json.loads((REFERENCE / "losses.json").read_text())["values"]
-    camera = CameraLoss(over="batch")(prediction, None, targets)
+    camera = loss_value(CameraLossConfig(over="batch"), prediction, targets)
     assert camera.item() == pytest.approx(reference["camera_l1.loss_camera"], abs=1e-6)
     pixels = PixelTerms(over="batch")
-    dense = [DepthLoss(pixels=pixels), PointsLoss(pixels=pixels)]
-    objective = 5 * camera + sum(term(prediction, None, targets) for term in dense)
+    dense = [DepthLossConfig(pixels=pixels), PointsLossConfig(pixels=pixels)]
+    objective = 5 * camera + sum(loss_value(term, prediction, targets) for term in dense)
     assert objective.item() == pytest.approx(reference["objective"], abs=1e-5)
     objective.backward()
     for name, leaf in leaves.items():
@@ -443,11 +483,11 @@ def test_sparse_motion_is_not_drowned_by_dense() -> None:
     targets.motion_valid[1] = False
     targets.motion_valid[1, 0, 0, 3, 4] = True
     prediction = dataclasses.replace(truth(targets), motion=targets.motion + torch.tensor([0.0, 0.0, 1.0]))
-    assert float(MotionLoss(visibility=0.0)(prediction, None, targets)) == pytest.approx(1)
+    assert float(loss_value(MotionLossConfig(visibility=0.0), prediction, targets)) == pytest.approx(1)
     moved = targets.motion.clone()
     moved[0] += torch.tensor([0.0, 3.0, 0.0])
     only_dense = dataclasses.replace(truth(targets), motion=moved)
-    assert float(MotionLoss(visibility=0.0)(only_dense, None, targets)) == pytest.approx(1.5)
+    assert float(loss_value(MotionLossConfig(visibility=0.0), only_dense, targets)) == pytest.approx(1.5)
 
 
 def test_balance_gives_moving_pixels_their_share() -> None:
@@ -456,10 +496,11 @@ def test_balance_gives_moving_pixels_their_share() -> None:
     targets.motion[:] = 0
     targets.motion[:, :, :, 0, 0, 2] = 1  # one pixel of each frame moves
     still = dataclasses.replace(truth(targets), motion=torch.zeros_like(targets.motion))
-    assert float(MotionLoss(visibility=0.0)(still, None, targets)) == pytest.approx(1 / (H * W))
-    assert float(MotionLoss(visibility=0.0, balance=0.25)(still, None, targets)) == pytest.approx(0.25)
-    with pytest.raises(UserError, match="balance is 1"):
-        MotionLoss(balance=1.0)
+    assert float(loss_value(MotionLossConfig(visibility=0.0), still, targets)) == pytest.approx(1 / (H * W))
+    assert float(loss_value(MotionLossConfig(visibility=0.0, balance=0.25), still, targets)) == pytest.approx(0.25)
+    for term in (MotionLossConfig, MatchingLossConfig):
+        with pytest.raises(UserError, match="balance is 1"):
+            term(balance=1.0)
 
 
 def test_a_place_between_cells_is_shared_by_those_around_it() -> None:
@@ -468,6 +509,19 @@ def test_a_place_between_cells_is_shared_by_those_around_it() -> None:
     assert float(entropy) == pytest.approx(-math.log(0.43), abs=1e-5)
     aside = place_entropy(log, torch.tensor([0.0, 0.5]).view(1, 1, 1, 1, 2))
     assert float(aside) == pytest.approx(-(math.log(0.43) + math.log(0.02)) / 2, abs=1e-5)
+
+
+def test_a_place_that_is_surely_missed_is_pulled_back_and_one_outside_is_not() -> None:
+    logits = torch.zeros(1, 1, 1, 1, 9).index_fill(-1, torch.tensor([4]), 40.0).requires_grad_()
+    missed = place_entropy(logits, torch.tensor([1.0, 0.0]).view(1, 1, 1, 1, 2))
+    assert missed.item() == pytest.approx(40)
+    missed.sum().backward()
+    assert logits.grad.flatten()[[4, 5]].tolist() == pytest.approx([1, -1])
+    border = torch.zeros(1, 1, 1, 1, 9).index_fill(-1, torch.tensor([2, 5, 8]), -torch.inf).requires_grad_()
+    half = place_entropy(border, torch.tensor([0.5, 0.0]).view(1, 1, 1, 1, 2))
+    assert half.item() == pytest.approx((math.log(6) + 20) / 2)
+    half.sum().backward()
+    assert bool(border.grad.isfinite().all())
 
 
 def test_the_right_place_of_a_moving_camera_and_of_what_moves() -> None:
@@ -498,20 +552,38 @@ def test_the_right_place_of_a_moving_camera_and_of_what_moves() -> None:
     assert moves[0, 0].nonzero().tolist() == [[1, 1]]
     label = (step[..., 1].round() + 2) * 5 + step[..., 0].round() + 2
     right = torch.nn.functional.one_hot(label.long(), 25).float()[:, None] * 50
-    assert float(MatchingLoss()(Prediction(match_logits=right), None, targets)) == pytest.approx(0, abs=1e-6)
-    assert float(MatchingLoss()(Prediction(match_logits=0 * right), None, targets)) == pytest.approx(math.log(25))
+    assert float(loss_value(MatchingLossConfig(), Prediction(match_logits=right), targets)) == pytest.approx(
+        0, abs=1e-6
+    )
+    assert float(loss_value(MatchingLossConfig(), Prediction(match_logits=0 * right), targets)) == pytest.approx(
+        math.log(25)
+    )
     with pytest.raises(UserError, match="needs frames to be compared"):
-        MatchingLoss()(Prediction(), None, targets)
+        loss_value(MatchingLossConfig(), Prediction(), targets)
     none = dataclasses.replace(targets, motion_valid=~flags)
-    assert float(MatchingLoss()(Prediction(match_logits=right), None, none)) == 0
+    assert float(loss_value(MatchingLossConfig(), Prediction(match_logits=right), none)) == 0
+    first = {name: getattr(targets, name)[:, :, :1] for name in ("motion", "motion_valid", "motion_visible")}
+    some = dataclasses.replace(targets, motion_frames=torch.zeros(1, 1, dtype=torch.long), **first)
+    key = Prediction(match_logits=(right / 9)[:, :, :1], match_frames=torch.zeros(1, 1, dtype=torch.long))
+    assert float(loss_value(MatchingLossConfig(), key, some)) == pytest.approx(
+        float(loss_value(MatchingLossConfig(), key, targets))
+    )
+    assert float(loss_value(MatchingLossConfig(), key, some)) > 0
 
 
 def test_visibility_is_learned_where_motion_is_known() -> None:
     targets = make_targets()
-    sure = dataclasses.replace(truth(targets), motion_visible=targets.motion_visible.double())
-    wrong = dataclasses.replace(truth(targets), motion_visible=1 - targets.motion_visible.double())
-    loss = MotionLoss(visibility=1.0)
-    assert float(loss(sure, None, targets)) == pytest.approx(0, abs=1e-6)
-    assert float(loss(wrong, None, targets)) > 5
-    mixed = torch.where(targets.motion_valid, sure.motion_visible, wrong.motion_visible)
-    assert float(loss(dataclasses.replace(sure, motion_visible=mixed), None, targets)) == pytest.approx(0, abs=1e-6)
+    right = 40 * targets.motion_visible.double() - 20
+    sure = dataclasses.replace(truth(targets), motion_visible_logits=right)
+    wrong = dataclasses.replace(truth(targets), motion_visible_logits=(-right).requires_grad_())
+    loss = MotionLossConfig(visibility=1.0)
+    assert float(loss_value(loss, sure, targets)) == pytest.approx(0, abs=1e-6)
+    lost = loss_value(loss, wrong, targets)
+    assert lost.item() == pytest.approx(20)
+    lost.backward()
+    pull = wrong.motion_visible_logits.grad
+    assert bool((pull[targets.motion_valid].abs() > 0).all()), "what is sure and wrong is pulled back"
+    mixed = torch.where(targets.motion_valid, right, -right)
+    assert float(loss_value(loss, dataclasses.replace(sure, motion_visible_logits=mixed), targets)) == pytest.approx(
+        0, abs=1e-6
+    )

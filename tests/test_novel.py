@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from four_d.errors import UserError
-from four_d.evaluation.novel import copies, nearest_frames, novel_frames, novel_scores
+from four_d.evaluation.novel import copies, copy_scores, nearest_frames, novel_frames, novel_scores
 from four_d.evaluation.scores import gaussian_scale
-from four_d.types import Cameras, Clip, Gaussians, Prediction
+from four_d.types import Cameras, Clip, Gaussians, Prediction, Segment
 
 TIMES = [0.0, 0.1, 0.2, 0.3] * 2
 
@@ -47,6 +47,10 @@ def sheet(colour: float) -> Gaussians:
     )
 
 
+def wall(colour: float) -> list[Segment]:
+    return [Segment(gaussians=sheet(colour), start=0.0)]
+
+
 def test_novel_frames_are_all_others_within_the_examples_time() -> None:
     assert novel_frames(TIMES, [0, 2]) == [1, 4, 5, 6]
     assert novel_frames(TIMES, [1, 2]) == [5, 6]
@@ -63,15 +67,34 @@ def test_copies_are_nearest_in_time_then_in_place() -> None:
 
 def test_the_right_gaussians_score_better_than_a_copy() -> None:
     clip = make_clip()
-    wall = torch.full_like(clip.views.images, 0.7)
-    clip = dataclasses.replace(clip, views=dataclasses.replace(clip.views, images=wall))
-    scores = novel_scores(sheet(0.7), clip)
-    assert scores["psnr"] > 30
-    assert scores["psnr"] > novel_scores(sheet(0.2), clip)["psnr"] + 15
-    assert scores["copy_psnr"] < 15
-    assert scores["novel_time_psnr"] > 30
-    assert scores["ssim"] == pytest.approx(1, abs=0.1)
-    assert novel_scores(sheet(0.7), dataclasses.replace(clip, views=None)) == {}
+    grey = torch.full_like(clip.views.images, 0.7)
+    clip = dataclasses.replace(clip, views=dataclasses.replace(clip.views, images=grey))
+    scores = novel_scores(wall(0.7), clip)
+    assert scores["render_psnr"] > 30
+    assert scores["render_psnr"] > novel_scores(wall(0.2), clip)["render_psnr"] + 15
+    assert copy_scores(clip)["render_psnr"] < 15
+    assert scores["render_novel_time_psnr"] > 30
+    assert scores["render_ssim"] == pytest.approx(1, abs=0.1)
+    assert novel_scores(wall(0.7), dataclasses.replace(clip, views=None)) == {}
+
+
+def test_only_views_whose_cameras_are_known_are_scored() -> None:
+    clip = make_clip()
+    grey = torch.full_like(clip.views.images, 0.7)
+    grey[1] = 0.1  # whose camera is not known: a picture of it would mean nothing
+    known = torch.tensor([True, False, True])
+    cameras = dataclasses.replace(clip.views.cameras, known=known)
+    views = dataclasses.replace(clip.views, images=grey, cameras=cameras)
+    assert novel_scores(wall(0.7), dataclasses.replace(clip, views=views))["render_psnr"] > 30
+    none = dataclasses.replace(views, cameras=dataclasses.replace(cameras, known=torch.zeros(3, dtype=torch.bool)))
+    assert novel_scores(wall(0.7), dataclasses.replace(clip, views=none)) == {}
+
+
+def test_frames_of_unknown_cameras_are_copied_only_where_there_are_no_others() -> None:
+    clip = dataclasses.replace(make_clip(), times=torch.zeros(2))
+    clip.cameras.world_from_camera[0, 0, 3] = 5.0
+    some = dataclasses.replace(clip.cameras, known=torch.tensor([True, False]))
+    assert nearest_frames(dataclasses.replace(clip, cameras=some), clip.views).tolist() == [0, 0, 0]
 
 
 def test_the_scale_of_own_cameras_is_of_depth_and_never_guessed() -> None:

@@ -9,6 +9,7 @@ import torch
 from four_d.errors import UserError
 from four_d.evaluation.pairwise import Pairwise
 from four_d.types import Cameras, Clip, Prediction
+from tests.helpers import Says
 from tests.motion_scene import FRAMES, TIMES, Oracle, scene
 
 
@@ -97,7 +98,7 @@ def test_hints_are_those_of_the_pair_in_its_first_frames_camera() -> None:
         return oracle(clip)
 
     hinted = dataclasses.replace(example.inputs, cameras=cameras, depth=example.targets.depth)
-    Pairwise(model=model)(hinted)
+    Pairwise(model=Says(model))(hinted)
     pairs = torch.cat([geometry_of_clip(clip) for clip in shown])
     true = cameras.world_from_camera[0].double()
     for frames, poses in zip(oracle.clips, pairs, strict=True):
@@ -116,7 +117,7 @@ def geometry_of_clip(clip: Clip) -> torch.Tensor:
 def test_what_pairs_cannot_do_is_named() -> None:
     example = scene()
     with pytest.raises(UserError, match="no camera head"):
-        Pairwise(model=lambda _: Prediction(depth=torch.ones(1, 2, 6, 8)))(example.inputs)
+        Pairwise(model=Says(lambda _: Prediction(depth=torch.ones(1, 2, 6, 8))))(example.inputs)
     one = Clip(
         images=example.inputs.images[:, :1], times=TIMES[None, :1], camera_ids=torch.zeros(1, 1, dtype=torch.long)
     )
@@ -125,3 +126,12 @@ def test_what_pairs_cannot_do_is_named() -> None:
     late = dataclasses.replace(example.inputs, query_times=torch.tensor([[0.0, 9.0]]))
     with pytest.raises(UserError, match="time of no frame"):
         Pairwise(model=Oracle(example))(late)
+
+
+def test_passes_answer_one_query_time_each() -> None:
+    example = scene()
+    pairwise = Pairwise(model=Oracle(example))
+    whole, passes = pairwise(example.inputs).motion, list(pairwise.passes(example.inputs))
+    assert whole is not None
+    assert [each.motion.shape[1] for each in passes if each.motion is not None] == [1] * len(TIMES)
+    assert torch.equal(torch.cat([each.motion for each in passes if each.motion is not None], dim=1), whole)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from four_d import config
+from four_d import config, schema
 from four_d.model import ModelConfig
 from four_d.weights import KINDS, verify, vggt
 from four_d.weights.cases import read_case
@@ -66,7 +66,7 @@ def test_large_has_exactly_the_tensors_of_vggt_1b() -> None:
     assert len(table) == 1797
     theirs = {name: torch.empty(shape, device="meta") for name, shape in table.items()}
     plain = config.load_plain(["vggt", "overlays/large"])
-    large = config.build(ModelConfig, plain["model"], "model")
+    large = schema.build(ModelConfig, plain["model"], "model")
     assert vggt.infer(theirs) == large
     ours = vggt.ADAPTER.to_ours(theirs, target_of(KINDS["vggt"], large), "the table")
     back = vggt.ADAPTER.to_theirs(ours, "large")

@@ -13,14 +13,17 @@ import torch
 from torch import Tensor
 
 from four_d import geometry
+from four_d.abilities import Abilities, Model
 from four_d.errors import UserError
 from four_d.evaluation import Published, PublishedConfig, run_protocol
 from four_d.evaluation import published as module
-from four_d.evaluation.result import higher_is_better
 from four_d.metrics.baselines import StaticCamera
+from four_d.metrics.catalogue import METRICS
 from four_d.protocols.sequence import Sequence
 from four_d.protocols.table import PROTOCOLS, Protocol
 from four_d.types import Cameras, Clip, Prediction
+from four_d.windows.cut import Cut
+from tests.helpers import Says
 from tests.protocols import written
 
 SAMPLES = Path(__file__).parents[2] / "shared" / "samples"
@@ -28,12 +31,16 @@ PATCH = 4
 
 
 @dataclass
-class Perfect:
+class Perfect(Model):
     """Says the truth of whatever frames it is shown, in a unit and world of its own; finds them by their pictures."""
 
     known: list[Sequence]
     unit: float = 1.0
     world: Tensor | None = None
+
+    @property
+    def abilities(self) -> Abilities:
+        return Abilities(outputs=frozenset({"depth", "cameras", "dynamic"}))
 
     def __call__(self, clip: Clip) -> Prediction:
         sequence, first = self._find(clip)
@@ -79,7 +86,7 @@ def _scored(name: str, root: Path, change: Callable[[Perfect], Perfect] | None =
     chosen = {"sequences": None if only is None else (only,), "long_side": written.WIDTH, **settings}
     config = PublishedConfig(protocol=name, root=str(root), **chosen)  # pyright: ignore[reportArgumentType]
     model = Perfect(PROTOCOLS[name].open(root, config.sequences))
-    return run_protocol(model if change is None else change(model), config, patch=PATCH)
+    return run_protocol(model if change is None else change(model), config, patch=PATCH, trained=(32, 32))
 
 
 PLAIN = [name for name, each in PROTOCOLS.items() if each.tracks is None and "views" not in each.tasks]
@@ -94,7 +101,7 @@ def test_the_truth_scores_perfectly_under_every_protocol(name: str, tmp_path: Pa
     assert not straight or name in ("tum", "dycheck")  # whose strides leave the little world two places
     assert {row.task for row in result.rows} | straight == set(PROTOCOLS[name].tasks), result.skipped
     for metric, value in result.means().items():
-        perfect = 1 if higher_is_better(metric) else 0
+        perfect = 1 if METRICS[metric].better == "higher" else 0
         assert value == pytest.approx(perfect, abs=2e-3), metric
 
 
@@ -123,13 +130,13 @@ def test_points_aligned_by_trajectory(tmp_path: Path, monkeypatch: pytest.Monkey
     assert set(other) >= {"points_accuracy_published_trajectory", "points_dist_median_published_trajectory"}
     assert all(value == pytest.approx(0, abs=1e-4) for value in other.values())
 
-    def stretched(model: Perfect) -> Callable[[Clip], Prediction]:
+    def stretched(model: Perfect) -> Says:
         def predict(clip: Clip) -> Prediction:
             said = model(clip)
             assert said.depth is not None
             return replace(said, depth=1.1 * said.depth)
 
-        return predict
+        return Says(predict)
 
     wrong = _scored("folder", tmp_path / "set", stretched, tasks=("points",)).means()  # pyright: ignore[reportArgumentType]
     (sequence,) = PROTOCOLS["folder"].open(tmp_path / "set")
@@ -145,7 +152,7 @@ def test_published_scores_are_those_of_the_metrics(tmp_path: Path) -> None:
     assert result.means()["depth_absrel_published_metric"] == pytest.approx(1, abs=1e-5)
     (sequence,) = PROTOCOLS["folder"].open(tmp_path / "set")
     config = PublishedConfig(protocol="folder", root=str(tmp_path / "set"), tasks=("pose",), long_side=32)
-    still = run_protocol(StaticCamera(), config, patch=PATCH).means()
+    still = run_protocol(StaticCamera(), config, patch=PATCH, trained=(32, 32)).means()
     assert sequence.cameras is not None
     centres = sequence.cameras().world_from_camera[:, :3, 3]
     extent = (centres - centres.mean(0)).square().sum(-1).mean().sqrt()
@@ -153,9 +160,9 @@ def test_published_scores_are_those_of_the_metrics(tmp_path: Path) -> None:
 
 
 def test_windows_for_video_depth_cover_every_frame_once(tmp_path: Path) -> None:
-    assert list(module.windows(5, 3, 1)) == [(0, 3), (1, 4), (2, 5)]
-    assert list(module.windows(110, 80, 40)) == [(0, 80), (30, 110)]
-    assert list(module.windows(3, 80, 40)) == [(0, 3)]
+    assert Cut(frames=3, overlap=2).plan(5) == [range(3), range(1, 4), range(2, 5)]
+    assert Cut(frames=80, overlap=40).plan(110) == [range(80), range(30, 110)]
+    assert Cut(frames=80, overlap=40).plan(3) == [range(3)]
     shown: list[int] = []
 
     @dataclass
@@ -186,7 +193,7 @@ def test_single_frames_are_shown_alone(tmp_path: Path) -> None:
 def test_what_the_model_does_not_predict_is_skipped_and_said(tmp_path: Path) -> None:
     written.WRITERS["folder"][0](tmp_path / "set")
     config = PublishedConfig(protocol="folder", root=str(tmp_path / "set"))
-    result = run_protocol(StaticCamera(), config, patch=PATCH)
+    result = run_protocol(StaticCamera(), config, patch=PATCH, trained=(32, 32))
     assert {row.task for row in result.rows} == {"pose"}
     reasons = {missing.task: missing.reason for missing in result.skipped}
     assert "does not predict depth" in reasons["video_depth"]
@@ -215,7 +222,7 @@ def test_cameras_that_no_similarity_can_be_fitted_to_are_skipped(
     protocol: Protocol = replace(PROTOCOLS["folder"], reader=_static(name, PROTOCOLS["folder"]))
     monkeypatch.setitem(PROTOCOLS, "folder", protocol)
     config = PublishedConfig(protocol="folder", root=str(tmp_path / "set"), tasks=("pose",))
-    result = run_protocol(StaticCamera(), config, patch=PATCH)
+    result = run_protocol(StaticCamera(), config, patch=PATCH, trained=(32, 32))
     assert not result.rows
     assert "does not move" in result.skipped[0].reason
 
@@ -228,7 +235,7 @@ def test_one_sequence_that_fails_does_not_lose_the_others(tmp_path: Path) -> Non
     broken.write_bytes(b"no picture")
     config = PublishedConfig(protocol="folder", root=str(tmp_path / "set"), tasks=("video_depth", "pose"), long_side=32)
     model = Perfect(PROTOCOLS["folder"].open(tmp_path / "set", ("b",)))
-    result = run_protocol(model, config, patch=PATCH)
+    result = run_protocol(model, config, patch=PATCH, trained=(32, 32))
     assert {(row.sequence, row.task) for row in result.rows} >= {("b", "video_depth"), ("b", "pose")}
     assert {missing.sequence for missing in result.failed} == {"a"}
     assert broken.name in " ".join(missing.reason for missing in result.failed)
@@ -241,7 +248,7 @@ def test_predictions_that_are_not_finite_fail_their_sequence(tmp_path: Path) -> 
     def diverged(clip: Clip) -> Prediction:
         return Prediction(depth=torch.full_like(clip.images[:, :, 0], torch.nan))
 
-    (missing,) = run_protocol(diverged, config, patch=PATCH).failed
+    (missing,) = run_protocol(Says(diverged), config, patch=PATCH, trained=(32, 32)).failed
     assert "not finite" in missing.reason
 
 
@@ -301,7 +308,7 @@ def _real(name: str, root: Path, only: tuple[str, ...] | None = None, **settings
     side = max(sequences[0].images().shape[1:3])
     chosen = {"sequences": only, "long_side": side, **settings}
     config = PublishedConfig(protocol=name, root=str(root), **chosen)  # pyright: ignore[reportArgumentType]
-    result = run_protocol(Perfect(sequences), config, patch=PATCH)
+    result = run_protocol(Perfect(sequences), config, patch=PATCH, trained=(32, 32))
     assert not result.failed
     return result.means()
 
@@ -325,7 +332,7 @@ def test_hololens(tmp_path: Path) -> None:
     (root / "intrinsics.txt").write_text("\n".join(" ".join(map(str, row)) for row in k))
     scores = _real("folder", root, max_points=20_000)
     for metric, value in scores.items():
-        assert value == pytest.approx(1 if higher_is_better(metric) else 0, abs=1e-3), metric
+        assert value == pytest.approx(1 if METRICS[metric].better == "higher" else 0, abs=1e-3), metric
 
 
 @real
@@ -338,7 +345,7 @@ def test_3dmatch(tmp_path: Path) -> None:
     scores = _real("seven_scenes", tmp_path, max_points=20_000)
     assert "points_nc_published_icp" in scores
     for metric, value in scores.items():
-        assert value == pytest.approx(1 if higher_is_better(metric) else 0, abs=1e-4), metric
+        assert value == pytest.approx(1 if METRICS[metric].better == "higher" else 0, abs=1e-4), metric
 
 
 @real
@@ -356,6 +363,6 @@ def test_kitti_and_nyu(tmp_path: Path) -> None:
         for metric, value in _real(name, tmp_path / name).items():
             exact = size[0] % PATCH == size[1] % PATCH == 0  # KITTI's sparse depth does not survive resampling
             if exact:
-                assert value == pytest.approx(1 if higher_is_better(metric) else 0, abs=1e-3), metric
+                assert value == pytest.approx(1 if METRICS[metric].better == "higher" else 0, abs=1e-3), metric
             else:
                 assert np.isfinite(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,22 +13,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from four_d.chaining import Window
+from four_d.abilities import Abilities, Hint, Model, Use
 from four_d.data.sampling import disparity_scale
 from four_d.errors import UserError
 from four_d.evaluation import Published, PublishedConfig, published_views, run_protocol
-from four_d.evaluation.published_views import depth_seen, keypoints_pck, shares
-from four_d.evaluation.result import LpipsFacts, higher_is_better
-from four_d.evaluation.runs import window_of
+from four_d.evaluation.published_views import depth_seen, keypoints_pck, placed
+from four_d.evaluation.result import LpipsFacts
 from four_d.geometry import make_pose, project, rebase
-from four_d.heads.gaussian import GaussianHeadConfig
 from four_d.metrics.baselines import StaticCamera
 from four_d.protocols import nvidia_dynamic
 from four_d.protocols.sequence import Keypoints
 from four_d.protocols.table import PROTOCOLS
 from four_d.similarity import LPIPS
-from four_d.types import Cameras, Clip, Gaussians, Prediction
+from four_d.types import Cameras, Clip, Gaussians, Prediction, Segment
+from four_d.windows.cut import owners
+from four_d.windows.gaussians import chain
 from tests import test_chaining as cards
+from tests.helpers import Says
 from tests.protocols import test_views as layouts
 from tests.protocols import written
 
@@ -49,11 +51,19 @@ def fog(like: Tensor, times: Tensor) -> Gaussians:
     )
 
 
+POSED: dict[Hint, Use] = {"intrinsics": "optional", "poses": "optional"}
+
+
 @dataclasses.dataclass
-class Foggy:
+class Foggy(Model):
     """Says fog; keeps what it was shown."""
 
     seen: list[Clip] = dataclasses.field(default_factory=list[Clip])
+    times: int | None = None
+
+    @property
+    def abilities(self) -> Abilities:
+        return Abilities(outputs=frozenset({"gaussians"}), hints=POSED, times=self.times)
 
     def __call__(self, clip: Clip) -> Prediction:
         self.seen.append(clip)
@@ -62,7 +72,7 @@ class Foggy:
 
 def run(model: object, root: Path, protocol: str, **settings: object) -> Published:
     config = PublishedConfig(protocol=protocol, root=str(root), lpips_weights=None, **settings)  # pyright: ignore[reportArgumentType]
-    return run_protocol(model, config, patch=4)  # pyright: ignore[reportArgumentType]
+    return run_protocol(model, config, patch=4, trained=(32, 32))  # pyright: ignore[reportArgumentType]
 
 
 def test_dycheck_scores_co_visible_pixels_as_by_hand(tmp_path: Path) -> None:
@@ -82,9 +92,9 @@ def test_dycheck_scores_co_visible_pixels_as_by_hand(tmp_path: Path) -> None:
         part = squared if number == 2 else squared[:, : WIDTH // 2]
         errors["mpsnr"].append(-10 * math.log10(part.mean()))
     for name, values in errors.items():
-        assert row.scores[f"pictures_{name}"] == pytest.approx(np.mean(values), abs=0.05)
-    assert {"pictures_mssim", "pictures_mstructure"} <= row.scores.keys()
-    assert "pictures_mlpips" not in row.scores
+        assert row.scores[f"render_{name}"] == pytest.approx(np.mean(values), abs=0.05)
+    assert {"render_mssim", "render_mstructure"} <= row.scores.keys()
+    assert "render_mlpips" not in row.scores
     assert row.baselines["copy"].keys() == row.scores.keys()
     assert result.to_dict()["lpips"] == {"network": None, "weights": None}
     assert "no weights of LPIPS" in result.note
@@ -108,8 +118,6 @@ def test_a_model_is_given_the_sets_cameras_in_its_own_pixels(tmp_path: Path) -> 
     lens = torch.from_numpy(written.world().intrinsics).float()
     scale = torch.tensor([first.images.shape[-1] / WIDTH, first.images.shape[-2] / HEIGHT, 1])[:, None]
     torch.testing.assert_close(first.cameras.intrinsics[0, 0], lens * scale)
-    (failed,) = run(Foggy(), tmp_path, "dycheck_views", sequences=("apple",), window=(6, 6)).failed
-    assert "less stride" in failed.reason
 
 
 def test_nvidia_scores_what_moves_and_every_held_out_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,8 +127,8 @@ def test_nvidia_scores_what_moves_and_every_held_out_picture(tmp_path: Path, mon
     result = run(Foggy(), tmp_path, "nvidia_nsff", sequences=("Jumping",), window=(2, 1), long_side=WIDTH)
     assert not result.failed
     scores = result.means()
-    assert {"pictures_psnr", "pictures_ssim", "pictures_structure", "pictures_psnr_dynamic"} == scores.keys()
-    assert result.means("copy")["pictures_psnr"] > scores["pictures_psnr"]  # all files but one are the same picture
+    assert {"render_psnr", "render_ssim", "render_structure", "render_psnr_dynamic"} == scores.keys()
+    assert result.means("copy")["render_psnr"] > scores["render_psnr"]  # all files but one are the same picture
 
 
 def test_nvidia_gives_the_unit_by_its_bounds(tmp_path: Path) -> None:
@@ -152,9 +160,8 @@ def test_nvidia_gives_the_unit_by_its_bounds(tmp_path: Path) -> None:
 
 
 def test_each_picture_is_of_the_window_in_whose_middle_it_lies() -> None:
-    times = torch.arange(7.0)
-    found = list(shares(times, [(0, 4), (3, 7)], torch.tensor([0.0, 2.9, 3.0, 4.5, 6.0])))
-    assert found == [[0, 1, 2], [3, 4]]
+    found = owners(torch.tensor([0.0, 2.9, 3.0, 4.5, 6.0]), [(0.0, 3.0), (3.0, 6.0)])
+    assert found.tolist() == [0, 0, 0, 1, 1]
 
 
 @pytest.mark.parametrize(("off", "expected"), [(0.0, 1.0), (20.0, 0.0)])
@@ -168,7 +175,7 @@ def test_keypoints_are_carried_by_chaining(off: float, expected: float) -> None:
     visible = torch.ones(3, len(cards.ON_PATCH), dtype=torch.bool)
     given = Keypoints(frames=marked, points=pixels.numpy(), visible=visible.numpy())
     height, width = cards.SIZE
-    assert keypoints_pck(windows, given, (height // 2, width // 2)) == expected
+    assert keypoints_pck(partial(chain, windows), cards.SIZE, given, (height // 2, width // 2)) == expected
 
 
 def test_what_a_model_lacks_is_said_before_anything_is_read(tmp_path: Path) -> None:
@@ -182,7 +189,7 @@ def test_what_a_model_lacks_is_said_before_anything_is_read(tmp_path: Path) -> N
     def silent(_: Clip) -> Prediction:
         return Prediction()
 
-    result = run(silent, tmp_path, "dycheck_views", sequences=("apple",))
+    result = run(Says(silent, outputs=frozenset({"gaussians"})), tmp_path, "dycheck_views", sequences=("apple",))
     assert not result.failed
     assert [missing.reason for missing in result.skipped] == ["this model makes no Gaussians"]
 
@@ -201,11 +208,10 @@ def test_a_model_that_finds_cameras_is_laid_on_the_true_ones(
             path.write_text(json.dumps(json.loads(path.read_text()) | {"position": pose[:3, 3].tolist()}))
     turn = torch.tensor([[0.0, -1, 0], [0.6, 0, -0.8], [0.8, 0, 0.6]])
     true = torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
-    seen: list[Window] = []
+    seen: list[Segment] = []
 
-    class Own:
-        class backbone:  # noqa: N801
-            takes = ("intrinsics",)
+    class Own(Model):
+        abilities = Abilities(outputs=frozenset({"gaussians"}), hints={"intrinsics": "optional"})
 
         def __call__(self, clip: Clip) -> Prediction:
             mine = make_pose(turn @ poses[:, :3, :3], 3 * poses[:, :3, 3] @ turn.T)
@@ -217,11 +223,11 @@ def test_a_model_that_finds_cameras_is_laid_on_the_true_ones(
             cameras = Cameras(world_from_camera=mine[None], intrinsics=clip.cameras.intrinsics)
             return Prediction(gaussians=said, cameras=cameras)
 
-    def watched(*given: object) -> Window:
-        seen.append(window_of(*given))  # pyright: ignore[reportArgumentType]
-        return seen[-1]
+    def watched(*given: object) -> list[Segment]:
+        seen.extend(placed(*given))  # pyright: ignore[reportArgumentType]
+        return seen
 
-    monkeypatch.setattr(published_views, "window_of", watched)
+    monkeypatch.setattr(published_views, "placed", watched)
     found = run(Own(), tmp_path, "dycheck_views", sequences=("apple",), window=(12, 11))
     assert not found.failed
     assert len(seen) == 1
@@ -232,26 +238,21 @@ def test_pictures_count_where_keypoints_cannot_be_followed(tmp_path: Path) -> No
     where = layouts.write_dycheck(tmp_path)
     next((where / "keypoint" / "2x" / "train").glob("0_*.json")).unlink()
     result = run(Foggy(), tmp_path, "dycheck_views", sequences=("apple",), window=(6, 5))
-    assert "pictures_psnr" in result.means()
+    assert "render_psnr" in result.means()
     assert "pck_t" not in result.means()
     assert [missing.reason for missing in result.skipped] == ["no pck_t: no keypoint is marked in two frames"]
     assert not result.failed
 
 
-@pytest.mark.parametrize(
-    ("frames", "window", "words"),
-    [(14, None, "apple has 12 frames, and this model makes Gaussians of 14"), (6, (5, 4), "window has 5 frames")],
-)
-def test_other_frames_than_the_models_are_refused_before_anything_is_read(
-    frames: int, window: tuple[int, int] | None, words: str, tmp_path: Path
-) -> None:
-    where, foggy = layouts.write_dycheck(tmp_path), Foggy()
-    for path in (where / "rgb" / "2x").iterdir():
-        path.write_text("damaged")
-    foggy.gaussian = GaussianHeadConfig(frames=frames)  # pyright: ignore[reportAttributeAccessIssue]
-    (failed,) = run(foggy, tmp_path, "dycheck_views", sequences=("apple",), window=window).failed
-    assert words in failed.reason
-    assert not foggy.seen
+def test_a_video_of_fewer_frames_than_the_models_has_them_repeated(tmp_path: Path) -> None:
+    layouts.write_dycheck(tmp_path)
+    foggy = Foggy()
+    foggy.times = 14
+    (row,) = run(foggy, tmp_path, "dycheck_views", sequences=("apple",)).rows
+    _, seen = foggy.seen  # the whole video, in whose world Gaussians are; and the Gaussians
+    assert seen.times.shape == (1, 14)
+    assert len(seen.times.unique()) == 14
+    assert "render_mpsnr" in row.scores
 
 
 def test_the_network_that_judged_is_known_by_its_weights() -> None:
@@ -265,10 +266,3 @@ def test_the_network_that_judged_is_known_by_its_weights() -> None:
         network.linear[0][0] += 1
     assert LpipsFacts.of(network) != facts
     assert LpipsFacts.of(None) is None
-
-
-def test_which_way_is_better() -> None:
-    assert all(
-        higher_is_better(name) for name in ("pck_t", "pictures_mpsnr", "pictures_mssim", "track_visible_accuracy")
-    )
-    assert not any(higher_is_better(name) for name in ("pictures_mlpips", "pictures_mstructure", "track_epe"))

@@ -18,6 +18,7 @@ from four_d.heads.camera import CameraHeadConfig
 from four_d.heads.dense import DenseHeadConfig
 from four_d.heads.query_decoder import QueryDecoderConfig
 from four_d.model import FourD, ModelConfig
+from four_d.parts import TokenShape
 from four_d.query import QueryConfig, frames_at, gap_numbers, reference_frames
 from four_d.types import Cameras, Clip, Prediction, map_tensors
 
@@ -175,9 +176,8 @@ def test_long_gaps_count_as_the_longest_that_was_learned() -> None:
 
 def test_a_decoder_that_compares_needs_the_backbones_features() -> None:
     heads = {"motion": dataclasses.replace(DENSE, output="motion", decoder=DECODER)}
-    model = ModelConfig(backbone=BACKBONE, heads=heads).build().eval()
-    with pytest.raises(UserError, match=r"set model\.backbone\.correlation"):
-        run(model, make_clip())
+    with pytest.raises(UserError, match=r"decoder\.correlation=\$\{model\.backbone\.correlation\}"):
+        ModelConfig(backbone=BACKBONE, heads=heads).build()
 
 
 def test_one_frame_can_be_asked_for_its_own_time() -> None:
@@ -187,19 +187,23 @@ def test_one_frame_can_be_asked_for_its_own_time() -> None:
 
 def test_a_model_without_motion_answers_once_whatever_is_asked() -> None:
     model = ModelConfig(backbone=BACKBONE, heads=HEADS).build().eval()
-    assert not model.moves
+    assert not model.abilities.queried
     assert run(model, ask(make_clip(), 0.0, 0.5)).motion is None
 
 
 def test_a_decoder_belongs_to_motion_only() -> None:
     with pytest.raises(UserError, match="depth does not depend on a query"):
-        dataclasses.replace(DENSE, decoder=DECODER).build(token_width=64, rounds=3, patch_size=8)
+        dataclasses.replace(DENSE, decoder=DECODER).build(TokenShape(width=64, rounds=3, patch_size=8))
 
 
 @pytest.mark.parametrize(
     ("backbone", "decoder", "remedy"),
     [
-        (BACKBONE, None, r"nothing tells it the query time; add model\.backbone\.query=\{kind: query\}, or .*decoder"),
+        (
+            BACKBONE,
+            None,
+            r"requires tokens that know the query time, .*set 'model\.backbone\.query=\{\}', or",
+        ),
         (EARLY, DECODER, r"twice; set model\.backbone\.query=null, or model\.heads\.motion\.decoder=null"),
     ],
     ids=["neither", "both"],
@@ -214,10 +218,13 @@ def test_the_query_time_reaches_a_motion_head_one_way(
 
 
 def test_features_that_nothing_teaches_or_other_cells_search_are_refused() -> None:
-    with pytest.raises(UserError, match=r"nothing teaches model\.backbone\.correlation"):
+    with pytest.raises(UserError, match=r"nothing teaches .*model\.backbone\.correlation=null"):
         ModelConfig(backbone=LATE, heads=HEADS).build()
     other = dataclasses.replace(DECODER, correlation=dataclasses.replace(CORRELATION, radius=2))
-    with pytest.raises(UserError, match="differs from the backbone's"):
+    with pytest.raises(
+        UserError,
+        match=r"which the alternating backbone has of other settings; set 'model\.heads\.motion\.decoder\.correlation=",
+    ):
         ModelConfig(backbone=LATE, heads={"motion": dataclasses.replace(DENSE, output="motion", decoder=other)}).build()
 
 
@@ -249,17 +256,17 @@ def moved_features(shift: float) -> Tensor:
 def test_the_search_finds_where_the_features_went() -> None:
     features = moved_features(1.0)
     found = search(features, features[:, [1, 1]], radius=2)
-    inner = found.place[0, 0, 1:-2, 2:-2]
+    inner = found.displacement[0, 0, 1:-2, 2:-2]
     torch.testing.assert_close(inner, torch.tensor([1.0, 1.0]).expand_as(inner), atol=0.2, rtol=0)
-    assert found.place[0, 1, 1:-1, 1:-1].abs().max() < 0.2, "a frame shows its own places where they are"
-    assert (found.share > 0).all()
-    assert (found.share <= 1 + 1e-4).all()
+    assert found.displacement[0, 1, 1:-1, 1:-1].abs().max() < 0.2, "a frame shows its own places where they are"
+    assert (found.mass > 0).all()
+    assert (found.mass <= 1 + 1e-4).all()
 
 
 def test_the_search_tells_places_between_cells() -> None:
     features = moved_features(0.5)
     found = search(features, features[:, [1, 1]], radius=2)
-    assert found.place[0, 0, 1:-2, 1:-2, 0].mean() == pytest.approx(0.5, abs=0.1)
+    assert found.displacement[0, 0, 1:-2, 1:-2, 0].mean() == pytest.approx(0.5, abs=0.1)
 
 
 def test_logits_are_products_with_the_places_around() -> None:

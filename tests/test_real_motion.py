@@ -16,9 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from four_d import geometry
-from four_d.evaluation.motion import motion_scores
 from four_d.metrics import motion, tracks
 from four_d.types import Cameras, Clip, Prediction
+from tests.helpers import motion_scores
 
 SAMPLE = Path(__file__).parents[2] / "shared" / "samples" / "aria_digital_twin" / "pinhole"
 STIRRED = {"WoodenFork": 0.021, "WoodenSpoon": 0.022}

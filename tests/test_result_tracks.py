@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from four_d import cli
+from four_d.abilities import UNITS
 from four_d.checkpoints import ModelInfo
-from four_d.data.sampling import UNITS
 from four_d.formats.tracks import read_tracks
 from four_d.geometry import project
 from four_d.heads.track import TrackHeadConfig
@@ -55,8 +55,8 @@ def test_dense_motion_is_the_tracks_at_their_pixels(result: Result) -> None:
     assert table.motion is not None
     assert table.points is not None
     assert result.points is not None
-    assert table.motion.shape == (4, *result.fit.model, 3)
-    columns, rows = ((table.queries[:, axis] * result.fit.scale).astype(int) for axis in (1, 2))
+    assert table.motion.shape == (4, *result.fits.model, 3)
+    columns, rows = ((table.queries[:, axis] * result.fits.of_frames[0].scale).astype(int) for axis in (1, 2))
     path = result.points[0].numpy()[rows, columns] + table.motion[1:, rows, columns]
     np.testing.assert_allclose(table.points[:, 1:], path.swapaxes(0, 1), atol=1e-4)
 
@@ -92,7 +92,7 @@ def test_several_cameras_share_times() -> None:
     pixels[:, 1, 0] = 2 * CROSSES * 100 * torch.linspace(0, 1, 6)
     visible = torch.tensor([[1.0, 0, 0, 0.25, 0, 0.75], [0.0] * 6]).T
     times, cameras = [0.0, 0.0, 0.1, 0.1, 0.2, 0.2], [0, 1] * 3
-    table = from_pixels(torch.zeros(2, 3), pixels, visible, None, times, cameras, 100)
+    table = from_pixels(torch.zeros(2, 3), pixels, visible, None, times, cameras, [100, 400] * 3)
     assert table.times.tolist() == [0, 0.1, 0.2]
     assert table.visible.tolist() == [[1, 0.25, 0.75], [0, 0, 0]]
     assert table.confidence.tolist() == [[1, 1, 1]] * 2
@@ -139,7 +139,7 @@ def test_the_command_shows_the_cloud_and_the_tracks_it_writes(tmp_path: Path, mo
     assert len(told["tracks"]) == 2
     assert list(told["selected"]) == [0, 1]
     assert len(read_tracks(out / "tracks.npz")) == 2
-    assert "tracks.npz" in json.loads((out / ".four_d.json").read_text())["entries"]
+    assert "tracks.npz" in json.loads((out / ".four_d.json").read_text())["files"]
     assert cli.main(common) == 0
     assert len(told["cloud"]) > 40
     assert len(told["tracks"]) > 100

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,24 +13,29 @@ from torch import Tensor
 
 from four_d import evaluation
 from four_d import surface as surfaces
+from four_d.abilities import Abilities, Model
 from four_d.data.sampling import to_clip
 from four_d.data.shards import finalise, write_shard
 from four_d.errors import UserError
 from four_d.evaluation import EvaluationConfig
+from four_d.evaluation.published_result import Skip
+from four_d.evaluation.published_views import placed as placed_on_truth
 from four_d.evaluation.runs import (
-    Refused,
     Run,
-    RunSettings,
+    RunInputs,
     RunTracks,
     RunTruth,
+    preparation,
     run_scores,
     run_truth,
     track_scores,
-    window_of,
 )
 from four_d.geometry import invert_pose, make_pose, transform
 from four_d.types import Cameras, Clip, Gaussians, Prediction, map_tensors
-from tests.helpers import box_clip
+from four_d.windows.clips import ClipSource
+from four_d.windows.cut import Cut
+from four_d.windows.sliding import Sliding
+from tests.helpers import Says, box_clip
 from tests.test_gaussian_pipeline import loaded, model  # noqa: F401  # a fixture
 
 FRAMES, SIZE = 7, 32
@@ -42,7 +48,7 @@ def run() -> Run:
 
 
 @dataclasses.dataclass(frozen=True)
-class Knows:
+class Knows(Model):
     """Finds a clip's frames by their images, and says exactly what their pixels show and how it moves.
 
     Lengths are in the unit in which the clip's cameras are, that of the example.
@@ -53,10 +59,14 @@ class Knows:
     """Dense motion, in a unit of its own and from the first of the frames; else Gaussians, of all frames."""
     still: bool = False
 
-    def passes(self, clip: Clip) -> list[Prediction]:
+    @property
+    def abilities(self) -> Abilities:
+        return Abilities(outputs=frozenset({"motion" if self.moves else "gaussians"}))
+
+    def passes(self, clip: Clip) -> Iterator[Prediction]:
         assert clip.query_times is not None or not self.moves
         times = [None] if clip.query_times is None else clip.query_times[0]
-        return [self._one(clip, time) for time in times]
+        yield from (self._one(clip, time) for time in times)
 
     def __call__(self, clip: Clip) -> Prediction:
         return self._one(clip, None)
@@ -116,8 +126,10 @@ class Knows:
         return map_tensors(said, lambda tensor: tensor[None])
 
 
-POSED = RunSettings(frames=4, normalisation="disparity", hints=("intrinsics", "poses"))
-SHOWN = RunSettings(frames=4)
+POSED = RunInputs(normalisation="disparity", hints=("intrinsics", "poses"))
+SHOWN = RunInputs()
+BY_ONE = Cut(frames=4, overlap=1)
+WHOLE = Cut(frames=FRAMES, overlap=1)
 
 
 def value(scores: dict[str, float | None], name: str) -> float:
@@ -146,7 +158,7 @@ def test_the_points_are_of_things_that_move(run: Run) -> None:
 
 
 def test_exact_gaussians_are_followed_over_windows_of_their_own_unit_and_coordinates(run: Run) -> None:
-    scores = run_scores(Knows(run, moves=False), run, POSED)
+    scores = run_scores(Knows(run, moves=False), run, POSED, BY_ONE)
     assert value(scores, "track_epe_motion_static") > 0.25
     assert value(scores, "track_epe_motion") < 0.03
     assert value(scores, "track_epe") < 0.1  # a pixel; at edges the Gaussians of several frames mix
@@ -157,16 +169,16 @@ def test_exact_gaussians_are_followed_over_windows_of_their_own_unit_and_coordin
 
 
 def test_gaussians_that_stand_still_score_what_standing_still_does(run: Run) -> None:
-    scores = run_scores(Knows(run, moves=False, still=True), run, POSED)
+    scores = run_scores(Knows(run, moves=False, still=True), run, POSED, BY_ONE)
     assert value(scores, "track_epe") == pytest.approx(value(scores, "track_epe_static"), abs=1e-5)
     assert value(scores, "track_epe_motion") == pytest.approx(value(scores, "track_epe_motion_static"), rel=1e-4)
 
 
 def test_exact_motion_is_scored_on_the_same_points_whatever_its_unit(run: Run) -> None:
-    scores = run_scores(Knows(run, moves=True), run, SHOWN)
+    scores = run_scores(Knows(run, moves=True), run, SHOWN, WHOLE)
     assert value(scores, "track_epe") == pytest.approx(0, abs=1e-4)
     assert value(scores, "track_scale_error") > 0
-    chained = run_scores(Knows(run, moves=False), run, POSED)
+    chained = run_scores(Knows(run, moves=False), run, POSED, BY_ONE)
     assert scores["track_epe_motion_static"] == chained["track_epe_motion_static"]
     assert value(scores, "track_epe_static") == pytest.approx(value(scores, "track_epe_motion_static"), rel=1e-4)
 
@@ -230,9 +242,11 @@ def placed(poses: Tensor, true_depth: float | None, own_depth: float | None) -> 
         depth=depth,
         valid=None if depth is None else depth > 0,
     )
-    settings = RunSettings(frames=5, own_cameras=True)
-    window = window_of(own, Run(key="own", clip=clip), range(5), settings)
-    return window.gaussians.means, points
+    source = ClipSource(model=Says(own), clip=clip, prepare=preparation(RunInputs()))
+    sliding = Sliding(source, WHOLE, source.model.abilities)
+    whole = sliding.collect()
+    (segment,) = placed_on_truth(sliding.segments(), whole, clip)
+    return segment.gaussians.means, points
 
 
 @pytest.mark.parametrize(
@@ -250,15 +264,15 @@ def test_gaussians_of_a_model_that_finds_cameras_are_laid_on_the_true_ones(
 
 @pytest.mark.parametrize("depth", [(None, None), (4.0, None), (None, 0.8)])
 def test_a_still_camera_without_depth_tells_no_scale(depth: tuple[float | None, float | None]) -> None:
-    with pytest.raises(Refused, match="nothing says how long"):
+    with pytest.raises(Skip, match="nothing says how long"):
         placed(straight(0.01), *depth)
 
 
 def test_a_model_that_follows_no_points_is_refused(run: Run) -> None:
     with pytest.raises(UserError, match="no motion head"):
-        run_scores(lambda _: Prediction(), run, POSED)
+        run_scores(Says(), run, POSED, BY_ONE)
     nothing = dataclasses.replace(run, clip=dataclasses.replace(run.clip, surface=None))
-    assert set(run_scores(lambda _: Prediction(), nothing, POSED).values()) == {None}
+    assert set(run_scores(Says(), nothing, POSED, BY_ONE).values()) == {None}
 
 
 def test_eval_scores_tracks_of_a_real_model(tmp_path: Path, model: object) -> None:  # noqa: F811

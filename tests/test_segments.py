@@ -1,7 +1,9 @@
 """Gaussians of videos that are longer or shorter than what a model's Gaussian head is made for."""
 
+import dataclasses
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,24 +13,26 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from four_d import config
+from four_d import config, fields
+from four_d.abilities import UNITS, Abilities, ModelModule
 from four_d.checkpoints import ModelInfo
-from four_d.data.sampling import UNITS
 from four_d.errors import UserError
-from four_d.geometry import make_pose
+from four_d.evaluation.runs import Run, RunInputs, run_tracks
+from four_d.formats.tracks import read_tracks
+from four_d.geometry import Similarity, make_pose
 from four_d.heads.gaussian import GaussianHeadConfig
-from four_d.inference import Known, LoadedModel, Selection, infer, run, segments
-from four_d.inference.fit import fit
-from four_d.inference.inputs import Source
-from four_d.inference.parts import Part, take_frames
-from four_d.inference.run import times_apart
-from four_d.inference.seams import Similarity
-from four_d.inference.segments import Segments, read_segments, write_segments
+from four_d.inference import Known, LoadedModel, Result, Selection, infer, segments
+from four_d.inference.segments import read_segments, write_segments
 from four_d.inference.units import to_model
-from four_d.inference.video import Video
+from four_d.model import ModelConfig
 from four_d.rendering import render
 from four_d.rendering.scene import means_at
 from four_d.types import Cameras, Clip, Gaussians, Prediction, Segment, map_tensors, segment_at
+from four_d.video.fit import fit
+from four_d.windows.cut import Cut
+from four_d.windows.frames import take_frames
+from four_d.windows.join import Part
+from four_d.windows.segments import Segments, stretches, times_apart
 from tests.formats.scene import SIZE, cameras, moving, standing
 
 COUNT = 4
@@ -75,18 +79,17 @@ class Perfect:
         self.world, self.times, self.calls = poses(len(times)), torch.tensor(times, dtype=torch.float32), 0
         self.asked: list[list[int]] = []
 
-    def __call__(self, source: Source) -> Prediction:
-        assert source.video.part is not None
-        rows = list(source.video.part[0])
-        assert (source.video.frames[:, 0, 0, 0] == rows).all(), "each row's own picture"
+    def __call__(self, part: Part[Result], moments: Sequence[range]) -> Result:
+        rows = [row for moment in moments for row in moment]
+        pictures = [part.value.frames[row - part.frames.start] for row in rows]
+        assert [picture[0, 0, 0] for picture in pictures] == rows, "each row's own picture"
         self.asked.append(rows)
         self.calls += 1
         scale = 0.5 + self.calls
         move = Similarity(scale=scale, rotation=torch.eye(3).double(), shift=torch.zeros(3).double())
         here = torch.linalg.inv(self.world[rows[0]])
-        local = move.cameras(
-            Cameras(world_from_camera=here @ self.world[rows], intrinsics=torch.eye(3).expand(len(rows), 3, 3))
-        )
+        lens = torch.eye(3).expand(len(rows), 3, 3)
+        local = fields.move(Cameras(world_from_camera=here @ self.world[rows], intrinsics=lens), move)
         places = (truth(self.times[rows]) @ here[:3, :3].mT + here[:3, 3]) * scale
         count = places.shape[1]
         gaussians = Gaussians(
@@ -98,28 +101,41 @@ class Perfect:
             offsets=places - places[0],
             offset_times=torch.arange(len(rows)).float(),
         )
-        return Prediction(cameras=local, depth=depth(len(self.times))[rows] * scale, gaussians=gaussians)
+        said = Prediction(cameras=local, depth=depth(len(self.times))[rows] * scale, gaussians=gaussians)
+        return dataclasses.replace(part.value, prediction=said)
 
 
-def made(count: int, pieces: tuple[int, ...] = ()) -> tuple[tuple[Segment, ...], Perfect, NDArray[np.float64]]:
+def made(
+    count: int, pieces: tuple[int, ...] = (), times: NDArray[np.float64] | None = None
+) -> tuple[tuple[Segment, ...], Perfect, NDArray[np.float64]]:
     """The segments of a video of ``count`` frames that comes in pieces ending at these frames."""
-    times = np.linspace(0, 1, count) ** 1.2
-    video = Video(frames=np.zeros((count, 4, 4, 3), np.uint8), times=times, total=count)
-    video.frames[:] = np.arange(count)[:, None, None, None]
+    times = np.linspace(0, 1, count) ** 1.2 if times is None else times
+    frames = [np.full((4, 4, 3), index, np.uint8) for index in range(count)]
     model = Perfect(times)
-    maker = Segments(model, COUNT, video)
+    maker = Segments(model, COUNT, times.tolist(), [range(index, index + 1) for index in range(count)])
     whole = Cameras(world_from_camera=model.world, intrinsics=torch.eye(3).expand(count, 3, 3))
     for start, stop in itertools.pairwise((0, *pieces, count)):
-        maker.add(
-            Part(
-                frames=range(start, stop),
-                prediction=take_frames(Prediction(cameras=whole, depth=depth(count)), slice(start, stop)),
-                fit=fit((4, 4), (4, 4), 1),
-                images=torch.zeros(stop - start, 3, 4, 4),
-                originals=video.frames[start:stop],
-            )
+        part = slice(start, stop)
+        result = Result(
+            prediction=take_frames(Prediction(cameras=whole, depth=depth(count)), part),
+            images=torch.zeros(stop - start, 3, 4, 4),
+            frames=frames[start:stop],
+            times=times[part].tolist(),
+            fits=fit([(4, 4)] * (stop - start), (4, 4), 1),
         )
+        maker.add(Part(frames=range(start, stop), value=result))
     return maker.end(), model, times
+
+
+@pytest.mark.parametrize("count", range(COUNT + 1, 4 * COUNT))
+def test_a_frame_in_the_middle_of_an_overlap_is_shown_by_the_later_segment(count: int) -> None:
+    """Also where times are rounded to single precision, so that the mean of two is not quite the one between them."""
+    times = (np.arange(count) / 30).astype(np.float32).astype(np.float64)
+    segments = made(count, times=times)[0]
+    spans = stretches(COUNT).plan(count)
+    for before, after, segment in zip(spans, spans[1:], segments[1:], strict=False):
+        if (before.stop - after.start) % 2:
+            assert segment.start == times[(after.start + before.stop - 1) // 2]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 10, 11, 24])
@@ -194,7 +210,7 @@ def test_a_model_says_what_it_needs_before_it_sees_anything(
         asked.append(numbers)  # pyright: ignore[reportArgumentType]
         raise UserError("too many")
 
-    monkeypatch.setattr(run, "check_memory", note)
+    monkeypatch.setattr(segments, "check_memory", note)
     with pytest.raises(UserError, match="too many"):
         unified(pictures(count))
     assert head.every is not None
@@ -211,10 +227,10 @@ def test_moved_gaussians_look_the_same_to_moved_cameras() -> None:
         return render(batch, each, torch.tensor([[0.05, 0.2]]), SIZE, backend="torch").colour
 
     torch.testing.assert_close(
-        seen(move.gaussians(scene), move.cameras(cameras())), seen(scene, cameras()), atol=1e-4, rtol=0
+        seen(fields.move(scene, move), fields.move(cameras(), move)), seen(scene, cameras()), atol=1e-4, rtol=0
     )
     with pytest.raises(UserError, match="degree 0"):
-        move.gaussians(moving(degree=1))
+        fields.move(moving(degree=1), move)
 
 
 def test_segments_are_files_and_back(tmp_path: Path) -> None:
@@ -234,8 +250,7 @@ def test_segments_are_files_and_back(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def unified() -> LoadedModel:
-    overlays = [f"overlays/{name}" for name in ("mini", "dept3r_mini", "dept3r_late_mini", "unified_mini")]
-    return loaded(["unified", *overlays], TINY)
+    return loaded(["overlays/unified_mini"], TINY)
 
 
 def loaded(files: list[str], values: list[str]) -> LoadedModel:
@@ -260,7 +275,7 @@ def write_pictures(folder: Path, count: int) -> Path:
 @pytest.mark.parametrize(("count", "number"), [(1, 1), (2, 1), (6, 1), (7, 2)])
 def test_any_number_of_frames_gives_all_outputs(unified: LoadedModel, count: int, number: int) -> None:
     result = unified(pictures(count), tracks=False)
-    plain = unified.plain(pictures(count), tracks=False)
+    plain = unified.without("gaussians")(pictures(count), tracks=False)
     assert len(result.gaussians) == number
     assert (result.prediction.gaussians is not None) == (number == 1)
     for name in ("depth", "points", "dynamic"):
@@ -281,8 +296,19 @@ def test_a_long_video_becomes_files_of_all_its_times(unified: LoadedModel, tmp_p
     assert (tmp_path / "out" / "novel_views.mp4").stat().st_size > 0
     assert len(json.loads((tmp_path / "out" / "windows.json").read_text())["windows"]) == 2
     assert not (tmp_path / "out" / "gaussians.glb").exists()
+    for name, frames in (("long", 14), ("short", 6)):
+        few = Selection(max_frames=frames)
+        infer(unified, video, tmp_path / name, selection=few, window=8, overlap=2, tracks=False, novel_views=False)
+        assert (tmp_path / name / "gaussians.ply").exists()
+        assert not (tmp_path / name / "novel_views.mp4").exists()
     whole = unified(video, selection=selection, window=8, overlap=2, tracks=False)
     torch.testing.assert_close(whole.gaussians[2].gaussians.means, found.gaussians[2].gaussians.means)
+
+
+def test_a_photo_has_no_video_of_novel_views(unified: LoadedModel, tmp_path: Path) -> None:
+    infer(unified, write_pictures(tmp_path / "photo", 1), tmp_path / "out", tracks=False)
+    assert (tmp_path / "out" / "gaussians.glb").exists()
+    assert not (tmp_path / "out" / "novel_views.mp4").exists()
 
 
 def given(count: int, depth: float | None = 2.0) -> Known:
@@ -293,12 +319,12 @@ def given(count: int, depth: float | None = 2.0) -> Known:
 
 
 def test_a_posed_model_says_what_it_needs() -> None:
-    model = loaded(["dgs_lrm", "overlays/dgs_lrm_mini"], POSED)
+    model = loaded(["overlays/dgs_lrm_mini"], POSED)
     with pytest.raises(UserError, match=r"camera of every frame and how far .* \(--cameras, --depth\)"):
         model(pictures(7))
     with pytest.raises(UserError, match=r"give depth \(--depth\)"):
         model(pictures(7), known=given(7, depth=None))
-    with pytest.raises(UserError, match=r"set data\.hints\.poses=1, or take another backbone than spacetime"):
+    with pytest.raises(UserError, match=r"set data\.hints\.poses=1, or take another backbone"):
         config.load(["dgs_lrm"], ["data.sources.a.path=x", "data.hints.poses=0.5"])
 
 
@@ -319,7 +345,7 @@ def test_depth_without_a_valid_pixel_is_named_as_such() -> None:
 
 @pytest.mark.parametrize("count", [2, 6, 13])
 def test_a_posed_model_keeps_to_the_given_cameras(count: int, tmp_path: Path) -> None:
-    model = loaded(["dgs_lrm", "overlays/dgs_lrm_mini"], POSED)
+    model = loaded(["overlays/dgs_lrm_mini"], POSED)
     result = model(pictures(count), known=given(count), window=8)
     assert result.unit == model.unit == UNITS["disparity"]
     assert result.prediction.cameras is not None
@@ -331,3 +357,120 @@ def test_a_posed_model_keeps_to_the_given_cameras(count: int, tmp_path: Path) ->
     pixels = pixels[:, :2] / pixels[:, 2:] * 24 + 12
     rows, columns = torch.meshgrid(torch.arange(24) + 0.5, torch.arange(24) + 0.5, indexing="ij")
     torch.testing.assert_close(pixels, torch.stack([columns, rows], dim=-1).flatten(0, 1), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("count", [6, 13])
+def test_points_are_followed_through_gaussians_and_scored_as_they_are_delivered(count: int, tmp_path: Path) -> None:
+    model, points = loaded(["overlays/dgs_lrm_mini"], POSED), [(12.5, 9.5), (5.0, 14.0, 6.0)]
+    result = model(pictures(count), known=given(count), points=points, window=8)
+    assert result.tracks is not None
+    assert result.tracks.points.shape == (2, count, 3)
+    assert result.tracks.pixels is not None
+    queries = torch.tensor([(0.0, 12.5, 9.5), (5.0, 14.0, 6.0)])
+    assert torch.equal(result.tracks.queries, queries)
+    torch.testing.assert_close(result.tracks.pixels[[0, 1], [0, 5]], queries[:, 1:], atol=1e-3, rtol=0)
+    lens = torch.tensor([[24.0, 0, 12], [0, 24, 12], [0, 0, 1]]).expand(count, 3, 3)
+    clip = Clip(
+        images=result.images,
+        times=torch.tensor(result.times),
+        camera_ids=torch.zeros(count, dtype=torch.long),
+        cameras=Cameras(world_from_camera=poses(count), intrinsics=lens),
+        depth=torch.full((count, 24, 24), 2.0),
+        valid=torch.ones(count, 24, 24, dtype=torch.bool),
+    )
+    inputs = RunInputs(normalisation="disparity", hints=("intrinsics", "poses", "depth"))
+    scored = run_tracks(model, Run(key="same", clip=clip), queries, inputs, Cut.of(6, 8))
+    assert scored is not None
+    torch.testing.assert_close(scored.points, result.tracks.points, atol=1e-3, rtol=1e-3)
+    infer(
+        model, write_pictures(tmp_path / "video", count), tmp_path / "out", known=given(count), points=points, window=8
+    )
+    np.testing.assert_allclose(read_tracks(tmp_path / "out" / "tracks.npz").points, result.tracks.points, atol=1e-4)
+
+
+def test_points_through_gaussians_of_several_cameras_are_refused() -> None:
+    model = loaded(["overlays/dgs_lrm_mini"], POSED)
+    known = given(6)
+    with pytest.raises(UserError, match="of one camera's video, and there are several cameras; leave points out"):
+        model([pictures(3), pictures(3)], known=known, points=[(3.0, 3.0)])
+
+
+class Still(ModelModule):
+    """A model without parts whose Gaussians are of whatever it sees: a red one where its first camera is, in front."""
+
+    def __init__(self, *, cameras: bool = True, moving: bool = False) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.cameras, self.moving = cameras, moving
+
+    @property
+    def abilities(self) -> Abilities:
+        cameras = {"cameras"} if self.cameras else set[str]()
+        return Abilities(outputs=frozenset({"depth", "gaussians", *cameras}), multiple=4)
+
+    def forward(self, clip: Clip) -> Prediction:
+        batch, count, _, height, width = clip.images.shape
+        lens = torch.tensor([[float(width), 0, width / 2], [0, width, height / 2], [0, 0, 1]])
+        number = (255 * clip.images[0, :, 0, 0, 0]).round()
+        pose = torch.eye(4).repeat(batch, count, 1, 1)
+        pose[..., 0, 3] = number - number[0]
+        gaussians = Gaussians(
+            means=torch.tensor([[[0.0, 0, 2]]]),
+            quats=torch.tensor([[[1.0, 0, 0, 0]]]),
+            scales=torch.full((1, 1, 3), 0.1),
+            opacities=torch.ones(1, 1),
+            harmonics=torch.zeros(1, 1, 1, 3),
+            offsets=torch.zeros(1, count, 1, 3) if self.moving else None,
+            offset_times=clip.times if self.moving else None,
+        )
+        depth = torch.full((batch, count, height, width), 2.0)
+        cameras = Cameras(world_from_camera=pose, intrinsics=lens.expand(1, count, 3, 3))
+        return Prediction(depth=depth, gaussians=gaussians, cameras=cameras if self.cameras else None)
+
+
+def still(*, cameras: bool = True, moving: bool = False) -> LoadedModel:
+    info = ModelInfo(model=ModelConfig(), image_size=(16, 16), frames=8)
+    return LoadedModel(Still(cameras=cameras, moving=moving), info)
+
+
+def stepping(count: int) -> NDArray[np.uint8]:
+    """Frames whose red is their number."""
+    frames = np.zeros((count, 16, 16, 3), np.uint8)
+    frames[..., 0] = np.arange(count)[:, None, None]
+    return frames
+
+
+@pytest.mark.parametrize("moving", [False, True])
+def test_gaussians_of_any_number_of_times_are_a_segment_of_each_window(tmp_path: Path, moving: bool) -> None:
+    model, frames = still(moving=moving), stepping(10)
+    assert len(model(frames, window=10).gaussians) == 1
+    result = infer(model, frames, tmp_path / "out", window=4, overlap=2, novel_views=False)
+    starts = [round(segment.start * 25) for segment in result.gaussians]
+    assert starts == [0, 3, 5, 7]
+    places = torch.cat([segment.gaussians.means for segment in result.gaussians])
+    torch.testing.assert_close(places, torch.tensor([[float(first), 0, 2] for first in (0, 2, 4, 6)]))
+    written = read_segments(tmp_path / "out" / "gaussians")
+    assert [segment.start for segment in written] == [segment.start for segment in result.gaussians]
+    for segment, first in zip(result.gaussians, (0, 2, 4, 6), strict=True):
+        times = segment.gaussians.offset_times
+        assert (times is not None) == moving
+        if times is not None:
+            torch.testing.assert_close(times, torch.arange(first, first + 4) / 25)
+
+
+def test_points_go_through_gaussians_of_any_number_of_times() -> None:
+    tracks = still(moving=True)(stepping(10), points=[(0.0, 8.0, 8.0), (6.0, 8.0, 8.0)], window=4, overlap=2).tracks
+    assert tracks is not None
+    assert tracks.points.shape == (2, 10, 3)
+    torch.testing.assert_close(tracks.points[:, 0], torch.tensor([[0.0, 0, 2], [6, 0, 2]]), atol=0.2, rtol=0)
+    with pytest.raises(UserError, match="no cameras are known"):
+        still(cameras=False)(stepping(4), points=[(0.0, 4.0, 4.0)])
+
+
+def test_points_outside_are_refused_before_gaussians_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    def predicted(_: Still, clip: Clip) -> Prediction:
+        raise AssertionError(f"{clip.images.shape} were predicted first")
+
+    monkeypatch.setattr(Still, "forward", predicted)
+    with pytest.raises(UserError, match="point 8,99 is outside"):
+        still(moving=True)(stepping(4), points=[(0.0, 8.0, 99.0)])

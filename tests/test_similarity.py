@@ -151,7 +151,7 @@ def test_what_is_wrong_with_files_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"lacks features\.0\.weight"):
         load_lpips(str(tmp_path))
     (tmp_path / "broken.pth").write_bytes(b"no weights")
-    with pytest.raises(UserError, match=r"broken\.pth is no file of weights"):
+    with pytest.raises(UserError, match=r"broken\.pth is not a file of weights"):
         load_lpips(str(tmp_path / "broken.pth"))
     torch.save(trunk, tmp_path / "trunk.pth")
     with pytest.raises(UserError, match=r"lacks linear\.0"):

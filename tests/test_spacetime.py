@@ -9,12 +9,12 @@ import roma
 import torch
 from torch import Tensor
 
-from four_d.backbones.spacetime import SpacetimeBackbone, SpacetimeConfig, part, stamps
+from four_d.backbones.spacetime import SpacetimeBackbone, SpacetimeConfig, split_cubes, stamps
 from four_d.errors import UserError
 from four_d.geometry import make_pose
 from four_d.heads.dense import DenseHeadConfig
 from four_d.heads.gaussian import GaussianHeadConfig
-from four_d.model import FourD, ModelConfig
+from four_d.model import FourD, ModelConfig, kept_rounds
 from four_d.types import Cameras, Clip, Tokens, map_tensors
 
 BACKBONE = SpacetimeConfig(width=32, depth=2, heads=2, stride=2, patch_size=8)
@@ -58,8 +58,7 @@ def tokens_of(clip: Clip, network: SpacetimeBackbone) -> Tensor:
 
 def test_one_row_of_tokens_per_cube() -> None:
     network = backbone()
-    network.keep([0, 1])
-    tokens: Tokens = network(posed_clip(b=2, f=6))
+    tokens: Tokens = network(posed_clip(b=2, f=6), (0, 1))
     assert [each.shape for each in tokens.patches] == [(2, 3, 6, 32)] * 2
     assert [each.shape for each in tokens.special] == [(2, 3, 0, 32)] * 2
     assert (tokens.grid, tokens.rounds) == ((2, 3), (0, 1))
@@ -118,9 +117,9 @@ def test_frames_of_a_cube_are_of_one_camera() -> None:
     clip = posed_clip(f=8)
     ids = torch.tensor([[0, 1] * 4])
     rig = dataclasses.replace(clip, times=torch.arange(4.0).repeat_interleave(2)[None], camera_ids=ids)
-    assert part(rig, 2)[0].tolist() == [[[0, 2], [4, 6], [1, 3], [5, 7]]]
-    with pytest.raises(UserError, match=r"camera 0 has 3 frames .* reads 2 at a time; give each camera 2, 4, 6 …"):
-        part(dataclasses.replace(rig, camera_ids=torch.tensor([[0, 1, 0, 1, 0, 1, 1, 1]])), 2)
+    assert split_cubes(rig, 2)[0].tolist() == [[[0, 2], [4, 6], [1, 3], [5, 7]]]
+    with pytest.raises(UserError, match=r"camera 0 has 3 frames .* takes 2 at a time; give each camera 2, 4, 6 …"):
+        split_cubes(dataclasses.replace(rig, camera_ids=torch.tensor([[0, 1, 0, 1, 0, 1, 1, 1]])), 2)
 
 
 def test_time_stamps_fill_minus_one_to_one_and_go_on_slowly() -> None:
@@ -165,7 +164,7 @@ def test_mistakes_are_named_with_their_remedy() -> None:
     with pytest.raises(UserError, match=r"some are unknown; give them \(--cameras"):
         network(without(clip, cameras=unknown))
     with pytest.raises(
-        UserError, match=r"the clip has 3 frames .* reads 2 at a time; give each camera 2, 4, 6 … frames"
+        UserError, match=r"the clip has 3 frames .* takes 2 at a time; give each camera 2, 4, 6 … frames"
     ):
         network(take(clip, [0, 1, 2]))
     with pytest.raises(UserError, match="multiples of the model's patch size 8; resize or crop them to 16 × 16"):
@@ -175,7 +174,7 @@ def test_mistakes_are_named_with_their_remedy() -> None:
     with pytest.raises(UserError, match="1 to 2 reference frames; give each clip as many"):
         network(without(two, references=uneven))
     with pytest.raises(UserError, match="a head reads round 2, the backbone has 0 to 1"):
-        network.keep([2])
+        kept_rounds([2], 2)
 
 
 @pytest.mark.parametrize(
@@ -183,11 +182,11 @@ def test_mistakes_are_named_with_their_remedy() -> None:
     [
         (
             ModelConfig(backbone=BACKBONE, heads={"depth": DenseHeadConfig()}),
-            r"heads\.depth reads tokens of every frame",
+            r"heads\.depth requires tokens of every frame, which the spacetime backbone .*configs/unified\.yaml",
         ),
         (
             ModelConfig(backbone=BACKBONE, heads={"splats": GaussianHeadConfig(frames=5)}),
-            r"heads\.splats\.frames 5 is no multiple of model\.backbone\.stride 2",
+            r"heads\.splats\.frames 5 is not a multiple of model\.backbone\.stride 2",
         ),
         (ModelConfig(backbone=SpacetimeConfig(width=30, heads=4)), "width 30 must be a multiple of heads 4"),
         (ModelConfig(backbone=SpacetimeConfig(stride=0)), "stride, width, depth and heads must be at least 1"),
@@ -199,4 +198,4 @@ def test_parts_that_do_not_fit_are_refused(config: ModelConfig, message: str) ->
 
 
 def test_it_asks_for_whole_cameras() -> None:
-    assert BACKBONE.hints.intrinsics == BACKBONE.hints.poses == "required"
+    assert BACKBONE.takes["intrinsics"] == BACKBONE.takes["poses"] == "required"

@@ -29,8 +29,8 @@ STUDIES = sorted(path.stem for path in (ROOT / "benchmarks" / "studies").glob("[
 
 
 def line(variant: str, seed: int, **values: object) -> dict[str, object]:
-    figures = {"ate": 1.0 + seed, "absrel": None, **values}
-    return {"variant": variant, "seed": seed, **figures, "image_free": {"ate": 0.5}, "digest": "d"}
+    figures = {"pose_ate_sim3": 1.0 + seed, "mask_iou": None, **values}
+    return {"variant": variant, "seed": seed, **figures, "image_free": {"pose_ate_sim3": 0.5}, "digest": "d"}
 
 
 @pytest.fixture
@@ -38,6 +38,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: ANN201
     study = script()
     monkeypatch.setattr(study, "RESULTS", tmp_path)
     from benchmarks.studies import Key, Study, Training
+    from four_d.metrics.catalogue import METRICS
 
     value = Study(
         name="small",
@@ -46,7 +47,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: ANN201
         variants={"one": Training(values=()), "two": Training(values=())},
         seeds=(0, 1),
         evaluation=(),
-        keys=(Key(name="ate", label="ATE"), Key(name="absrel", label="AbsRel")),
+        keys=(Key(metric=METRICS["pose_ate_sim3"], label="ATE"), Key(metric=METRICS["mask_iou"], label="IoU")),
     )
     (tmp_path / "raw").mkdir()
 
@@ -68,11 +69,11 @@ def test_what_has_a_line_is_not_run_again_unless_named(small) -> None:  # noqa: 
 
 def test_the_newest_line_counts_and_means_are_over_seeds(small) -> None:  # noqa: ANN001
     study, value, write = small
-    write(line("one", 0, ate=9.0), line("one", 0), line("one", 1))
+    write(line("one", 0, pose_ate_sim3=9.0), line("one", 0), line("one", 1))
     summary = study.summarise(value, study.read_raw(value))
-    assert summary["one"]["ate"] == {"mean": 1.5, "per_seed": {"0": 1.0, "1": 2.0}}
-    assert summary["one"]["absrel"]["mean"] is None
-    assert summary["image_free"] == {"ate": 0.5}
+    assert summary["one"]["pose_ate_sim3"] == {"mean": 1.5, "per_seed": {"0": 1.0, "1": 2.0}}
+    assert summary["one"]["mask_iou"]["mean"] is None
+    assert summary["image_free"] == {"pose_ate_sim3": 0.5}
     assert "two" not in summary
     text = study.table(value, summary)
     assert "| one | 1.5 (1–2) |  |" in text
@@ -91,7 +92,7 @@ def test_the_plot_is_drawn(small, tmp_path: Path) -> None:  # noqa: ANN001
     write(line("one", 0), line("one", 1), line("two", 0))
     study.publish(value)
     assert (tmp_path / "small.png").stat().st_size > 5000
-    assert json.loads((tmp_path / "small.json").read_text())["two"]["ate"]["mean"] == 1.0
+    assert json.loads((tmp_path / "small.json").read_text())["two"]["pose_ate_sim3"]["mean"] == 1.0
 
 
 @pytest.mark.parametrize("name", STUDIES)

@@ -10,7 +10,6 @@ from torch import Tensor
 from four_d.backbones.alternating import AlternatingConfig
 from four_d.data.sampling import collate, normalise, to_clip, to_example
 from four_d.errors import UserError
-from four_d.export import to_program
 from four_d.heads import HeadConfig
 from four_d.heads.dense import DenseHeadConfig
 from four_d.heads.track import (
@@ -24,10 +23,13 @@ from four_d.heads.track import (
     sample,
     window,
 )
-from four_d.losses.track import TrackLoss, cross_entropy, pixel_truth
+from four_d.losses.reduction import cross_entropy
+from four_d.losses.supervision import supervised
+from four_d.losses.track import TrackLossConfig, pixel_truth
 from four_d.model import FourD, ModelConfig
+from four_d.tracing import to_program
 from four_d.types import Clip, Prediction, map_tensors
-from tests.helpers import box_clip, without_surface
+from tests.helpers import box_clip, loss_value, without_surface
 
 SMALL = TrackHeadConfig(
     channels=(8, 8, 8, 8), features=16, levels=3, radius=2, hidden=16, depth=2, heads=2, virtual=4, iterations=3
@@ -101,7 +103,7 @@ def test_points_of_other_frames_are_followed_from_there() -> None:
     queries[:, [1, 4], 0] = 2
     with torch.no_grad():
         found = model(make_clip(queries))
-        tokens = model.backbone(make_clip())
+        tokens = model.backbone(make_clip(), model.rounds)
         order = [2, 0, 1, 3]
         moved = dataclasses.replace(
             tokens,
@@ -237,7 +239,7 @@ def test_half_precision_around_the_head_changes_nothing_in_it() -> None:
     model, clip = build().float(), make_clip(make_queries().float())
     clip = dataclasses.replace(clip, images=clip.images.float())
     with torch.no_grad():
-        tokens = model.backbone(clip)
+        tokens = model.backbone(clip, model.rounds)
         expected = model.heads["track"](tokens, clip)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             found = model.heads["track"](tokens, clip)
@@ -273,8 +275,8 @@ def true_tracks(targets: Clip, grid: tuple[int, int] = (6, 8)) -> Prediction:
     pixels = torch.cat([queries[:, None, :, 1:], found.pixels[:, 1:]], dim=1)
     return Prediction(
         pixel_tracks=pixels,
-        pixel_tracks_visible=found.visible.float(),
-        pixel_tracks_confidence=torch.ones_like(found.visible, dtype=torch.float32),
+        pixel_tracks_visible_logits=100 * found.visible.float() - 50,
+        pixel_tracks_confidence_logits=torch.full(found.visible.shape, 50.0),
         pixel_track_stages=pixels.repeat(3, 1, 1, 1, 1),
     )
 
@@ -283,9 +285,12 @@ def beside(prediction: Prediction, by: float) -> Prediction:
     """Wrong by so many pixels in x but in the first frame, and undecided."""
     moved = prediction.pixel_track_stages.clone()
     moved[:, :, 1:, :, 0] += by
-    half = torch.full_like(prediction.pixel_tracks_visible, 0.5)
+    half = torch.zeros_like(prediction.pixel_tracks_visible_logits)
     found = Prediction(
-        pixel_tracks=moved[-1], pixel_tracks_visible=half, pixel_tracks_confidence=half, pixel_track_stages=moved
+        pixel_tracks=moved[-1],
+        pixel_tracks_visible_logits=half,
+        pixel_tracks_confidence_logits=half,
+        pixel_track_stages=moved,
     )
     return map_tensors(found, lambda x: x.detach().clone().requires_grad_())
 
@@ -316,24 +321,24 @@ def test_truth_of_a_query_elsewhere_leads_back(targets: Clip) -> None:
 
 def test_track_loss_is_nothing_at_the_truth_and_not_beside_it(targets: Clip) -> None:
     right = true_tracks(targets)
-    assert TrackLoss()(right, None, targets).item() < 0.01
-    near = TrackLoss()(beside(right, 1.0), None, targets).item()
-    far = TrackLoss()(beside(right, 5.0), None, targets).item()
+    assert loss_value(TrackLossConfig(), right, targets).item() < 0.01
+    near = loss_value(TrackLossConfig(), beside(right, 1.0), targets).item()
+    far = loss_value(TrackLossConfig(), beside(right, 5.0), targets).item()
     assert 0.01 < near < far
-    position = TrackLoss(visibility=0.0, confidence=0.0, stage_decay=1.0)
+    position = TrackLossConfig(visibility=0.0, confidence=0.0, stage_decay=1.0)
     # Of four frames the first is right; x is wrong by 4, y is not.
     known = pixel_truth(targets, grid_points((6, 8), targets, jitter=False)).visible
     share = known[:, 1:].flatten(1).sum(-1) / known.flatten(1).sum(-1)
-    assert position(beside(right, 4.0), None, targets).item() == pytest.approx(2 * share.mean().item(), abs=0.01)
+    assert loss_value(position, beside(right, 4.0), targets).item() == pytest.approx(2 * share.mean().item(), abs=0.01)
 
 
 def test_confidence_is_of_being_near(targets: Clip) -> None:
-    confidence = TrackLoss(position=0.0, visibility=0.0)
+    confidence = TrackLossConfig(position=0.0, visibility=0.0)
     right = true_tracks(targets)
-    far = dataclasses.replace(beside(right, 4.0), pixel_tracks_confidence=right.pixel_tracks_confidence)
-    near = dataclasses.replace(beside(right, 2.0), pixel_tracks_confidence=right.pixel_tracks_confidence)
-    assert confidence(near, None, targets).item() < 1e-6
-    assert confidence(far, None, targets).item() > 5
+    far = dataclasses.replace(beside(right, 4.0), pixel_tracks_confidence_logits=right.pixel_tracks_confidence_logits)
+    near = dataclasses.replace(beside(right, 2.0), pixel_tracks_confidence_logits=right.pixel_tracks_confidence_logits)
+    assert loss_value(confidence, near, targets).item() < 1e-6
+    assert loss_value(confidence, far, targets).item() > 5
 
 
 def test_track_loss_of_a_batch_is_the_mean_of_its_clips(targets: Clip) -> None:
@@ -343,8 +348,8 @@ def test_track_loss_of_a_batch_is_the_mean_of_its_clips(targets: Clip) -> None:
         part = map_tensors(targets, lambda x, index=index: x[index : index + 1])
         stages = prediction.pixel_track_stages[:, index : index + 1]
         mine = map_tensors(dataclasses.replace(prediction, pixel_track_stages=None), lambda x, i=index: x[i : i + 1])
-        parts.append(TrackLoss()(dataclasses.replace(mine, pixel_track_stages=stages), None, part))
-    torch.testing.assert_close(TrackLoss()(prediction, None, targets), torch.stack(parts).mean())
+        parts.append(loss_value(TrackLossConfig(), dataclasses.replace(mine, pixel_track_stages=stages), part))
+    torch.testing.assert_close(loss_value(TrackLossConfig(), prediction, targets), torch.stack(parts).mean())
 
 
 @pytest.mark.parametrize("how", ["no surface in the batch", "no surface in one clip", "nothing seen"])
@@ -359,26 +364,26 @@ def test_tracks_without_truth_are_exactly_zero_with_zero_gradients(targets: Clip
         bare = to_clip(without_surface(box_clip(5, frames=2, cameras=2, size=(32, 40))))
         full = to_clip(box_clip(3, frames=4, cameras=1, size=(32, 40)), with_surface=True)
         given, zero = collate([to_example(full, "a"), to_example(bare, "b")]).targets, slice(1, 2)
-    loss = TrackLoss()(prediction, None, given)
+    loss = loss_value(TrackLossConfig(), prediction, given)
     loss.backward()
     assert (loss.item() == 0) == (how != "no surface in one clip")
-    for each in (prediction.pixel_tracks_visible, prediction.pixel_tracks_confidence):
+    assert not supervised(given, TrackLossConfig.needs)[zero].any()
+    for each in (prediction.pixel_tracks_visible_logits, prediction.pixel_tracks_confidence_logits):
         assert not each.grad[zero].any()
     assert not prediction.pixel_track_stages.grad[:, zero].any()
 
 
 def test_missing_track_head_is_named(targets: Clip) -> None:
     with pytest.raises(UserError, match="add a head"):
-        TrackLoss()(Prediction(), None, targets)
+        loss_value(TrackLossConfig(), Prediction(), targets)
 
 
-def test_cross_entropy_is_finite_where_it_is_sure_and_wrong() -> None:
-    sure = torch.tensor([0.0, 1.0, 1.0, 0.25], requires_grad=True)
-    found = cross_entropy(sure, torch.tensor([True, False, True, True]))
+def test_cross_entropy_pulls_back_what_is_sure_and_wrong() -> None:
+    logits = torch.tensor([-20.0, 20.0, -1000.0, 20.0, math.log(0.25 / 0.75)], requires_grad=True)
+    found = cross_entropy(logits, torch.tensor([True, False, True, True, True]))
     found.sum().backward()
-    assert found.isfinite().all()
-    assert sure.grad.isfinite().all()
-    assert found[2:].tolist() == pytest.approx([0, -math.log(0.25)])
+    assert found.tolist() == pytest.approx([20, 20, 1000, 0, -math.log(0.25)], abs=1e-6)
+    assert logits.grad.tolist() == pytest.approx([-1, 1, -1, 0, -0.75], abs=1e-6)
 
 
 def test_track_loss_teaches_every_parameter_and_goes_down(targets: Clip) -> None:
@@ -390,7 +395,7 @@ def test_track_loss_teaches_every_parameter_and_goes_down(targets: Clip) -> None
     for step in range(12):
         optimiser.zero_grad()
         torch.manual_seed(1)  # the same points in every step
-        loss = TrackLoss()(model(clip), None, targets)
+        loss = loss_value(TrackLossConfig(), model(clip), targets)
         loss.backward()
         if step == 1:  # in the first step some paths are still nearly closed
             assert all(p.grad is not None and p.grad.any() for p in model.heads.parameters())

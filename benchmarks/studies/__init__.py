@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from four_d.metrics.metric import Metric
+
 DATA = Path("runs/studies/data")
 """Shards of all studies; those that are there are not made again."""
 
@@ -48,20 +50,17 @@ class Model:
 class Key:
     """A figure of ``four-d eval --json``'s summary."""
 
-    name: str
+    metric: Metric
     label: str
-    higher_is_better: bool = False
     compared: bool = True
     """False: a fact about the data, in the figures but in neither plot nor table."""
     digits: int = 3
     """Significant ones, in the table."""
-    called: str | None = None
-    """Its name among the study's figures, if another."""
 
     @property
-    def figure(self) -> str:
-        """What the study calls it."""
-        return self.called or self.name
+    def name(self) -> str:
+        """The metric's."""
+        return self.metric.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +77,9 @@ class Study:
     """Arguments of ``four-d eval`` after the checkpoint."""
     keys: tuple[Key, ...]
     predictors: dict[str, str] = field(default_factory=dict[str, str])
-    """Rows for predictors that ignore the image → their names in ``four-d eval``."""
+    """Rows for predictors beside the model → their names in ``four-d eval``."""
     models: dict[str, Model] = field(default_factory=dict[str, Model])
     """Rows of models that are only scored."""
-    derived: dict[str, str] = field(default_factory=dict[str, str])
-    """Rows that every run's scores hold beside the model's → the prefix of their figures."""
     others: tuple[str, ...] = ()
     """Rows whose raw lines another command writes."""
     piece_minutes: float = 15.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.studies import DATA, DataSet, Key, Study, Training, page_4d
+from four_d.metrics.catalogue import METRICS
 
 WORLDS = (
     *("--clips-per-shard", "25", "--cameras", "2", "--frames", "12", "--size", "64", "--moving", "0.12:0.55"),
@@ -10,8 +11,6 @@ WORLDS = (
     *("--spin", "0.2", "--rig", "0.5"),
 )
 EARLY = (
-    "dept3r",
-    "overlays/mini",
     "overlays/dept3r_mini",
     f"data.sources.calm.path={DATA / 'train_calm'}",
     f"data.sources.motion.path={DATA / 'train_motion'}",
@@ -21,9 +20,6 @@ EARLY = (
 LATE = (*EARLY, "overlays/dept3r_late_mini")
 PAIRS = ("data.sampling.min_frames=2", "data.sampling.max_frames=2", "data.validation_frames=2")
 REFERENCE = (
-    "page_4d",
-    "overlays/mini",
-    "overlays/page_4d_mini",
     "overlays/page_4d_reference",
     f"data.sources.synthetic.path={DATA / 'train'}",
     f"data.sources.motion.path={DATA / 'train_motion'}",
@@ -67,10 +63,10 @@ STUDY = Study(
         "tasks=[motion]",
     ),
     keys=(
-        Key(name="epe_dynamic", label="motion EPE, dynamic, m"),
-        Key(name="apd_dynamic", label="motion APD, dynamic", higher_is_better=True),
-        Key(name="track_epe_dynamic", label="track EPE, dynamic, m"),
-        Key(name="seconds_per_clip", label="seconds per clip"),
-        Key(name="dynamic_share", label="share of dynamic points", compared=False),
+        Key(metric=METRICS["motion_epe_dynamic"], label="motion EPE, dynamic, m"),
+        Key(metric=METRICS["motion_apd_dynamic"], label="motion APD, dynamic"),
+        Key(metric=METRICS["track_epe_dynamic"], label="track EPE, dynamic, m"),
+        Key(metric=METRICS["seconds_per_clip"], label="seconds per clip"),
+        Key(metric=METRICS["motion_dynamic_fraction"], label="share of dynamic points", compared=False),
     ),
 )

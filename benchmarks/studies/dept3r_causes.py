@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmarks.studies.dept3r import STUDY
 from four_d import geometry
-from four_d.config import build, load_plain
+from four_d.config import load_plain
 from four_d.correlation import offsets
 from four_d.evaluation import EvaluationConfig
 from four_d.evaluation.held_out import Videos
@@ -30,6 +30,7 @@ from four_d.losses.matching import true_places
 from four_d.metrics import motion
 from four_d.progress import progress
 from four_d.query import frames_at, reference_frames
+from four_d.schema import build
 from four_d.types import Cameras, Clip, Prediction, map_tensors
 
 RUNS = Path("runs/studies")
@@ -162,7 +163,11 @@ def main() -> None:
     parser.add_argument("--run", default="dept3r-0")
     name = parser.parse_args().run
     model = load(RUNS / STUDY.name / name)
-    config = build(EvaluationConfig, {"size": list(model.info.image_size), **load_plain([], STUDY.evaluation)}, "eval")
+    config = build(
+        EvaluationConfig,
+        {"size": list(model.info.image_size), **load_plain([], STUDY.evaluation, EvaluationConfig)},
+        "eval",
+    )
     videos = Videos.open(Path(config.data), replace(config, motion=True), config.clips)
     found: dict[str, Mean] = {}
     right = {True: [0, 0], False: [0, 0]}

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from benchmarks.studies import DATA, Key, Model, Study, Training, dept3r
+from four_d.metrics.catalogue import METRICS
 
 DATA_VALUES = (
     f"data.sources.calm.path={DATA / 'train_calm'}",
     f"data.validation.held_out.path={DATA / 'held_out_calm'}",
 )
-MINI = ("dgs_lrm", "overlays/dgs_lrm_mini", *DATA_VALUES)
+MINI = ("overlays/dgs_lrm_mini", *DATA_VALUES)
 TUNED = (*MINI, "loop.max_steps=500", "loop.epoch_steps=250")
 UNFOLLOWED = (*TUNED, "weights.fresh=[heads.gaussian.followed.*]")
 """From a start that has nothing to follow with."""
-STILL = ("model.heads.gaussian.offsets=false", "losses.gaussian_flow=null")
+STILL = ("model.heads.gaussian.offsets=false", "model.heads.gaussian.follow=false", "losses.gaussian_flow=null")
 ONE_CAMERA = ("data.views.dual=false",)
 START = (*MINI, "loop.max_steps=1800", *STILL)
 START_MOVING = (*MINI, "loop.max_steps=1500")
@@ -54,16 +55,14 @@ STUDY = Study(
         "tasks=[pictures]",
     ),
     models={"dept3r": Model(path="runs/studies/dept3r/late", evaluation=(*TRACKS, "frames=11"))},
-    derived={"copy": "copy_"},
+    predictors={"copy": "copy"},
     others=("optimised_10x", "optimised_1000x"),
     keys=(
-        Key(name="psnr", label="PSNR, dB", higher_is_better=True, digits=4),
-        Key(name="psnr_dynamic", label="PSNR of what moves, dB", higher_is_better=True, digits=4),
-        Key(name="seconds_per_clip", label="seconds per clip", called="seconds"),
-        Key(name="track_epe", label="track EPE", compared=False),
-        Key(name="track_epe_motion", label="motion EPE of tracks", compared=False),
-        Key(name="track_epe_motion_static", label="motion EPE of standing still", compared=False),
-        Key(name="copy_psnr", label="PSNR of copies, dB", higher_is_better=True, compared=False),
-        Key(name="copy_psnr_dynamic", label="PSNR of copies of what moves, dB", higher_is_better=True, compared=False),
+        Key(metric=METRICS["render_psnr"], label="PSNR, dB", digits=4),
+        Key(metric=METRICS["render_psnr_dynamic"], label="PSNR of what moves, dB", digits=4),
+        Key(metric=METRICS["seconds_per_clip"], label="seconds per clip"),
+        Key(metric=METRICS["track_epe"], label="track EPE", compared=False),
+        Key(metric=METRICS["track_epe_motion"], label="motion EPE of tracks", compared=False),
+        Key(metric=METRICS["track_epe_motion_static"], label="motion EPE of standing still", compared=False),
     ),
 )

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from benchmarks.studies import DATA, DataSet, Key, Study, Training
+from four_d.metrics.catalogue import METRICS
 
 WORLDS = ("--clips-per-shard", "25", "--cameras", "2", "--frames", "12", "--size", "64")
 MOTION = ("--moving", "0.12:0.55")
 FINE_TUNING = (
-    "page_4d",
-    "overlays/mini",
     "overlays/page_4d_mini",
     f"data.sources.synthetic.path={DATA / 'train_motion'}",
     f"data.validation.held_out.path={DATA / 'held_out_motion'}",
@@ -24,8 +23,6 @@ STUDY = Study(
     shared={
         "start": Training(
             values=(
-                "vggt",
-                "overlays/mini",
                 "overlays/reference",
                 f"data.sources.synthetic.path={DATA / 'train'}",
                 f"data.validation.held_out.path={DATA / 'held_out_motion'}",
@@ -40,11 +37,11 @@ STUDY = Study(
     seeds=(0, 1, 2),
     evaluation=(f"data={DATA / 'held_out_motion'}", f"train_data={DATA / 'train_motion'}", "frames=6", "clips=100"),
     keys=(
-        Key(name="ate", label="ATE after Sim(3), m"),
-        Key(name="rot_error_deg", label="relative rotation error, °"),
-        Key(name="absrel", label="depth AbsRel"),
-        Key(name="absrel_dynamic", label="depth AbsRel, moving pixels"),
-        Key(name="points_accuracy", label="points, accuracy, m"),
-        Key(name="mask_iou", label="mask IoU", higher_is_better=True),
+        Key(metric=METRICS["pose_ate_sim3"], label="ATE after Sim(3), m"),
+        Key(metric=METRICS["pose_rot_pairs_deg"], label="relative rotation error, °"),
+        Key(metric=METRICS["depth_absrel_median_frame"], label="depth AbsRel"),
+        Key(metric=METRICS["depth_absrel_median_dynamic"], label="depth AbsRel, moving pixels"),
+        Key(metric=METRICS["points_accuracy"], label="points, accuracy, m"),
+        Key(metric=METRICS["mask_iou"], label="mask IoU"),
     ),
 )

@@ -19,12 +19,13 @@ import numpy as np
 import torch
 
 from benchmarks.studies.page_4d import STUDY
-from four_d.config import build, load_plain
+from four_d.config import load_plain
 from four_d.evaluation import EvaluationConfig
 from four_d.evaluation.held_out import Videos
 from four_d.inference import load
 from four_d.metrics import pose
 from four_d.progress import progress
+from four_d.schema import build
 from four_d.types import Clip, Example
 
 RUNS = Path("runs/studies")
@@ -75,7 +76,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     seed = parser.parse_args().seed
     size = load(RUNS / STUDY.name / f"plain-{seed}").info.image_size
-    config = build(EvaluationConfig, {"size": list(size), **load_plain([], STUDY.evaluation)}, "eval")
+    config = build(EvaluationConfig, {"size": list(size), **load_plain([], STUDY.evaluation, EvaluationConfig)}, "eval")
     examples = list(Videos.open(Path(config.data), config, config.clips))
     shares = np.array([float(e.targets.dynamic.float().mean()) for e in examples if e.targets.dynamic is not None])
     result: dict[str, object] = {"seed": seed, "videos": len(examples), "moving_share": round(float(shares.mean()), 4)}

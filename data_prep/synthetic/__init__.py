@@ -1,4 +1,4 @@
-"""Synthetic multi-view video: rooms of moving things, filmed by several cameras, with exact truth."""
+"""Synthetic multi-view video with exact ground truth: rooms of moving bodies, seen by several cameras."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""The things in a room: which, how large, where, and how they set out."""
+"""Bodies of a room: shapes, sizes, places and initial motion."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +18,7 @@ GAP_M = 0.03
 
 
 def turn(rng: Random, *, upright: bool) -> Array:
-    """A random rotation as wxyz; about z only if ``upright``."""
+    """Random rotation as wxyz; about z only if ``upright``."""
     if upright:
         half = rng.uniform(0, np.pi)
         return np.array([np.cos(half), 0, 0, np.sin(half)])
@@ -36,7 +38,7 @@ def _shape(rng: Random, motion: MotionWord, held_out: bool) -> tuple[str, Mesh]:
 
 
 def _start(rng: Random, motion: MotionWord, centre: Array, radius: float, bottom: float) -> tuple[Array, Array, Array]:
-    """Position, velocity and spin; ``bottom`` is the body's origin's height when it stands on the floor."""
+    """Position, velocity and spin; ``bottom`` is the height of the body's origin when it stands on the floor."""
     angle = rng.uniform(0, 2 * np.pi)
     outward = np.array([np.cos(angle), np.sin(angle), 0.0])
     inward = -np.array([np.cos(angle + rng.normal(0, 0.5)), np.sin(angle + rng.normal(0, 0.5)), 0.0])
@@ -83,12 +85,12 @@ def _place(
 
 
 def world_points(body: Body) -> Array:
-    """The mesh's vertices where the body starts."""
+    """World vertices (v 3) of the body at its start."""
     return body.mesh.vertices @ rotation_matrix(body.quaternion).T + body.position
 
 
 def _free(body: Body, others: list[Body], bounds: Array) -> bool:
-    """Whether the bounding box keeps clear of the walls and of the others'."""
+    """True if the body's bounding box is clear of the walls and of the other bodies' boxes."""
     points = world_points(body)
     low, high = points.min(0), points.max(0)
     if (low[:2] < bounds[0, :2] + 0.7).any() or (high[:2] > bounds[1, :2] - 0.7).any() or high[2] > bounds[1, 2] - 0.1:
@@ -103,7 +105,7 @@ def _free(body: Body, others: list[Body], bounds: Array) -> bool:
 def make_bodies(
     rng: Random, count: int, centre: Array, radius: float, bounds: Array, held_out: bool, settings: WorldSettings
 ) -> list[Body]:
-    """``count`` things (fewer where they find no room) about ``centre``, at least two of which start to move."""
+    """``count`` bodies (fewer if they do not fit) around ``centre``, at least two of them to move (if they fit)."""
     moving = max(2, round(count * rng.uniform(0.4, 0.75)))
     words: list[MotionWord] = []
     words.extend(settings.starts[int(i)] for i in rng.integers(0, len(settings.starts), moving))
@@ -115,6 +117,25 @@ def make_bodies(
         for _ in range(12):
             body = _place(rng, word, mesh, name, centre, radius, settings)
             if _free(body, bodies, bounds):
+                bodies.append(body)
+                break
+    return bodies
+
+
+def make_obstacles(
+    rng: Random, count: int, centre: Array, bounds: Array, held_out: bool, taken: Sequence[tuple[Array, float]]
+) -> list[Body]:
+    """``count`` things that stand still (fewer if they do not fit), outside ``taken`` discs: centres k 2, radius."""
+    bodies: list[Body] = []
+    for _ in range(count):
+        name, mesh = _shape(rng, "static", held_out)
+        reach = float(np.linalg.norm(mesh.vertices[:, :2], axis=-1).max())
+        for _ in range(12):
+            body = _place(rng, "static", mesh, name, np.array([*centre[:2], 0.0]), 1.5, WorldSettings())
+            clear = all(
+                (np.linalg.norm(body.position[:2] - where, axis=-1) > radius + reach).all() for where, radius in taken
+            )
+            if clear and _free(body, bodies, bounds):
                 bodies.append(body)
                 break
     return bodies

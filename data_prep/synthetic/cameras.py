@@ -12,13 +12,13 @@ from data_prep.synthetic.settings import CameraKind, WorldSettings
 
 Array = NDArray[np.float64]
 Random = np.random.Generator
-SHARES = (0.25, 0.27, 0.2, 0.1, 0.1, 0.08)
-"""How often each kind is proposed, where all are wanted."""
+KIND_PROBABILITIES = (0.25, 0.27, 0.2, 0.1, 0.1, 0.08)
+"""Probability of each kind of path if all are allowed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CameraPath:
-    """One camera over time. OpenCV axes, pixels with corner origin."""
+    """One camera over time: OpenCV axes, pixel origin at the image corner."""
 
     kind: CameraKind
     world_from_camera: Array
@@ -29,18 +29,18 @@ class CameraPath:
 
 @dataclass(frozen=True, kw_only=True)
 class Action:
-    """Where things happen."""
+    """Region that cameras look at."""
 
     centre: Array
     radius: float
     room: Array
-    """Low and high corner, 2 3."""
+    """2 3: low and high corner."""
     followed: Array
-    """t 3: something that moves."""
+    """t 3: positions of a moving body."""
 
 
 def look_at(positions: Array, targets: Array, roll: Array) -> Array:
-    """Poses (t 4 4) at ``positions`` (t 3), z axis through ``targets``, ``roll`` radians about it; world z is up."""
+    """Poses (t 4 4) at ``positions`` (t 3) that look at ``targets`` (t 3); ``roll`` (t) in radians; world z is up."""
     forward = targets - positions
     forward = forward / np.linalg.norm(forward, axis=-1, keepdims=True)
     right = np.cross(forward, np.array([0.0, 0.0, 1.0]))
@@ -54,14 +54,14 @@ def look_at(positions: Array, targets: Array, roll: Array) -> Array:
 
 
 def make_intrinsics(rng: Random, width: int, height: int) -> Array:
-    """Square pixels, a field of view of 48–82° along the longer side, the principal point near the centre."""
+    """Intrinsics (3 3): square pixels, field of view 48–82° along the longer side, principal point near the centre."""
     focal = max(width, height) / 2 / np.tan(np.radians(rng.uniform(48, 82)) / 2)
     x, y = (rng.uniform(0.49, 0.51, 2)) * (width, height)
     return np.array([[focal, 0, x], [0, focal, y], [0, 0, 1.0]])
 
 
 def sway(rng: Random, times: Array, amount: float, lowest_hz: float = 0.3, highest_hz: float = 2.2) -> Array:
-    """Smooth random motion (t 3) of about ``amount``: sines with falling strength."""
+    """Smooth random motion (t 3) of about ``amount``: a sum of sines whose amplitude falls with frequency."""
     hertz = np.geomspace(lowest_hz, highest_hz, 5)
     phases = rng.uniform(0, 2 * np.pi, (5, 3))
     strength = rng.normal(0, 1, (5, 3)) * (lowest_hz / hertz)[:, None]
@@ -70,10 +70,15 @@ def sway(rng: Random, times: Array, amount: float, lowest_hz: float = 0.3, highe
 
 
 def propose(rng: Random, action: Action, times: Array, settings: WorldSettings) -> CameraPath:
-    """A random path that looks at the action; whether it is free and sees enough is the caller's to test."""
+    """Random path that looks at the action; the caller tests that it is clear and sees enough."""
     kinds = get_args(CameraKind)
-    shares = np.array([share if kind in settings.paths else 0.0 for kind, share in zip(kinds, SHARES)])
-    kind = kinds[int(rng.choice(len(kinds), p=shares if shares.all() else shares / shares.sum()))]
+    probabilities = np.array(
+        [probability if kind in settings.paths else 0.0 for kind, probability in zip(kinds, KIND_PROBABILITIES)]
+    )
+    # with all kinds allowed the division could change last bits, and with them the worlds of all seeds
+    kind = kinds[
+        int(rng.choice(len(kinds), p=probabilities if probabilities.all() else probabilities / probabilities.sum()))
+    ]
     ceiling = action.room[1, 2]
     start_angle, height_m = rng.uniform(0, 2 * np.pi), rng.uniform(0.5, min(ceiling - 0.5, 2.4))
     distance = rng.uniform(1.1, 2.6) + action.radius
@@ -111,8 +116,8 @@ def propose(rng: Random, action: Action, times: Array, settings: WorldSettings) 
     return CameraPath(kind=kind, world_from_camera=poses, intrinsics=intrinsics)
 
 
-def beside(rng: Random, first: CameraPath, centre: Array, settings: WorldSettings) -> CameraPath:
-    """A camera on the same rig: it moves with ``first``, up to ``rig_m`` metres away, and looks where that looks."""
+def on_rig(rng: Random, first: CameraPath, centre: Array, settings: WorldSettings) -> CameraPath:
+    """Camera on the rig of ``first``: rigidly attached, up to ``rig_m`` metres away, looking at the same place."""
     assert settings.rig_m is not None
     direction = rng.normal(0, 1, 3)
     away = settings.rig_m * rng.uniform(0.3, 1.0) * direction / np.linalg.norm(direction)

@@ -1,13 +1,14 @@
-"""A world filmed: one clip in the shards' terms."""
+"""Rendering of a world into one clip of the shard layout."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.synthetic.cameras import CameraPath
+from data_prep.synthetic.keypoints import Recorder, keypoints_of
 from data_prep.synthetic.render import Hits, Lens, Moment, make_moment, pixel_grid, ray_directions, shade
 from data_prep.synthetic.settings import WorldSettings
 from data_prep.synthetic.stage import Stage
@@ -18,26 +19,39 @@ VERSION = 1
 Array = NDArray[np.float64]
 Floats = NDArray[np.float32]
 SUBPIXELS = np.array([[0.09, 0.36], [0.27, -0.26], [-0.36, -0.1]])
-"""Offsets of the extra rays from a border pixel's centre."""
+"""Pixel offsets of the extra rays from the centre of a border pixel."""
 
 
 def generate(seed: int, settings: WorldSettings) -> RawClip:
-    """The clip of ``seed``: the same on every run. Frames lie camera by camera; metres, world z up."""
+    """Generate the clip of ``seed``, deterministically. Frames are ordered by camera, then time; metres, world z up."""
     world = compose(seed, settings)
-    rng = np.random.default_rng([seed, 1 << 20])
+    rng = np.random.default_rng([seed, 1 << 20])  # apart from the streams [seed, attempt] of `compose`
     shape = (settings.cameras, settings.frames, settings.height, settings.width)
     faces = np.zeros(shape, np.int32)
     barycentric = np.zeros((*shape[:2], 2, *shape[2:]), np.uint16)
     radiance = np.zeros((*shape, 3), np.float32)
     vertices: list[Floats] = []
+    keypoints = _recorder(world, settings)
     for time in range(settings.frames):
         moment = make_moment(world.stage, time)
         vertices.append(moment.vertices)
         for camera, path in enumerate(world.cameras):
             at = (camera, time)
             film(moment, path, time, faces[at], barycentric[at], radiance[at], antialias=settings.antialias)
+            if keypoints is not None:
+                keypoints.record(moment, path, camera, time)
     images = np.stack([develop(rng, frames) for frames in radiance])
-    return _assemble(seed, settings, world, np.stack(vertices), faces, barycentric, images)
+    clip = _assemble(seed, settings, world, np.stack(vertices), faces, barycentric, images)
+    if keypoints is None:
+        return clip
+    return replace(clip, info=replace(clip.info, keypoints=keypoints.info), keypoints=keypoints.arrays())
+
+
+def _recorder(world: World, settings: WorldSettings) -> Recorder | None:
+    """Recorder of the keypoints; None in a world without creatures."""
+    if not world.cast.troupe.creatures:
+        return None
+    return Recorder(keypoints_of(world.cast), settings.cameras, (settings.width, settings.height))
 
 
 def film(
@@ -50,28 +64,28 @@ def film(
     *,
     antialias: bool,
 ) -> None:
-    """Fill one frame's arrays (h w, 2 h w, h w 3)."""
+    """Render one frame into ``faces`` (h w), ``barycentric`` (2 h w) and ``radiance`` (h w 3)."""
     height, width = faces.shape
     pose, pixel_angle = path.world_from_camera[time], 1 / float(path.intrinsics[0, 0])
     lens, pixels = Lens(moment, pose[:3, 3]), pixel_grid(width, height)
 
-    def look(at: Array) -> tuple[Hits, Floats]:
+    def cast(at: Array) -> tuple[Hits, Floats]:
         directions = ray_directions(pose, path.intrinsics, at)
         hits = lens.hits(directions)
         return hits, shade(moment, pose[:3, 3], directions, hits, pixel_angle)
 
-    hits, colours = look(pixels)
+    hits, colours = cast(pixels)
     faces[:] = hits.faces.reshape(height, width)
     barycentric[:] = np.round(hits.weights[:, 1:].T * 65535).astype(np.uint16).reshape(2, height, width)
     if antialias:
         border = np.flatnonzero(borders(moment.stage, faces, hits.depth.reshape(height, width)))
-        _, extra = look((pixels[border][:, None] + SUBPIXELS).reshape(-1, 2))
+        _, extra = cast((pixels[border][:, None] + SUBPIXELS).reshape(-1, 2))
         colours[border] = (colours[border] + extra.reshape(-1, len(SUBPIXELS), 3).sum(1)) / (len(SUBPIXELS) + 1)
     radiance[:] = colours.reshape(height, width, 3)
 
 
 def borders(stage: Stage, faces: NDArray[np.int32], depth: Array) -> NDArray[np.bool_]:
-    """Pixels (h w) with a neighbour, to the side or below or above, of another surface or of quite another depth."""
+    """Mask (h w) of pixels with one of 4 neighbours on another surface or at a depth that differs by over 10 %."""
     surface = np.where(faces >= 0, stage.tiles[faces] + stage.instances[faces] * 4096, -1)
     border = np.zeros(faces.shape, bool)
     for axis in (0, 1):
@@ -83,7 +97,7 @@ def borders(stage: Stage, faces: NDArray[np.int32], depth: Array) -> NDArray[np.
 
 
 def develop(rng: np.random.Generator, radiance: Floats) -> NDArray[np.uint8]:
-    """One camera's frames (f h w 3) as sRGB: one exposure and white balance, highlights rolled off, a little noise."""
+    """Linear radiance (f h w 3) of one camera to 8-bit sRGB: exposure, white balance, tone curve and a little noise."""
     exposure = rng.uniform(0.8, 1.25) * 0.42 / max(float(np.median(radiance)) * 2, 1e-3)
     balance = rng.uniform(0.94, 1.06, 3).astype(np.float32)
     linear = radiance * (np.float32(exposure) * balance)
@@ -112,12 +126,12 @@ def _assemble(
         times=times * settings.cameras,
         camera_ids=[c for c in range(settings.cameras) for _ in times],
         surface_times=times,
-        objects=[ObjectInfo(name="surroundings"), *(ObjectInfo(name=b.name, motion=b.motion) for b in world.bodies)],
+        objects=[ObjectInfo(name="surroundings"), *world.cast.objects],
         seed=seed,
         generator={
             "name": "four_d.synthetic",
             "version": VERSION,
-            "settings": {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(settings).items()},
+            "settings": settings.to_dict(),
             "camera_motions": [path.kind for path in world.cameras],
         },
     )

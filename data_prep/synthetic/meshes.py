@@ -1,6 +1,6 @@
-"""Procedural closed meshes with convex collision parts. Unit: the longest side of the bounding box is 1, centred at 0.
+"""Procedural closed meshes with convex collision parts. Bounding boxes are centred at 0, longest side 1.
 
-Nearly everything is a sweep: rings of points, skinned one to the next, with a fan on either end.
+Most shapes are sweeps: rings of points, each skinned to the next, with a triangle fan at either end.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Random = np.random.Generator
 
 @dataclass(frozen=True, kw_only=True)
 class Mesh:
-    """A closed triangle mesh, counter-clockwise seen from outside."""
+    """Closed triangle mesh, counter-clockwise seen from outside."""
 
     vertices: Array
     """v 3"""
@@ -27,11 +27,11 @@ class Mesh:
     parts: tuple[Array, ...]
     """Point sets whose convex hulls together are the collision shape."""
     crease: float = 40.0
-    """Degrees: edges sharper than this are shaded as edges."""
+    """Crease angle in degrees: shading is not smoothed over sharper edges."""
 
 
 def volume(mesh: Mesh) -> float:
-    """Signed volume; positive where faces look outwards."""
+    """Signed volume; positive if faces point outwards."""
     a, b, c = (mesh.vertices[mesh.triangles[:, i]] for i in range(3))
     return float(np.einsum("ij,ij->", a, np.cross(b, c)) / 6)
 
@@ -39,7 +39,7 @@ def volume(mesh: Mesh) -> float:
 def sweep(
     rings: Array, *, wrap: bool = False, ends: Array | None = None, crease: float = 40.0, parts: str = "hull"
 ) -> Mesh:
-    """Skin rings (k s 3) one to the next. ``ends`` (2 3) are the tips of the end fans; by default the rings' means.
+    """Skin each ring (k s 3) to the next. ``ends`` (2 3) are the tips of the end fans, by default the end rings' means.
 
     ``parts``: "hull" = one convex hull; "segments" = one per pair of rings; "wedges" = one per side, from the axis.
     """
@@ -77,12 +77,12 @@ def _parts(rings: Array, tips: Array, wrap: bool, kind: str) -> tuple[Array, ...
 
 
 def flip(mesh: Mesh) -> Mesh:
-    """The same surface seen from the other side."""
+    """Reverse the orientation of all faces."""
     return Mesh(vertices=mesh.vertices, triangles=mesh.triangles[:, ::-1], parts=mesh.parts, crease=mesh.crease)
 
 
 def moved(mesh: Mesh, scale: Array | float = 1.0, offset: Array | Sequence[float] = (0.0, 0.0, 0.0)) -> Mesh:
-    """Scaled by positive factors, then shifted."""
+    """Scale by positive factors, then shift."""
     return Mesh(
         vertices=mesh.vertices * scale + np.asarray(offset),
         triangles=mesh.triangles,
@@ -92,7 +92,7 @@ def moved(mesh: Mesh, scale: Array | float = 1.0, offset: Array | Sequence[float
 
 
 def joined(meshes: Sequence[Mesh]) -> Mesh:
-    """Several meshes as one object."""
+    """Join several meshes into one."""
     offsets = np.cumsum([0] + [len(m.vertices) for m in meshes[:-1]])
     return Mesh(
         vertices=np.concatenate([m.vertices for m in meshes]),
@@ -103,14 +103,14 @@ def joined(meshes: Sequence[Mesh]) -> Mesh:
 
 
 def normalised(mesh: Mesh) -> Mesh:
-    """Bounding box centred at 0 with longest side 1."""
+    """Centre the bounding box at 0 and scale its longest side to 1."""
     low, high = mesh.vertices.min(0), mesh.vertices.max(0)
     scale = 1 / float((high - low).max())
     return moved(mesh, scale, -(low + high) / 2 * scale)
 
 
 def corner_normals(mesh: Mesh) -> Array:
-    """Shading normals m 3 3: at each corner, the mean over the adjacent faces that meet below the crease angle."""
+    """Shading normals (m 3 3): at each corner, the mean over adjacent faces that meet at less than the crease angle."""
     a, b, c = (mesh.vertices[mesh.triangles[:, i]] for i in range(3))
     weighted = np.cross(b - a, c - a)
     unit = weighted / np.maximum(np.linalg.norm(weighted, axis=-1, keepdims=True), 1e-15)
@@ -136,24 +136,24 @@ def _circle(count: int, start: float = 0.0) -> Array:
 
 
 def _rings(outlines: Array, heights: Array) -> Array:
-    """Outlines (k s 2) at k heights."""
+    """Rings (k s 3) from outlines (k s 2) at k heights."""
     return np.concatenate([outlines, np.broadcast_to(heights[:, None, None], (*outlines.shape[:2], 1))], -1)
 
 
 def _lathe(radii: Array, heights: Array, sides: int, *, crease: float = 40.0, parts: str = "hull") -> Mesh:
-    """A profile turned about z; the ends are closed by fans at their rings' height."""
+    """Surface of revolution of a profile about z; flat fans close the ends."""
     return sweep(_rings(radii[:, None, None] * _circle(sides)[None], heights), crease=crease, parts=parts)
 
 
 def _extruded(outline: Array, height: float, centre: Sequence[float] = (0.0, 0.0), *, parts: str = "wedges") -> Mesh:
-    """A counter-clockwise outline (s 2), all of it visible from ``centre``, as a prism along z."""
+    """Prism along z of a counter-clockwise outline (s 2) that is star-shaped about ``centre``."""
     heights = np.array([-height / 2, height / 2])
     ends = np.array([[*centre, h] for h in heights])
     return sweep(_rings(np.stack([outline, outline]), heights), ends=ends, crease=30.0, parts=parts)
 
 
 def cuboid(size: Array | Sequence[float], offset: Array | Sequence[float] = (0.0, 0.0, 0.0)) -> Mesh:
-    """A box of the given side lengths."""
+    """Box with the given side lengths."""
     square = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]])
     return moved(_extruded(square, 1.0, parts="hull"), np.asarray(size), offset)
 
@@ -163,7 +163,7 @@ def _box(rng: Random) -> Mesh:
 
 
 def _superquadric(rng: Random) -> Mesh:
-    """Ellipsoids to rounded boxes; exponents up to 1.3 keep it convex."""
+    """Superquadric between ellipsoid and rounded box; exponents up to 1.3 keep it convex."""
     e, n = rng.uniform(0.25, 1.3, 2)
     latitude, longitude = np.linspace(-np.pi / 2, np.pi / 2, 15)[1:-1, None], np.arange(24)[None] * 2 * np.pi / 24
 
@@ -204,7 +204,7 @@ def _capsule(rng: Random) -> Mesh:
 
 
 def _blob(rng: Random) -> Mesh:
-    """A ball with smooth bumps."""
+    """Ball with smooth bumps."""
     latitude, longitude = np.linspace(-np.pi / 2, np.pi / 2, 22)[1:-1, None], np.arange(32)[None] * 2 * np.pi / 32
     c = np.cos(latitude)
     rings = np.stack([c * np.cos(longitude), c * np.sin(longitude), np.sin(latitude) + 0 * longitude], -1)
@@ -236,7 +236,7 @@ def _vase(rng: Random) -> Mesh:
 
 
 def _corner(rng: Random) -> Mesh:
-    """An L."""
+    """L-shaped prism."""
     t = rng.uniform(0.3, 0.5)
     w, h = rng.uniform(0.8, 1.2, 2)
     outline = np.array([[0, 0], [w, 0], [w, t], [t, t], [t, h], [0, h]])
@@ -249,7 +249,7 @@ def _wedge(rng: Random) -> Mesh:
 
 
 def _upright(mesh: Mesh) -> Mesh:
-    """What was drawn in the plane stands up: x y z become x −z y."""
+    """Rotate a prism from the xy plane upright: x y z become x −z y."""
     axes = np.array([[1.0, 0, 0], [0, 0, -1.0], [0, 1.0, 0]])
     return Mesh(
         vertices=mesh.vertices @ axes.T,
@@ -316,7 +316,7 @@ def _gear(rng: Random) -> Mesh:
 
 
 def _knot(rng: Random) -> Mesh:
-    """A trefoil tube."""
+    """Tube along a trefoil knot."""
     t = np.arange(64) * 2 * np.pi / 64
     centre = np.stack([np.sin(t) + 2 * np.sin(2 * t), np.cos(t) - 2 * np.cos(2 * t), -1.2 * np.sin(3 * t)], -1)
     forward = np.roll(centre, -1, 0) - np.roll(centre, 1, 0)
@@ -346,7 +346,7 @@ def _dumbbell(rng: Random) -> Mesh:
 
 
 def _twisted(rng: Random) -> Mesh:
-    """A tower that turns and narrows."""
+    """Tower that twists and tapers."""
     sides, levels = int(rng.integers(3, 6)), 14
     height = np.linspace(0, rng.uniform(1.6, 2.6), levels)
     turn, taper = rng.uniform(0.4, 1.2) * height, np.linspace(1, rng.uniform(0.5, 1.0), levels)
@@ -407,6 +407,6 @@ HELD_OUT_FURNITURE: dict[str, Maker] = {"stool": _stool, "shelf": _shelf}
 
 
 def make_shape(rng: Random, shapes: dict[str, Maker]) -> tuple[str, Mesh]:
-    """One shape drawn from a family table, normalised."""
+    """Draw a shape from a table: its name and its normalised mesh."""
     name = str(rng.choice(list(shapes)))
     return name, normalised(shapes[name](rng))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Literal
@@ -10,20 +11,18 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.synthetic.creatures.puppets import Puppet, Puppets
 from data_prep.synthetic.meshes import Mesh
-from data_prep.synthetic.settings import Start
+from data_prep.synthetic.settings import CONTACT_S, STEP_S, Start
 from four_d.errors import UserError
 
 Array = NDArray[np.float64]
 MotionWord = Start | Literal["static", "resting"]
-STEP_S = 0.002
-CONTACT_S = 0.008
-"""Time constant of contacts: as stiff as the step allows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Body:
-    """A rigid thing: z up, metres, kilograms, seconds; the mesh is in the body's own axes."""
+    """Rigid body at its start: world z up, metres, kilograms, seconds; the mesh is in body axes."""
 
     name: str
     mesh: Mesh
@@ -49,15 +48,20 @@ class Motion:
     rotations: Array
     """t n 3 3, world_from_body"""
     deepest: float
-    """The deepest overlap of any two bodies at the first time, in metres."""
+    """Largest penetration depth of any contact at the first time, in metres."""
     stable: bool
-    """False where MuJoCo lost hold of the bodies and began anew in the middle."""
+    """False if MuJoCo diverged and reset its state."""
+    excess: float = 0.0
+    """Largest excess of a hinge's angle over its limits at the times, in radians."""
 
 
-def simulate(bodies: list[Body], room: Array, times: Array) -> Motion:
-    """Let ``bodies`` go at time 0 in a box ``room`` (low and high corner, 2 3; no lid); their poses at ``times``."""
+def simulate(bodies: list[Body], room: Array, times: Array, puppets: Sequence[Puppet] = ()) -> Motion:
+    """Simulate ``bodies`` from time 0 in a box ``room`` (2 3: low and high corner; open above); poses at ``times``.
+
+    The limbs of ``puppets`` follow the bodies, each at its middle. A plan has one pose per `STEP_S`.
+    """
     try:
-        simulation = _Simulation(importlib.import_module("mujoco"), bodies, room)
+        simulation = _Simulation(importlib.import_module("mujoco"), bodies, room, puppets)
     except ImportError as error:
         raise UserError('the generator needs mujoco: pip install "four_d[synth]"') from error
     deepest = simulation.deepest_overlap()
@@ -67,11 +71,12 @@ def simulate(bodies: list[Body], room: Array, times: Array) -> Motion:
         rotations=np.stack([r for _, r in poses]),
         deepest=deepest,
         stable=simulation.stable,
+        excess=simulation.excess,
     )
 
 
 def rotation_matrix(q: Array) -> Array:
-    """Of a unit quaternion wxyz."""
+    """Rotation matrix of a unit quaternion wxyz."""
     w, x, y, z = q
     return np.array(
         [
@@ -83,14 +88,14 @@ def rotation_matrix(q: Array) -> Array:
 
 
 def _keep_quiet(_: str) -> None:
-    """What was wrong stands in the simulation's own counters."""
+    """Ignore a warning of MuJoCo: the simulation's own counters record it."""
 
 
 class _Simulation:
-    """A MuJoCo model and its state; the module comes in from outside, since it is an optional dependency."""
+    """MuJoCo model and state. ``mujoco`` is a parameter, since it is an optional dependency."""
 
-    def __init__(self, mujoco: ModuleType, bodies: list[Body], room: Array) -> None:
-        self._mujoco = mujoco
+    def __init__(self, mujoco: ModuleType, bodies: list[Body], room: Array, puppets: Sequence[Puppet]) -> None:
+        self._mujoco, self._bodies, self._steps, self.excess = mujoco, len(bodies), 0, 0.0
         self._spec = mujoco.MjSpec()
         self._spec.option.timestep = STEP_S
         self._spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
@@ -98,30 +103,43 @@ class _Simulation:
         self._add_room(room)
         for number, body in enumerate(bodies):
             self._add_body(number, body)
+        self._puppets = Puppets(mujoco, self._spec, puppets) if puppets else None
         self._model = self._spec.compile()
         self._data = mujoco.MjData(self._model)
+        self._warnings = self._data.warning.number  # a view: to ask each warning takes longer than a step
         self._set_off([body for body in bodies if body.motion != "static"])
+        if self._puppets is not None:
+            self._puppets.bind(self._model, self._data)
         mujoco.mj_forward(self._model, self._data)
 
     @property
     def stable(self) -> bool:
-        return not any(warning.number for warning in self._data.warning)
+        return not self._warnings.any()
 
     def deepest_overlap(self) -> float:
         return -min((float(contact.dist) for contact in self._data.contact), default=0.0)
 
     def poses_at(self, time: float) -> tuple[Array, Array]:
-        """Positions (n 3) and rotations (n 3 3) at a time not before the last one asked for."""
-        # without a handler MuJoCo writes its warnings into a file where the user happens to stand
+        """Positions (n 3) and rotations (n 3 3) at a time no earlier than that of the previous call."""
+        # without a handler MuJoCo writes its warnings to a file in the working directory
         self._mujoco.set_mju_user_warning(_keep_quiet)
         while self.stable and self._data.time < time - STEP_S / 2:
+            if self._puppets is not None:
+                self._puppets.drive(self._steps)
+                self._steps += 1
             self._mujoco.mj_step(self._model, self._data)
         self._mujoco.set_mju_user_warning(None)
         self._mujoco.mj_kinematics(self._model, self._data)
-        return self._data.xpos[1:].copy(), self._data.xmat[1:].reshape(-1, 3, 3).copy()
+        last = self._bodies + 1
+        positions, rotations = self._data.xpos[1:last].copy(), self._data.xmat[1:last].reshape(-1, 3, 3).copy()
+        if self._puppets is None:
+            return positions, rotations
+        self.excess = max(self.excess, self._puppets.excess())
+        limbs = self._puppets.poses()
+        return np.concatenate([positions, limbs[0]]), np.concatenate([rotations, limbs[1]])
 
     def _add_room(self, room: Array) -> None:
-        """A floor and four walls as half-spaces facing inwards."""
+        """Add a floor and four walls as half-spaces facing inwards."""
         planes = [([0.0, 0.0, float(room[0, 2])], [0.0, 0.0, 1.0])]
         for axis in (0, 1):
             for sign, bound in ((1.0, room[0]), (-1.0, room[1])):
@@ -135,13 +153,13 @@ class _Simulation:
             )
 
     def _add_body(self, number: int, body: Body) -> None:
-        made = self._spec.worldbody.add_body(name=f"b{number}", pos=body.position, quat=body.quaternion)
+        added = self._spec.worldbody.add_body(name=f"b{number}", pos=body.position, quat=body.quaternion)
         if body.motion != "static":
-            made.add_freejoint()
+            added.add_freejoint()
         for index, part in enumerate(body.mesh.parts):
             mesh = self._spec.add_mesh(name=f"m{number}_{index}")
             mesh.uservert = part.reshape(-1)
-            made.add_geom(
+            added.add_geom(
                 type=self._mujoco.mjtGeom.mjGEOM_MESH,
                 meshname=mesh.name,
                 density=body.density,
@@ -152,7 +170,7 @@ class _Simulation:
             )
 
     def _set_off(self, moving: list[Body]) -> None:
-        """Initial velocities: a free joint's is linear in world axes, angular in the body's."""
+        """Set initial velocities: those of a free joint are linear in world axes, angular in body axes."""
         for number, body in enumerate(moving):
             local = body.spin @ rotation_matrix(body.quaternion)
             self._data.qvel[6 * number : 6 * number + 6] = np.concatenate([body.velocity, local])

@@ -1,4 +1,4 @@
-"""Rays against triangles behind one small interface, so that another backend can take embree's place."""
+"""Ray–triangle intersection behind a small interface, so that another backend can replace embree."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ Points = NDArray[np.float32]
 
 
 class RayScene(Protocol):
-    """Triangles at one moment."""
+    """Triangles at one time."""
 
     def hit(self, origins: Points, directions: Points) -> NDArray[np.int32]:
-        """The first face along each ray (n 3 each, any length); −1 where there is none."""
+        """First face (n) along each ray (n 3 each, directions of any length); −1 if there is none."""
         ...
 
     def blocked(self, origins: Points, directions: Points) -> NDArray[np.bool_]:
-        """Whether anything lies between origin and origin + direction."""
+        """True (n) if a triangle lies between origin and origin + direction."""
         ...
 
 
 class EmbreeRays:
-    """`RayScene` by embree (single precision)."""
+    """`RayScene` with embree, in single precision."""
 
     def __init__(self, vertices: Points, triangles: NDArray[np.int32]) -> None:
         try:
@@ -37,15 +37,15 @@ class EmbreeRays:
         self._mesh = TriangleMesh(self._scene, np.ascontiguousarray(vertices), np.ascontiguousarray(triangles))
 
     def hit(self, origins: Points, directions: Points) -> NDArray[np.int32]:
-        """See `RayScene.hit`. Rays that slip through between two faces are tried once more beside it."""
+        """Implement `RayScene.hit`; rays that slip between two adjacent faces are retried once, slightly rotated."""
         faces = np.asarray(self._scene.run(origins, directions), dtype=np.int32)
         missed = np.flatnonzero(faces < 0)
         if len(missed):
-            beside = directions[missed] * np.array([1.00002, 0.99999, 1.00001], np.float32)
-            faces[missed] = self._scene.run(np.ascontiguousarray(origins[missed]), beside)
+            rotated = directions[missed] * np.array([1.00002, 0.99999, 1.00001], np.float32)
+            faces[missed] = self._scene.run(np.ascontiguousarray(origins[missed]), rotated)
         return faces
 
     def blocked(self, origins: Points, directions: Points) -> NDArray[np.bool_]:
-        """See `RayScene.blocked`."""
+        """Implement `RayScene.blocked`."""
         reach = np.ones(len(origins), np.float32)
         return np.asarray(self._scene.run(origins, directions, dists=reach, query="OCCLUDED")) >= 0

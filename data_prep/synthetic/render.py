@@ -1,4 +1,4 @@
-"""From a stage and camera paths to pictures and correspondence, one moment after the other."""
+"""Ray casting and shading of a stage, one time at a time: correspondence and radiance."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from data_prep.synthetic.stage import Light, Stage
 Array = NDArray[np.float64]
 Floats = NDArray[np.float32]
 SHADOW_LIFT_M = np.float32(0.002)
-"""Shadow rays start so far above their surface, lest it shade itself."""
+"""Distance of a shadow ray's origin from its surface, so that the surface does not shadow itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,14 +28,14 @@ class Moment:
 
 @dataclass(frozen=True, kw_only=True)
 class Hits:
-    """What n rays of one camera hit."""
+    """First hits of n rays of one camera."""
 
     faces: NDArray[np.int32]
-    """n; −1 = nothing."""
+    """n; −1 if nothing was hit."""
     weights: Array
-    """n 3 barycentric, all ≥ 0, summing to 1; 0 where nothing was hit."""
+    """n 3: barycentric coordinates ≥ 0 that sum to 1; 0 if nothing was hit."""
     depth: Array
-    """n: z-depth; 0 where nothing was hit."""
+    """n: z-depth; 0 if nothing was hit."""
 
 
 def make_moment(stage: Stage, time: int) -> Moment:
@@ -48,7 +48,8 @@ def make_moment(stage: Stage, time: int) -> Moment:
 def ray_directions(world_from_camera: Array, intrinsics: Array, pixels: Array) -> Array:
     """World directions (n 3) through pixels (n 2, corner origin), with z = 1 in camera axes.
 
-    Times z-depth they lead to the point. Written out, since a matrix product's last bits depend on BLAS's threads.
+    A direction times a z-depth is the offset to the point. Written out, since the last bits of a matrix product depend
+    on the number of BLAS threads.
     """
     x = (pixels[:, 0] - intrinsics[0, 2]) / intrinsics[0, 0]
     y = (pixels[:, 1] - intrinsics[1, 2]) / intrinsics[1, 1]
@@ -63,7 +64,7 @@ def pixel_grid(width: int, height: int) -> Array:
 
 
 class Lens:
-    """One camera at one moment: finds what its rays hit, in double precision.
+    """Ray caster of one camera at one time, in double precision.
 
     For a camera at o and a face a b c, the weights of a direction d are proportional to d·(b−o)×(c−o) and its two
     rotations, so that one table per camera serves all rays.
@@ -77,7 +78,7 @@ class Lens:
         self._volumes = np.einsum("mi,mi->m", a, self._edges[:, 0])
 
     def hits(self, directions: Array) -> Hits:
-        """What the rays (n 3, from `ray_directions`) see first."""
+        """First hits of the rays (n 3, from `ray_directions`)."""
         origins = np.broadcast_to(self._position.astype(np.float32), directions.shape)
         faces = self._moment.rays.hit(np.ascontiguousarray(origins), directions.astype(np.float32))
         weights = np.einsum("nki,ni->nk", self._edges[faces], directions)
@@ -91,7 +92,7 @@ class Lens:
 
 
 def shade(moment: Moment, position: Array, directions: Array, hits: Hits, pixel_angle: float) -> Floats:
-    """Linear radiance (n 3). ``pixel_angle`` = a pixel's width at z-depth 1, for the texture's level of detail."""
+    """Linear radiance (n 3). ``pixel_angle``: width of a pixel at z-depth 1, which sets the texture's mip level."""
     stage, missed = moment.stage, np.flatnonzero(hits.faces < 0)
     radiance = np.empty(directions.shape, np.float32)
     radiance[missed] = sky_colour(stage, directions[missed])
@@ -127,12 +128,12 @@ def shade(moment: Moment, position: Array, directions: Array, hits: Hits, pixel_
 
 
 def length(vectors: Floats) -> Floats:
-    """Of each (n 3), faster than NumPy's norm for so short ones."""
+    """Length of each vector (n 3); faster than NumPy's norm for vectors this short."""
     return np.sqrt(np.einsum("ni,ni->n", vectors, vectors))
 
 
 def _light(moment: Moment, light: Light, points: Floats, normal: Floats) -> tuple[NDArray[np.int64], Floats, Floats]:
-    """Which of the points (n 3) one light reaches, the irradiance that it adds there, and the direction to it."""
+    """Indices of the points (n 3) that a light reaches, the irradiance it adds there, and unit directions to it."""
     to_light: Floats = light.position.astype(np.float32) - points  # pyright: ignore[reportAssignmentType]
     facing = np.einsum("ni,ni->n", normal, to_light)
     lit = np.flatnonzero(facing > 0)
@@ -147,7 +148,7 @@ def _light(moment: Moment, light: Light, points: Floats, normal: Floats) -> tupl
 
 
 def sky_colour(stage: Stage, directions: Array) -> Floats:
-    """What is seen where no face is: from the horizon's to the zenith's colour."""
+    """Sky radiance (n 3) of rays that hit nothing, a gradient from horizon to zenith."""
     rise = directions[:, 2:] / np.linalg.norm(directions, axis=-1, keepdims=True)
     blend = np.clip(rise, 0, 1).astype(np.float32) ** np.float32(0.6)
     return (stage.sky[0] * (1.6 - 0.8 * blend)).astype(np.float32)

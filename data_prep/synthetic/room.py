@@ -1,4 +1,4 @@
-"""The surroundings: floor, walls, ceiling or sky, what hangs on and stands by the walls, and the lights."""
+"""Surroundings: floor, walls, ceiling or sky, fittings along the walls, and lights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Random = np.random.Generator
 
 
 class Painter:
-    """Makes materials and gathers their tiles."""
+    """Maker of materials that collects their texture tiles."""
 
     def __init__(self, rng: Random, held_out: bool, size: int) -> None:
         self._rng, self._size = rng, size
@@ -22,7 +22,7 @@ class Painter:
         self.tiles: list[NDArray[np.float32]] = []
 
     def material(self, metres: float, lift: float = 0.0) -> Material:
-        """A new texture, one tile of it ``metres`` wide; ``lift`` mixes it with white."""
+        """New material whose texture tile is ``metres`` wide; ``lift`` blends it with white."""
         tile = textures.make_texture(self._rng, self._families, self._size)
         self.tiles.append((tile + lift * (0.85 - tile)).astype(np.float32))
         gloss = float(self._rng.choice([0.0, 0.15, 0.5], p=[0.4, 0.4, 0.2]))
@@ -39,7 +39,7 @@ def make_bounds(rng: Random) -> Array:
 
 
 def _panel(corner: Array, along: Array, up: Array) -> Mesh:
-    """A rectangle in 3 × 3 cells, seen from where ``along`` × ``up`` points to."""
+    """Rectangle of 3 × 3 cells that faces ``along`` × ``up``."""
     steps = np.linspace(0, 1, 4)
     points = corner + steps[:, None, None] * up + steps[None, :, None] * along
     i, j = (x.reshape(-1) for x in np.mgrid[:3, :3])
@@ -54,11 +54,11 @@ def make_shell(rng: Random, bounds: Array, lid: bool, painter: Painter) -> list[
     x, y, z = np.diag(high - low)
     walls = [_panel(low + x, -x, z), _panel(low + y, x, z), _panel(low, y, z), _panel(low + x + y, -y, z)]
     shared = painter.material(rng.uniform(1.5, 4.0), rng.uniform(0, 0.35))
-    paints = [
+    wall_materials = [
         shared if rng.random() < 0.45 else painter.material(rng.uniform(1.2, 4.0), rng.uniform(0, 0.35)) for _ in walls
     ]
     surfaces = [(_panel(low, x, y), painter.material(rng.uniform(1.2, 3.5)))]
-    surfaces += list(zip(walls, paints))
+    surfaces += list(zip(walls, wall_materials))
     if lid:
         surfaces.append((_panel(low + z + y, x, -y), painter.material(rng.uniform(1.5, 3.5), rng.uniform(0.3, 0.7))))
     return [Piece(mesh=mesh, instance=0, body=-1, material=material) for mesh, material in surfaces]
@@ -81,28 +81,28 @@ def make_fittings(rng: Random, bounds: Array, painter: Painter) -> list[Piece]:
         size, centre = np.array([width, width, height]), np.zeros(3)
         size[axis] = depth
         centre[axis] = (low, high)[side][axis] + (depth / 2 if side == 0 else -depth / 2)
-        other = 1 - axis
-        centre[other], centre[2] = rng.uniform(low[other] + width / 2, high[other] - width / 2), centre_z
+        along = 1 - axis
+        centre[along], centre[2] = rng.uniform(low[along] + width / 2, high[along] - width / 2), centre_z
         material = painter.material(width * rng.uniform(0.6, 1.2))
         pieces.append(Piece(mesh=cuboid(size, centre), instance=0, body=-1, material=material))
     return pieces
 
 
 def make_lights(rng: Random, bounds: Array, lid: bool) -> tuple[list[Light], NDArray[np.float32]]:
-    """Two or three point lights, or a sun and a weaker one; and the ambient colours from above and below (2 3)."""
+    """Two or three point lights, the first a sun unless ``lid``, and ambient colours from above and below (2 3)."""
     low, high = bounds
     warmth = rng.uniform(-0.12, 0.18)
     tint = np.array([1 + warmth, 1.0, 1 - warmth])
     lights: list[Light] = []
     for number in range(int(rng.integers(2, 4))):
-        where = np.array([*rng.uniform(low[:2] * 0.6, high[:2] * 0.6), high[2] - rng.uniform(0.2, 0.7)])
+        position = np.array([*rng.uniform(low[:2] * 0.6, high[:2] * 0.6), high[2] - rng.uniform(0.2, 0.7)])
         strength = rng.uniform(1.0, 1.5) if number == 0 else rng.uniform(0.15, 0.5)
         reach = 2.6
         if not lid and number == 0:
             angle, rise = rng.uniform(0, 2 * np.pi), rng.uniform(0.6, 1.2)
-            where = 40 * np.array([np.cos(angle) * np.cos(rise), np.sin(angle) * np.cos(rise), np.sin(rise)])
+            position = 40 * np.array([np.cos(angle) * np.cos(rise), np.sin(angle) * np.cos(rise), np.sin(rise)])
             reach = 40.0
         colour = strength * tint * rng.uniform(0.9, 1.1, 3)
-        lights.append(Light(position=where, colour=colour.astype(np.float32), reach=reach))
+        lights.append(Light(position=position, colour=colour.astype(np.float32), reach=reach))
     above = rng.uniform(0.16, 0.34) * (np.array([0.85, 1.0, 1.2]) if not lid else np.ones(3))
     return lights, np.stack([above, above * rng.uniform(0.35, 0.7) * tint]).astype(np.float32)

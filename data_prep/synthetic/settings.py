@@ -1,44 +1,64 @@
-"""What can be asked of the generator."""
+"""Settings of the generator."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
 from four_d.errors import UserError
 
 HELD_OUT_SEED = 1_000_000
-"""Seeds from here on use textures and shapes that smaller seeds never do."""
+"""First held-out seed: from here on, worlds have textures and shapes that smaller seeds never use."""
+STEP_S = 0.002
+"""Time step of simulations."""
+CONTACT_S = 0.008
+"""Time constant of contacts: as stiff as the time step allows."""
 CameraKind = Literal["handheld", "orbit", "dolly", "pan", "follow", "static"]
+Species = Literal["chain", "animal", "person"]
 Start = Literal["dropped", "thrown", "slid", "rolled"]
+
+
+RIGID_ONLY = ("objects", "starts", "spin")
+"""Settings of rigid objects, which worlds of articulated bodies do not have."""
+BODIES_ONLY = ("creatures", "species", "obstacles")
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorldSettings:
-    """One clip's size and content. Everything else is drawn from the seed."""
+    """Size and content of a clip. Everything else is drawn from the seed."""
 
     width: int = 128
+    """Columns of the images, 8 to 4096."""
     height: int = 128
+    """Rows of the images, 8 to 4096."""
     cameras: int = 4
-    """Synchronised cameras; each has its own motion and intrinsics."""
+    """Number of synchronised cameras, each with its own motion and intrinsics."""
     frames: int = 24
-    """Frames per camera."""
+    """Number of frames per camera."""
     objects: tuple[int, int] = (3, 12)
-    """Fewest and most objects, both included; at least two of them can move."""
+    """Minimum and maximum number of objects; at least two of them can move."""
     moving: tuple[float, float] = (0.035, 0.4)
-    """Least and largest share of a camera's picture that moves, as a coarse look at a few moments finds it."""
+    """Minimum and maximum fraction of a camera's pixels that move, estimated at a few times and coarse resolution."""
     duration_s: tuple[float, float] = (1.0, 2.0)
-    """Range of a clip's length, independent of its frame count: the frame rate follows."""
+    """Range of a clip's duration, independent of its frame count: the frame rate follows."""
     paths: tuple[CameraKind, ...] = get_args(CameraKind)
-    """How cameras may move. Orbits, dollies and pans cover their way in one clip, however short it is."""
+    """Kinds of camera motion. Orbits, dollies and pans span the whole clip, however short it is."""
     starts: tuple[Start, ...] = get_args(Start)
-    """How things may set out."""
+    """Kinds of initial motion of objects."""
     spin: float = 1.0
-    """Factor on the spin with which things are dropped, thrown or slid; 0: they turn only where they hit."""
+    """Factor on the initial spin of objects that are dropped, thrown or slid; 0: they rotate only after collisions."""
     rig_m: float | None = None
-    """The cameras of a clip move as one, each at most this far from the first, in metres. None: each by itself."""
+    """Move all cameras as one rig, each at most this many metres from the first; None: each moves by itself."""
     antialias: bool = True
-    """Average four rays per pixel in the image where two surfaces meet."""
+    """Average four rays per pixel where two surfaces meet."""
+    bodies: bool = False
+    """Make worlds of articulated creatures (chains, animals, people) with keypoints, instead of rigid objects."""
+    creatures: tuple[int, int] = (1, 3)
+    """Minimum and maximum number of creatures, with `bodies`."""
+    species: tuple[Species, ...] = get_args(Species)
+    """Kinds of creatures, with `bodies`."""
+    obstacles: tuple[int, int] = (0, 4)
+    """Minimum and maximum number of still objects that stand about, with `bodies`; fewer if they find no room."""
 
     def __post_init__(self) -> None:
         for name, low, high in (("width", 8, 4096), ("height", 8, 4096), ("cameras", 1, 16), ("frames", 2, 999)):
@@ -48,7 +68,9 @@ class WorldSettings:
         if not 3 <= self.objects[0] <= self.objects[1] <= 40:
             raise UserError(f"world setting objects is {self.objects}; choose 3 ≤ fewest ≤ most ≤ 40")
         if not 0 <= self.moving[0] <= self.moving[1] <= 1 or self.moving[1] - self.moving[0] < 0.05:
-            raise UserError(f"world setting moving is {self.moving}; choose shares 0 ≤ least < most ≤ 1, 0.05 apart")
+            raise UserError(
+                f"world setting moving is {self.moving}; choose fractions 0 ≤ least < most ≤ 1, at least 0.05 apart"
+            )
         if not 0.2 <= self.duration_s[0] <= self.duration_s[1] <= 10:
             raise UserError(f"world setting duration_s is {self.duration_s}; choose 0.2 ≤ shortest ≤ longest ≤ 10")
         unknown = [path for path in self.paths if path not in get_args(CameraKind)]
@@ -65,3 +87,26 @@ class WorldSettings:
             raise UserError(f"world setting rig_m is {self.rig_m}; choose metres above 0, up to 3")
         if self.cameras * self.frames > 999:
             raise UserError(f"{self.cameras} cameras × {self.frames} frames exceed the layout's 999 frames per clip")
+        self._check_bodies()
+
+    def _check_bodies(self) -> None:
+        if not 1 <= self.creatures[0] <= self.creatures[1] <= 6:
+            raise UserError(f"world setting creatures is {self.creatures}; choose 1 ≤ fewest ≤ most ≤ 6")
+        if not 0 <= self.obstacles[0] <= self.obstacles[1] <= 20:
+            raise UserError(f"world setting obstacles is {self.obstacles}; choose 0 ≤ fewest ≤ most ≤ 20")
+        unknown = [one for one in self.species if one not in get_args(Species)]
+        if unknown or not self.species:
+            known = ", ".join(get_args(Species))
+            raise UserError(f"world setting species is {','.join(self.species) or 'empty'}; choose among {known}")
+        idle = RIGID_ONLY if self.bodies else BODIES_ONLY
+        changed = [name for name in idle if getattr(self, name) != getattr(type(self), name)]
+        if changed:
+            remedy = "leave it out" if self.bodies else "set bodies too"
+            kind = "rigid objects" if self.bodies else "worlds of articulated bodies"
+            raise UserError(f"world setting {changed[0]} is of {kind}; {remedy}")
+
+    def to_dict(self) -> dict[str, object]:
+        """Settings as clips store them: without those that say nothing."""
+        idle = RIGID_ONLY if self.bodies else (*BODIES_ONLY, "bodies")
+        found = {name: value for name, value in asdict(self).items() if name not in idle}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}

@@ -1,4 +1,4 @@
-"""A composed world as flat arrays: one triangle soup with poses over time, ready for rays."""
+"""Composed world as flat arrays: one triangle soup with poses over time, ready for ray casting."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """How a piece looks."""
+    """Texture and gloss of a piece."""
 
     tile: int
-    """In the atlas."""
+    """Index in the atlas."""
     metres: float
-    """World length of one tile."""
+    """Side of one tile in the world, in metres."""
     shift: tuple[float, float]
     gloss: float
-    """Strength of the highlight, 0–1."""
+    """Specular strength, 0–1."""
     shine: float
-    """Its exponent."""
+    """Specular exponent."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """A mesh of one instance; it keeps still in its body's axes (``body`` −1: in the world)."""
+    """Mesh of one instance, rigid in the axes of its body (``body`` −1: in the world)."""
 
     mesh: Mesh
     instance: int
@@ -40,7 +40,7 @@ class Piece:
 
 @dataclass(frozen=True, kw_only=True)
 class Light:
-    """A lamp; ``colour`` is what a surface facing it at ``reach`` metres receives; near by, at most twice that."""
+    """Point light. ``colour``: irradiance of a surface facing it at ``reach`` metres; at most twice that nearer."""
 
     position: Array
     colour: NDArray[np.float32]
@@ -49,17 +49,17 @@ class Light:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """All that rays and shading need. m faces, v vertices, n bodies, t times."""
+    """Arrays for ray casting and shading. m faces, v vertices, n bodies, t times."""
 
     triangles: NDArray[np.int32]
     instances: NDArray[np.int32]
     rest_vertices: Array
     rest_normals: NDArray[np.float32]
-    """m 3 3, per corner, in body axes."""
+    """m 3 3: per corner, in body axes."""
     vertex_body: NDArray[np.int32]
     face_body: NDArray[np.int32]
     uv: NDArray[np.float32]
-    """m 3 2, in tiles."""
+    """m 3 2: in tiles."""
     tiles: NDArray[np.int32]
     uv_density: NDArray[np.float32]
     """m: tiles per metre."""
@@ -72,27 +72,27 @@ class Stage:
     atlas: Atlas
     lights: list[Light]
     sky: NDArray[np.float32]
-    """Colours from above and from below, 2 3: ambient light, and what is seen where no face is."""
+    """2 3: ambient light from above and from below; the first also colours the background."""
 
     def vertices_at(self, time: int) -> NDArray[np.float32]:
-        """World vertices v 3, rounded to what the shards store."""
+        """World vertices (v 3), rounded to the float32 of the shards."""
         rotation, shift = self._poses(time)
         moved = np.einsum("vij,vj->vi", rotation[self.vertex_body], self.rest_vertices) + shift[self.vertex_body]
         return moved.astype(np.float32)
 
     def normals_at(self, time: int) -> NDArray[np.float32]:
-        """World shading normals m 3 3."""
+        """World shading normals (m 3 3)."""
         rotation, _ = self._poses(time)
         return np.matmul(self.rest_normals, rotation.astype(np.float32).transpose(0, 2, 1)[self.face_body])
 
     def _poses(self, time: int) -> tuple[Array, Array]:
-        """Of every body and, last (index −1), of the world itself."""
+        """Rotations and positions of every body and, last (index −1), of the world itself."""
         rotation = np.concatenate([self.rotations[time], np.eye(3)[None]])
         return rotation, np.concatenate([self.positions[time], np.zeros((1, 3))])
 
 
 def box_uv(mesh: Mesh, material: Material) -> NDArray[np.float32]:
-    """Texture coordinates m 3 2 by projecting each face along the axis that it faces most."""
+    """Texture coordinates (m 3 2): each face projected along the axis closest to its normal."""
     corners = mesh.vertices[mesh.triangles]
     normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     axis = np.abs(normal).argmax(-1)
@@ -104,25 +104,25 @@ def box_uv(mesh: Mesh, material: Material) -> NDArray[np.float32]:
 def make_stage(
     pieces: list[Piece], positions: Array, rotations: Array, atlas: Atlas, lights: list[Light], sky: NDArray[np.float32]
 ) -> Stage:
-    """Lay the pieces' arrays one after the other."""
+    """Concatenate the arrays of all pieces."""
     offsets = np.cumsum([0] + [len(p.mesh.vertices) for p in pieces[:-1]])
     faces = [len(p.mesh.triangles) for p in pieces]
 
     def per_face(values: list[float]) -> NDArray[np.float32]:
         return np.repeat(np.array(values, np.float32), faces)
 
-    def whole(values: list[int]) -> NDArray[np.int32]:
+    def per_piece(values: list[int]) -> NDArray[np.int32]:
         return np.repeat(np.array(values, np.int32), faces)
 
     return Stage(
         triangles=np.concatenate([p.mesh.triangles + o for p, o in zip(pieces, offsets)]).astype(np.int32),
-        instances=whole([p.instance for p in pieces]),
+        instances=per_piece([p.instance for p in pieces]),
         rest_vertices=np.concatenate([p.mesh.vertices for p in pieces]),
         rest_normals=np.concatenate([corner_normals(p.mesh) for p in pieces]).astype(np.float32),
         vertex_body=np.repeat(np.array([p.body for p in pieces], np.int32), [len(p.mesh.vertices) for p in pieces]),
-        face_body=whole([p.body for p in pieces]),
+        face_body=per_piece([p.body for p in pieces]),
         uv=np.concatenate([box_uv(p.mesh, p.material) for p in pieces]),
-        tiles=whole([p.material.tile for p in pieces]),
+        tiles=per_piece([p.material.tile for p in pieces]),
         uv_density=per_face([1 / p.material.metres for p in pieces]),
         gloss=per_face([p.material.gloss for p in pieces]),
         shine=per_face([p.material.shine for p in pieces]),

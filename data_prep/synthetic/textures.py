@@ -1,4 +1,4 @@
-"""Procedural textures: periodic colour tiles in several scales, kept with their mip levels in one atlas."""
+"""Procedural textures: periodic colour tiles with mip levels in one atlas."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ Random = np.random.Generator
 
 @dataclass(frozen=True, kw_only=True)
 class Atlas:
-    """k square tiles of linear RGB with all their mip levels, flattened one after the other."""
+    """k square tiles of linear RGB with their mip levels, flattened and concatenated."""
 
     texels: Array
-    """k·l 3, l texels per tile over all levels."""
+    """k·l 3: l texels per tile over all levels."""
     size: int
-    """Side of the finest level; a power of two."""
+    """Side of the finest level, a power of two."""
 
     def sample(self, tile: NDArray[np.int32], uv: Array, footprint: Array) -> Array:
-        """Linear RGB (n 3) at ``uv`` (n 2; one unit per tile, wrapping); ``footprint`` = a pixel's width in tiles."""
+        """Linear RGB (n 3) at ``uv`` (n 2; one unit per tile, wrapping); ``footprint``: width of a pixel in tiles."""
         levels = int(np.log2(self.size))
         per_tile = (4 ** (levels + 1) - 1) // 3
         level = np.clip(np.round(np.log2(np.maximum(footprint, 1e-6) * self.size)), 0, levels).astype(np.int32)
         sides = (self.size >> np.arange(levels + 1)).astype(np.int32)
         starts = np.concatenate([[0], np.cumsum(sides.astype(np.int64) ** 2)[:-1]]).astype(np.int32)
         side = sides[level]
-        place = uv * side[:, None].astype(np.float32) - np.float32(0.5)
-        base = np.floor(place)
-        fraction = place - base
+        position = uv * side[:, None].astype(np.float32) - np.float32(0.5)
+        base = np.floor(position)
+        fraction = position - base
         mask = side - 1
         x0, y0 = base[:, 0].astype(np.int32) & mask, base[:, 1].astype(np.int32) & mask
         x1, y1 = (x0 + 1) & mask, (y0 + 1) & mask
@@ -44,7 +44,7 @@ class Atlas:
 
 
 def make_atlas(tiles: list[Array]) -> Atlas:
-    """Tiles s s 3, all of one power-of-two side."""
+    """Build the atlas of tiles (s s 3) that share a power-of-two side."""
     texels: list[Array] = []
     for tile in tiles:
         level = tile
@@ -63,18 +63,18 @@ def _noise(rng: Random, size: int, exponent: float = 1.6, lowest: float = 1.0) -
     amplitude = np.where(frequency >= lowest, np.maximum(frequency, 0.5) ** -exponent, 0.0)
     spectrum = amplitude * np.exp(2j * np.pi * rng.random(frequency.shape))
     field = np.fft.irfft2(spectrum, s=(size, size))
-    low, high = np.percentile(field[::4, ::4], [1, 99])
+    low, high = np.percentile(field[::4, ::4], [1, 99])  # a sixteenth of the values is enough, and faster to sort
     return np.clip((field - low) / (high - low), 0, 1).astype(np.float32)
 
 
 def _grid(size: int) -> tuple[Array, Array]:
-    """Columns' and rows' places u and v in [0, 1)."""
+    """Coordinates u of columns and v of rows (s s each), in [0, 1)."""
     axis = ((np.arange(size) + 0.5) / size).astype(np.float32)
     return axis[None].repeat(size, 0), axis[:, None].repeat(size, 1)
 
 
 def _colour(rng: Random, saturation: float | None = None, value: float | None = None) -> Array:
-    """A linear colour; hue uniform."""
+    """Random linear colour of uniform hue."""
     hue, s = rng.random(), rng.beta(1.6, 2.0) if saturation is None else saturation
     v = rng.uniform(0.12, 0.85) if value is None else value
     k = (np.array([5.0, 3.0, 1.0]) + hue * 6) % 6
@@ -83,7 +83,7 @@ def _colour(rng: Random, saturation: float | None = None, value: float | None = 
 
 
 def _palette(rng: Random, count: int) -> Array:
-    """Colours (count 3) whose brightness differs from one to the next."""
+    """Colours (count 3) of different brightness."""
     values = np.linspace(0.25, 0.92, count) + rng.uniform(-0.12, 0.08, count)
     return np.stack([_colour(rng, value=float(v)) for v in rng.permutation(np.clip(values, 0.08, 0.95))])
 
@@ -93,9 +93,9 @@ def _blend(weight: Array, low: Array, high: Array) -> Array:
 
 
 def _ramp(rng: Random, field: Array, count: int = 4) -> Array:
-    """A field in [0, 1] through a random colour ramp."""
-    colours, place = _palette(rng, count), np.linspace(0, 1, count)
-    return np.stack([np.interp(field, place, colours[:, i]) for i in range(3)], -1).astype(np.float32)
+    """Map a field in [0, 1] through a random colour ramp."""
+    colours, positions = _palette(rng, count), np.linspace(0, 1, count)
+    return np.stack([np.interp(field, positions, colours[:, i]) for i in range(3)], -1).astype(np.float32)
 
 
 def _clouds(rng: Random, size: int) -> Array:
@@ -201,7 +201,7 @@ def _weave(rng: Random, size: int) -> Array:
 
 
 def _glyphs(rng: Random, size: int) -> Array:
-    """Lines of made-up letters on 5 × 7 cells."""
+    """Lines of random letters on 5 × 7 cells."""
     rows, columns = int(rng.integers(4, 9)), int(rng.integers(5, 11))
     letters = rng.random((rows, columns, 7, 5)) < 0.5
     letters[..., 0, :] |= rng.random((rows, columns, 1)) < 0.5
@@ -215,7 +215,7 @@ def _glyphs(rng: Random, size: int) -> Array:
 
 
 def _patches(rng: Random, size: int) -> Array:
-    """Overlapping rectangles, as of papers on a wall."""
+    """Overlapping rectangles, like posters on a wall."""
     image = np.broadcast_to(_colour(rng), (size, size, 3)).copy()
     for _ in range(24):
         h, w = (rng.uniform(0.08, 0.4, 2) * size).astype(int)
@@ -282,7 +282,7 @@ def _leopard(rng: Random, size: int) -> Array:
 
 
 def _scribble(rng: Random, size: int) -> Array:
-    """Bent lines over a soft ground."""
+    """Curved lines over a soft background."""
     image = _ramp(rng, _noise(rng, size, 2.2), 2)
     for colour in _palette(rng, 3):
         field = _noise(rng, size, rng.uniform(1.8, 2.4), float(rng.integers(1, 5)))
@@ -319,7 +319,7 @@ HELD_OUT_TEXTURES: dict[str, Maker] = {
 
 
 def make_texture(rng: Random, textures: dict[str, Maker], size: int) -> Array:
-    """One tile (size size 3, linear albedo in [0.02, 0.9]) of a family, with stains and fine grain laid over it."""
+    """Draw a tile (size size 3, linear albedo in [0.02, 0.9]) from a table, with stains and fine grain on top."""
     tile = textures[str(rng.choice(list(textures)))](rng, size)
     stains = 1 + rng.uniform(0.1, 0.5) * (_noise(rng, size, 1.9) - 0.5)
     grain = 1 + rng.uniform(0.1, 0.45) * (_noise(rng, size, rng.uniform(0.4, 1.0), 4.0) - 0.5)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal, cast
 
 import torch
@@ -11,59 +11,116 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from four_d.backbones.dynamics import Dynamics, DynamicsConfig, patch_shares
-from four_d.backbones.hints import Hints, HintsConfig
-from four_d.backbones.patches import ConvPatchConfig, PatchConfig, TimmPatches, kept_rounds, patch_grid
-from four_d.correlation import CorrelationConfig, Features, Found, Neighbours
+from four_d.abilities import Hint, Use
+from four_d.backbones.dynamics import Dynamics, DynamicsConfig, patch_fractions
+from four_d.backbones.hints import HintsConfig
+from four_d.backbones.patches import ConvPatchConfig, PatchConfig, TimmPatches, patch_grid
+from four_d.correlation import CorrelationConfig, Neighbours, SoftMatches
 from four_d.errors import UserError
 from four_d.layers import AttentionBackend, Block, RankOne, Rotation, full_type, grid_positions, rotation_tables
 from four_d.matching import MatchingConfig
-from four_d.query import Query, QueryConfig, asked
+from four_d.parts import (
+    CAMERA_TOKEN,
+    DYNAMICS,
+    EVERY_FRAME,
+    FEATURES,
+    QUERY,
+    BackboneSpec,
+    Provision,
+    TokenShape,
+)
+from four_d.query import QueryConfig, query_times
 from four_d.types import Clip, Tokens
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
-"""ImageNet's, RGB."""
+"""ImageNet's standard deviation, RGB."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlternatingConfig:
+class AlternatingConfig(BackboneSpec):
     """Sizes of the `AlternatingBackbone`; the defaults are VGGT-1B's but for the patch embedding."""
 
     kind: Literal["alternating"] = "alternating"
     patches: PatchConfig = field(default_factory=ConvPatchConfig)
+    """Embedding of each frame's patches before attention. VGGT-1B's is ``timm``, a pretrained DINOv2."""
     matching: MatchingConfig | None = None
-    """Add to the patch tokens where the first frame's content has gone. None, as in VGGT: leave that to attention."""
+    """Add each cell's match in the first frame to the patch tokens. None, as in VGGT: leave that to attention."""
     correlation: CorrelationConfig | None = None
-    """Add to the patch tokens how alike the frames just before and after are, and the query frame if there is a query.
-    None, as in VGGT: leave that to attention."""
+    """Add matches with the frames just before and after, and with any query frame, to the patch tokens. None, as in
+    VGGT: leave that to attention."""
     dynamics: DynamicsConfig | None = None
     """Keep what moves from steering the cameras, as PAGE-4D. None: VGGT."""
     query: QueryConfig | None = None
-    """Let the tokens know the query time from the start, as DePT3R: every query time then takes a pass of its own."""
+    """Condition the tokens on the query time before attention, as DePT3R: every query time then takes its own pass."""
     hints: HintsConfig | None = None
-    """Take intrinsics and other things known beforehand. None: they are not looked at."""
+    """Inputs known beforehand, such as intrinsics. None: they are ignored."""
     patch_size: int = 14
+    """Side of a patch in pixels; images' sides must be multiples of it. 14: VGGT's, and DINOv2's."""
     width: int = 1024
+    """Channels of the tokens, a multiple of four times ``heads``. 1024: VGGT-1B's."""
     rounds: int = 24
     """A round is one frame block and one global block."""
     heads: int = 16
+    """Attention heads of each block. 16: VGGT-1B's."""
     mlp_ratio: float = 4.0
+    """Hidden channels of the blocks' perceptrons as a multiple of ``width``. 4: VGGT's."""
     registers: int = 4
+    """Register tokens of each frame beside its camera token, read by no head; at least 0. 4: VGGT's."""
     group: int = 1
-    """Frame blocks run before the global blocks' turn comes (VGGT's ``aa_block_size``)."""
+    """Consecutive frame blocks, followed by as many global blocks (VGGT's ``aa_block_size``)."""
     qk_norm: bool = True
+    """Normalise queries and keys of each head before their rotation, as VGGT: attention logits stay bounded."""
     layer_scale: float | None = 0.01
     """Initial factor of every residual branch; None leaves it out. Small values learn slowly from scratch."""
     special_std: float = 1e-6
-    """Standard deviation of the camera and register tokens at the start."""
+    """Initial standard deviation of the camera and register tokens."""
     rope_base: float = 100.0
+    """Base of the rotary position embedding's frequencies (rows and columns of patches). 100: VGGT's."""
     attention: AttentionBackend = "sdpa"
+    """Implementation of attention; results are equal. ``sdpa``: torch's fused kernel; ``matmul``: the formula, faster
+    in bf16 for short sequences on a CPU; ``xformers``: CUDA only."""
     checkpointing: bool = False
     """Recompute blocks in the backward pass: less memory, more time."""
 
+    @property
+    def shape(self) -> TokenShape:
+        """A round's map is its frame block's output beside its global block's."""
+        side = self.patches.image_size
+        return TokenShape(width=2 * self.width, rounds=self.rounds, patch_size=self.patch_size, image_size=side)
+
+    @property
+    def provides(self) -> frozenset[Provision]:
+        """Token rows of every frame, with camera tokens, and the provisions of the options that are set."""
+        switched = {QUERY: self.query, DYNAMICS: self.dynamics, self._features: self.correlation}
+        return frozenset({EVERY_FRAME, CAMERA_TOKEN, *(each for each, config in switched.items() if config)})
+
+    @property
+    def idle(self) -> frozenset[Provision]:
+        """Correlation features, which only matching with the query frame trains."""
+        return frozenset() if self.correlation is None or self.query is not None else frozenset({self._features})
+
+    @property
+    def _features(self) -> Provision:
+        return replace(FEATURES, detail=self.correlation)
+
+    @property
+    def takes(self) -> Mapping[Hint, Use]:
+        """The hints that are not off."""
+        return {} if self.hints is None else self.hints.uses
+
+    @property
+    def hints_setting(self) -> str:
+        """Config section of the hints."""
+        return "hints"
+
+    @property
+    def masks(self) -> bool:
+        """True if a user's mask replaces the predicted one or enters as a hint."""
+        return self.dynamics is not None or "masks" in self.takes
+
     def build(self) -> AlternatingBackbone:
-        """Raises UserError where sizes do not fit each other."""
+        """Build the module. UserError where sizes do not fit each other."""
         if self.width % self.heads or (self.width // self.heads) % 4:
             raise UserError(
                 f"backbone.width {self.width} over {self.heads} heads must be a multiple of 4 each; change one of them"
@@ -72,43 +129,11 @@ class AlternatingConfig:
             raise UserError(f"backbone.rounds {self.rounds} must be a multiple of group {self.group}")
         if self.dynamics is not None and self.group != 1:
             raise UserError(f"backbone.dynamics needs group 1, it is {self.group}; change one of them")
-        patches = self.patches.build(self.patch_size, self.width)
-        if isinstance(patches, TimmPatches):
-            patches.checkpointing = self.checkpointing
-        blocks = [
-            Block(
-                self.width,
-                self.heads,
-                mlp_ratio=self.mlp_ratio,
-                qk_norm=self.qk_norm,
-                layer_scale=self.layer_scale,
-                backend=self.attention,
-            )
-            for _ in range(2 * self.rounds)
-        ]
-        return AlternatingBackbone(
-            patches=patches,
-            matching=None if self.matching is None else self.matching.build(self.patch_size, self.width),
-            features=None if self.correlation is None else self.correlation.build(self.patch_size),
-            neighbours=None if self.correlation is None else Neighbours(self.correlation, self.width),
-            dynamics=None if self.dynamics is None else self.dynamics.build(self.width, self.rounds),
-            query=None if self.query is None else self.query.build(self.width, self.correlation),
-            hints=None if self.hints is None else self.hints.build(self.patch_size, self.width),
-            patch_size=self.patch_size,
-            frame_blocks=blocks[: self.rounds],
-            global_blocks=blocks[self.rounds :],
-            width=self.width,
-            head_width=self.width // self.heads,
-            registers=self.registers,
-            group=self.group,
-            special_std=self.special_std,
-            rope_base=self.rope_base,
-            checkpointing=self.checkpointing,
-        )
+        return AlternatingBackbone(self)
 
 
 def normalise_images(images: Float[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
-    """RGB in [0, 1] to ImageNet's mean and deviation."""
+    """Normalise RGB in [0, 1] by ImageNet's mean and standard deviation."""
     mean = torch.tensor(IMAGE_MEAN, device=images.device, dtype=images.dtype)[:, None, None]
     std = torch.tensor(IMAGE_STD, device=images.device, dtype=images.dtype)[:, None, None]
     return (images - mean) / std
@@ -122,83 +147,71 @@ class AlternatingBackbone(nn.Module):
     interchangeable.
     """
 
-    def __init__(
-        self,
-        *,
-        patches: nn.Module,
-        patch_size: int,
-        frame_blocks: Sequence[nn.Module],
-        global_blocks: Sequence[nn.Module],
-        width: int,
-        head_width: int,
-        matching: nn.Module | None = None,
-        features: Features | None = None,
-        neighbours: Neighbours | None = None,
-        dynamics: Dynamics | None = None,
-        query: Query | None = None,
-        hints: Hints | None = None,
-        registers: int = 4,
-        group: int = 1,
-        special_std: float = 1e-6,
-        rope_base: float = 100.0,
-        checkpointing: bool = False,
-    ) -> None:
+    def __init__(self, config: AlternatingConfig) -> None:
         super().__init__()
-        self.rounds, self.token_width, self.patch_size = len(frame_blocks), 2 * width, patch_size
-        self.head_width, self.group, self.rope_base = head_width, group, rope_base
-        self.checkpointing = checkpointing
-        self.patches, self.matching, self.dynamics = patches, matching, dynamics
-        self.query, self.hints, self.features, self.neighbours = query, hints, features, neighbours
-        self.camera_token = nn.Parameter(special_std * torch.randn(1, 2, 1, width))
-        self.register_token = nn.Parameter(special_std * torch.randn(1, 2, registers, width))
-        self.frame_blocks = nn.ModuleList(frame_blocks)
-        self.global_blocks = nn.ModuleList(global_blocks)
-        self.kept: tuple[int, ...] = (self.rounds - 1,)
+        self.config = config
+        width, size, search = config.width, config.patch_size, config.correlation
+        # Built in this order to keep a seed's weights, stored in another to keep the order of older optimiser states.
+        patches = config.patches.build(size, width)
+        if isinstance(patches, TimmPatches):
+            patches.checkpointing = config.checkpointing
+        blocks = [
+            Block(
+                width,
+                config.heads,
+                mlp_ratio=config.mlp_ratio,
+                qk_norm=config.qk_norm,
+                layer_scale=config.layer_scale,
+                backend=config.attention,
+            )
+            for _ in range(2 * config.rounds)
+        ]
+        matching = None if config.matching is None else config.matching.build(size, width)
+        features = None if search is None else search.build(size)
+        neighbours = None if search is None else Neighbours(search, width)
+        self.patches, self.matching = patches, matching
+        self.dynamics = None if config.dynamics is None else config.dynamics.build(width, config.rounds)
+        self.query = None if config.query is None else config.query.build(width, search)
+        self.hints = None if config.hints is None else config.hints.build(size, width)
+        self.features, self.neighbours = features, neighbours
+        self.camera_token = nn.Parameter(config.special_std * torch.randn(1, 2, 1, width))
+        self.register_token = nn.Parameter(config.special_std * torch.randn(1, 2, config.registers, width))
+        self.frame_blocks = nn.ModuleList(blocks[: config.rounds])
+        self.global_blocks = nn.ModuleList(blocks[config.rounds :])
 
-    @property
-    def queried(self) -> bool:
-        """Whether tokens depend on the query time; it is then the first of the clip's."""
-        return self.query is not None
+    def forward(self, clip: Clip, rounds: tuple[int, ...] | None = None) -> Tokens:
+        """Encode a clip: token maps of ``rounds`` (counted from 0; None: the last).
 
-    @property
-    def takes(self) -> tuple[str, ...]:
-        """The hints that are not off."""
-        return () if self.hints is None else tuple(self.hints.uses)
-
-    def keep(self, rounds: Iterable[int]) -> None:
-        """Give the token maps of these rounds (counted from 0), in ascending order, and hold no others in memory."""
-        self.kept = kept_rounds(rounds, self.rounds)
-
-    def forward(self, clip: Clip) -> Tokens:
-        """Raises UserError if images are not RGB or their sides not multiples of the patch size, if the query time is
-        no frame's, or if a hint is required that the clip lacks.
+        UserError if images are not RGB or their sides not multiples of the patch size, if the query time is no frame's,
+        or if a hint is required that the clip lacks.
         """
-        grid = patch_grid(clip.images, self.patch_size)
+        rounds = (self.config.rounds - 1,) if rounds is None else rounds
+        grid = patch_grid(clip.images, self.config.patch_size)
         features = None if self.features is None else self.features(clip.images)
-        x, found = self._embed(clip, features)
+        x, matches = self._embed(clip, features)
         special = 1 + self.register_token.shape[2]
-        maps, dynamic_logits = self._alternate(x, grid, special, clip)
+        maps, dynamic_logits = self._alternate(x, grid, special, clip, rounds)
         return Tokens(
             patches=tuple(each[:, :, special:] for each in maps),
             special=tuple(each[:, :, :special] for each in maps),
             grid=grid,
             frames=torch.arange(x.shape[1], device=x.device),
-            rounds=self.kept,
+            rounds=rounds,
             dynamic_logits=dynamic_logits,
             features=features,
-            match_logits=None if found is None else found.logits[:, None],
+            match_logits=None if matches is None else matches.logits[:, None],
         )
 
     def at_step(self, step: int) -> None:
-        """Tell the schedule of `Dynamics`, if there is one, which training step comes."""
+        """Set the training step of the schedule of `Dynamics`, if any."""
         if self.dynamics is not None:
             self.dynamics.at_step(step)
 
     def _embed(
         self, clip: Clip, features: Float[Tensor, "b f d y x"] | None
-    ) -> tuple[Float[Tensor, "b f n c"], Found | None]:
-        """Camera token, registers, patches of every frame; first and other frames differ in the former two. And where
-        the query frame shows the same.
+    ) -> tuple[Float[Tensor, "b f n c"], SoftMatches | None]:
+        """Camera token, registers and patches of every frame, and the matches in the query frame. The first frame's
+        camera token and registers differ from the others'.
         """
         b, f = clip.images.shape[:2]
         normalised = normalise_images(clip.images)
@@ -207,37 +220,47 @@ class AlternatingBackbone(nn.Module):
             patches = patches + self.matching(normalised)
         if self.neighbours is not None and features is not None:
             patches = patches + self.neighbours(features, clip.times, clip.camera_ids).to(patches.dtype)
+        # slot 0 is the first frame's, whose coordinates the outputs are in; slot 1 serves all others
         slots = (torch.arange(f, device=clip.images.device) > 0).long()
         special = torch.cat([self.camera_token, self.register_token], dim=2)[:, slots]
         special = special.to(patches.dtype).expand(b, -1, -1, -1)
         if self.hints is not None:
             special, patches = self.hints(clip, special, patches)
-        found = None
+        matches = None
         if self.query is not None:
-            patches, found = self.query(clip, asked(clip)[:, 0], patches, features)
-        return torch.cat([special, patches], dim=2), found
+            patches, matches = self.query(clip, query_times(clip)[:, 0], patches, features)
+        return torch.cat([special, patches], dim=2), matches
 
     def _alternate(
-        self, x: Float[Tensor, "b f n c"], grid: tuple[int, int], special: int, clip: Clip
+        self,
+        x: Float[Tensor, "b f n c"],
+        grid: tuple[int, int],
+        special: int,
+        clip: Clip,
+        rounds: tuple[int, ...],
     ) -> tuple[list[Float[Tensor, "b f n d"]], Float[Tensor, "b f p"] | None]:
-        """The kept rounds' token maps, and logits of what moves."""
+        """Token maps of ``rounds``, and logits of the mask of moving patches."""
         b, f, n, _ = x.shape
         positions = grid_positions(*grid, special, x.device)
-        in_frame = rotation_tables(positions, self.head_width, self.rope_base, full_type(x.dtype))
+        config = self.config
+        in_frame = rotation_tables(positions, config.width // config.heads, config.rope_base, full_type(x.dtype))
+        # every frame has the same positions: global attention tells frames apart by their content only
         cosine, sine = (table.repeat(f, 1, 1) for table in in_frame)
         maps: list[Tensor] = []
         logits, bias = None, None
-        for start in range(0, self.rounds, self.group):
-            span = range(start, start + self.group)
-            x, local = self._run(self.frame_blocks, span, x.reshape(b * f, n, -1), in_frame)
+        for start in range(0, config.rounds, config.group):
+            span = range(start, start + config.group)
+            x, local = self._run(self.frame_blocks, span, x.reshape(b * f, n, -1), in_frame, rounds)
             if self.dynamics is not None and start == self.dynamics.after:
                 logits = self.dynamics(x.unflatten(0, (b, f))[:, :, special:], grid)
                 bias = self._bias(self.dynamics, logits, grid, special, clip)
-            drawn = bias if self.dynamics is not None and start in self.dynamics.masked else None
-            x, common = self._run(self.global_blocks, span, x.reshape(b, f * n, -1), (cosine, sine), drawn)
+            active_bias = bias if self.dynamics is not None and start in self.dynamics.masked else None
+            x, common = self._run(
+                self.global_blocks, span, x.reshape(b, f * n, -1), (cosine, sine), rounds, active_bias
+            )
             maps += [
-                torch.cat([one.reshape(b, f, n, -1), two.reshape(b, f, n, -1)], dim=-1)
-                for one, two in zip(local, common)
+                torch.cat([frame_map.reshape(b, f, n, -1), global_map.reshape(b, f, n, -1)], dim=-1)
+                for frame_map, global_map in zip(local, common)
             ]
         return maps, logits
 
@@ -245,13 +268,13 @@ class AlternatingBackbone(nn.Module):
     def _bias(
         dynamics: Dynamics, logits: Float[Tensor, "b f p"], grid: tuple[int, int], special: int, clip: Clip
     ) -> RankOne:
-        """By the user's own mask in the frames that have one, else by the predicted one."""
+        """Attention bias by the user's mask in the frames that have one, else by the predicted mask."""
         if clip.dynamic is None:
             return dynamics.bias(logits, special)
         if clip.dynamic.shape[-2:] != clip.images.shape[-2:]:
             sizes = " and ".join(f"{h} × {w}" for h, w in (clip.dynamic.shape[-2:], clip.images.shape[-2:]))
             raise UserError(f"the mask of what moves and the images are {sizes} (height × width); resize the mask")
-        return dynamics.bias(logits, special, patch_shares(clip.dynamic, grid), clip.dynamic_known)
+        return dynamics.bias(logits, special, patch_fractions(clip.dynamic, grid), clip.dynamic_known)
 
     def _run(
         self,
@@ -259,16 +282,17 @@ class AlternatingBackbone(nn.Module):
         span: range,
         x: Float[Tensor, "r n c"],
         rotation: Rotation,
+        rounds: tuple[int, ...],
         bias: RankOne | None = None,
     ) -> tuple[Float[Tensor, "r n c"], list[Float[Tensor, "r n c"]]]:
-        """Apply the blocks of ``span``; also what the kept ones of them gave."""
+        """Apply the blocks of ``span``; also return the outputs of those in ``rounds``."""
         outputs: list[Tensor] = []
         for index in span:
             block = blocks[index]
-            if self.checkpointing and self.training and torch.is_grad_enabled():
+            if self.config.checkpointing and self.training and torch.is_grad_enabled():
                 x = cast(Tensor, checkpoint(block, x, rotation, bias, use_reentrant=False))
             else:
                 x = block(x, rotation, bias)
-            if index in self.kept:
+            if index in rounds:
                 outputs.append(x)
         return x, outputs

@@ -1,15 +1,14 @@
-"""What moves should not steer the cameras: PAGE-4D's dynamics-aware attention (arXiv 2510.17568, as released).
+"""PAGE-4D's dynamics-aware attention (arXiv 2510.17568, as released): moving patches should not steer the cameras.
 
-After the frame attention of one round a small head says of each patch whether it moves. In some later rounds the
-camera and register tokens then attend less to what moves: their global attention logits get a bias r·c, r a constant
-per query and c a number per key. Patches among each other attend as before.
+After the frame attention of one round a small head predicts which patches move. In some later rounds the camera and
+register tokens attend less to moving patches: their global attention logits get a bias r·c, r a constant per query and
+c a number per key. Attention between patches is unchanged.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -24,23 +23,23 @@ SMALLEST_STD = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class DynamicsConfig:
-    """Where the mask is predicted and used; the defaults are the released PAGE-4D's."""
+    """Rounds in which the mask is predicted and used; the defaults are the released PAGE-4D's."""
 
-    kind: Literal["dynamics"] = "dynamics"
     after: int = 9
-    """The round after whose frame attention the mask is predicted."""
+    """Round after whose frame attention the mask is predicted."""
     rounds: tuple[int, int] = (10, 19)
-    """First and last round whose global attention it biases."""
+    """First and last round whose global attention is biased."""
     scale: float = 64.0
     """r of the camera and register queries; c is in (-½, ½), so the bias is within ± scale / 2."""
     hidden: int = 256
+    """Channels between the layers of the head that predicts the mask."""
     hold: tuple[int, int] | None = (6000, 10000)
     """Training steps between which α, a factor on the bias, falls from 1 to 0 (half a cosine); None: it stays 1."""
     detach: bool = True
-    """The head's gradient does not reach the tokens."""
+    """Stop the head's gradient before the tokens."""
 
     def build(self, width: int, rounds: int) -> Dynamics:
-        """UserError where the rounds do not fit the backbone's."""
+        """Build the module. UserError where the rounds do not fit the backbone's."""
         first, last = self.rounds
         if not 0 <= self.after < first <= last < rounds:
             raise UserError(
@@ -69,14 +68,14 @@ def schedule(step: int, hold: tuple[int, int] | None) -> float:
     return (1 + math.cos(math.pi * (step - hold[0]) / (hold[1] - hold[0]))) / 2
 
 
-def patch_shares(mask: Bool[Tensor, "b f h w"], grid: tuple[int, int]) -> Float[Tensor, "b f p"]:
-    """Share of each patch's pixels that are True, patches in row-major order."""
+def patch_fractions(mask: Bool[Tensor, "b f h w"], grid: tuple[int, int]) -> Float[Tensor, "b f p"]:
+    """Fraction of each patch's pixels that are True, patches in row-major order."""
     size = (mask.shape[-2] // grid[0], mask.shape[-1] // grid[1])
     return functional.avg_pool2d(mask.float(), size).flatten(2)
 
 
 class Dynamics(nn.Module):
-    """Mask head and bias. ``alpha`` is a buffer: checkpoints and exports know how far the mask was faded out."""
+    """Mask head and attention bias. ``alpha`` is a buffer: checkpoints and exports keep the schedule's state."""
 
     alpha: Float[Tensor, ""]
 
@@ -122,17 +121,19 @@ class Dynamics(nn.Module):
         self,
         logits: Float[Tensor, "b f p"],
         special: int,
-        known: Float[Tensor, "b f p"] | None = None,
-        given: Bool[Tensor, "b f"] | None = None,
+        fractions: Float[Tensor, "b f p"] | None = None,
+        frames_with_mask: Bool[Tensor, "b f"] | None = None,
     ) -> RankOne:
         """Rows α·scale and keys ½ − P(moving) of all tokens, ``special`` ones first in each frame (as keys 0).
 
-        ``known`` shares of moving pixels replace the prediction in the frames that are ``given`` (None: all).
+        With known ``fractions`` of moving pixels α is a factor of the predicted keys instead, and the frames in
+        ``frames_with_mask`` (None: all) have keys α/2 − fraction: known moving pixels are masked however far the
+        predicted mask was faded out, and at α = 0 an empty mask changes nothing.
         """
-        moving = logits.sigmoid()
-        if known is not None:
-            use = torch.ones_like(moving[..., 0], dtype=torch.bool) if given is None else given
-            moving = torch.where(use[..., None], known.to(moving.dtype), moving)
-        keys = functional.pad(0.5 - moving, (special, 0))
-        rows = functional.pad(torch.zeros_like(moving), (special, 0), value=self.scale) * self.alpha
-        return rows.flatten(1), keys.flatten(1)
+        keys, fade = 0.5 - logits.sigmoid(), self.alpha
+        if fractions is not None:
+            masked = torch.ones_like(keys[..., 0], dtype=torch.bool) if frames_with_mask is None else frames_with_mask
+            keys = torch.where(masked[..., None], fade / 2 - fractions.to(keys.dtype), fade * keys)
+            fade = torch.ones_like(fade)
+        rows = functional.pad(torch.zeros_like(keys), (special, 0), value=self.scale) * fade
+        return rows.flatten(1), functional.pad(keys, (special, 0)).flatten(1)

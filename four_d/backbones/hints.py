@@ -1,51 +1,61 @@
-"""What is known beforehand, given to the tokens: intrinsics (DePT3R, arXiv 2512.13122 §3), poses, depth, masks (ours).
+"""Hints, known beforehand, for the tokens: intrinsics (DePT3R, arXiv 2512.13122 §3), poses, depth, masks (ours).
 
-Every kind may be unknown, of a whole clip or of some frames: a learned vector then takes its place, and training drops
-hints at random (`data.sampling.HintShares`). All begin at zero, so that a model tuned from weights without hints begins
-with their outputs. Lengths are made free of scale: the model's own unit stays its own.
+Each hint may be unknown, for a whole clip or for some frames: a learned vector then takes its place, and training drops
+hints at random (`data.sampling.HintProbabilities`). All are initialised to zero, so that a model tuned from
+weights without hints begins with their outputs. Lengths are normalised: the model's own unit stays its own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import roma
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from four_d.abilities import HINTS, Hint, Use
 from four_d.errors import UserError
 from four_d.layers import full_precision
 from four_d.types import Cameras, Clip
 
-Use = Literal["off", "optional", "required"]
 FRAME_NUMBERS = {"intrinsics": 3, "poses": 8}
 """Hint → numbers per frame."""
 MAP_CHANNELS = {"depth": 2, "masks": 1}
 """Hint → numbers per pixel."""
 SMALLEST = 1e-6
 STILL = 1e-3
-"""Mean distance of cameras below which they are not brought to 1: a thousandth of an example's unit of length, which is
-about its distance to the scene, shifts a picture a thousand pixels wide by one, so what is below is noise."""
+"""Mean distance of cameras below which it is not normalised to 1: a thousandth of an example's unit of length, which is
+about its distance to the scene, shifts an image a thousand pixels wide by one pixel; less is noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HintsConfig:
-    """Which hints the model takes; ``required``: it refuses a clip without."""
+    """Use of each hint by the model; ``required``: it refuses a clip without."""
 
-    kind: Literal["hints"] = "hints"
     intrinsics: Use = "optional"
+    """Focal lengths and principal point of each frame. ``optional``: the model heeds them where they are known."""
     poses: Use = "off"
+    """Pose of each frame's camera."""
     depth: Use = "off"
+    """Depth map of each frame, divided by its mean."""
     masks: Use = "off"
+    """Mask of each frame's moving pixels."""
+
+    @property
+    def uses(self) -> dict[Hint, Use]:
+        """Hints that are not off."""
+        uses: dict[Hint, Use] = {name: getattr(self, name) for name in HINTS}
+        return {name: use for name, use in uses.items() if use != "off"}
 
     def build(self, patch_size: int, width: int) -> Hints:
-        """UserError if everything is off."""
-        uses = {name: getattr(self, name) for name in (*FRAME_NUMBERS, *MAP_CHANNELS) if getattr(self, name) != "off"}
-        if not uses:
-            raise UserError("backbone.hints: every hint is off; switch one to optional, or set backbone.hints=null")
-        return Hints(uses, patch_size, width)
+        """Build the module. UserError if everything is off."""
+        if not self.uses:
+            raise UserError(
+                "backbone.hints: every hint is off; switch one to optional, or set model.backbone.hints=null"
+            )
+        return Hints(self.uses, patch_size, width)
 
 
 def intrinsics_numbers(cameras: Cameras, size: tuple[int, int]) -> Float[Tensor, "b f 3"]:
@@ -64,9 +74,9 @@ def pose_numbers(
     poses = cameras.world_from_camera
     lengths = poses[..., :3, 3].norm(dim=-1)
     count = (known & (lengths > SMALLEST)).sum(-1).clamp_min(1)
-    own = (lengths * known).sum(-1) / count
-    unit = torch.zeros_like(own) if unit is None else unit
-    divisor = torch.where(unit > 0, unit.clamp_min(SMALLEST), own.clamp_min(STILL))
+    mean_length = (lengths * known).sum(-1) / count
+    unit = torch.zeros_like(mean_length) if unit is None else unit
+    divisor = torch.where(unit > 0, unit.clamp_min(SMALLEST), mean_length.clamp_min(STILL))
     quaternion = roma.quat_xyzw_to_wxyz(roma.rotmat_to_unitquat(poses[..., :3, :3]))
     quaternion = torch.where(quaternion[..., :1] < 0, -quaternion, quaternion)
     flag = (unit > 0).to(lengths.dtype)[:, None].expand_as(lengths)
@@ -74,14 +84,14 @@ def pose_numbers(
 
 
 def mean_depth(clip: Clip) -> Float[Tensor, "b"] | None:
-    """Of the valid pixels that are given, 0 in clips without any; None without depth."""
+    """Mean depth of the valid pixels that are given, 0 in clips without any; None without depth."""
     if clip.depth is None or clip.valid is None:
         return None
     return (clip.depth * clip.valid).flatten(1).sum(-1) / clip.valid.flatten(1).sum(-1).clamp_min(1)
 
 
 class FrameHint(nn.Module):
-    """A few numbers per frame as something to add to its tokens; a learned vector where they are unknown."""
+    """Addition to each frame's tokens, from a few numbers per frame; a learned vector where they are unknown."""
 
     def __init__(self, numbers: int, width: int) -> None:
         super().__init__()
@@ -95,7 +105,7 @@ class FrameHint(nn.Module):
 
 
 class MapHint(nn.Module):
-    """Maps at the image's size as something to add to each patch; a learned vector in frames without."""
+    """Addition to each patch token, from maps at the image's size; a learned vector in frames without."""
 
     def __init__(self, channels: int, patch_size: int, width: int) -> None:
         super().__init__()
@@ -116,24 +126,24 @@ def _zero(layer: nn.Linear | nn.Conv2d) -> None:
 
 
 def encoder(name: str, patch_size: int, width: int) -> nn.Module:
-    """What makes vectors of a hint."""
+    """Encoder of a hint's values as vectors."""
     if name in FRAME_NUMBERS:
         return FrameHint(FRAME_NUMBERS[name], width)
     return MapHint(MAP_CHANNELS[name], patch_size, width)
 
 
 class Hints(nn.Module):
-    """Adds what is known to the tokens: poses to the camera token, everything else to the patches."""
+    """Addition of hints to the tokens: poses to the camera token, all others to the patches."""
 
-    def __init__(self, uses: dict[str, Use], patch_size: int, width: int) -> None:
+    def __init__(self, uses: Mapping[Hint, Use], patch_size: int, width: int) -> None:
         super().__init__()
-        self.uses = uses
+        self.uses: Mapping[str, Use] = {**uses}
         self.encoders = nn.ModuleDict({name: encoder(name, patch_size, width) for name in uses})
 
     def forward(
         self, clip: Clip, special: Float[Tensor, "b f s c"], patches: Float[Tensor, "b f p c"]
     ) -> tuple[Float[Tensor, "b f s c"], Float[Tensor, "b f p c"]]:
-        """Special and patch tokens of all frames. UserError if the model requires what the clip lacks."""
+        """Add hints to the special and patch tokens of all frames. UserError if the clip lacks a required hint."""
         for name, encoder in self.encoders.items():
             with full_precision(clip.images.device):
                 values, known = READERS[name](clip)
@@ -150,15 +160,15 @@ class Hints(nn.Module):
             return
         if self.uses[name] == "required" and not bool(known.all()):
             raise UserError(
-                f"this model requires {name}, and a frame comes without; give them, or take a model that can do without"
+                f"this model requires {name}, and a frame has none; give them, or use a model without that need"
             )
 
 
-def _nothing(clip: Clip) -> Bool[Tensor, "b f"]:
+def _none_known(clip: Clip) -> Bool[Tensor, "b f"]:
     return torch.zeros_like(clip.times, dtype=torch.bool)
 
 
-def _everything(clip: Clip) -> Bool[Tensor, "b f"]:
+def _all_known(clip: Clip) -> Bool[Tensor, "b f"]:
     return torch.ones_like(clip.times, dtype=torch.bool)
 
 
@@ -166,39 +176,39 @@ def read_intrinsics(clip: Clip) -> tuple[Tensor, Tensor]:
     """`intrinsics_numbers`, and the frames that have them."""
     cameras = clip.cameras
     if cameras is None:
-        return clip.images.new_zeros(*clip.times.shape, FRAME_NUMBERS["intrinsics"]), _nothing(clip)
+        return clip.images.new_zeros(*clip.times.shape, FRAME_NUMBERS["intrinsics"]), _none_known(clip)
     known = cameras.known if cameras.intrinsics_known is None else cameras.intrinsics_known
     size = (clip.images.shape[-2], clip.images.shape[-1])
-    return intrinsics_numbers(cameras, size), _everything(clip) if known is None else known
+    return intrinsics_numbers(cameras, size), _all_known(clip) if known is None else known
 
 
 def read_poses(clip: Clip) -> tuple[Tensor, Tensor]:
     """`pose_numbers`, and the frames that have them."""
     if clip.cameras is None:
-        return clip.images.new_zeros(*clip.times.shape, FRAME_NUMBERS["poses"]), _nothing(clip)
-    known = _everything(clip) if clip.cameras.known is None else clip.cameras.known
+        return clip.images.new_zeros(*clip.times.shape, FRAME_NUMBERS["poses"]), _none_known(clip)
+    known = _all_known(clip) if clip.cameras.known is None else clip.cameras.known
     return pose_numbers(clip.cameras, known, mean_depth(clip)), known
 
 
 def read_depth(clip: Clip) -> tuple[Tensor, Tensor]:
-    """Logarithm of depth over its mean (0 where invalid) beside where it is valid, and the frames that have some."""
+    """Log of depth over its mean (0 where invalid) and its validity, as two channels; and the frames with depth."""
     unit = mean_depth(clip)
     if clip.depth is None or clip.valid is None or unit is None:
         height, width = clip.images.shape[-2:]
-        return clip.images.new_zeros(*clip.times.shape, 2, height, width), _nothing(clip)
+        return clip.images.new_zeros(*clip.times.shape, 2, height, width), _none_known(clip)
     relative = clip.depth / unit.clamp_min(SMALLEST)[:, None, None, None]
     logarithm = torch.where(clip.valid, relative.clamp_min(SMALLEST).log(), 0)
     return torch.stack([logarithm, clip.valid.to(logarithm.dtype)], dim=2), clip.valid.flatten(2).any(-1)
 
 
 def read_masks(clip: Clip) -> tuple[Tensor, Tensor]:
-    """1 where it moves, and the frames whose mask is known."""
+    """Mask of moving pixels as 1 and 0, and the frames whose mask is known."""
     if clip.dynamic is None:
         height, width = clip.images.shape[-2:]
-        return clip.images.new_zeros(*clip.times.shape, 1, height, width), _nothing(clip)
-    known = _everything(clip) if clip.dynamic_known is None else clip.dynamic_known
+        return clip.images.new_zeros(*clip.times.shape, 1, height, width), _none_known(clip)
+    known = _all_known(clip) if clip.dynamic_known is None else clip.dynamic_known
     return clip.dynamic[:, :, None].to(clip.images.dtype), known
 
 
 READERS = {"intrinsics": read_intrinsics, "poses": read_poses, "depth": read_depth, "masks": read_masks}
-"""Hint → its values in a clip, and the frames that have it."""
+"""Hint → reader of its values in a clip and of the frames that have it."""

@@ -1,12 +1,11 @@
-"""From images to patch tokens, one frame at a time: a convolution, a small stem, or any timm vision transformer."""
+"""Patch embeddings, one frame at a time: a convolution, a small stem, or any timm vision transformer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -35,25 +34,27 @@ class ConvPatchConfig:
     """One convolution whose stride is its kernel, as in VGGT's ``conv`` variant."""
 
     kind: Literal["conv"] = "conv"
+    image_size: ClassVar[None] = None
 
     def build(self, patch_size: int, width: int) -> nn.Module:
-        """``width`` channels per patch."""
+        """Build the module, with ``width`` channels per patch."""
         return ConvPatches([width], patch_size)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StemPatchConfig:
-    """Overlapping 3 × 3 convolutions, then one for the rest of the stride: learns faster from scratch.
+    """Stem of overlapping 3 × 3 convolutions, then one for the rest of the stride: learns faster from scratch.
 
     After "Early convolutions help transformers see better" (arXiv 2106.14881), without its normalisation.
     """
 
     kind: Literal["stem"] = "stem"
     channels: tuple[int, ...] = (32, 64, 128)
-    """One halving of resolution each."""
+    """Channels of the 3 × 3 convolutions, each of which halves the resolution."""
+    image_size: ClassVar[None] = None
 
     def build(self, patch_size: int, width: int) -> nn.Module:
-        """UserError if the halvings do not divide the patch size."""
+        """Build the module. UserError if the halvings do not divide the patch size."""
         if patch_size % 2 ** len(self.channels):
             raise UserError(
                 f"stem channels {list(self.channels)} halve {len(self.channels)} times, which does not divide "
@@ -64,24 +65,29 @@ class StemPatchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TimmPatchConfig:
-    """A timm vision transformer over each frame; class and register tokens are dropped, a projection is added if
-    its width differs from the backbone's.
+    """Timm vision transformer over each frame; class and register tokens are dropped, and a projection is added if its
+    width differs from the backbone's.
     """
 
     kind: Literal["timm"] = "timm"
     model: str = "vit_large_patch14_reg4_dinov2"
+    """Name of a model in timm's list; the default is the DINOv2 that VGGT starts from."""
     pretrained: str | None = None
-    """A local weight file; nothing is ever downloaded."""
+    """Local weight file; nothing is ever downloaded."""
     image_size: int | None = None
-    """Side for which position embeddings are stored; they are resampled for others. None: the model's own."""
+    """Image side of the stored position embeddings, which are resampled for others. None: the model's own."""
     depth: int | None = None
+    """Number of blocks; None: the named model's."""
     embed_width: int | None = None
+    """Channels; None: the named model's."""
     heads: int | None = None
-    """Overrides of the named model's sizes, for small variants."""
+    """Attention heads, which must divide the channels; None: the named model's."""
+    registers: int | None = None
+    """Register tokens, only for a model that has some; None: the named model's."""
 
     def build(self, patch_size: int, width: int) -> nn.Module:
-        """UserError if there is no such model or no such file."""
-        import timm  # here, not above: slow, and it needs torchvision
+        """Build the module. UserError if there is no such model or no such file."""
+        import timm  # imported here because it is slow and needs torchvision
 
         if not timm.is_model(self.model):
             raise UserError(f"timm has no model {self.model!r}; `timm.list_models('vit*')` lists them")
@@ -104,6 +110,7 @@ class TimmPatchConfig:
             "depth": self.depth,
             "embed_dim": self.embed_width,
             "num_heads": self.heads,
+            "reg_tokens": self.registers,
         }
         return {name: value for name, value in sizes.items() if value is not None}
 
@@ -112,18 +119,18 @@ PatchConfig = ConvPatchConfig | StemPatchConfig | TimmPatchConfig
 
 
 class ConvPatches(nn.Module):
-    """Convolutions with GELU between; all but the last halve the resolution, the last does the rest."""
+    """Convolutions with GELU in between; all but the last halve the resolution, the last does the rest."""
 
     def __init__(self, channels: list[int], patch_size: int) -> None:
         super().__init__()
         self.stem = nn.ModuleList(
             nn.Conv2d(c_in, c_out, 3, stride=2, padding=1) for c_in, c_out in pairwise([3, *channels[:-1]])
         )
-        rest = patch_size // 2 ** len(self.stem)
-        self.proj = nn.Conv2d([3, *channels][-2], channels[-1], rest, stride=rest)
+        last_stride = patch_size // 2 ** len(self.stem)
+        self.proj = nn.Conv2d([3, *channels][-2], channels[-1], last_stride, stride=last_stride)
 
     def forward(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n p c"]:
-        """Patches in row-major order."""
+        """Embed the patches, in row-major order."""
         x = images
         for convolution in self.stem:
             x = nn.functional.gelu(convolution(x))
@@ -140,9 +147,10 @@ class TimmPatches(nn.Module):
 
     def __init__(self, encoder: nn.Module, width: int) -> None:
         super().__init__()
-        for module in encoder.modules():
-            if type(module) is nn.Linear:
-                module.__class__ = Linear
+        for module in [*encoder.modules()]:
+            for name, child in module.named_children():
+                if type(child) is nn.Linear:
+                    setattr(module, name, Linear.like(child))
         self.encoder = encoder
         self.checkpointing = False
         inner = cast(int, encoder.num_features)
@@ -150,17 +158,8 @@ class TimmPatches(nn.Module):
         self.project = nn.Identity() if inner == width else Linear(inner, width)
 
     def forward(self, images: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n p c"]:
-        """Patches in row-major order."""
+        """Embed the patches, in row-major order."""
         recompute = self.checkpointing and self.training and torch.is_grad_enabled()
         self.encoder.set_grad_checkpointing(recompute)  # pyright: ignore[reportCallIssue]
         tokens = self.encoder.forward_features(images)  # pyright: ignore[reportCallIssue]
         return self.project(tokens[:, self.dropped :])
-
-
-def kept_rounds(wanted: Iterable[int], count: int) -> tuple[int, ...]:
-    """Rounds that heads read (counted from 0), each once, ascending. UserError for one that the backbone lacks."""
-    kept = tuple(sorted(set(wanted)))
-    wrong = [index for index in kept if not 0 <= index < count]
-    if wrong:
-        raise UserError(f"a head reads round {wrong[0]}, the backbone has 0 to {count - 1}; change either")
-    return kept

@@ -1,12 +1,12 @@
-"""DGS-LRM's backbone (arXiv 2506.09997): posed frames in space-time cubes, and attention over all of them.
+"""DGS-LRM's backbone (arXiv 2506.09997): posed frames as space-time cubes, and attention over all of them.
 
-The network is GS-LRM's (arXiv 2404.19702): a plain pre-norm transformer. It has no rotary or other positions: each
-pixel's ray and time stamp say where and when a cube is. Comparing frames by learned features before attention is ours.
+The network is GS-LRM's (arXiv 2404.19702): a plain pre-norm transformer. It has no position embeddings: each pixel's
+ray and time stamp place a cube in space and time. Matching frames by learned features before attention is ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -15,13 +15,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from four_d.backbones.hints import HintsConfig
-from four_d.backbones.patches import kept_rounds, patch_grid
+from four_d.abilities import Hint, Use
+from four_d.backbones.patches import patch_grid
 from four_d.correlation import Across, CorrelationConfig, Features, pick
 from four_d.errors import UserError
 from four_d.geometry import pixel_rays, rebase
 from four_d.layers import AttentionBackend, Block, Linear, full_precision, full_type
-from four_d.query import distinct_times, frames_at, kept, reference_frames
+from four_d.parts import MATCHES, BackboneSpec, Provision, TokenShape
+from four_d.query import distinct_times, frames_at, non_references, reference_frames
 from four_d.types import Cameras, Clip, Matches, Tokens, same_time
 
 CHANNELS = 10
@@ -29,197 +30,194 @@ CHANNELS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpacetimeConfig:
-    """Sizes of the `SpacetimeBackbone`; the defaults are the paper's where it says them, else GS-LRM's."""
+class SpacetimeConfig(BackboneSpec):
+    """Sizes of the `SpacetimeBackbone`; the defaults are the paper's where given, else GS-LRM's."""
 
     kind: Literal["spacetime"] = "spacetime"
     patch_size: int = 8
+    """Side of a cube in pixels; images' sides must be multiples of it. 8: GS-LRM's."""
     stride: int = 4
     """Frames per cube: its depth in time."""
     width: int = 1024
+    """Channels of the tokens, a multiple of ``heads``. 1024: GS-LRM's."""
     depth: int = 24
+    """Number of transformer blocks. 24: DGS-LRM's."""
     heads: int = 16
+    """Attention heads of each block. 16: GS-LRM's."""
     mlp_ratio: float = 4.0
+    """Hidden channels of the blocks' perceptrons as a multiple of ``width``."""
     qk_norm: bool = False
+    """Normalise queries and keys of each head, which bounds attention logits; GS-LRM does not."""
+    weight_norm: bool = False
+    """Rows of the blocks' linear layers are a learned length times a direction (`layers.NormalisedLinear`)."""
     layer_scale: float | None = None
     """Initial factor of every residual branch; None, as GS-LRM, leaves it out."""
     attention: AttentionBackend = "sdpa"
+    """Implementation of attention; results are equal. ``sdpa``: torch's fused kernel; ``matmul``: the formula, faster
+    in bf16 for short sequences on a CPU; ``xformers``: CUDA only."""
     correlation: CorrelationConfig | None = None
-    """Tell each cube where every time shows what its first frame shows (ours): for small models."""
+    """Add the matches of a cube's first frame at every time to its token (ours): for small models."""
     times: int | None = None
-    """How many times a clip has; needed with ``correlation``. The gaussian head's ``frames``."""
+    """Number of distinct times of a clip; needed with ``correlation``. Equal to the gaussian head's ``frames``."""
     checkpointing: bool = False
     """Recompute blocks in the backward pass: less memory, more time."""
 
     @property
-    def hints(self) -> HintsConfig:
-        """Cameras, whole: intrinsics and poses of every frame. Depth is not seen, but may tell the unit of length."""
-        return HintsConfig(intrinsics="required", poses="required", depth="optional")
+    def shape(self) -> TokenShape:
+        """Sizes of the tokens; a round is one block."""
+        return TokenShape(width=self.width, rounds=self.depth, patch_size=self.patch_size)
 
     @property
-    def dynamics(self) -> None:
-        """It does not look for what moves."""
+    def provides(self) -> frozenset[Provision]:
+        """Matches of all times, with ``correlation``."""
+        return frozenset() if self.correlation is None else frozenset({MATCHES})
 
     @property
-    def query(self) -> None:
-        """It answers all times at once."""
+    def takes(self) -> Mapping[Hint, Use]:
+        """Intrinsics and poses of every frame, required. Optional depth can only determine the unit of length."""
+        return {"intrinsics": "required", "poses": "required", "depth": "optional"}
+
+    @property
+    def row_stride(self) -> int:
+        """Frames per cube, each of which gives a row of tokens."""
+        return self.stride
+
+    @property
+    def gaussian_times(self) -> int | None:
+        """Number of times of the correlation, if there is one."""
+        return None if self.correlation is None else self.times
+
+    @property
+    def without_effect(self) -> dict[str, str]:
+        """Settings that nothing reads → why."""
+        return {} if self.correlation is not None else {"times": "without correlation"}
 
     def build(self) -> SpacetimeBackbone:
-        """Raises UserError where sizes do not fit each other."""
+        """Build the module. UserError where sizes do not fit each other."""
         if min(self.patch_size, self.stride, self.width, self.depth, self.heads) < 1:
             raise UserError("backbone: patch_size, stride, width, depth and heads must be at least 1")
         if self.width % self.heads:
             raise UserError(f"backbone.width {self.width} must be a multiple of heads {self.heads}; change one of them")
-        blocks = [
-            Block(
-                self.width,
-                self.heads,
-                mlp_ratio=self.mlp_ratio,
-                qk_norm=self.qk_norm,
-                layer_scale=self.layer_scale,
-                backend=self.attention,
-            )
-            for _ in range(self.depth)
-        ]
-        features, across = self._comparison()
-        return SpacetimeBackbone(
-            blocks=blocks,
-            features=features,
-            across=across,
-            width=self.width,
-            patch_size=self.patch_size,
-            stride=self.stride,
-            checkpointing=self.checkpointing,
-        )
-
-    def _comparison(self) -> tuple[Features | None, Across | None]:
-        if self.correlation is None:
-            return None, None
-        if self.times is None:
+        if self.correlation is not None and self.times is None:
             raise UserError(
                 "backbone.correlation needs to know how many times a clip has; set "
                 "backbone.times=${model.heads.gaussian.frames}"
             )
-        return self.correlation.build(self.patch_size), Across(self.correlation, self.width, self.times)
+        return SpacetimeBackbone(self)
 
 
 class SpacetimeBackbone(nn.Module):
     """``(Clip) -> Tokens``: one token per patch_size × patch_size × stride cube, one row of them per ``stride`` frames.
 
-    A row's frames are neighbours in time, of one camera; in which order the clip holds them does not matter, but for
-    the first, which carries the coordinates. Reference frames have tokens of their own, which are attended to and
-    not given. There are no special tokens. A round is one block.
+    A row's frames are neighbours in time, of one camera; their order in the clip does not matter, except for the first
+    frame, which carries the coordinates. Reference frames have tokens of their own, which are attended to but not
+    returned. There are no special tokens. A round is one block.
     """
 
-    def __init__(
-        self,
-        *,
-        blocks: list[Block],
-        width: int,
-        patch_size: int,
-        stride: int,
-        features: Features | None = None,
-        across: Across | None = None,
-        checkpointing: bool = False,
-    ) -> None:
+    def __init__(self, config: SpacetimeConfig) -> None:
         super().__init__()
-        self.features, self.across = features, across
-        self.rounds, self.token_width, self.patch_size, self.stride = len(blocks), width, patch_size, stride
-        self.checkpointing = checkpointing
-        self.embed = Linear(CHANNELS * stride * patch_size**2, width)
+        self.config = config
+        blocks = [
+            Block(
+                config.width,
+                config.heads,
+                mlp_ratio=config.mlp_ratio,
+                qk_norm=config.qk_norm,
+                weight_norm=config.weight_norm,
+                layer_scale=config.layer_scale,
+                backend=config.attention,
+            )
+            for _ in range(config.depth)
+        ]
+        self.features: Features | None = None
+        self.across: Across | None = None
+        if config.correlation is not None and config.times is not None:
+            self.features = config.correlation.build(config.patch_size)
+            self.across = Across(config.correlation, config.width, config.times)
+        self.embed = Linear(CHANNELS * config.stride * config.patch_size**2, config.width)
         self.blocks = nn.ModuleList(blocks)
-        self.kept: tuple[int, ...] = (self.rounds - 1,)
-
-    @property
-    def queried(self) -> bool:
-        """Never: all times are answered at once."""
-        return False
-
-    @property
-    def takes(self) -> tuple[str, ...]:
-        """Cameras."""
-        return "intrinsics", "poses"
-
-    def keep(self, rounds: Iterable[int]) -> None:
-        """Give the token maps after these blocks (counted from 0), in ascending order, and hold no others in memory."""
-        self.kept = kept_rounds(rounds, self.rounds)
 
     def at_step(self, step: int) -> None:
-        """Nothing follows a schedule."""
+        """Do nothing: no part follows a schedule."""
 
-    def forward(self, clip: Clip) -> Tokens:
-        """Raises UserError if images are not RGB or their sides not multiples of the patch size, if a frame's camera is
+    def forward(self, clip: Clip, rounds: tuple[int, ...] | None = None) -> Tokens:
+        """Encode a clip: token maps after the blocks ``rounds`` (counted from 0; None: the last).
+
+        UserError if images are not RGB or their sides not multiples of the patch size, if a frame's camera is
         unknown, or if the frames cannot be parted into cubes.
         """
-        grid = patch_grid(clip.images, self.patch_size)
-        cubes, references = part(clip, self.stride)
+        rounds = (self.config.depth - 1,) if rounds is None else rounds
+        grid = patch_grid(clip.images, self.config.patch_size)
+        cubes, references = split_cubes(clip, self.config.stride)
         with full_precision(clip.images.device):
             pixels = describe(clip, known_cameras(clip))
         x, logits, matches = self._cubes(pixels, cubes), None, None
         if self.features is not None and self.across is not None:
-            added, logits, matches = compared(clip, cubes[..., 0], self.features, self.across)
+            added, logits, matches = add_matches(clip, cubes[..., 0], self.features, self.across)
             x = x + added.flatten(1, 2).to(x.dtype)
         x = torch.cat([x, self._cubes(pixels, references[..., None])], dim=1)
         rows = cubes.shape[1]
-        maps = [each[:, : rows * grid[0] * grid[1]].unflatten(1, (rows, -1)) for each in self._attend(x)]
+        maps = [each[:, : rows * grid[0] * grid[1]].unflatten(1, (rows, -1)) for each in self._attend(x, rounds)]
         return Tokens(
             patches=tuple(maps),
             special=tuple(each[:, :, :0] for each in maps),
             grid=grid,
             frames=cubes[..., 0],
-            rounds=self.kept,
+            rounds=rounds,
             match_logits=logits,
             matches=matches,
         )
 
     def _cubes(self, pixels: Float[Tensor, "b f k h w"], frames: Int[Tensor, "b r _s"]) -> Float[Tensor, "b n c"]:
-        """Tokens of the cubes that rows of frames make; a single frame stands for the whole row."""
-        size = self.patch_size
+        """Embed rows of frames as cube tokens; a single frame stands for the whole row."""
+        size = self.config.patch_size
         rows = torch.arange(len(frames), device=frames.device)[:, None, None]
-        chosen = pixels[rows, frames.expand(-1, -1, self.stride)]
+        chosen = pixels[rows, frames.expand(-1, -1, self.config.stride)]
         cut = chosen.unflatten(-1, (-1, size)).unflatten(-3, (-1, size))  # b r s k rows size columns size
         return self.embed(cut.permute(0, 1, 4, 6, 2, 3, 5, 7).flatten(4).flatten(1, 3))
 
-    def _attend(self, x: Float[Tensor, "b n c"]) -> list[Float[Tensor, "b n c"]]:
-        """What the kept blocks give."""
+    def _attend(self, x: Float[Tensor, "b n c"], rounds: tuple[int, ...]) -> list[Float[Tensor, "b n c"]]:
+        """Outputs of the blocks in ``rounds``."""
         outputs: list[Tensor] = []
         for index, block in enumerate(self.blocks):
-            if self.checkpointing and self.training and torch.is_grad_enabled():
+            if self.config.checkpointing and self.training and torch.is_grad_enabled():
                 x = cast(Tensor, checkpoint(block, x, use_reentrant=False))
             else:
                 x = block(x)
-            if index in self.kept:
+            if index in rounds:
                 outputs.append(x)
         return outputs
 
 
-def compared(
+def add_matches(
     clip: Clip, keys: Int[Tensor, "b k"], features: Features, across: Across
 ) -> tuple[Float[Tensor, "b k p e"], Float[Tensor, "b q k y x n"] | None, Matches]:
-    """What to add to key frames' tokens for where each time shows the same; logits at the clip's query times; places.
+    """Additions to key frames' tokens from their matches at each time; logits at the clip's query times; the matches.
 
-    A time is searched in the frame of the key frame's own camera, if it has one then. UserError where the clip has
+    At each time the frame of the key frame's own camera is searched, if there is one. UserError where the clip has
     other than ``across.times`` times, or a query time is no frame's.
     """
     times = distinct_times(clip, across.times)
-    others = torch.stack([frames_for(clip, keys, time) for time in times.unbind(1)], dim=1)
-    added, found = across(features(clip.images), keys, others)
-    # In itself a frame shows everything where it is; nothing teaches the search there.
-    itself = (others == keys[:, None])[..., None, None, None]
-    steps = torch.where(itself, 0.0, found.place * (clip.images.shape[-1] // found.place.shape[-2]))
-    matches = Matches(steps=steps, frames=others)
+    searched = torch.stack([frames_for(clip, keys, time) for time in times.unbind(1)], dim=1)
+    added, found_matches = across(features(clip.images), keys, searched)
+    # A frame's matches in itself are trivial; nothing trains the search there.
+    itself = (searched == keys[:, None])[..., None, None, None]
+    steps = torch.where(
+        itself, 0.0, found_matches.displacement * (clip.images.shape[-1] // found_matches.displacement.shape[-2])
+    )
+    matches = Matches(steps=steps, frames=searched)
     if clip.query_times is None:
         return added, None, matches
     for query in clip.query_times.unbind(1):
         frames_at(clip, query)  # refuses times of no frame
-    place = (clip.query_times[..., None] - times[:, None]).abs().argmin(-1)
-    return added, pick(found.logits, place), matches
+    time_index = (clip.query_times[..., None] - times[:, None]).abs().argmin(-1)
+    return added, pick(found_matches.logits, time_index), matches
 
 
 def frames_for(clip: Clip, keys: Int[Tensor, "b k"], time: Float[Tensor, "b"]) -> Int[Tensor, "b k"]:
-    """For each key frame the frame of that time that shows most of the same: its own camera's."""
-    there = same_time(clip.times, time[:, None]) & kept(clip)
-    return reference_frames(there, clip.camera_ids).gather(1, keys)
+    """Choose the frame at a time to search for each key frame: its own camera's, if there is one."""
+    at_time = same_time(clip.times, time[:, None]) & non_references(clip)
+    return reference_frames(at_time, clip.camera_ids).gather(1, keys)
 
 
 def known_cameras(clip: Clip) -> Cameras:
@@ -234,14 +232,14 @@ def known_cameras(clip: Clip) -> Cameras:
     return rebase(cameras)
 
 
-def _without_cameras(found: str) -> str:
+def _without_cameras(reason: str) -> str:
     return (
-        f"this model needs the camera of every frame, pose and intrinsics, and {found}; give them (--cameras, in "
+        f"this model needs the camera of every frame, pose and intrinsics, and {reason}; give them (--cameras, in "
         "training data.hints={intrinsics: 1, poses: 1}), or take a model of configs/unified.yaml, which needs none"
     )
 
 
-def part(clip: Clip, stride: int) -> tuple[Int[Tensor, "b r s"], Int[Tensor, "b k"]]:
+def split_cubes(clip: Clip, stride: int) -> tuple[Int[Tensor, "b r s"], Int[Tensor, "b k"]]:
     """Frames of each cube, and the reference frames; both by camera and time.
 
     UserError where a camera's frames are no multiple of ``stride``, or clips of a batch differ in their references.
@@ -257,33 +255,33 @@ def part(clip: Clip, stride: int) -> tuple[Int[Tensor, "b r s"], Int[Tensor, "b 
         raise UserError(_no_fit(order.shape[1], stride, "the clip has"))
     cubes = order.unflatten(1, (-1, stride))
     ids = clip.camera_ids.gather(1, order).view_as(cubes)
-    mixed = (ids != ids[..., :1]).any(-1)
-    if not (torch.compiler.is_compiling() or torch.compiler.is_exporting()) and bool(mixed.any()):
-        clip_index, cube = mixed.nonzero()[0].tolist()
+    of_several_cameras = (ids != ids[..., :1]).any(-1)
+    if not (torch.compiler.is_compiling() or torch.compiler.is_exporting()) and bool(of_several_cameras.any()):
+        clip_index, cube = of_several_cameras.nonzero()[0].tolist()
         camera = int(ids[clip_index, cube, 0])
         raise UserError(_no_fit(int((ids[clip_index] == camera).sum()), stride, f"camera {camera} has"))
     return cubes, references
 
 
-def equal_count(mask: Tensor, what: str) -> int:
-    """How many are True in each row, b n. UserError if rows differ."""
+def equal_count(mask: Tensor, noun: str) -> int:
+    """Number of True entries in each row of b n. UserError if rows differ."""
     counts = mask.sum(1)
     if not (torch.compiler.is_compiling() or torch.compiler.is_exporting()) and bool((counts != counts[0]).any()):
         raise UserError(
-            f"the clips of a batch have {int(counts.min())} to {int(counts.max())} {what}; give each clip as many"
+            f"the clips of a batch have {int(counts.min())} to {int(counts.max())} {noun}; give each clip as many"
         )
     return int(counts[0])
 
 
-def _no_fit(count: int, stride: int, who: str) -> str:
+def _no_fit(count: int, stride: int, subject: str) -> str:
     return (
-        f"{who} {count} frames (references not counted), and this model reads {stride} at a time; give each camera "
+        f"{subject} {count} frames (references not counted), and this model takes {stride} at a time; give each camera "
         f"{stride}, {2 * stride}, {3 * stride} … frames"
     )
 
 
 def describe(clip: Clip, cameras: Cameras) -> Float[Tensor, "b f 10 h w"]:
-    """Of each pixel: colour in [−1, 1], its ray's Plücker coordinates (unit direction, moment) and `stamps`."""
+    """Channels of each pixel: colour in [−1, 1], its ray's Plücker coordinates (unit direction, moment), `stamps`."""
     height, width = clip.images.shape[-2:]
     dtype = full_type(clip.images.dtype)
     centres, directions = pixel_rays(cameras, height, width)
@@ -294,11 +292,11 @@ def describe(clip: Clip, cameras: Cameras) -> Float[Tensor, "b f 10 h w"]:
 
 
 def stamps(clip: Clip) -> Float[Tensor, "b f"]:
-    """Times as numbers: −1 at the first frame that is no reference, 1 at the last; farther away logarithmic."""
+    """Normalised times: −1 at the first frame that is no reference, 1 at the last, logarithmic beyond."""
     times = clip.times
-    kept = torch.ones_like(times, dtype=torch.bool) if clip.references is None else ~clip.references
-    first = torch.where(kept, times, torch.inf).amin(1, keepdim=True)
-    last = torch.where(kept, times, -torch.inf).amax(1, keepdim=True)
+    timed = torch.ones_like(times, dtype=torch.bool) if clip.references is None else ~clip.references
+    first = torch.where(timed, times, torch.inf).amin(1, keepdim=True)
+    last = torch.where(timed, times, -torch.inf).amax(1, keepdim=True)
     span = torch.where(last > first, last - first, torch.ones_like(last))
-    place = 2 * (times - first) / span - 1
-    return torch.where(place.abs() > 1, place.sign() * (1 + place.abs().clamp_min(1).log()), place)
+    normalised = 2 * (times - first) / span - 1
+    return torch.where(normalised.abs() > 1, normalised.sign() * (1 + normalised.abs().clamp_min(1).log()), normalised)

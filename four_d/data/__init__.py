@@ -1,1 +1,1 @@
-"""Data sets as shards: the layout, reading and writing, checking, statistics, pictures, sampling and loading."""
+"""Data sets as shards: the layout, reading and writing, checking, statistics, images, sampling and loading."""

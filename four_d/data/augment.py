@@ -1,4 +1,4 @@
-"""Crops, resizing, mirroring and colour: every change of the image is made to its camera and its truth as well."""
+"""Crops, resizing, mirroring and colour changes, of images together with their cameras and ground truth."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from four_d import fields
 from four_d.errors import UserError
-from four_d.types import Cameras, Clip, Surface, Tracks
+from four_d.geometry import inside
+from four_d.types import Clip, Geometry
 
 EDGE = 1.05
-"""Neighbouring depths whose ratio exceeds this lie on two surfaces: no depth is interpolated between them."""
+"""Ratio of neighbouring depths above which they lie on two surfaces, and depth is not interpolated between them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,52 +25,60 @@ class AugmentConfig:
     """Random changes of a training clip. The defaults are VGGT's (training/config/default.yaml)."""
 
     colour_share: float = 0.9
-    """Share of the clips whose colours change."""
+    """Fraction of the clips whose colours change."""
     per_frame_share: float = 0.3
-    """Of these, the share whose frames change independently."""
+    """Fraction of these whose frames change independently; 0 where renders are compared with frames (``data.views``),
+    whose colours must match the model's inputs."""
     brightness: float = 0.5
-    """Factor in [1 − x, 1 + x]; contrast and saturation likewise."""
+    """Range x of the factor in [1 − x, 1 + x] on colours."""
     contrast: float = 0.5
+    """Range x of the factor in [1 − x, 1 + x] on the distance of colours from the mean grey."""
     saturation: float = 0.5
+    """Range x of the factor in [1 − x, 1 + x] on the distance of colours from their own grey."""
     hue: float = 0.1
-    """Turn of the colour circle in [−x, x], 0.5 = half a turn."""
+    """Range x of the hue's shift in [−x, x]; 0.5 = half a turn."""
     grey_share: float = 0.05
+    """Fraction of the clips that become grey, 0 to 1."""
     zoom: float = 0.8
-    """A crop keeps between this share and all of the largest window of the wanted aspect."""
+    """Least side of a crop as a fraction of the largest window of the wanted aspect; drawn between it and 1."""
     mirror_share: float = 0.0
-    """Share of the clips mirrored left to right, the scene and its cameras with them."""
+    """Fraction of the clips mirrored left to right, the scene and its cameras with them."""
 
     def __post_init__(self) -> None:
         if not 0 < self.zoom <= 1:
-            raise UserError(f"zoom is {self.zoom}; choose a share in (0, 1]")
+            raise UserError(f"zoom is {self.zoom}; choose a fraction in (0, 1]")
 
 
 NO_AUGMENT = AugmentConfig(colour_share=0.0, grey_share=0.0, zoom=1.0)
 
 
-def augment(clip: Clip, size: tuple[int, int], config: AugmentConfig, rng: np.random.Generator) -> Clip:
-    """A random variant of an unbatched clip at ``size`` (rows, columns): crop, resize, mirror, colour.
+def augment(
+    clip: Clip, size: tuple[int, int], config: AugmentConfig, rng: np.random.Generator, *, alike: bool = False
+) -> Clip:
+    """Augment an unbatched clip to ``size`` (rows, columns): crop, resize, mirror, colour.
 
-    The truth stays true: what a pixel shows still reprojects to it, with the changed cameras.
+    Ground truth stays consistent: a pixel's point still reprojects to it, with the changed cameras. With ``alike``
+    equal colours stay equal across frames.
     """
     zoom = float(rng.uniform(config.zoom, 1.0))
     clip = crop(clip, size, zoom)
     if rng.random() < config.mirror_share:
-        clip = mirror(clip)
+        clip = fields.mirror(clip, size[1])
     if rng.random() < config.colour_share:
-        clip = dataclasses.replace(clip, images=jitter(clip.images, config, rng))
+        clip = dataclasses.replace(clip, images=jitter(clip.images, config, rng, alike=alike))
     if rng.random() < config.grey_share:
         clip = dataclasses.replace(clip, images=_grey(clip.images).expand(-1, 3, -1, -1).clone())
     return clip
 
 
 def crop(clip: Clip, size: tuple[int, int], zoom: float) -> Clip:
-    """The largest window around the principal point of aspect ``size``, times ``zoom``, resized to ``size``.
+    """Crop the largest window around the principal point of aspect ``size``, times ``zoom``, and resize it to ``size``.
 
     Windows have sub-pixel places and one size for the whole clip, so that the principal point lands on the centre
     exactly, where VGGT's pose encoding takes it to be, and the focal lengths of a camera stay constant. A clip without
     cameras is cropped around the image's centre. Images are filtered against aliasing; depth is interpolated inside a
-    surface and never across an edge.
+    surface and never across an edge; everything else is resampled to the nearest pixel. ValueError for maps of other
+    frames than the clip's (``motion``, ``views``), which are made after cropping.
     """
     height, width = clip.images.shape[-2:]
     centre = _centres(clip)
@@ -81,17 +91,18 @@ def crop(clip: Clip, size: tuple[int, int], zoom: float) -> Clip:
     if (height, width) == size and bool((corner.abs() < 1e-6).all()):
         return clip
     columns, rows = _positions(corner[:, 0], pixel, size[1]), _positions(corner[:, 1], pixel, size[0])
-    images = resize(clip.images, rows, columns, pixel)
-    cameras = None if clip.cameras is None else _crop_cameras(clip.cameras, corner, pixel)
-    depth, valid, dynamic = clip.depth, clip.valid, clip.dynamic
-    if depth is not None and valid is not None:
-        depth, valid = resample_depth(depth, valid, rows, columns)
-    if dynamic is not None:
-        dynamic = _nearest(dynamic, rows, columns)
-    surface = None if clip.surface is None else _crop_surface(clip.surface, rows, columns)
-    return dataclasses.replace(
-        clip, images=images, cameras=cameras, depth=depth, valid=valid, dynamic=dynamic, surface=surface
-    )
+    changes: dict[str, object] = {"images": resize(clip.images, rows, columns, pixel)}
+    if clip.depth is not None and clip.valid is not None:
+        changes["depth"], changes["valid"] = resample_depth(clip.depth, clip.valid, rows, columns)
+
+    def act(leaf: fields.Leaf, tensor: Tensor) -> Tensor:
+        if leaf.geometry is Geometry.INTRINSICS:
+            return _crop_intrinsics(tensor, corner, pixel)
+        if leaf.geometry is Geometry.PIXEL:
+            return _crop_pixels(leaf, tensor, corner, pixel)
+        return _crop_maps(leaf, tensor, rows, columns)
+
+    return _seen_inside(dataclasses.replace(fields.apply(clip, act), **changes))
 
 
 def _centres(clip: Clip) -> Float[Tensor, "f 2"]:
@@ -106,23 +117,51 @@ def _positions(corner: Float[Tensor, "f"], pixel: float, count: int) -> Float[Te
     return corner[:, None] + (torch.arange(count) + 0.5) * pixel
 
 
-def _crop_cameras(cameras: Cameras, corner: Float[Tensor, "f 2"], pixel: float) -> Cameras:
-    intrinsics = cameras.intrinsics.clone()
-    intrinsics[:, :2, 2] -= corner
-    intrinsics[:, :2] /= pixel
-    return dataclasses.replace(cameras, intrinsics=intrinsics)
+def _crop_intrinsics(intrinsics: Float[Tensor, "f 3 3"], corner: Float[Tensor, "f 2"], pixel: float) -> Tensor:
+    cropped = intrinsics.clone()
+    cropped[:, :2, 2] -= corner
+    cropped[:, :2] /= pixel
+    return cropped
 
 
-def _crop_surface(surface: Surface, rows: Float[Tensor, "f h"], columns: Float[Tensor, "f w"]) -> Surface:
-    """Correspondence cannot be interpolated: the nearest pixel's is taken, up to half a pixel beside the new centre."""
-    barycentric = _nearest(surface.barycentric.transpose(0, 1), rows, columns).transpose(0, 1)
-    return dataclasses.replace(surface, faces=_nearest(surface.faces, rows, columns), barycentric=barycentric)
+def _crop_pixels(leaf: fields.Leaf, pixels: Tensor, corner: Float[Tensor, "f 2"], pixel: float) -> Tensor:
+    if leaf.axes[-1] == "3":
+        frame, xy = pixels[:, :1], pixels[:, 1:]
+        return torch.cat([frame, (xy - corner[frame[:, 0].long()]) / pixel], dim=-1)
+    own = leaf.dim("f", pixels)
+    if own is None:
+        return (pixels - corner[0]) / pixel
+    return (pixels - corner.view(*[-1 if place == own else 1 for place in range(pixels.ndim - 1)], 2)) / pixel
+
+
+def _seen_inside(clip: Clip) -> Clip:
+    """Clip in which keypoints that a crop has cut off are not visible."""
+    if clip.keypoints is None:
+        return clip
+    pixels, size = clip.keypoints.pixels, (clip.images.shape[-2], clip.images.shape[-1])
+    within = inside(pixels, torch.ones_like(pixels[..., 0]), size)
+    return dataclasses.replace(
+        clip, keypoints=dataclasses.replace(clip.keypoints, visible=clip.keypoints.visible & within)
+    )
+
+
+def _crop_maps(leaf: fields.Leaf, tensor: Tensor, rows: Float[Tensor, "f h"], columns: Float[Tensor, "f w"]) -> Tensor:
+    """Resample by nearest pixel, because neither masks nor correspondence can be interpolated."""
+    dims = [leaf.dim(axis, tensor) for axis in ("f", "h", "w")]
+    if dims[1] is None and dims[2] is None:
+        return tensor
+    if any(dim is None for dim in dims):
+        raise ValueError(
+            f"{leaf.name} ('{' '.join(leaf.axes)}') does not have all axes f, h and w, and cannot be cropped"
+        )
+    present = [dim for dim in dims if dim is not None]
+    return _nearest(tensor.movedim(present, (-3, -2, -1)), rows, columns).movedim((-3, -2, -1), present)
 
 
 def resize(
     images: Float[Tensor, "f c y x"], rows: Float[Tensor, "f h"], columns: Float[Tensor, "f w"], pixel: float
 ) -> Float[Tensor, "f c h w"]:
-    """Images at new pixel centres by a triangle filter as wide as the new pixel (or the old, if that is wider)."""
+    """Resample images at new pixel centres by a triangle filter as wide as the new pixel (or the old, if wider)."""
     along_y = _filter(rows, images.shape[-2], pixel)
     along_x = _filter(columns, images.shape[-1], pixel)
     return torch.einsum("fhy,fcyx,fwx->fchw", along_y, images, along_x).clamp(0, 1)
@@ -137,7 +176,7 @@ def _filter(positions: Float[Tensor, "f n"], length: int, pixel: float) -> Float
 
 
 def _nearest(maps: Tensor, rows: Float[Tensor, "f h"], columns: Float[Tensor, "f w"]) -> Tensor:
-    """The source pixel that holds each new centre; axes of ``maps``: … f y x."""
+    """Value of the source pixel that holds each new centre; axes of ``maps``: … f y x."""
     y = rows.floor().long().clamp(0, maps.shape[-2] - 1)
     x = columns.floor().long().clamp(0, maps.shape[-1] - 1)
     return _gather(maps, y, x)
@@ -154,7 +193,7 @@ def resample_depth(
     rows: Float[Tensor, "f h"],
     columns: Float[Tensor, "f w"],
 ) -> tuple[Float[Tensor, "f h w"], Bool[Tensor, "f h w"]]:
-    """Depth at new pixel centres.
+    """Resample depth at new pixel centres.
 
     Where the four neighbours are valid and of one surface, 1/z is interpolated (and continued by the last half pixel
     at the image's border): it is linear in the pixel on a plane. Elsewhere the pixel that holds the centre counts.
@@ -179,45 +218,20 @@ def resample_depth(
     return torch.where(new_valid, 1 / chosen.clamp_min(1e-12), torch.zeros_like(chosen)), new_valid
 
 
-def mirror(clip: Clip) -> Clip:
-    """The clip as seen in a mirror: images, maps, cameras and scene flipped left to right (x → −x in the world)."""
-    flip = torch.tensor([-1.0, 1.0, 1.0])
-    cameras, surface, tracks = clip.cameras, clip.surface, clip.tracks
-    if cameras is not None:
-        matrix = torch.diag(torch.tensor([-1.0, 1.0, 1.0, 1.0]))
-        intrinsics = cameras.intrinsics.clone()
-        intrinsics[:, 0, 2] = clip.images.shape[-1] - intrinsics[:, 0, 2]
-        poses = matrix @ cameras.world_from_camera @ matrix
-        cameras = dataclasses.replace(cameras, world_from_camera=poses, intrinsics=intrinsics)
-    if surface is not None:
-        surface = _mirror_surface(surface, flip)
-    if tracks is not None:
-        tracks = Tracks(points=tracks.points * flip, visible=tracks.visible, valid=tracks.valid, times=tracks.times)
-    names = ("images", "depth", "valid", "dynamic")
-    maps = {name: getattr(clip, name).flip(-1) for name in names if getattr(clip, name) is not None}
-    return dataclasses.replace(clip, cameras=cameras, surface=surface, tracks=tracks, **maps)
-
-
-def _mirror_surface(surface: Surface, flip: Float[Tensor, "3"]) -> Surface:
-    return dataclasses.replace(
-        surface,
-        faces=surface.faces.flip(-1),
-        barycentric=surface.barycentric.flip(-1),
-        vertices=surface.vertices * flip,
-    )
-
-
 def jitter(
-    images: Float[Tensor, "f 3 h w"], config: AugmentConfig, rng: np.random.Generator
+    images: Float[Tensor, "f 3 h w"], config: AugmentConfig, rng: np.random.Generator, *, alike: bool = False
 ) -> Float[Tensor, "f 3 h w"]:
-    """Random brightness, contrast, saturation and hue; one draw for the clip, or one per frame."""
-    count = len(images) if rng.random() < config.per_frame_share else 1
+    """Change brightness, contrast, saturation and hue at random; one draw for the clip, or one per frame.
+
+    Contrast is about each frame's mean. ``alike``: one draw, and contrast about the clip's mean.
+    """
+    count = len(images) if rng.random() < config.per_frame_share and not alike else 1
 
     def draw(spread: float, middle: float = 1.0) -> Float[Tensor, "f 1 1 1"]:
         return torch.from_numpy(rng.uniform(middle - spread, middle + spread, (count, 1, 1, 1))).float()
 
     images = (images * draw(config.brightness)).clamp(0, 1)
-    mean = _grey(images).mean((-1, -2), keepdim=True)
+    mean = _grey(images).mean((0, -1, -2) if alike else (-1, -2), keepdim=True)
     images = (mean + (images - mean) * draw(config.contrast)).clamp(0, 1)
     grey = _grey(images)
     images = (grey + (images - grey) * draw(config.saturation)).clamp(0, 1)

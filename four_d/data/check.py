@@ -1,4 +1,4 @@
-"""`four-d data check`: does a folder keep to the shard layout, and does its geometry hold together?"""
+"""`four-d data check`: verification of a folder's shard layout and of its clips' geometry."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from four_d.data.agreement import Measure
+from four_d.data.agreement import DEPTH_TOLERANCE, Measure
 from four_d.data.consistency import measure
 from four_d.data.contract import KEY, modalities, problems
 from four_d.data.manifest import Manifest, SampleIndex, ShardInfo, check_size, load_manifest, load_sidecar
@@ -22,18 +22,19 @@ from four_d.progress import progress
 
 _MEMBER = re.compile(
     r"clip\.json|cameras\.npy|(triangles|instances|vertices|moving)\.npy\.gz|moving_vertices\.npy"
-    r"|tracks(_visible|_valid)?\.npy|f\d{3,}\.(image\.(jpg|png)|(depth|dynamic)\.png|(faces|barycentric)\.npy\.gz)"
+    r"|tracks(_visible|_valid)?\.npy|keypoints(_valid|_pixels|_pixels_valid|_visible)?\.npy"
+    r"|f\d{3,}\.(image\.(jpg|png)|(depth|dynamic)\.png|(faces|barycentric)\.npy\.gz)"
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """One thing that is wrong, and where."""
+    """One failed check, and its place."""
 
     shard: str
     check: str
     what: str
-    """With the measured value and its limit."""
+    """Description, with the measured value and its limit."""
     remedy: str
     key: str | None = None
     frame: int | None = None
@@ -46,65 +47,75 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckReport:
-    """What `check` found."""
+    """Findings of `check`."""
 
     folder: Path
     shards: int
     clips: int
-    """How many were read and measured."""
+    """Number of clips read and measured."""
     failures: list[Failure]
     measures: list[Measure]
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
+        """True if there are no failures."""
         return not self.failures
 
     def table(self) -> str:
-        """Each check with its worst value and limit; then every failure, one line each (the first 40)."""
+        """Table of each check with its worst value and limit; then the failures, one line each (the first 40)."""
         rows = [f"{self.folder}: {self.shards} shards, {self.clips} clips checked"]
         rows += [f"{'check':<24}{'clips':>6}{'worst':>12}{'limit':>12}{'failed':>8}"]
-        for name in dict.fromkeys(found.check for found in self.measures):
-            found = [m for m in self.measures if m.check == name]
-            worst = (max if found[0].above else min)(found, key=lambda m: m.value)
+        for name in dict.fromkeys(m.check for m in self.measures):
+            measures = [m for m in self.measures if m.check == name]
+            worst = (max if measures[0].above else min)(measures, key=lambda m: m.value)
             sign = "≤" if worst.above else "≥"
             limit = f"{sign} {worst.limit:.4g}"
-            rows.append(f"{name:<24}{len(found):>6}{worst.value:>12.4g}{limit:>12}{sum(not m.ok for m in found):>8}")
+            rows.append(
+                f"{name:<24}{len(measures):>6}{worst.value:>12.4g}{limit:>12}{sum(not m.ok for m in measures):>8}"
+            )
         rows += [str(failure) for failure in self.failures[:40]]
         if len(self.failures) > 40:
             rows.append(f"… and {len(self.failures) - 40} more")
-        rows.append("all is well" if self.ok else f"{len(self.failures)} failures")
+        rows.append("no failures" if self.ok else f"{len(self.failures)} failures")
+        shards = [shard for shard in dict.fromkeys(f.shard for f in self.failures) if shard.endswith(".tar")]
+        if shards:
+            files = f"{shards[0]} and {Path(shards[0]).with_suffix('.json')}"
+            more = f" (and {len(shards) - 1} more pairs)" if len(shards) > 1 else ""
+            rows.append(f"existing shards are never overwritten: delete {files}{more}, then make them again")
         return "\n".join(rows)
 
 
-def check(folder: Path, clips: int | None = None, *, shown: bool = True) -> CheckReport:
+def check(
+    folder: Path, clips: int | None = None, *, depth_tolerance: float = DEPTH_TOLERANCE, shown: bool = True
+) -> CheckReport:
     """Verify a data set: files and checksums, layout, and the geometry of its clips.
 
     ``clips`` limits the geometry (and checksums) to that many clips spread over the data set, and their shards; names
-    and sizes of all shards are looked at in any case. UserError if there is no readable manifest.
+    and sizes of all shards are checked in any case. Depths within the fraction ``depth_tolerance`` of each other are
+    equal: more suits a noisy sensor. UserError if there is no readable manifest.
     """
     manifest = load_manifest(folder)
     failures: list[Failure] = []
-    whole: list[ShardInfo] = []
+    complete: list[ShardInfo] = []
     for info in manifest.shards:
-        problem = _caught(lambda info=info: _whole(manifest, info))
+        problem = _error_of(lambda info=info: _check_files(manifest, info))
         if problem is None:
-            whole.append(info)
+            complete.append(info)
         else:
             failures.append(Failure(shard=info.shard, check="files", what=problem, remedy="make or fetch it again"))
-    reader = ShardReader(dataclasses.replace(manifest, shards=whole))
+    reader = ShardReader(dataclasses.replace(manifest, shards=complete))
     failures += _count_failures(manifest, reader, len(failures))
     chosen = spread(len(reader), clips)
     measures: list[Measure] = []
     used = {reader.samples[index].shard for index in chosen}
     with reader, progress("check", len(chosen) + len(used), "clip", shown=shown) as bar:
-        for info in (info for info in whole if info.shard in used):
+        for info in (info for info in complete if info.shard in used):
             samples = [sample for sample in reader.samples if sample.shard == info.shard]
             failures += _shard_failures(manifest.folder, info, samples)
             bar.advance()
         for index in chosen:
-            found, wrong = _clip(reader, index)
-            measures += found
+            measured, wrong = _check_clip(reader, index, depth_tolerance)
+            measures += measured
             failures += wrong
             bar.advance(failures=str(len(failures)))
     return CheckReport(
@@ -112,14 +123,14 @@ def check(folder: Path, clips: int | None = None, *, shown: bool = True) -> Chec
     )
 
 
-def spread(count: int, wanted: int | None) -> list[int]:
-    """``wanted`` of ``count`` indices (all if None), evenly over them."""
+def spread(count: int, limit: int | None) -> list[int]:
+    """Choose ``wanted`` of ``count`` indices (all if None), evenly spaced."""
     if count == 0:
         return []
-    return np.unique(np.linspace(0, count - 1, min(count, wanted or count)).round().astype(int)).tolist()
+    return np.unique(np.linspace(0, count - 1, min(count, limit or count)).round().astype(int)).tolist()
 
 
-def _caught(function: Callable[[], None]) -> str | None:
+def _error_of(function: Callable[[], None]) -> str | None:
     try:
         function()
     except UserError as error:
@@ -127,28 +138,26 @@ def _caught(function: Callable[[], None]) -> str | None:
     return None
 
 
-def _whole(manifest: Manifest, info: ShardInfo) -> None:
+def _check_files(manifest: Manifest, info: ShardInfo) -> None:
     check_size(manifest.folder, info)
     sidecar = load_sidecar(manifest.folder / info.sidecar)
     if sidecar.info != info:
-        raise UserError(f"{info.sidecar} says other counts or checksums than manifest.json")
+        raise UserError(f"{info.sidecar} disagrees with manifest.json about counts or checksums")
     if len(sidecar.samples) != info.clips:
-        raise UserError(f"{info.sidecar} lists {len(sidecar.samples)} clips but says {info.clips}")
+        raise UserError(f"{info.sidecar} lists {len(sidecar.samples)} clips but counts {info.clips}")
 
 
 def _count_failures(manifest: Manifest, reader: ShardReader, broken: int) -> Iterator[Failure]:
     keys = [sample.key for sample in reader.samples]
     if len(set(keys)) != len(keys):
         twice = next(key for key in keys if keys.count(key) > 1)
-        yield Failure(
-            shard="manifest.json", key=twice, check="keys", what="the key occurs twice", remedy="rename one clip"
-        )
-    found = len(keys), sum(sample.frames for sample in reader.samples)
-    if not broken and found != (manifest.clips, manifest.frames):
+        yield Failure(shard="manifest.json", key=twice, check="keys", what="duplicate key", remedy="rename one clip")
+    counted = len(keys), sum(sample.frames for sample in reader.samples)
+    if not broken and counted != (manifest.clips, manifest.frames):
         yield Failure(
             shard="manifest.json",
             check="counts",
-            what=f"says {manifest.clips} clips and {manifest.frames} frames, the sidecars {found[0]} and {found[1]}",
+            what=f"says {manifest.clips} clips, {manifest.frames} frames; the sidecars {counted[0]} and {counted[1]}",
             remedy="write the manifest again",
         )
 
@@ -167,16 +176,16 @@ def _shard_failures(folder: Path, info: ShardInfo, samples: list[SampleIndex]) -
         with tarfile.open(folder / info.shard) as tar:
             stored = {member.name: (member.offset_data, member.size) for member in tar.getmembers()}
     except tarfile.TarError as error:
-        yield Failure(shard=info.shard, check="tar", what=f"is not a whole tar ({error})", remedy="make it again")
+        yield Failure(shard=info.shard, check="tar", what=f"is not a complete tar ({error})", remedy="make it again")
         return
     listed = {f"{s.key}.{name}": (at, size) for s in samples for name, (at, size, _) in s.members.items()}
     for name in sorted(stored.keys() ^ listed.keys()):
-        where = "the tar but not in the sidecar" if name in stored else "the sidecar but not in the tar"
+        found_in = "the tar but not in the sidecar" if name in stored else "the sidecar but not in the tar"
         yield Failure(
             shard=info.shard,
             key=name.split(".")[0],
             check="members",
-            what=f"member {name.partition('.')[2]} is in {where}",
+            what=f"member {name.partition('.')[2]} is in {found_in}",
             remedy="make the shard again",
         )
     for name in sorted(stored.keys() & listed.keys()):
@@ -190,7 +199,7 @@ def _shard_failures(folder: Path, info: ShardInfo, samples: list[SampleIndex]) -
             )
 
 
-def _clip(reader: ShardReader, index: int) -> tuple[list[Measure], list[Failure]]:
+def _check_clip(reader: ShardReader, index: int, depth_tolerance: float) -> tuple[list[Measure], list[Failure]]:
     sample = reader.samples[index]
 
     def failure(check: str, what: str, remedy: str, frame: int | None = None) -> Failure:
@@ -202,7 +211,9 @@ def _clip(reader: ShardReader, index: int) -> tuple[list[Measure], list[Failure]
         if not _MEMBER.fullmatch(name)
     ]
     if not KEY.fullmatch(sample.key):
-        wrong.append(failure("keys", f"{sample.key!r} is no key", "use 1 to 60 ASCII letters, digits, '-' and '_'"))
+        wrong.append(
+            failure("keys", f"{sample.key!r} is not a valid key", "use 1 to 60 ASCII letters, digits, '-' and '_'")
+        )
     try:
         clip = reader.read(index)
     except CorruptSample as error:
@@ -214,9 +225,9 @@ def _clip(reader: ShardReader, index: int) -> tuple[list[Measure], list[Failure]
         wrong.append(failure("counts", "modalities or size differ from the sidecar's", "make the shard again"))
     if wrong:
         return [], wrong
-    found = list(measure(clip))
-    for m in (m for m in found if not m.ok):
+    measures = list(measure(clip, depth_tolerance))
+    for m in (m for m in measures if not m.ok):
         sign = "at most" if m.above else "at least"
         what = f"{m.what}: {m.value:.4g}, {sign} {m.limit:.4g} allowed"
         wrong.append(failure(m.check, what, m.remedy, m.frame))
-    return found, wrong
+    return measures, wrong

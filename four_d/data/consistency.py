@@ -1,4 +1,4 @@
-"""Does a clip's geometry hold together? Each check measures one number, knows its limit and the usual causes."""
+"""Consistency checks of a clip's geometry, each with one measured number, its limit and the usual causes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from four_d import geometry
+from four_d import fields, geometry
 from four_d import surface as surfaces
-from four_d.data.agreement import Measure, pair_measures, pose_mistakes, select_cameras, track_measures
+from four_d.data.agreement import DEPTH_TOLERANCE, Measure, pair_measures, pose_mistakes, track_measures
 from four_d.data.contract import RawClip
+from four_d.data.skeletons import keypoint_measures
 from four_d.data.truth import truth
 from four_d.types import SAME_TIME, Cameras, Surface
 
@@ -22,13 +23,17 @@ ROTATION_LIMIT = 1e-4
 CENTRE_LIMIT_PX = 0.05
 """Median distance of a surface point's projection from its pixel's centre."""
 OUTLIER_LIMIT_PX = 0.5
-"""The same for all but 1 % of a frame's pixels."""
+"""Limit of that distance for all but 1 % of a frame's pixels."""
 DEPTH_RANGE_M = (0.1, 200.0)
-"""Where the median depth of a frame lies if its unit is the metre."""
+"""Range of a frame's median depth if its unit is the metre."""
 
 
-def measure(clip: RawClip) -> Iterator[Measure]:
-    """Every check that the clip's modalities allow. The clip must keep to the layout (`contract.problems`)."""
+def measure(clip: RawClip, depth_tolerance: float = DEPTH_TOLERANCE) -> Iterator[Measure]:
+    """Run every check that the clip's modalities allow. The clip must conform to the layout (`contract.problems`).
+
+    Depths within a relative difference of ``depth_tolerance`` are equal.
+    """
+    yield from keypoint_measures(clip)
     if clip.world_from_camera is None or clip.intrinsics is None:
         return
     yield from _camera_measures(clip)
@@ -41,8 +46,8 @@ def measure(clip: RawClip) -> Iterator[Measure]:
     if known.depth is not None:
         if clip.info.metric:
             yield _unit_measure(known.depth)
-        yield from pair_measures(clip, known)
-        yield from track_measures(clip, known)
+        yield from pair_measures(clip, known, depth_tolerance)
+        yield from track_measures(clip, known, depth_tolerance)
 
 
 def _camera_measures(clip: RawClip) -> Iterator[Measure]:
@@ -91,7 +96,7 @@ def _camera_measures(clip: RawClip) -> Iterator[Measure]:
 
 
 def _times_missing(clip: RawClip) -> Measure | None:
-    """Frames whose time the surface or the tracks do not have."""
+    """Count frames whose time is missing from the surface or the tracks."""
     for name, axis in (("surface_times", clip.info.surface_times), ("track_times", clip.info.track_times)):
         if axis is None:
             continue
@@ -130,11 +135,11 @@ def _surface_measures(
         what="distance between a vertex of vertices and of moving_vertices[0]",
         remedy="vertices holds the positions at the first of surface_times; check order and time of moving_vertices",
     )
-    ever = np.zeros(len(stored.vertices), bool)
-    ever[stored.moving] = np.abs(stored.moving_vertices - stored.moving_vertices[:1]).max((0, 2), initial=0) > 1e-5
+    moves = np.zeros(len(stored.vertices), bool)
+    moves[stored.moving] = np.abs(stored.moving_vertices - stored.moving_vertices[:1]).max((0, 2), initial=0) > 1e-5
     yield Measure(
         check="surroundings",
-        value=float(ever[stored.triangles[stored.instances == 0]].any(-1).sum()),
+        value=float(moves[stored.triangles[stored.instances == 0]].any(-1).sum()),
         limit=0.0,
         what="faces of instance 0 that move",
         remedy="instance 0 is the static surroundings; number what moves from 1",
@@ -143,17 +148,20 @@ def _surface_measures(
 
 
 def _centre_measures(surface: Surface, cameras: Cameras, times: Float[Tensor, "f"]) -> Iterator[Measure]:
-    where, hit = surfaces.points(surface, times).flatten(1, 2), (surface.faces >= 0).flatten(1)
-    error, z = _centre_errors(where, cameras, surface.faces.shape[-2:])
+    surface_points, hit = surfaces.points(surface, times).flatten(1, 2), (surface.faces >= 0).flatten(1)
+    error, z = _centre_errors(surface_points, cameras, surface.faces.shape[-2:])
     errors = [e[h] if bool(h.any()) else torch.zeros(1) for e, h in zip(error, hit)]
     medians = torch.stack([e.median() for e in errors])
+    # torch.quantile refuses more than 2**24 values
     tails = torch.stack([e.quantile(0.99) if len(e) < 2**24 else e.max() for e in errors])
     behind = torch.stack([((depth <= 0) & h).sum() / h.sum().clamp_min(1) for depth, h in zip(z, hit)])
     cause = ""
     worst = int(medians.argmax())
     if not bool(medians.max() <= CENTRE_LIMIT_PX):
-        one = slice(worst, worst + 1)
-        cause = _cause_of_shift(where[one], hit[worst], select_cameras(cameras, one), surface.faces.shape[-2:])
+        worst_only = slice(worst, worst + 1)
+        cause = _cause_of_shift(
+            surface_points[worst_only], hit[worst], fields.take(cameras, "b", worst_only), surface.faces.shape[-2:]
+        )
     yield Measure(
         check="pixel centres",
         value=float(medians.max()),
@@ -175,45 +183,45 @@ def _centre_measures(surface: Surface, cameras: Cameras, times: Float[Tensor, "f
         value=float(behind.max()),
         limit=0.0,
         frame=int(behind.argmax()),
-        what="share of the surface points that lie behind the camera that saw them",
+        what="fraction of the surface points that lie behind the camera that saw them",
         remedy=cause or "camera axes are x right, y down, z forward",
     )
 
 
 def _centre_errors(
-    where: Float[Tensor, "f p 3"], cameras: Cameras, size: tuple[int, ...]
+    surface_points: Float[Tensor, "f p 3"], cameras: Cameras, size: tuple[int, ...]
 ) -> tuple[Float[Tensor, "f p"], Float[Tensor, "f p"]]:
-    pixels, z = geometry.project(where, cameras)
-    return (pixels - geometry.pixel_centres(size[0], size[1], where).reshape(-1, 2)).norm(dim=-1), z
+    pixels, z = geometry.project(surface_points, cameras)
+    return (pixels - geometry.pixel_centres(size[0], size[1], surface_points).reshape(-1, 2)).norm(dim=-1), z
 
 
 def _cause_of_shift(
-    where: Float[Tensor, "1 p 3"], hit: Bool[Tensor, "p"], cameras: Cameras, size: tuple[int, ...]
+    surface_points: Float[Tensor, "1 p 3"], hit: Bool[Tensor, "p"], cameras: Cameras, size: tuple[int, ...]
 ) -> str:
-    """Which usual mistake, undone, brings the points back to their pixels; empty if none."""
-    for remedy, other in {**pose_mistakes(cameras), **_intrinsics_mistakes(cameras)}.items():
-        error, z = _centre_errors(where, other, size)
+    """Remedy of the usual mistake that, undone, brings the points back to their pixels; empty if none."""
+    for remedy, corrected in {**pose_mistakes(cameras), **_intrinsics_mistakes(cameras)}.items():
+        error, z = _centre_errors(surface_points, corrected, size)
         if bool(error[0][hit].median() <= CENTRE_LIMIT_PX) and bool((z[0][hit] > 0).float().mean() > 0.99):
             return remedy
     return ""
 
 
 def _intrinsics_mistakes(cameras: Cameras) -> dict[str, Cameras]:
-    found: dict[str, Cameras] = {}
+    corrected: dict[str, Cameras] = {}
     for name, shift in (("add 0.5 to cx and cy", 0.5), ("subtract 0.5 from cx and cy", -0.5)):
         k = cameras.intrinsics.clone()
         k[..., :2, 2] += shift
         remedy = f"half a pixel off: {name}, pixel (0, 0) is the corner and its centre is (0.5, 0.5)"
-        found[remedy] = dataclasses.replace(cameras, intrinsics=k)
+        corrected[remedy] = dataclasses.replace(cameras, intrinsics=k)
     swapped = cameras.intrinsics[..., [1, 0, 2], :][..., :, [1, 0, 2]]
-    found["fx, cx and fy, cy are swapped: their order is fx fy cx cy"] = dataclasses.replace(
+    corrected["fx, cx and fy, cy are swapped: their order is fx fy cx cy"] = dataclasses.replace(
         cameras, intrinsics=swapped
     )
-    return found
+    return corrected
 
 
 def _unit_measure(depth: Float[Tensor, "f h w"]) -> Measure:
-    """The frame whose median depth is the least plausible, as a factor outside the range."""
+    """Measure the least plausible median depth of a frame, as a factor outside the range."""
     medians = torch.stack([frame[frame > 0].median() if bool((frame > 0).any()) else torch.ones(()) for frame in depth])
     low, high = DEPTH_RANGE_M
     factor = torch.maximum(low / medians, medians / high)

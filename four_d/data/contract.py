@@ -1,19 +1,21 @@
-"""The shard layout as code (`docs/data.md` is the text): one clip as arrays, and what its members are called."""
+"""Shard layout as code (`docs/data.md` describes it): one clip as arrays, and the names of its members."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
+from four_d.keypoints import check_skeleton
+
 VERSION = 1
 
 KEY = re.compile(r"[A-Za-z0-9_-]{1,60}")
-"""What a sample may be called: no dot, so that WebDataset's key is ours."""
+"""Pattern of a sample's name: no dot, so that WebDataset's key is ours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +24,19 @@ class ObjectInfo:
 
     name: str
     motion: str = "static"
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeypointInfo:
+    """Names and bones of a clip's n keypoints (`keypoints.check_skeleton` says what makes them sound)."""
+
+    names: list[str]
+    instances: list[int]
+    """Thing that each point belongs to, any number; of a clip with a surface its instance there."""
+    edges: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+    """Bones: indices of two points, from 0."""
+    rigid: list[bool] = field(default_factory=list[bool])
+    """One per bone: true if its length is constant."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +57,13 @@ class ClipInfo:
     objects: list[ObjectInfo] = field(default_factory=list[ObjectInfo])
     seed: int | None = None
     generator: dict[str, object] | None = None
+    keypoints: KeypointInfo | None = None
     version: int = VERSION
 
 
 @dataclass(frozen=True, kw_only=True)
 class SurfaceArrays:
-    """Correspondence truth of a clip: what every pixel saw, and where its mesh was at every time."""
+    """Ground-truth correspondence of a clip: each pixel's mesh face, and the mesh at every time."""
 
     faces: NDArray[np.int32]
     """f h w; -1 = nothing hit."""
@@ -60,7 +76,7 @@ class SurfaceArrays:
     vertices: NDArray[np.float32]
     """v 3, at the first time."""
     moving: NDArray[np.int32]
-    """k: which vertices ever move."""
+    """k; indices of the vertices that ever move."""
     moving_vertices: NDArray[np.float32]
     """t k 3"""
 
@@ -73,6 +89,22 @@ class TrackArrays:
     """n t 3, world."""
     visible: NDArray[np.bool_]
     valid: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeypointArrays:
+    """Keypoints of a clip in every frame, in the order of `KeypointInfo`. Unknown positions and pixels are 0."""
+
+    points: NDArray[np.float32]
+    """f n 3, world."""
+    valid: NDArray[np.bool_]
+    """f n; the position is known, seen or not."""
+    pixels: NDArray[np.float32]
+    """f n 2; (x, y), corner origin: the projection of ``points`` where camera and position are known."""
+    pixels_valid: NDArray[np.bool_]
+    """f n"""
+    visible: NDArray[np.bool_]
+    """f n; pixel known and inside the image, and nothing hides the point."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,17 +125,29 @@ class RawClip:
     """f h w"""
     surface: SurfaceArrays | None = None
     tracks: TrackArrays | None = None
+    keypoints: KeypointArrays | None = None
 
 
 def modalities(clip: RawClip) -> list[str]:
-    """What a clip has beyond images and times, in alphabetical order."""
-    names = ("cameras", "depth", "dynamic", "surface", "tracks")
-    values = (clip.world_from_camera, clip.depth, clip.dynamic, clip.surface, clip.tracks)
+    """Modalities of a clip beyond images and times, in alphabetical order."""
+    names = ("cameras", "depth", "dynamic", "keypoints", "surface", "tracks")
+    values = (clip.world_from_camera, clip.depth, clip.dynamic, clip.keypoints, clip.surface, clip.tracks)
     return [name for name, value in zip(names, values) if value is not None]
 
 
+def truths(modalities: Collection[str]) -> frozenset[str]:
+    """Ground truth for losses in a clip of these modalities, stored or derived."""
+    available = set(modalities)
+    if "cameras" in available:
+        available.add("views")  # renders are compared where cameras are known
+        available |= (
+            {"depth", "dynamic", "motion"} if "surface" in available else {"motion"} if "tracks" in available else set()
+        )
+    return frozenset(available)
+
+
 def problems(clip: RawClip) -> list[str]:
-    """What in a clip breaks the layout, one line each; empty where all is well. Looks at no geometry."""
+    """Violations of the layout by a clip, one line each; empty if it conforms. Geometry is not checked."""
     return list(_problems(clip))
 
 
@@ -130,6 +174,7 @@ def _problems(clip: RawClip) -> Iterator[str]:
             yield "depth, dynamic and tracks are derived where there is a surface; leave them out"
     if clip.tracks is not None:
         yield from _track_problems(clip.tracks, info)
+    yield from _keypoint_problems(clip.keypoints, info)
 
 
 def _order_problems(info: ClipInfo) -> Iterator[str]:
@@ -171,6 +216,38 @@ def _track_problems(tracks: TrackArrays, info: ClipInfo) -> Iterator[str]:
     yield from _array("tracks", tracks.points, "float32", (n, t, 3))
     yield from _array("tracks_visible", tracks.visible, "bool", (n, t))
     yield from _array("tracks_valid", tracks.valid, "bool", (n, t))
+
+
+def _keypoint_problems(keypoints: KeypointArrays | None, info: ClipInfo) -> Iterator[str]:
+    if keypoints is None or info.keypoints is None:
+        if (keypoints is None) != (info.keypoints is None):
+            yield "clip.json: keypoints (their names and bones) and keypoints.npy come together or not at all"
+        return
+    said = info.keypoints
+    try:
+        check_skeleton(said.names, said.instances, said.edges, said.rigid)
+    except ValueError as error:
+        yield f"clip.json: keypoints: {error}"
+    shape = (len(info.times), len(said.names))
+    arrays = {
+        "keypoints": (keypoints.points, "float32", (*shape, 3)),
+        "keypoints_valid": (keypoints.valid, "bool", shape),
+        "keypoints_pixels": (keypoints.pixels, "float32", (*shape, 2)),
+        "keypoints_pixels_valid": (keypoints.pixels_valid, "bool", shape),
+        "keypoints_visible": (keypoints.visible, "bool", shape),
+    }
+    wrong = [text for name, each in arrays.items() for text in _array(name, *each)]
+    yield from wrong
+    if wrong:
+        return
+    size = np.array([info.width, info.height])
+    inside = ((keypoints.pixels >= 0) & (keypoints.pixels < size)).all(-1) & keypoints.pixels_valid
+    for frame, point in np.argwhere(keypoints.visible & ~inside)[:1].tolist():
+        name = said.names[point]
+        yield (
+            f"keypoints_visible: frame {frame} sees {name!r}, whose pixel is unknown or outside the image; "
+            "a point that is visible has its pixel in the image"
+        )
 
 
 def _array(name: str, value: NDArray[np.generic] | None, dtype: str, shape: tuple[int, ...]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Members of a sample as bytes and back. Own decoders only: nothing here can run code that a file brings along."""
+"""Encoding of a sample's members to bytes and back. Decoders are our own: none can run code embedded in a file."""
 
 from __future__ import annotations
 
@@ -14,30 +14,35 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from four_d.data.contract import VERSION, ClipInfo, ObjectInfo, RawClip, problems
+from four_d.data.contract import VERSION, ClipInfo, KeypointInfo, ObjectInfo, RawClip, problems
 
 Array = NDArray[np.generic]
 
 MAX_BYTES = 2**30
-"""No member may decode to more."""
+"""Maximum decoded size of a member."""
 
 JPEG_QUALITY = 95
 _GZIP = 16 + zlib.MAX_WBITS
+# Only this form of header is accepted: others can name object dtypes, whose data NumPy would unpickle.
 _HEADER = re.compile(rb"\{'descr': '([<|][fiub]\d)', 'fortran_order': False, 'shape': \((\d*(?:, ?\d+)*),?\), \}[ ]*\n")
 
 
 class BadMemberError(ValueError):
-    """A member's bytes are not what the layout says; the text is the reason."""
+    """Error for a member whose bytes violate the layout; the text is the reason."""
+
+
+CLIP = "clip.json"
+"""Name of the member that every sample has."""
 
 
 def encode_clip(clip: RawClip, *, lossless: bool = False) -> dict[str, bytes]:
-    """Every member of a sample: extension to bytes, the same bytes for the same clip.
+    """Encode every member of a sample: extension → bytes, deterministically.
 
-    ``lossless`` stores the images as PNG instead of JPEG. ValueError names what breaks the layout.
+    ``lossless`` stores the images as PNG instead of JPEG. ValueError names the violation of the layout.
     """
-    if found := problems(clip):
-        raise ValueError(f"clip {clip.key}: {found[0]}")
-    members = {"clip.json": json.dumps(dataclasses.asdict(clip.info), separators=(",", ":")).encode()}
+    if violations := problems(clip):
+        raise ValueError(f"clip {clip.key}: {violations[0]}")
+    members = {CLIP: _encode_info(clip.info)}
     for frame, image in enumerate(clip.images):
         name, data = ("png", encode_png(image)) if lossless else ("jpg", encode_jpeg(image))
         members[f"f{frame:03d}.image.{name}"] = data
@@ -48,7 +53,20 @@ def encode_clip(clip: RawClip, *, lossless: bool = False) -> dict[str, bytes]:
         members["tracks.npy"] = encode_npy(clip.tracks.points)
         members["tracks_visible.npy"] = encode_npy(clip.tracks.visible)
         members["tracks_valid.npy"] = encode_npy(clip.tracks.valid)
+    if clip.keypoints is not None:
+        members["keypoints.npy"] = encode_npy(clip.keypoints.points)
+        members["keypoints_valid.npy"] = encode_npy(clip.keypoints.valid)
+        members["keypoints_pixels.npy"] = encode_npy(clip.keypoints.pixels)
+        members["keypoints_pixels_valid.npy"] = encode_npy(clip.keypoints.pixels_valid)
+        members["keypoints_visible.npy"] = encode_npy(clip.keypoints.visible)
     return members
+
+
+def _encode_info(info: ClipInfo) -> bytes:
+    content = dataclasses.asdict(info)
+    if info.keypoints is None:
+        del content["keypoints"]  # so that clips without any keep their bytes
+    return json.dumps(content, separators=(",", ":")).encode()
 
 
 def _encode_maps(clip: RawClip) -> dict[str, bytes]:
@@ -85,7 +103,7 @@ def _encode_surface(clip: RawClip) -> dict[str, bytes]:
 
 
 def pack_cameras(world_from_camera: NDArray[np.float64], intrinsics: NDArray[np.float64]) -> NDArray[np.float64]:
-    """``f 4 4`` poses and ``f 3 3`` intrinsics as the stored ``f 5 4``. ValueError if the intrinsics have skew."""
+    """Pack ``f 4 4`` poses and ``f 3 3`` intrinsics into the stored ``f 5 4``. ValueError if intrinsics have skew."""
     if np.abs(intrinsics[:, 0, 1]).max(initial=0) > 1e-9:
         raise ValueError("intrinsics have skew, which the layout cannot hold; undistort and resample the images")
     row = np.stack([intrinsics[:, 0, 0], intrinsics[:, 1, 1], intrinsics[:, 0, 2], intrinsics[:, 1, 2]], axis=-1)
@@ -93,7 +111,7 @@ def pack_cameras(world_from_camera: NDArray[np.float64], intrinsics: NDArray[np.
 
 
 def unpack_cameras(packed: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The inverse of `pack_cameras`."""
+    """Invert `pack_cameras`."""
     intrinsics = np.zeros((len(packed), 3, 3))
     intrinsics[:, 0, 0], intrinsics[:, 1, 1] = packed[:, 4, 0], packed[:, 4, 1]
     intrinsics[:, 0, 2], intrinsics[:, 1, 2] = packed[:, 4, 2], packed[:, 4, 3]
@@ -102,21 +120,21 @@ def unpack_cameras(packed: NDArray[np.float64]) -> tuple[NDArray[np.float64], ND
 
 
 def encode_jpeg(image: NDArray[np.uint8]) -> bytes:
-    """``h w 3`` as JPEG, quality 95, 4:4:4."""
+    """Encode ``h w 3`` as JPEG, quality 95, 4:4:4."""
     stream = io.BytesIO()
     Image.fromarray(image).save(stream, "jpeg", quality=JPEG_QUALITY, subsampling=0)
     return stream.getvalue()
 
 
 def encode_png(image: Array) -> bytes:
-    """uint8 ``h w`` or ``h w 3``, or uint16 ``h w``, as PNG."""
+    """Encode uint8 ``h w`` or ``h w 3``, or uint16 ``h w``, as PNG."""
     stream = io.BytesIO()
     Image.fromarray(image).save(stream, "png", compress_level=3)
     return stream.getvalue()
 
 
 def decode_image(data: bytes, mode: str, height: int, width: int) -> Array:
-    """The pixels of a JPEG or PNG of just that size and Pillow mode (RGB, L, I;16)."""
+    """Decode a JPEG or PNG that must have this size and Pillow mode (RGB, L, I;16)."""
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
             if image.size != (width, height) or image.mode != mode:
@@ -127,7 +145,7 @@ def decode_image(data: bytes, mode: str, height: int, width: int) -> Array:
 
 
 def encode_npy(value: Array) -> bytes:
-    """An array in NumPy's own format, version 1, little-endian."""
+    """Encode an array in NumPy's own format, version 1, little-endian."""
     stream = io.BytesIO()
     value = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("<"))
     np.lib.format.write_array(stream, value, version=(1, 0), allow_pickle=False)
@@ -145,36 +163,36 @@ def npy_header(data: bytes) -> tuple[np.dtype[np.generic], tuple[int, ...], int]
 
 
 def decode_npy(data: bytes, dtype: str, shape: tuple[int | None, ...]) -> Array:
-    """An array of its own memory that must have this dtype and shape; None leaves a size free."""
-    found, sizes, start = npy_header(data)
-    matches = len(sizes) == len(shape) and all(want in (None, got) for want, got in zip(shape, sizes))
-    if found != np.dtype(dtype) or not matches:
-        raise BadMemberError(f"is {found} {sizes}, not {dtype} {shape}")
-    if len(data) - start != int(np.prod(sizes, dtype=np.int64)) * found.itemsize:
-        raise BadMemberError(f"has {len(data) - start} bytes of data, which does not make {found} {sizes}")
-    return np.frombuffer(data, found, offset=start).reshape(sizes).copy()
+    """Decode an array, which must have this dtype and shape (None: any size), into its own memory."""
+    stored_dtype, sizes, start = npy_header(data)
+    matches = len(sizes) == len(shape) and all(expected in (None, actual) for expected, actual in zip(shape, sizes))
+    if stored_dtype != np.dtype(dtype) or not matches:
+        raise BadMemberError(f"is {stored_dtype} {sizes}, not {dtype} {shape}")
+    if len(data) - start != int(np.prod(sizes, dtype=np.int64)) * stored_dtype.itemsize:
+        raise BadMemberError(f"has {len(data) - start} bytes of data, which does not make {stored_dtype} {sizes}")
+    return np.frombuffer(data, stored_dtype, offset=start).reshape(sizes).copy()
 
 
 def encode_gzip(data: bytes) -> bytes:
-    """Gzip at its fastest, without time stamp or name."""
+    """Compress at gzip's fastest level, without time stamp or name."""
     compressor = zlib.compressobj(level=1, wbits=_GZIP)
     return compressor.compress(data) + compressor.flush()
 
 
 def decode_gzip(data: bytes, limit: int = MAX_BYTES) -> bytes:
-    """What was compressed, if it is whole and no longer than ``limit`` bytes."""
+    """Decompress data, which must be complete and give at most ``limit`` bytes."""
     decompressor = zlib.decompressobj(wbits=_GZIP)
     try:
         result = decompressor.decompress(data, limit)
     except zlib.error as error:
-        raise BadMemberError(f"is not whole gzip data: {error}") from error
+        raise BadMemberError(f"is not valid gzip data: {error}") from error
     if not decompressor.eof:
-        raise BadMemberError("is cut short or decodes to more bytes than it may")
+        raise BadMemberError(f"is truncated, or decodes to more than {limit} bytes")
     return result
 
 
 def decode_info(data: bytes) -> ClipInfo:
-    """clip.json. Missing or unknown fields and values of the wrong type are a `BadMemberError`."""
+    """Decode clip.json. BadMemberError for missing or unknown fields and values of the wrong type."""
     try:
         content = cast(object, json.loads(data))
     except ValueError as error:
@@ -184,9 +202,9 @@ def decode_info(data: bytes) -> ClipInfo:
     fields = cast(dict[str, object], content)
     if fields.get("version") != VERSION:
         raise BadMemberError(f"has layout version {fields.get('version')}; this four_d reads {VERSION}")
-    known = {field.name: field for field in dataclasses.fields(ClipInfo)}
-    required = {name for name, field in known.items() if _has_no_default(field)}
-    if wrong := sorted(required - fields.keys()) + sorted(fields.keys() - known.keys()):
+    by_name = {field.name: field for field in dataclasses.fields(ClipInfo)}
+    required = {name for name, field in by_name.items() if _has_no_default(field)}
+    if wrong := sorted(required - fields.keys()) + sorted(fields.keys() - by_name.keys()):
         raise BadMemberError(f"lacks or does not know the field {wrong[0]!r}")
     for name, value in fields.items():
         fields[name] = _read_field(name, value)
@@ -238,7 +256,21 @@ def _object(value: object) -> ObjectInfo:
     return ObjectInfo(**cast(dict[str, str], value))
 
 
-_OPTIONAL = {"surface_times", "track_times", "depth_unit", "seed", "generator"}
+def _keypoints(value: object) -> KeypointInfo:
+    if not isinstance(value, dict):
+        raise TypeError(f"{value!r} is not an object of names, instances, edges and rigid")
+    fields = dict(cast(dict[str, object], value))
+    edges = _list_of(_list_of(_exactly(int)))(fields.pop("edges", []))
+    return KeypointInfo(
+        names=cast(list[str], _list_of(_exactly(str))(fields.pop("names", None))),
+        instances=cast(list[int], _list_of(_exactly(int))(fields.pop("instances", None))),
+        edges=[cast(tuple[int, int], tuple(edge)) for edge in cast(list[list[int]], edges)],
+        rigid=cast(list[bool], _list_of(_exactly(bool))(fields.pop("rigid", []))),
+        **fields,  # pyright: ignore[reportArgumentType] - there are none, or it is a TypeError
+    )
+
+
+_OPTIONAL = {"surface_times", "track_times", "depth_unit", "seed", "generator", "keypoints"}
 _FIELDS: dict[str, Callable[[object], object]] = {
     "source": _exactly(str),
     "licence": _exactly(str),
@@ -253,5 +285,6 @@ _FIELDS: dict[str, Callable[[object], object]] = {
     "objects": _list_of(_object),
     "seed": _exactly(int),
     "generator": _exactly(dict),
+    "keypoints": _keypoints,
     "version": _exactly(int),
 }

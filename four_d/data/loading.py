@@ -1,8 +1,8 @@
-"""What every training step sees, as a pure function of (seed, step, manifests): resumable, whatever reads it.
+"""Examples of every training step, a pure function of (seed, step, manifests) and so exactly resumable.
 
 The stream is infinite and belongs to the run, not to its processes: rank r of W takes the examples r, r + W, … of each
-batch, so a step sees the same examples on one process or on many. The place of a run in its stream is one number, the
-step; an exact resume needs no other state.
+batch, so a step sees the same examples on one process or on many. The position of a run in its stream is one number,
+the step; an exact resume needs no other state.
 """
 
 from __future__ import annotations
@@ -10,22 +10,24 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-import signal
+import multiprocessing
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from four_d.abilities import Normalisation
 from four_d.data.augment import AugmentConfig, augment, crop
-from four_d.data.contract import RawClip
-from four_d.data.motion import choose_times, with_motion
+from four_d.data.contract import RawClip, truths
+from four_d.data.motion import choose_times, key_frames, with_motion
 from four_d.data.sampling import (
-    HintShares,
-    Normalisation,
+    HintProbabilities,
     SamplingConfig,
     choose_frames,
     collate,
@@ -37,22 +39,26 @@ from four_d.data.shards import CorruptSample, SampleIndex, ShardReader
 from four_d.data.views import ViewsConfig, choose_references, choose_views, split
 from four_d.errors import UserError
 from four_d.types import Clip, Example, map_tensors
+from four_d.workers import context, describe_exit, ignore_signals
 
 BLOCK = 4096
-"""Draws that are made at a time."""
+"""Number of draws made at once."""
 MAX_REPLACEMENTS = 100
-"""Corrupt samples in a row after which a source is given up."""
+"""Consecutive corrupt samples after which loading fails."""
 
-_BATCHES, _SOURCES, _ORDER, _EXAMPLE = range(4)
+_BATCHES, _SOURCES, _ORDER, _EXAMPLE, _ASPECT = range(5)
 """Independent random streams of one seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
-    """One data set: the folder of its manifest, and how often it is drawn relative to the others."""
+    """One data set: the folder of its manifest, and its weight in sampling."""
 
     path: str
+    """Folder of shards with its manifest, as ``four-d data make`` writes it."""
     weight: float = 1.0
+    """Share of the examples that come from here, relative to the other sources' weights; above 0. Validation reads
+    every set alike."""
 
     def __post_init__(self) -> None:
         if self.weight <= 0:
@@ -61,33 +67,46 @@ class SourceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What is trained on, in which batches."""
+    """Training data and its batches."""
 
     sources: dict[str, SourceConfig]
+    """Data sets to train on, under names of your choice."""
     validation: dict[str, SourceConfig] = field(default_factory=dict[str, SourceConfig])
     """Held-out data sets; none = no validation."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """Choice of an example's frames and cameras among a clip's."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Random crops, mirroring and changes of colour of training clips; validation has none."""
     image_size: tuple[int, int] = (128, 128)
     """Rows and columns."""
+    aspect: tuple[float, float] | None = None
+    """Range of a training batch's aspect ratio (rows over columns), drawn uniformly; images fit into ``image_size``,
+    and fill one side of it. None: always ``image_size``, as in validation."""
     images_per_batch: int = 48
-    """A batch holds images_per_batch // frames clips; all its clips have the same number of frames."""
+    """Images per batch: it holds images_per_batch // frames clips, all with the same number of frames."""
     clips_multiple: int = 1
-    """A batch holds a multiple of so many clips: the most processes that the run can be spread over."""
+    """Divisor of the number of clips in a batch: the most processes that the run can be spread over."""
     validation_clips: int = 16
     """Clips of the fixed validation list, spread evenly over each held-out data set."""
     validation_frames: int = 8
+    """Frames of each validation clip; for models of Gaussians, as many as they have times."""
     surface: bool = False
-    """Give the losses what every pixel saw as correspondence too: those of tracks need it."""
+    """Load the surface correspondence of every pixel for the losses: those of tracks need it."""
     query_times: int = 0
-    """Times of an example's frames to which the model is asked for motion, and the losses know it."""
+    """Number of query times of motion per example, drawn from the times of its frames."""
+    motion_every: int | None = None
+    """Stride, in a camera's frames in time order, of frames with true motion: the key frames of a spacetime backbone of
+    this ``stride``, which are all that its losses read. None: all frames."""
     views: ViewsConfig | None = None
-    """Frames that pictures of Gaussians are compared with. None: there are no pictures."""
+    """Frames that renders are compared with. None: no renders."""
     references: int = 0
-    """Frames far away in time that every example has besides, only to be looked at."""
+    """Number of additional reference frames per example, far away in time, as context only."""
     normalisation: Normalisation = "mean_distance"
-    hints: HintShares = field(default_factory=HintShares)
-    """What the model is given beforehand, and how often."""
+    """Unit of length that each example is brought to. ``mean_distance``, VGGT's: the mean distance of points to the
+    first camera is 1; ``disparity``, DGS-LRM's: a fifth of the pixels has a depth above ½, for models of given
+    poses."""
+    hints: HintProbabilities = field(default_factory=HintProbabilities)
+    """Probability of each ground-truth hint to the model."""
     workers: int = 0
     """Loader processes per training process."""
 
@@ -101,12 +120,25 @@ class DataConfig:
             )
         if min(self.image_size) < 1 or self.validation_clips < 1 or self.validation_frames < 1:
             raise UserError("image_size, validation_clips and validation_frames must be positive")
+        if self.aspect is not None and not 0 < self.aspect[0] <= self.aspect[1]:
+            raise UserError(f"aspect is {list(self.aspect)}; give rows over columns, 0 < least ≤ most, or null")
+        if self.motion_every is not None and self.motion_every < 1:
+            raise UserError("motion_every must be at least 1, or null")
         if self.workers < 0 or self.query_times < 0 or self.references < 0:
             raise UserError("workers, query_times and references must be at least 0")
 
-    def frames(self, found: SampleIndex, count: int, rng: np.random.Generator) -> list[int]:
-        """Of a clip: ``count`` frames of an example, then its references, then its views."""
-        times, cameras = found.times, found.camera_ids
+    @property
+    def without_effect(self) -> dict[str, str]:
+        """Settings that nothing reads → why."""
+        unread = {} if self.query_times else {"motion_every": "where query_times is 0"}
+        if self.views is not None and self.augment.per_frame_share:  # 0 is what holds then
+            unread["augment.per_frame_share"] = "where views is set: renders are compared with frames of equal colours"
+        every = "on validation, which reads every set alike"
+        return {**unread, **{f"validation.{name}.weight": every for name in self.validation}}
+
+    def frames(self, sample: SampleIndex, count: int, rng: np.random.Generator) -> list[int]:
+        """Choose frames of a clip: ``count`` of an example, then its references, then its views."""
+        times, cameras = sample.times, sample.camera_ids
         chosen = choose_frames(times, cameras, count, self.sampling, rng)
         references = choose_references(times, cameras, chosen, self.references, rng)
         views = [] if self.views is None else choose_views(times, cameras, chosen, self.views, rng)
@@ -115,51 +147,53 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What one process sees in one step: as many batches as gradients are accumulated over."""
+    """Data of one process in one step: one batch per gradient accumulation."""
 
     index: int
     batches: tuple[Example, ...]
     skipped: tuple[str, ...] = ()
     """One line for each corrupt sample that was replaced."""
+    repeat: bool = False
+    """True for padding that only gives all processes equally many steps."""
 
     def pin_memory(self) -> Step:
-        """For `DataLoader(pin_memory=True)`."""
+        """Pin the memory of all batches, for `DataLoader(pin_memory=True)`."""
         return map_tensors(self, lambda tensor: tensor.pin_memory())
 
 
 class Mixture:
-    """Which clip the n-th global sample is: sources by weight, each source's clips in a new random order every round.
+    """Mapping of global samples to clips: sources by weight, each source's clips in a new random order every pass.
 
     A pure function of its arguments; draws are cached by block.
     """
 
     def __init__(self, lengths: Sequence[int], weights: Sequence[float], seed: int) -> None:
         self._lengths, self._seed = list(lengths), seed
-        self._shares = np.asarray(weights, dtype=np.float64) / np.sum(weights)
+        self._probabilities = np.asarray(weights, dtype=np.float64) / np.sum(weights)
         self._counts = [np.zeros(len(lengths), dtype=np.int64)]
         self._orders: dict[int, tuple[int, NDArray[np.int64]]] = {}
         self._last: tuple[int, NDArray[np.int64]] | None = None
 
     def pick(self, number: int) -> tuple[int, int]:
-        """(source, index within the source) of a global sample."""
-        block, place = divmod(number, BLOCK)
+        """Return (source, index within the source) of a global sample."""
+        block, position_in_block = divmod(number, BLOCK)
         draws = self._draws(block)
-        source = int(draws[place])
-        before = int(self._before(block)[source] + (draws[:place] == source).sum())
+        source = int(draws[position_in_block])
+        before = int(self._before(block)[source] + (draws[:position_in_block] == source).sum())
         turn, position = divmod(before, self._lengths[source])
         return source, int(self._order(source, turn)[position])
 
     def _draws(self, block: int) -> NDArray[np.int64]:
         if self._last is None or self._last[0] != block:
             rng = np.random.default_rng((self._seed, _SOURCES, block))
-            self._last = block, rng.choice(len(self._shares), size=BLOCK, p=self._shares)
+            self._last = block, rng.choice(len(self._probabilities), size=BLOCK, p=self._probabilities)
         return self._last[1]
 
     def _before(self, block: int) -> NDArray[np.int64]:
-        """How often each source was drawn in all earlier blocks."""
-        while len(self._counts) <= block:
+        """Number of draws of each source in all earlier blocks."""
+        while len(self._counts) <= block:  # counts are cumulative, so a resumed run replays the earlier blocks once
             draws = self._draws(len(self._counts) - 1)
-            self._counts.append(self._counts[-1] + np.bincount(draws, minlength=len(self._shares)))
+            self._counts.append(self._counts[-1] + np.bincount(draws, minlength=len(self._probabilities)))
         self._draws(block)
         return self._counts[block]
 
@@ -171,22 +205,33 @@ class Mixture:
 
 
 class Batches:
-    """How many frames and clips the m-th global batch has, and which global sample is its first. Pure, cached."""
+    """Shape of the m-th global batch: frames, clips, first global sample and image size (multiples of ``patch_size``).
 
-    def __init__(self, config: DataConfig, seed: int) -> None:
-        most = min(config.sampling.max_frames, config.images_per_batch // config.clips_multiple)
-        self._range = config.sampling.min_frames, most
+    Pure, cached.
+    """
+
+    def __init__(self, config: DataConfig, seed: int, patch_size: int = 1) -> None:
+        self._size, self._aspect, self._patch_size = config.image_size, config.aspect, patch_size
+        max_frames = min(config.sampling.max_frames, config.images_per_batch // config.clips_multiple)
+        self._range = config.sampling.min_frames, max_frames
         self._images, self._multiple, self._seed = config.images_per_batch, config.clips_multiple, seed
         self._firsts = [0]
         self._last: tuple[int, NDArray[np.int64], NDArray[np.int64]] | None = None
 
     def get(self, batch: int) -> tuple[int, int, int]:
-        """(frames, clips, first global sample)."""
-        block, place = divmod(batch, BLOCK)
+        """Return (frames, clips, first global sample)."""
+        block, position = divmod(batch, BLOCK)
         while len(self._firsts) <= block:
             self._firsts.append(self._firsts[-1] + int(self._draw(len(self._firsts) - 1)[1].sum()))
         frames, clips = self._draw(block)
-        return int(frames[place]), int(clips[place]), self._firsts[block] + int(clips[:place].sum())
+        return int(frames[position]), int(clips[position]), self._firsts[block] + int(clips[:position].sum())
+
+    def size(self, batch: int) -> tuple[int, int]:
+        """Rows and columns."""
+        if self._aspect is None:
+            return self._size
+        aspect = np.random.default_rng((self._seed, _ASPECT, batch)).uniform(*self._aspect)
+        return shape(self._size, float(aspect), self._patch_size)
 
     def _draw(self, block: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         if self._last is None or self._last[0] != block:
@@ -197,8 +242,19 @@ class Batches:
         return self._last[1:]
 
 
+def shape(size: tuple[int, int], aspect: float, multiple: int) -> tuple[int, int]:
+    """Rows and columns of the largest images of ``aspect`` (rows over columns) that fit into ``size``.
+
+    The shorter one is rounded down to a multiple, as in VGGT's training (at least one).
+    """
+    rows, columns = size
+    if rows > columns * aspect:
+        return max(int(columns * aspect) // multiple, 1) * multiple, columns
+    return rows, max(int(rows / aspect) // multiple, 1) * multiple if rows < columns * aspect else columns
+
+
 class Sources:
-    """The open data sets of a run, and a clip of them made into an example. Corrupt samples are replaced and named."""
+    """Open data sets of a run, from which examples are made. Corrupt samples are replaced and reported."""
 
     def __init__(self, config: dict[str, SourceConfig]) -> None:
         self.names = list(config)
@@ -209,12 +265,25 @@ class Sources:
                 raise UserError(f"{source.path}: the manifest lists no clips")
 
     def fingerprint(self) -> str:
-        """A hash of what the manifests list: equal where the stream is equal."""
+        """Hash of the manifests' contents: equal where the stream is equal."""
         content = [(s.shard, s.key, s.frames) for reader in self.readers for s in reader.samples]
         return hashlib.sha256(repr(content).encode()).hexdigest()
 
+    def having(self, needs: Collection[str]) -> dict[str, float]:
+        """Fraction of each source's clips that have every truth in ``needs`` (`contract.truths`)."""
+        counts = {
+            name: sum(truths(sample.modalities).issuperset(needs) for sample in reader.samples)
+            for name, reader in zip(self.names, self.readers, strict=True)
+        }
+        return {name: count / len(reader) for (name, count), reader in zip(counts.items(), self.readers, strict=True)}
+
+    def of_one_camera(self) -> list[str]:
+        """Sources without any clip of several cameras."""
+        several = (any(sample.cameras > 1 for sample in reader.samples) for reader in self.readers)
+        return [name for name, any_ in zip(self.names, several, strict=True) if not any_]
+
     def check_times(self, least: int) -> None:
-        """UserError if a camera of some clip has fewer frames than a model needs times, which repeating cannot mend."""
+        """Raise UserError if a camera of some clip has fewer frames than a model needs distinct times."""
         for name, reader in zip(self.names, self.readers, strict=True):
             counts = {s.key: min(Counter(s.camera_ids).values()) for s in reader.samples}
             short = [key for key, count in counts.items() if count < least]
@@ -222,7 +291,7 @@ class Sources:
                 raise UserError(
                     f"source {name}: {len(short)} of {len(counts)} clips have fewer than the {least} times that the "
                     f"model's gaussian head moves to ({short[0]} has {counts[short[0]]}); leave those clips out, or "
-                    f"train a model of fewer times (model.heads.gaussian.frames)"
+                    f"lower model.heads.gaussian.frames"
                 )
 
     def clip(
@@ -232,9 +301,9 @@ class Sources:
         choose: Callable[[SampleIndex], list[int]],
         make: Callable[[RawClip], Clip],
     ) -> tuple[Clip, str, list[str]]:
-        """What ``make`` makes of the chosen frames of a clip, its key, and a line for each bad clip passed over.
+        """Result of ``make`` for the chosen frames of a clip, its key, and a line for each bad clip skipped.
 
-        A clip that cannot be read or made gives way to the next one of its source.
+        A clip that cannot be read or made is replaced by the next one of its source.
         """
         reader, skipped = self.readers[source], list[str]()
         for attempt in range(min(len(reader), MAX_REPLACEMENTS)):
@@ -246,14 +315,21 @@ class Sources:
                 skipped.append(str(error))
             except UserError as error:
                 skipped.append(f"{sample.shard}: sample {sample.key}: {error}")
-        raise UserError(f"{len(skipped)} clips in a row cannot be used, the last: {skipped[-1]}")
+        raise UserError(f"{len(skipped)} consecutive clips cannot be used; the last: {skipped[-1]}")
 
 
 class TrainingSteps(Dataset[Step]):
-    """Item n is this rank's part of step n. There is no last one."""
+    """Endless data set whose item n is this rank's part of step n. ``patch_size`` is the model's (`Batches`)."""
 
     def __init__(
-        self, config: DataConfig, seed: int, *, accumulate: int = 1, rank: int = 0, world_size: int = 1
+        self,
+        config: DataConfig,
+        seed: int,
+        *,
+        accumulate: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        patch_size: int = 1,
     ) -> None:
         if config.clips_multiple % world_size:
             raise UserError(
@@ -264,7 +340,7 @@ class TrainingSteps(Dataset[Step]):
         self._rank, self._world_size = rank, world_size
         self.sources = Sources(config.sources)
         self._mixture = Mixture([len(reader) for reader in self.sources.readers], self.sources.weights, seed)
-        self._batches = Batches(config, seed)
+        self._batches = Batches(config, seed, patch_size)
 
     def __getitem__(self, index: int) -> Step:
         skipped: list[str] = []
@@ -274,26 +350,31 @@ class TrainingSteps(Dataset[Step]):
 
     def _batch(self, number: int, skipped: list[str]) -> Example:
         frames, clips, first = self._batches.get(number)
-        mine = range(first + self._rank, first + clips, self._world_size)
-        return collate([self._example(sample, frames, skipped) for sample in mine])
+        own_samples = range(first + self._rank, first + clips, self._world_size)
+        size = self._batches.size(number)
+        return collate([self._example(sample, frames, size, skipped) for sample in own_samples])
 
-    def _example(self, sample: int, frames: int, skipped: list[str]) -> Example:
+    def _example(self, sample: int, frames: int, size: tuple[int, int], skipped: list[str]) -> Example:
         config, rng = self._config, np.random.default_rng((self._seed, _EXAMPLE, sample))
         source, index = self._mixture.pick(sample)
-        clip, key, passed = self.sources.clip(
+
+        def change(clip: Clip) -> Clip:
+            return augment(clip, size, config.augment, rng, alike=config.views is not None)
+
+        clip, key, replaced = self.sources.clip(
             source,
             index,
-            lambda found: config.frames(found, frames, rng),
-            lambda raw: prepared(raw, config, rng, lambda clip: augment(clip, config.image_size, config.augment, rng)),
+            lambda index_entry: config.frames(index_entry, frames, rng),
+            lambda raw: prepared(raw, config, rng, change),
         )
-        skipped += passed
+        skipped += replaced
         return to_example(clip, key, config.hints.draw(rng))
 
 
 class ValidationClips(Dataset[Step]):
-    """A fixed list of single clips, no augmentation. Each rank has equally many: the last may be repeats.
+    """Fixed list of single clips without augmentation, equally many per rank: the last may be repeats.
 
-    ``index`` of a step is the clip's place in the list; a place beyond the list's ``total`` marks a repeat.
+    ``index`` of a step is the clip's place in the list.
     """
 
     def __init__(self, config: DataConfig, *, rank: int = 0, world_size: int = 1) -> None:
@@ -312,39 +393,41 @@ class ValidationClips(Dataset[Step]):
     def __getitem__(self, index: int) -> Step:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        place = index * self._world_size + self._rank
-        source, number = self._list[place % self.total]
-        rng = np.random.default_rng((_EXAMPLE, place % self.total))
+        position = index * self._world_size + self._rank
+        source, number = self._list[position % self.total]
+        rng = np.random.default_rng((_EXAMPLE, position % self.total))
         config = self._config
         clip, key, skipped = self.sources.clip(
             source,
             number,
-            lambda found: config.frames(found, config.validation_frames, rng),
+            lambda index_entry: config.frames(index_entry, config.validation_frames, rng),
             lambda raw: prepared(raw, config, rng, lambda clip: fit(clip, config.image_size)),
         )
-        example = to_example(clip, key, config.hints.most())
-        return Step(index=place, batches=(collate([example]),), skipped=tuple(skipped))
+        example = to_example(clip, key, config.hints.likely())
+        repeat = position >= self.total
+        return Step(index=position, batches=(collate([example]),), skipped=tuple(skipped), repeat=repeat)
 
 
 def prepared(raw: RawClip, config: DataConfig, rng: np.random.Generator, change: Callable[[Clip], Clip]) -> Clip:
-    """A stored clip as the losses see it: ``change`` crops and augments, then come units and motion."""
+    """Prepare a stored clip for the losses: ``change`` crops and augments it; then units and motion."""
     clip = change(to_clip(raw, with_surface=config.surface or config.query_times > 0))
     clip = normalise(
         split(clip, config.references, 0 if config.views is None else config.views.count), config.normalisation
     )
     if config.query_times:
         rendered = clip.times if clip.references is None else clip.times[~clip.references]
-        clip = with_motion(clip, choose_times(rendered, config.query_times, rng))
+        frames = None if config.motion_every is None else key_frames(clip, config.motion_every)
+        clip = with_motion(clip, choose_times(rendered, config.query_times, rng), frames)
     return clip if config.surface else dataclasses.replace(clip, surface=None)
 
 
 def fit(clip: Clip, size: tuple[int, int]) -> Clip:
-    """The clip at ``size`` without any randomness: the largest window around the principal point."""
+    """Crop the clip to ``size`` deterministically: the largest window around the principal point."""
     return crop(clip, size, 1.0)
 
 
 class FromStep(Sampler[int]):
-    """Numbers of steps from ``start`` on, without end."""
+    """Endless sampler of step numbers from ``start`` on."""
 
     def __init__(self, start: int) -> None:
         self.start = start
@@ -353,19 +436,68 @@ class FromStep(Sampler[int]):
         return itertools.count(self.start)
 
 
-def loader(data: Dataset[Step], sampler: Iterable[int], workers: int, *, pin_memory: bool) -> DataLoader[Step]:
-    """A loader that gives whole items in order. Its workers leave signals to the training process."""
-    return DataLoader(
-        data,
+class Loader(DataLoader[Step]):
+    """Loader of whole items in order, in this process or by workers. Made by `loader`.
+
+    An item's UserError is raised unchanged; a dead worker is a UserError that names it.
+    """
+
+    def __iter__(self) -> Iterator[Step]:  # pyright: ignore[reportIncompatibleMethodOverride]  # which names a private type
+        """Start the workers if there are none yet, then yield items."""
+        # DataLoader keeps its workers private: those that appear while it starts are its own
+        earlier = set(multiprocessing.active_children())
+        items = super().__iter__()
+        self._processes = [*self._processes, *(set(multiprocessing.active_children()) - earlier)]
+        return self._items(cast(Iterator[Step | UserError], items))
+
+    _processes: Sequence[BaseProcess] = ()
+
+    def _items(self, items: Iterator[Step | UserError]) -> Iterator[Step]:
+        try:
+            for item in items:
+                if isinstance(item, UserError):
+                    raise item
+                yield item
+        except RuntimeError as error:
+            for process in self._processes:
+                if process.exitcode:
+                    raise UserError(
+                        f"data loader worker {process.pid} {describe_exit(process.exitcode)}; lower "
+                        f"data.workers (now {self.num_workers}) and start again: the run resumes from its last "
+                        "checkpoint"
+                    ) from error
+            raise
+
+
+class _ErrorsAsItems(Dataset[Step | UserError]):
+    """Data set that returns each UserError as an item.
+
+    A `DataLoader` would wrap one raised in a worker in another exception with a page of traceback.
+    """
+
+    def __init__(self, data: Dataset[Step]) -> None:
+        self._data = data
+
+    def __getitem__(self, index: int) -> Step | UserError:
+        try:
+            return self._data[index]
+        except UserError as error:
+            return error
+
+
+def loader(data: Dataset[Step], sampler: Iterable[int], workers: int, *, pin_memory: bool) -> Loader:
+    """Make a loader of ``data`` with ``workers`` processes (0: none), which leave signals to this one."""
+    return Loader(
+        cast(Dataset[Step], _ErrorsAsItems(data)),
         batch_size=None,
         sampler=sampler,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=pin_memory,
-        worker_init_fn=_quiet_worker if workers else None,
+        multiprocessing_context=context() if workers else None,
+        worker_init_fn=_init_worker if workers else None,
     )
 
 
-def _quiet_worker(_: int) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
+def _init_worker(_: int) -> None:
+    ignore_signals()

@@ -1,34 +1,32 @@
-"""What a data set says of itself: the sidecar of each shard and the manifest (`docs/data.md`)."""
+"""Metadata of a data set: the sidecar of each shard and the manifest (`docs/data.md`)."""
 
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
-import os
 import re
-import uuid
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from four_d.data.contract import VERSION
 from four_d.errors import UserError
+from four_d.outputs import write_whole
 
 MANIFEST = "manifest.json"
 _SHARD = re.compile(r"shard-(\d{6,})\.(tar|json)")
-_NAME = re.compile(r"[\w.-]+")
+_NAME = re.compile(r"[\w.-]+")  # no slash: a downloaded manifest must not name files outside its folder
 
 
 class Members(Mapping[str, tuple[int, int, int]]):
-    """Extension to (byte offset in the tar, size, CRC-32), small enough for a million clips.
+    """Compact mapping, for a million clips, of extension to (byte offset in the tar, size, CRC-32).
 
-    ``rows`` says which row of ``table`` belongs to which name; samples with the same members share it.
+    ``rows`` maps names to rows of ``table``; samples with the same members share it.
     """
 
     def __init__(self, rows: dict[str, int], table: NDArray[np.int64]) -> None:
@@ -47,7 +45,7 @@ class Members(Mapping[str, tuple[int, int, int]]):
 
 @dataclass(frozen=True, kw_only=True)
 class SampleIndex:
-    """One clip as the sidecar knows it, without opening the tar."""
+    """Description of one clip in the sidecar, available without opening the tar."""
 
     key: str
     source: str
@@ -63,12 +61,12 @@ class SampleIndex:
 
     @property
     def frames(self) -> int:
-        """How many images it has, of all cameras."""
+        """Number of images, of all cameras."""
         return len(self.times)
 
     @property
     def cameras(self) -> int:
-        """How many cameras filmed it."""
+        """Number of cameras that filmed it."""
         return len(set(self.camera_ids))
 
 
@@ -84,7 +82,7 @@ class SourceInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardInfo:
-    """One shard of a data set: file names, relative to its folder, and what is in them."""
+    """One shard of a data set: file names, relative to its folder, and their contents."""
 
     shard: str
     sidecar: str
@@ -95,7 +93,7 @@ class ShardInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The content of ``manifest.json``; ``folder`` is where it lies."""
+    """Content of ``manifest.json``; ``folder`` is its location."""
 
     folder: Path
     name: str
@@ -110,7 +108,7 @@ class Manifest:
 
 @dataclass(frozen=True, kw_only=True)
 class Sidecar:
-    """What is in one shard."""
+    """Contents of one shard."""
 
     info: ShardInfo
     sources: dict[str, SourceInfo]
@@ -122,38 +120,13 @@ def shard_names(index: int) -> tuple[str, str]:
     return f"shard-{index:06d}.tar", f"shard-{index:06d}.json"
 
 
-@contextmanager
-def atomic(path: Path) -> Generator[BinaryIO]:
-    """A file that appears under its name whole, flushed to disk, or not at all. OSErrors become `UserError`."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            yield cast(BinaryIO, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(_os_problem(path, error)) from error
-    finally:
-        if path.parent.is_dir():
-            temporary.unlink(missing_ok=True)
-
-
-def _os_problem(path: Path, error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{path}: no space left on the disk; free some or choose another folder. Nothing half-written stays."
-    return f"{path}: cannot write ({error.strerror or error}); choose a folder that you may write to."
-
-
-def write_json(path: Path, content: object) -> None:
-    """``content`` as JSON, atomically, the same bytes for the same content."""
-    with atomic(path) as file:
-        file.write((json.dumps(content, separators=(",", ":")) + "\n").encode())
+def _write(path: Path, content: object) -> None:
+    """Write ``content`` as JSON, deterministically."""
+    write_whole(path, json.dumps(content, separators=(",", ":")) + "\n")
 
 
 def write_sidecar(folder: Path, sidecar: Sidecar) -> Path:
-    """Say that a shard is whole."""
+    """Write a shard's sidecar, which marks it as complete."""
     path = folder / sidecar.info.sidecar
     samples = [
         {field.name: getattr(sample, field.name) for field in dataclasses.fields(sample) if field.name != "shard"}
@@ -162,14 +135,14 @@ def write_sidecar(folder: Path, sidecar: Sidecar) -> Path:
     ]
     info = {name: value for name, value in dataclasses.asdict(sidecar.info).items() if name != "sidecar"}
     sources = {name: dataclasses.asdict(source) for name, source in sidecar.sources.items()}
-    write_json(path, {"version": VERSION, **info, "sources": sources, "samples": samples})
+    _write(path, {"version": VERSION, **info, "sources": sources, "samples": samples})
     return path
 
 
 def load_sidecar(path: Path) -> Sidecar:
     """Read a sidecar. UserError if it is missing or broken."""
     content = _load(path, "make the shard again")
-    with _broken(path, "delete it and make the shard again"):
+    with _as_user_error(path, "delete it and make the shard again"):
         shard = _plain_name(content["shard"])
         info = ShardInfo(
             shard=shard,
@@ -204,10 +177,11 @@ def _sample(shard: str, item: dict[str, object], layouts: dict[tuple[str, ...], 
 def finalise(folder: Path, name: str) -> Manifest:
     """Merge the sidecars of a folder into its manifest.
 
-    UserError names what is missing: shard numbers without a sidecar, tars of another size than their sidecar says, keys
-    that occur twice, sources that disagree about licence or units.
+    UserError for a manifest that four_d did not write, and for inconsistencies: shard numbers without a sidecar, tars
+    whose size differs from their sidecar's, duplicate keys, sources that disagree about licence or units.
     """
-    sidecars = [load_sidecar(folder / shard_names(index)[1]) for index in _whole_shards(folder)]
+    refuse_foreign(folder)
+    sidecars = [load_sidecar(folder / shard_names(index)[1]) for index in _complete_shards(folder)]
     _refuse_same_keys(folder, sidecars)
     sources = merge_sources(folder, (sidecar.sources for sidecar in sidecars))
     shards = [sidecar.info for sidecar in sidecars]
@@ -225,38 +199,51 @@ def finalise(folder: Path, name: str) -> Manifest:
         shards=shards,
     )
     content = {field: value for field, value in dataclasses.asdict(manifest).items() if field != "folder"}
-    write_json(folder / MANIFEST, {"version": VERSION, **content})
+    _write(folder / MANIFEST, {"version": VERSION, **content})
     return manifest
 
 
-def _whole_shards(folder: Path) -> range:
+def refuse_foreign(folder: Path) -> None:
+    """Raise UserError if a ``manifest.json`` of other software is in the folder."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        return
+    try:
+        content = cast(object, json.loads(path.read_bytes()))
+    except (OSError, ValueError):
+        content = None
+    if not (isinstance(content, dict) and {"version", "shards"} <= content.keys()):
+        raise UserError(f"{path} exists and is not a manifest that four_d wrote; choose another folder")
+
+
+def _complete_shards(folder: Path) -> range:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
-    found: dict[str, set[int]] = {"tar": set(), "json": set()}
+    numbers: dict[str, set[int]] = {"tar": set(), "json": set()}
     for path in folder.iterdir():
         if match := _SHARD.fullmatch(path.name):
-            found[match[2]].add(int(match[1]))
-    if not found["json"]:
-        raise UserError(f"{folder}: no finished shards in it; make some first (four-d data make)")
-    wanted = range(max(found["json"] | found["tar"]) + 1)
-    if holes := sorted(set(wanted) - (found["json"] & found["tar"])):
-        listed = ", ".join(str(index) for index in holes[:10]) + (" …" if len(holes) > 10 else "")
+            numbers[match[2]].add(int(match[1]))
+    if not numbers["json"]:
+        raise UserError(f"{folder}: it has no finished shards; make some first (four-d data make)")
+    expected = range(max(numbers["json"] | numbers["tar"]) + 1)
+    if missing := sorted(set(expected) - (numbers["json"] & numbers["tar"])):
+        listed = ", ".join(str(index) for index in missing[:10]) + (" …" if len(missing) > 10 else "")
         raise UserError(f"{folder}: shards {listed} are missing or unfinished; make them (four-d data make --shards)")
-    return wanted
+    return expected
 
 
 def _refuse_same_keys(folder: Path, sidecars: list[Sidecar]) -> None:
-    seen: dict[str, str] = {}
+    shard_of: dict[str, str] = {}
     for sample in (sample for sidecar in sidecars for sample in sidecar.samples):
-        if sample.key in seen:
-            raise UserError(f"{folder}: the key {sample.key} is in both {seen[sample.key]} and {sample.shard}")
-        seen[sample.key] = sample.shard
+        if sample.key in shard_of:
+            raise UserError(f"{folder}: the key {sample.key} is in both {shard_of[sample.key]} and {sample.shard}")
+        shard_of[sample.key] = sample.shard
 
 
-def merge_sources(folder: Path, parts: Iterable[dict[str, SourceInfo]]) -> dict[str, SourceInfo]:
-    """Add up counts by source, in alphabetical order. UserError if a source changes its licence or units."""
+def merge_sources(folder: Path, counts: Iterable[dict[str, SourceInfo]]) -> dict[str, SourceInfo]:
+    """Sum counts by source, in alphabetical order. UserError if a source changes its licence or units."""
     merged: dict[str, SourceInfo] = {}
-    for name, source in (item for part in parts for item in part.items()):
+    for name, source in (item for each in counts for item in each.items()):
         before = merged.get(name, dataclasses.replace(source, clips=0, frames=0))
         if (before.licence, before.metric) != (source.licence, source.metric):
             raise UserError(f"{folder}: source {name} has more than one licence or unit; give each its own name")
@@ -267,7 +254,7 @@ def merge_sources(folder: Path, parts: Iterable[dict[str, SourceInfo]]) -> dict[
 
 
 def check_size(folder: Path, info: ShardInfo) -> None:
-    """UserError if a shard is missing or has not the size that was written."""
+    """Raise UserError if a shard is missing or its size differs from the one recorded."""
     path = folder / info.shard
     try:
         size = path.stat().st_size
@@ -281,10 +268,10 @@ def check_size(folder: Path, info: ShardInfo) -> None:
 
 
 def load_manifest(path: Path) -> Manifest:
-    """The manifest of a data set's folder (or the file itself). UserError if it is missing or broken."""
+    """Load the manifest of a data set's folder (or the file itself). UserError if it is missing or broken."""
     file = path / MANIFEST if path.is_dir() else path
     content = _load(file, "point at a data set's folder, or make one (four-d data make)")
-    with _broken(file, "write it again (four-d data make finalises the folder)"):
+    with _as_user_error(file, "write it again (four-d data make finalises the folder)"):
         shards = [
             ShardInfo(
                 shard=_plain_name(item["shard"]),
@@ -314,7 +301,7 @@ def _load(path: Path, remedy: str) -> dict[str, object]:
     except OSError as error:
         raise UserError(f"{path}: cannot read ({error.strerror}); {remedy}") from error
     except ValueError as error:
-        raise UserError(f"{path}: is not whole JSON ({error}); {remedy}") from error
+        raise UserError(f"{path}: is not valid JSON ({error}); {remedy}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: is not a JSON object; {remedy}")
     fields = cast(dict[str, object], content)
@@ -324,7 +311,7 @@ def _load(path: Path, remedy: str) -> dict[str, object]:
 
 
 @contextmanager
-def _broken(path: Path, remedy: str) -> Generator[None]:
+def _as_user_error(path: Path, remedy: str) -> Generator[None]:
     try:
         yield
     except KeyError as error:
@@ -334,13 +321,15 @@ def _broken(path: Path, remedy: str) -> Generator[None]:
 
 
 def _sources(value: object) -> dict[str, SourceInfo]:
-    read: Callable[[dict[str, object]], SourceInfo] = lambda item: SourceInfo(  # noqa: E731
-        licence=str(item["licence"]),
-        metric=bool(item["metric"]),
-        clips=_int(item["clips"]),
-        frames=_int(item["frames"]),
-    )
-    return {name: read(item) for name, item in cast(dict[str, dict[str, object]], value).items()}
+    def source_info(item: dict[str, object]) -> SourceInfo:
+        return SourceInfo(
+            licence=str(item["licence"]),
+            metric=bool(item["metric"]),
+            clips=_int(item["clips"]),
+            frames=_int(item["frames"]),
+        )
+
+    return {name: source_info(item) for name, item in cast(dict[str, dict[str, object]], value).items()}
 
 
 def _dicts(value: object) -> list[dict[str, object]]:

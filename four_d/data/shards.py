@@ -1,9 +1,10 @@
-"""Writing clips into WebDataset shards, and reading any frames of any clip back by byte offset."""
+"""Writing of clips into WebDataset shards, and random access to their frames by byte offset."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import os
 import tarfile
 import zlib
@@ -16,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from webdataset.writer import TarWriter
 
-from four_d.data.contract import ClipInfo, RawClip, SurfaceArrays, TrackArrays, modalities
+from four_d.data.contract import ClipInfo, KeypointArrays, RawClip, SurfaceArrays, TrackArrays, modalities
 from four_d.data.encoding import (
+    CLIP,
     Array,
     BadMemberError,
     decode_gzip,
@@ -34,19 +36,22 @@ from four_d.data.manifest import (
     ShardInfo,
     Sidecar,
     SourceInfo,
-    atomic,
     check_size,
     finalise,
     load_manifest,
     load_sidecar,
     merge_sources,
+    refuse_foreign,
     shard_names,
     write_sidecar,
 )
 from four_d.errors import UserError
+from four_d.outputs import new_file
 
 if TYPE_CHECKING:
     from typing import Self
+
+LOGGER = logging.getLogger(__name__)
 
 __all__ = [
     "CorruptSample",
@@ -62,43 +67,52 @@ __all__ = [
 T = TypeVar("T")
 
 OPEN_FILES = 64
-"""Shards that one process keeps open."""
+"""Maximum number of shards that one process keeps open."""
 
 
-class CorruptSample(UserError):  # noqa: N818, the name says that it is one sample's
-    """A sample whose bytes are not what the layout or the sidecar says."""
+class CorruptSample(UserError):  # noqa: N818, a suffix Error would hide that it is one sample's
+    """Error for a sample whose bytes violate the layout or the sidecar."""
 
     def __init__(self, shard: str, key: str, member: str, reason: str) -> None:
         super().__init__(f"{shard}: sample {key}, member {member}: {reason}; make or fetch the shard again")
         self.shard, self.key, self.member, self.reason = shard, key, member, reason
 
     def __reduce__(self) -> tuple[type[CorruptSample], tuple[str, str, str, str]]:
-        """Survive the way from a loader's worker to its parent."""
+        """Support pickling, from a loader's worker to its parent."""
         return type(self), (self.shard, self.key, self.member, self.reason)
 
 
 def shard_done(folder: Path, index: int) -> bool:
-    """Whether a shard is whole: its sidecar says so."""
+    """True if a shard is complete: its sidecar exists."""
     return (folder / shard_names(index)[1]).is_file()
 
 
 def write_shard(folder: Path, index: int, clips: Iterable[RawClip], *, lossless: bool = False) -> Path:
-    """Write one shard and then its sidecar, whose path comes back. The same clips give the same bytes.
+    """Write one shard and then its sidecar, whose path is returned. Equal clips give equal bytes.
 
-    A shard that has its sidecar stays as it is; its clips are not even asked for. ``lossless`` stores images as PNG.
-    UserError where the disk is full or the folder not writable; ValueError where a clip breaks the layout.
+    A shard with a sidecar stays as it is, which is logged on stderr; its clips are not iterated. ``lossless`` stores
+    images as PNG.
+
+    Raises:
+        UserError: a full disk, a folder that is not writable, or a tar or manifest in it that four_d did not write.
+        ValueError: a clip that violates the layout.
+
     """
     name, sidecar_name = shard_names(index)
     if shard_done(folder, index):
+        message = f"{folder / name} already exists and is kept; to write it again, delete it and {sidecar_name}"
+        LOGGER.warning(message)
         return folder / sidecar_name
+    refuse_foreign(folder)
+    _refuse_foreign_tar(folder / name)
     samples: list[SampleIndex] = []
     sources: dict[str, SourceInfo] = {}
-    with atomic(folder / name) as file:
+    with new_file(folder / name) as partial, partial.open("wb") as file:
         sink = _Sink(file)
         with TarWriter(cast("BinaryIO", sink), encoder=False, mtime=0, compress=False) as writer:
             for clip in clips:
                 samples.append(_write_clip(writer, name, clip, lossless, {sample.key for sample in samples}))
-                sources = merge_sources(folder, [sources, _count(clip.info)])
+                sources = merge_sources(folder, [sources, _source_of(clip.info)])
         if not samples:
             raise ValueError(f"{name}: a shard needs at least one clip")
     info = ShardInfo(
@@ -107,8 +121,21 @@ def write_shard(folder: Path, index: int, clips: Iterable[RawClip], *, lossless:
     return write_sidecar(folder, Sidecar(info=info, sources=sources, samples=samples))
 
 
+def _refuse_foreign_tar(path: Path) -> None:
+    """Raise UserError for a tar of other data. One of ours may lack its sidecar, if writing was interrupted."""
+    if not path.is_file():
+        return
+    try:
+        with tarfile.open(path) as tar:
+            if any(member.name.endswith(f".{CLIP}") for member in tar):
+                return
+    except tarfile.TarError:
+        pass
+    raise UserError(f"{path} exists and is not a shard that four_d wrote; choose another folder")
+
+
 class _Sink:
-    """A file that hashes and counts what goes through it."""
+    """File that hashes and counts the bytes written to it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -121,8 +148,8 @@ class _Sink:
         return self._file.write(data)
 
 
-def _write_clip(writer: TarWriter, shard: str, clip: RawClip, lossless: bool, taken: set[str]) -> SampleIndex:
-    if clip.key in taken:
+def _write_clip(writer: TarWriter, shard: str, clip: RawClip, lossless: bool, used_keys: set[str]) -> SampleIndex:
+    if clip.key in used_keys:
         raise ValueError(f"{shard}: two clips have the key {clip.key}")
     data = encode_clip(clip, lossless=lossless)
     members: dict[str, tuple[int, int, int]] = {}
@@ -133,7 +160,7 @@ def _write_clip(writer: TarWriter, shard: str, clip: RawClip, lossless: bool, ta
         position += tarfile.BLOCKSIZE + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
     writer.write({"__key__": clip.key, **data})
     if writer.tarstream.offset != position:
-        raise AssertionError(f"{shard}: the tar grew otherwise than its offsets say")
+        raise AssertionError(f"{shard}: the tar's size does not match the recorded offsets")
     return SampleIndex(
         key=clip.key,
         source=clip.info.source,
@@ -147,21 +174,21 @@ def _write_clip(writer: TarWriter, shard: str, clip: RawClip, lossless: bool, ta
     )
 
 
-def _count(info: ClipInfo) -> dict[str, SourceInfo]:
+def _source_of(info: ClipInfo) -> dict[str, SourceInfo]:
     return {info.source: SourceInfo(licence=info.licence, metric=info.metric, clips=1, frames=len(info.times))}
 
 
 class ShardReader:
     """Random access to the clips of a data set, and to single frames of them.
 
-    Files open on first use and once per process, so that a reader goes into loader workers by fork or by pickle alike;
-    within a process it is for one thread. UserError at once if a shard or sidecar is missing or has the wrong size.
+    Files open on first use and once per process, so that a reader may be sent to worker processes; within a process it
+    is for one thread. UserError at once if a shard or sidecar is missing or has the wrong size.
     """
 
     def __init__(self, manifest: Manifest | Path) -> None:
         self.manifest = manifest if isinstance(manifest, Manifest) else load_manifest(manifest)
         self.samples: list[SampleIndex] = []
-        """Every clip, in the order of shards and of clips in them."""
+        """All clips, in the order of shards and of clips in them."""
         for info in self.manifest.shards:
             check_size(self.manifest.folder, info)
             sidecar = load_sidecar(self.manifest.folder / info.sidecar)
@@ -177,7 +204,7 @@ class ShardReader:
         return len(self.samples)
 
     def __getstate__(self) -> dict[str, object]:
-        """All but the open files."""
+        """State without the open files."""
         return {"manifest": self.manifest, "samples": self.samples, "_files": OrderedDict[str, int]()}
 
     def __enter__(self) -> Self:
@@ -187,7 +214,7 @@ class ShardReader:
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_files"):
+        if hasattr(self, "_files"):  # __init__ may have raised before it was set
             self.close()
 
     def close(self) -> None:
@@ -196,17 +223,17 @@ class ShardReader:
             os.close(self._files.popitem()[1])
 
     def index(self, key: str) -> int:
-        """The number of the clip with a key. UserError if there is none."""
+        """Index of the clip with a key. UserError if there is none."""
         for number, sample in enumerate(self.samples):
             if sample.key == key:
                 return number
         raise UserError(f"{self.manifest.folder}: no clip {key!r}; `four-d data stats` and the sidecars list the keys")
 
     def read(self, index: int, frames: Sequence[int] | None = None) -> RawClip:
-        """A clip, or only the given frames of it, in the order given; `ClipInfo` then speaks of those frames.
+        """Read a clip, or only the given frames of it, in the order given; its `ClipInfo` then describes those frames.
 
-        With ``frames`` the surface comes at their times and those times' neighbours only. CorruptSample if its bytes
-        are not what they should be; IndexError if a frame does not exist.
+        With ``frames`` the surface is read at their times and the neighbouring times only. CorruptSample if its bytes
+        are damaged; IndexError if a frame does not exist.
         """
         sample = self.samples[index]
         if frames is not None and not all(0 <= frame < sample.frames for frame in frames):
@@ -214,23 +241,23 @@ class ShardReader:
         return _Reading(self, sample, frames).clip()
 
     def member(self, sample: SampleIndex, name: str) -> bytes:
-        """A member's bytes, verified. CorruptSample if absent, cut short or changed."""
+        """Read a member's bytes, verified. CorruptSample if absent, truncated or changed."""
         if name not in sample.members:
             raise CorruptSample(sample.shard, sample.key, name, "is missing")
         offset, size, crc = sample.members[name]
         data = self.piece(sample, name, offset, size)
         if zlib.crc32(data) != crc:
-            raise CorruptSample(sample.shard, sample.key, name, "has other bytes than were written")
+            raise CorruptSample(sample.shard, sample.key, name, "does not match its checksum")
         return data
 
     def piece(self, sample: SampleIndex, name: str, offset: int, size: int) -> bytes:
-        """``size`` bytes of a shard, unverified."""
+        """Read ``size`` bytes of a shard, unverified."""
         try:
             data = os.pread(self._file(sample.shard), size, offset)
         except OSError as error:
             raise CorruptSample(sample.shard, sample.key, name, f"cannot be read ({error.strerror})") from error
         if len(data) != size:
-            raise CorruptSample(sample.shard, sample.key, name, "is cut short: the shard is truncated")
+            raise CorruptSample(sample.shard, sample.key, name, "is truncated")
         return data
 
     def _file(self, shard: str) -> int:
@@ -244,13 +271,13 @@ class ShardReader:
 
 
 class _Reading:
-    """One call of `ShardReader.read`."""
+    """State of one call of `ShardReader.read`."""
 
     def __init__(self, reader: ShardReader, sample: SampleIndex, frames: Sequence[int] | None) -> None:
         self._reader, self._sample = reader, sample
         info = self._decode("clip.json", decode_info)
         if (info.times, info.camera_ids) != (sample.times, sample.camera_ids):
-            raise CorruptSample(sample.shard, sample.key, "clip.json", "has other frames than the sidecar")
+            raise CorruptSample(sample.shard, sample.key, "clip.json", "its frames differ from the sidecar's")
         self._frames = range(sample.frames) if frames is None else frames
         self._times = _needed_times(info, self._frames) if frames is not None else None
         self._info = _restrict(info, self._frames, self._times)
@@ -273,6 +300,7 @@ class _Reading:
             dynamic=None if dynamic is None else dynamic > 127,
             surface=self._surface() if "triangles.npy.gz" in sample.members else None,
             tracks=self._tracks() if "tracks.npy" in sample.members else None,
+            keypoints=self._keypoints() if "keypoints.npy" in sample.members else None,
         )
 
     def _images(self) -> NDArray[np.uint8]:
@@ -335,6 +363,17 @@ class _Reading:
             valid=self._array("tracks_valid.npy", "|b1", shape),
         )
 
+    def _keypoints(self) -> KeypointArrays:
+        said, frames = self._info.keypoints, list(self._frames)
+        shape = (self._sample.frames, 0 if said is None else len(said.names))
+        return KeypointArrays(
+            points=self._array("keypoints.npy", "<f4", (*shape, 3))[frames],
+            valid=self._array("keypoints_valid.npy", "|b1", shape)[frames],
+            pixels=self._array("keypoints_pixels.npy", "<f4", (*shape, 2))[frames],
+            pixels_valid=self._array("keypoints_pixels_valid.npy", "|b1", shape)[frames],
+            visible=self._array("keypoints_visible.npy", "|b1", shape)[frames],
+        )
+
     def _array(self, name: str, dtype: str, shape: tuple[int | None, ...]) -> NDArray[Any]:
         def decode(data: bytes) -> Array:
             return decode_npy(decode_gzip(data) if name.endswith(".gz") else data, dtype, shape)
@@ -352,12 +391,12 @@ class _Reading:
 
 
 def _needed_times(info: ClipInfo, frames: Sequence[int]) -> list[int] | None:
-    """Surface times at the frames' times and beside them, which is what the dynamics mask takes."""
+    """Surface times at the frames' times and next to them, which the dynamics mask needs."""
     if not info.surface_times:
         return None
     axis = np.asarray(info.surface_times)
-    own = {int(np.abs(axis - info.times[frame]).argmin()) for frame in frames}
-    return sorted({time for at in own for time in (at - 1, at, at + 1) if 0 <= time < len(axis)})
+    nearest = {int(np.abs(axis - info.times[frame]).argmin()) for frame in frames}
+    return sorted({time for at in nearest for time in (at - 1, at, at + 1) if 0 <= time < len(axis)})
 
 
 def _restrict(info: ClipInfo, frames: Sequence[int], times: Sequence[int] | None) -> ClipInfo:

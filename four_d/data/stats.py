@@ -1,8 +1,9 @@
-"""`four-d data stats`: what a data set is like, in the figures that decide what it can teach."""
+"""`four-d data stats`: statistics of a data set that determine its value for training."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,20 +22,20 @@ from four_d.progress import progress
 from four_d.types import Cameras
 
 DEPTH_RATIO = 3.0
-"""95 % over 5 % depth quantile from which a frame has near and far in it."""
+"""Ratio of the 95 % to the 5 % depth quantile from which a frame has both near and far content."""
 DYNAMIC_RANGE = (0.03, 0.4)
-"""Share of moving pixels of a clip with neither too little nor too much of it."""
+"""Range of the fraction of moving pixels that is neither too small nor too large."""
 ROTATION_DEG = 5.0
-"""From here on a camera turns."""
-OCCLUDED_SHARE = 0.02
-"""Share of the followed points from which a clip counts as one with occlusion, or with re-appearance."""
+"""Rotation from which a camera counts as turning."""
+OCCLUDED_FRACTION = 0.02
+"""Fraction of the tracked points from which a clip counts as one with occlusion, or with re-appearance."""
 TRACKS = 256
-"""Points followed per camera, where a surface gives them."""
+"""Points tracked per camera, where a surface gives them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipStats:
-    """Figures of one clip. Lists are empty where the clip lacks what they take."""
+    """Statistics of one clip. Lists are empty where the clip lacks their data."""
 
     key: str
     source: str
@@ -47,10 +48,10 @@ class ClipStats:
     """Per frame: 95 % over 5 % quantile of depth."""
     depth_median: list[float]
     """Per frame, in the source's units."""
-    dynamic_share: list[float]
-    """Per frame: moving pixels of those with truth."""
-    invalid_share: float
-    """Pixels without depth; NaN for a source without depth."""
+    dynamic_fraction: list[float]
+    """Per frame: fraction of moving pixels, of those with truth."""
+    invalid_fraction: float
+    """Fraction of pixels without depth; NaN for a source without depth."""
     rotation_deg: list[float]
     """Per camera: the largest angle to its first frame."""
     translation: list[float]
@@ -59,10 +60,10 @@ class ClipStats:
     """Per camera after the first: angle to the first at the first time."""
     fov_deg: list[float]
     """Per camera: horizontal field of view of its first frame."""
-    occluded_share: float
-    """Followed points that get hidden while inside the image; NaN without tracks."""
-    reappearing_share: float
-    """Followed points that are seen again after they were hidden or outside; NaN without tracks."""
+    occluded_fraction: float
+    """Fraction of tracked points that become occluded inside the image; NaN without tracks."""
+    reappearing_fraction: float
+    """Fraction of tracked points that reappear after they were occluded or outside; NaN without tracks."""
     brightness: float
     """Mean of the images, in [0, 1]."""
     contrast: float
@@ -70,14 +71,14 @@ class ClipStats:
 
 
 def clip_stats(clip: RawClip) -> ClipStats:
-    """The figures of a clip that keeps to the layout."""
+    """Statistics of a clip that conforms to the layout."""
     known = truth(clip)
     rows = [np.flatnonzero(np.array(clip.info.camera_ids) == camera) for camera in sorted(set(clip.info.camera_ids))]
     times = np.array(clip.info.times)
     steps = np.diff(times[rows[0]])
     grey = clip.images.astype(np.float32).mean(-1) / 255
     poses = [] if known.cameras is None else [known.cameras.world_from_camera[r].double() for r in rows]
-    occluded, reappearing = _hidden_shares(clip, known, rows)
+    occluded, reappearing = _hidden_fractions(clip, known, rows)
     quantiles = _depth_quantiles(known)
     return ClipStats(
         key=clip.key,
@@ -88,14 +89,14 @@ def clip_stats(clip: RawClip) -> ClipStats:
         fps=float(1 / np.median(steps)) if len(steps) else float("nan"),
         depth_ratio=[float(q[2] / q[0]) for q in quantiles],
         depth_median=[float(q[1]) for q in quantiles],
-        invalid_share=float("nan") if known.depth is None else float((known.depth <= 0).float().mean()),
-        dynamic_share=_dynamic_shares(known),
+        invalid_fraction=float("nan") if known.depth is None else float((known.depth <= 0).float().mean()),
+        dynamic_fraction=_dynamic_fractions(known),
         rotation_deg=[max(_angles(pose[:1], pose)) for pose in poses],
         translation=[float((pose[:, :3, 3] - pose[:1, :3, 3]).norm(dim=-1).max()) for pose in poses],
         between_cameras_deg=[_angles(poses[0][:1], pose[:1])[0] for pose in poses[1:]],
         fov_deg=_fields_of_view(known.cameras, rows, clip.info.width),
-        occluded_share=occluded,
-        reappearing_share=reappearing,
+        occluded_fraction=occluded,
+        reappearing_fraction=reappearing,
         brightness=float(grey.mean()),
         contrast=float(grey.std((1, 2)).mean()),
     )
@@ -118,7 +119,7 @@ def _depth_quantiles(known: Truth) -> list[NDArray[np.float64]]:
     return [np.quantile(depth, (0.05, 0.5, 0.95)) for depth in depths if len(depth)]
 
 
-def _dynamic_shares(known: Truth) -> list[float]:
+def _dynamic_fractions(known: Truth) -> list[float]:
     if known.dynamic is None:
         return []
     counted = torch.ones_like(known.dynamic) if known.depth is None else known.depth > 0
@@ -126,14 +127,14 @@ def _dynamic_shares(known: Truth) -> list[float]:
     return (moving / counted.sum((1, 2)).clamp_min(1)).tolist()
 
 
-def _hidden_shares(clip: RawClip, known: Truth, rows: list[NDArray[np.intp]]) -> tuple[float, float]:
-    """Shares of followed points that get hidden inside the image, and that come back."""
+def _hidden_fractions(clip: RawClip, known: Truth, rows: list[NDArray[np.intp]]) -> tuple[float, float]:
+    """Fractions of tracked points that become occluded inside the image, and that reappear."""
     if known.cameras is None:
         return float("nan"), float("nan")
     hidden: list[bool] = []
-    back: list[bool] = []
+    reappeared: list[bool] = []
     for frames in rows:
-        followed = _follow(clip, known, torch.from_numpy(frames))
+        followed = _tracks_of_camera(clip, known, torch.from_numpy(frames))
         if followed is None:
             return float("nan"), float("nan")
         points, visible = followed  # t n 3, t n
@@ -147,19 +148,19 @@ def _hidden_shares(clip: RawClip, known: Truth, rows: list[NDArray[np.intp]]) ->
         before, after = _seen_before(visible), _seen_before(visible.flip(0)).flip(0)
         covered = inside & ~visible & before
         hidden += (covered[1:] & covered[:-1]).any(0).tolist()  # twice in a row: one may be an edge's rounding
-        gone = ~visible & before & after
-        back += (gone[1:] & gone[:-1]).any(0).tolist()
+        unseen = ~visible & before & after
+        reappeared += (unseen[1:] & unseen[:-1]).any(0).tolist()
     if not hidden:
         return float("nan"), float("nan")
-    return float(np.mean(hidden)), float(np.mean(back))
+    return float(np.mean(hidden)), float(np.mean(reappeared))
 
 
 def _seen_before(visible: torch.Tensor) -> torch.Tensor:
     return visible.int().cumsum(0) > 0
 
 
-def _follow(clip: RawClip, known: Truth, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """One camera's points over its frames: those its first frame sees on a grid, or the stored tracks."""
+def _tracks_of_camera(clip: RawClip, known: Truth, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Track one camera's points over its frames: a grid of its first frame, or the stored tracks."""
     if clip.tracks is not None and clip.info.track_times is not None:
         times = np.array(clip.info.times)[frames.numpy()]
         at = np.abs(np.subtract.outer(times, clip.info.track_times)).argmin(-1)
@@ -168,24 +169,24 @@ def _follow(clip: RawClip, known: Truth, frames: torch.Tensor) -> tuple[torch.Te
         return torch.from_numpy(points).transpose(0, 1), torch.from_numpy(visible).T
     if known.surface is None or known.cameras is None:
         return None
-    part = dataclasses.replace(
+    surface = dataclasses.replace(
         known.surface, faces=known.surface.faces[frames], barycentric=known.surface.barycentric[frames]
     )
     cameras = Cameras(
         world_from_camera=known.cameras.world_from_camera[frames], intrinsics=known.cameras.intrinsics[frames]
     )
-    h, w = part.faces.shape[1:]
+    h, w = surface.faces.shape[1:]
     side = max(1, round((h * w / TRACKS) ** 0.5))
     pixels = geometry.pixel_centres(h, w, known.times)[side // 2 :: side, side // 2 :: side].reshape(-1, 2)
     first = torch.zeros(len(pixels), dtype=torch.long)
-    tracks = surfaces.tracks(part, cameras, known.times[frames], first, pixels)
+    tracks = surfaces.tracks(surface, cameras, known.times[frames], first, pixels)
     usable = tracks.valid.all(-1)
     return tracks.points[usable].transpose(0, 1), tracks.visible[usable].T
 
 
 @dataclass(frozen=True, kw_only=True)
 class Distribution:
-    """Quantiles of a figure; NaN if nothing was counted."""
+    """Quantiles of a statistic; NaN if nothing was counted."""
 
     count: int
     low: float
@@ -196,7 +197,7 @@ class Distribution:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Distribution:
-        """The quantiles of what is finite."""
+        """Quantiles of the finite values."""
         numbers = np.array([value for value in values if np.isfinite(value)])
         low, median, high = np.quantile(numbers, (0.05, 0.5, 0.95)) if len(numbers) else (float("nan"),) * 3
         return cls(count=len(numbers), low=float(low), median=float(median), high=float(high))
@@ -204,7 +205,7 @@ class Distribution:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceStats:
-    """How much of one source was looked at."""
+    """Amount of data examined of one source."""
 
     clips: int
     frames: int
@@ -216,26 +217,26 @@ class SourceStats:
 
 @dataclass(frozen=True, kw_only=True)
 class DataStats:
-    """Figures of many clips."""
+    """Statistics of many clips."""
 
     name: str
     sources: dict[str, SourceStats]
     distributions: dict[str, Distribution]
     shares: dict[str, float]
-    """Shares of frames or clips that fulfil a condition; NaN where nothing was counted."""
+    """Fractions of frames or clips that meet a condition; NaN where nothing was counted."""
 
     def to_dict(self) -> dict[str, object]:
-        """Plain containers, for JSON; NaN becomes None."""
+        """Convert to plain containers for JSON; NaN and infinity become None."""
         plain = dataclasses.asdict(self)
         plain["distributions"] = {
-            name: {field: None if value != value else value for field, value in row.items()}
+            name: {field: value if math.isfinite(value) else None for field, value in row.items()}
             for name, row in plain["distributions"].items()
         }
-        plain["shares"] = {name: None if value != value else value for name, value in self.shares.items()}
+        plain["shares"] = {name: value if math.isfinite(value) else None for name, value in self.shares.items()}
         return plain
 
     def table(self) -> str:
-        """For a terminal."""
+        """Table for a terminal."""
         rows = [self.name, f"{'source':<36}{'clips':>8}{'videos':>8}{'frames':>9}{'minutes':>9}"]
         rows += [
             f"{name:<36}{s.clips:>8}{s.cameras:>8}{s.frames:>9}{s.seconds / 60:>9.1f}"
@@ -252,19 +253,19 @@ class DataStats:
 
 
 def stats(folder: Path, clips: int | None = None, *, shown: bool = True) -> DataStats:
-    """Figures of a data set, or of ``clips`` of its clips spread over it."""
+    """Compute statistics of a data set, or of ``clips`` of its clips, evenly spread."""
     with ShardReader(folder) as reader:
         chosen = spread(len(reader), clips)
-        found: list[ClipStats] = []
+        collected: list[ClipStats] = []
         with progress("stats", len(chosen), "clip", shown=shown) as bar:
             for index in chosen:
-                found.append(clip_stats(reader.read(index)))
+                collected.append(clip_stats(reader.read(index)))
                 bar.advance()
-        return summarise(found, reader.manifest.name)
+        return summarise(collected, reader.manifest.name)
 
 
 def summarise(clips: Sequence[ClipStats], name: str = "") -> DataStats:
-    """The figures of many clips put together."""
+    """Aggregate the statistics of many clips."""
     by_source = {source: [c for c in clips if c.source == source] for source in sorted({c.source for c in clips})}
     return DataStats(
         name=name,
@@ -280,17 +281,17 @@ def summarise(clips: Sequence[ClipStats], name: str = "") -> DataStats:
         distributions={
             "depth, 95 % over 5 % (frame)": Distribution.of(x for c in clips for x in c.depth_ratio),
             "depth, median (frame)": Distribution.of(x for c in clips for x in c.depth_median),
-            "moving pixels (frame)": Distribution.of(x for c in clips for x in c.dynamic_share),
-            "moving pixels (clip)": Distribution.of(_mean(c.dynamic_share) for c in clips),
-            "pixels without depth (clip)": Distribution.of(c.invalid_share for c in clips),
+            "moving pixels (frame)": Distribution.of(x for c in clips for x in c.dynamic_fraction),
+            "moving pixels (clip)": Distribution.of(_mean(c.dynamic_fraction) for c in clips),
+            "pixels without depth (clip)": Distribution.of(c.invalid_fraction for c in clips),
             "rotation, degrees (camera)": Distribution.of(x for c in clips for x in c.rotation_deg),
-            "way from the start (camera)": Distribution.of(x for c in clips for x in c.translation),
+            "distance from the start (camera)": Distribution.of(x for c in clips for x in c.translation),
             "between cameras, degrees": Distribution.of(x for c in clips for x in c.between_cameras_deg),
             "field of view, degrees (camera)": Distribution.of(x for c in clips for x in c.fov_deg),
             "frames per second (clip)": Distribution.of(c.fps for c in clips),
             "seconds (clip)": Distribution.of(c.seconds for c in clips),
-            "points that get hidden (clip)": Distribution.of(c.occluded_share for c in clips),
-            "points that come back (clip)": Distribution.of(c.reappearing_share for c in clips),
+            "points that become occluded (clip)": Distribution.of(c.occluded_fraction for c in clips),
+            "points that reappear (clip)": Distribution.of(c.reappearing_fraction for c in clips),
             "brightness (clip)": Distribution.of(c.brightness for c in clips),
             "contrast (clip)": Distribution.of(c.contrast for c in clips),
         },
@@ -299,7 +300,7 @@ def summarise(clips: Sequence[ClipStats], name: str = "") -> DataStats:
                 [x >= DEPTH_RATIO for c in clips for x in c.depth_ratio]
             ),
             f"clips with {DYNAMIC_RANGE[0]:.0%} to {DYNAMIC_RANGE[1]:.0%} moving pixels": _mean(
-                [DYNAMIC_RANGE[0] <= _mean(c.dynamic_share) <= DYNAMIC_RANGE[1] for c in clips if c.dynamic_share]
+                [DYNAMIC_RANGE[0] <= _mean(c.dynamic_fraction) <= DYNAMIC_RANGE[1] for c in clips if c.dynamic_fraction]
             ),
             f"clips with a camera that turns by {ROTATION_DEG:g}° or more": _mean(
                 [max(c.rotation_deg) >= ROTATION_DEG for c in clips if c.rotation_deg]
@@ -307,22 +308,22 @@ def summarise(clips: Sequence[ClipStats], name: str = "") -> DataStats:
             f"cameras that turn by {ROTATION_DEG:g}° or more": _mean(
                 [x >= ROTATION_DEG for c in clips for x in c.rotation_deg]
             ),
-            "clips with occlusion": _mean([hides(c) for c in clips if c.occluded_share == c.occluded_share]),
+            "clips with occlusion": _mean([hides(c) for c in clips if c.occluded_fraction == c.occluded_fraction]),
             "clips with occlusion or re-appearance": _mean(
-                [hides(c) or reappears(c) for c in clips if c.occluded_share == c.occluded_share]
+                [hides(c) or reappears(c) for c in clips if c.occluded_fraction == c.occluded_fraction]
             ),
         },
     )
 
 
 def hides(clip: ClipStats) -> bool:
-    """Whether enough followed points get hidden inside the image."""
-    return clip.occluded_share >= OCCLUDED_SHARE
+    """True if enough tracked points become occluded inside the image."""
+    return clip.occluded_fraction >= OCCLUDED_FRACTION
 
 
 def reappears(clip: ClipStats) -> bool:
-    """Whether enough followed points are seen again after they were not."""
-    return clip.reappearing_share >= OCCLUDED_SHARE
+    """True if enough tracked points reappear after they were unseen."""
+    return clip.reappearing_fraction >= OCCLUDED_FRACTION
 
 
 def _mean(values: Sequence[float] | Sequence[bool]) -> float:

@@ -1,4 +1,4 @@
-"""A stored clip's truth as tensors, in its own world and units: cameras, depth and the dynamics mask."""
+"""Ground truth of a stored clip as tensors, in its own world and units: cameras, depth and the dynamics mask."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from four_d.types import Cameras, Surface
 
 @dataclass(frozen=True, kw_only=True)
 class Truth:
-    """What is known of a clip's frames, whether its source stored it or its surface gives it."""
+    """Ground truth of a clip's frames, stored by its source or derived from its surface."""
 
     times: Float[Tensor, "f"]
     cameras: Cameras | None
@@ -36,7 +36,7 @@ def cameras_of(clip: RawClip) -> Cameras | None:
 
 
 def truth(clip: RawClip) -> Truth:
-    """All of it. ValueError if a frame's time is not on the surface's axis."""
+    """Assemble a clip's ground truth. ValueError if a frame's time is not on the surface's axis."""
     times, cameras = torch.tensor(clip.info.times, dtype=torch.float64).float(), cameras_of(clip)
     if clip.surface is None:
         depth = None if clip.depth is None else torch.from_numpy(clip.depth)

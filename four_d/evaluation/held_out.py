@@ -1,9 +1,9 @@
-"""Scores of a model on held-out clips, beside those of predictors that ignore the image.
+"""Evaluation on held-out clips, compared with image-free predictors.
 
-`run` is ``four-d eval``; `evaluate` takes any model and examples. What is scored is fixed (`frame_lists`): each camera
-of each clip in turn is one monocular video of ``frames`` frames evenly spread over it, first one first, unaugmented.
-A sample that cannot be read ends the run: skipping it would make a figure that looks comparable and is not.
-A digest of exactly what was seen stands beside every figure, so that two figures can be known to be comparable.
+`run` is ``four-d eval``; `evaluate` takes any model and examples. The videos are fixed (`frame_lists`): each camera of
+each clip in turn is one monocular video of ``frames`` frames, evenly spaced and in order, without augmentation.
+A sample that cannot be read ends the evaluation: skipping it would give scores that look comparable but are not.
+A digest of the exact inputs accompanies the scores: only scores with equal digests are comparable.
 """
 
 from __future__ import annotations
@@ -19,68 +19,77 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from four_d import fields
+from four_d.abilities import Hint, Model, Normalisation
 from four_d.data.loading import fit
 from four_d.data.motion import with_motion
-from four_d.data.sampling import Hint, Normalisation, collate, normalise, to_clip, to_example
+from four_d.data.sampling import collate, normalise, to_clip, to_example
 from four_d.data.shards import ShardReader, load_manifest
 from four_d.data.views import split
+from four_d.devices import Precision, told_when_full, usable
 from four_d.errors import UserError
-from four_d.evaluation.abilities import hints_taken, moves, paints, unit_of
-from four_d.evaluation.novel import novel_frames
+from four_d.evaluation.novel import copy_scores, novel_frames
 from four_d.evaluation.pairwise import Pairwise
-from four_d.evaluation.pictures import lpips_at
-from four_d.evaluation.result import Evaluation, LpipsFacts, score_of
-from four_d.evaluation.runs import Run, RunSettings, run_scores
-from four_d.evaluation.scores import TASKS, Scores, Task, columns, score_batch
+from four_d.evaluation.result import COPY, Evaluation, LpipsFacts, score_of
+from four_d.evaluation.runs import Run, RunInputs, run_scores
+from four_d.evaluation.scores import TASKS, Scores, columns, score_batch
+from four_d.memory import check_pictures
 from four_d.metrics import baselines
-from four_d.metrics.baselines import Model
+from four_d.metrics.catalogue import METRICS, VIDEO
+from four_d.metrics.metric import Metric, Task
+from four_d.metrics.renders import lpips_at
 from four_d.progress import progress
 from four_d.similarity import LPIPS, LPIPS_WEIGHTS
-from four_d.types import Clip, Example
+from four_d.types import Clip, Example, map_tensors
+from four_d.windows.cut import Cut
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """What ``four-d eval`` scores on."""
+    """Settings of ``four-d eval`` on held-out shards."""
 
     data: str
     """Folder of held-out shards."""
     train_data: str | None = None
-    """Folder of the training shards, on which the image-free predictors are fitted; without it only those that need no
-    data stand beside the model."""
+    """Folder of training shards to fit the image-free predictors on; None: only those that need no data."""
     frames: int = 8
-    """Frames per video, shared among its cameras; a camera with fewer gives all it has."""
+    """Number of frames per video, divided among its cameras; a camera with fewer gives all of them."""
     stride: int | None = None
-    """A video's frames are so many frames of its clip apart, in its middle; None = evenly spread over it all."""
+    """Step between a video's frames, which lie in the middle of the clip; None = evenly spaced over the whole clip."""
     cameras: int = 1
-    """Cameras per video: 1 is monocular, 2 joins each camera with the next one of its clip."""
+    """Number of cameras per video: 1 is monocular, 2 joins each camera with the next one of its clip."""
     size: tuple[int, int] | None = None
-    """Rows and columns to which images are cropped around the principal point and resized; None = as stored."""
+    """Rows and columns of the images, cropped around the principal point and resized; None = as stored."""
     clips: int | None = None
-    """Videos to score, taken evenly from all; None = all."""
+    """Number of videos to score, evenly spaced among all; None = all."""
     train_clips: int = 200
-    """Videos to fit the image-free predictors on, taken evenly from all."""
-    device: str = "cpu"
+    """Number of training videos to fit the image-free predictors on, evenly spaced among all."""
+    device: str = "auto"
+    """Device of the model (`devices.usable`)."""
+    precision: Precision = "fp32"
+    """Precision of the model's arithmetic in ``four-d eval`` (`LoadedModel.to`), recorded in the note."""
     tasks: tuple[Task, ...] = TASKS
-    """What to score: points take most of the time."""
+    """Tasks to score: points take most of the time."""
     motion: bool | None = None
-    """Whether dense motion from every frame to the time of every frame is asked for and scored; None: if the model has
-    a motion head."""
+    """Score dense motion from every frame to the time of every frame; None: if the model has a motion head."""
     pictures: bool | None = None
-    """Whether pictures from cameras and times that the model does not see are scored; None: if it gives Gaussians."""
+    """Score renders for cameras and times that are not among the inputs; None: if the model gives Gaussians."""
     lpips_weights: str | None = LPIPS_WEIGHTS
-    """File or folder of LPIPS's weights, by which pictures are scored where it holds any; None: never."""
+    """File or folder of LPIPS weights to score renders with, if it holds any; None: no LPIPS."""
     track_frames: int | None = None
-    """Follow points of each camera's first frame in 3D through so many of its frames, ``stride`` (or 1) apart (`runs`):
-    with Gaussians of ``frames`` frames at a time, or with one pass of a motion head. None: not."""
+    """Number of frames through which to track points of each camera's first frame in 3D, ``stride`` (or 1) apart, as
+    ``four-d infer`` does (`runs`). None: no tracking."""
+    window: tuple[int, int] | None = None
+    """Frames and stride of the windows in which the model sees the frames of ``track_frames``; None: those of
+    ``four-d infer``."""
     normalisation: Normalisation | None = None
-    """The unit of length; None: that in which the model was trained."""
+    """Unit of length; None: that of the model's training."""
     hints: tuple[Hint, ...] = ()
-    """Truths that the model is given, and must take: any of intrinsics, poses, depth, masks."""
+    """Ground truth to give the model, which must accept it: any of intrinsics, poses, depth, masks."""
     pairwise: bool = False
-    """Show the model two frames at a time (`Pairwise`)."""
+    """Give the model two frames at a time (`Pairwise`)."""
 
     def __post_init__(self) -> None:
         if min(self.cameras, self.train_clips, self.clips or 1, self.stride or 1) < 1 or 0 in (self.clips, self.stride):
@@ -91,6 +100,8 @@ class EvaluationConfig:
             )
         if self.tasks == ("tracks",) and self.track_frames is None:
             raise UserError("tasks is tracks only, and track_frames is not set; choose through how many frames")
+        if self.window is not None:
+            Cut.strided(self.window)
         if self.track_frames is not None and (self.track_frames < 2 or self.cameras > 1 or self.pairwise):
             raise UserError(
                 f"track_frames is {self.track_frames}; points are followed through 2 frames or more of one camera: "
@@ -98,107 +109,107 @@ class EvaluationConfig:
             )
 
 
-def run(model: Model, config: EvaluationConfig) -> Evaluation:
-    """Score a loaded model as ``config`` says; the image-free predictors are fitted on ``train_data`` first.
+@told_when_full("lower frames or size, set precision=bf16, or device=cpu with more memory")
+def run(model: Model, config: EvaluationConfig, metrics: Sequence[Metric] = ()) -> Evaluation:
+    """Score a loaded model by ``config``; the image-free predictors are fitted on ``train_data`` first.
 
-    UserError for a hint that the model does not take.
+    ``metrics`` are the caller's own, as in `evaluate`. UserError for a hint that the model does not take.
     """
     _check_hints(model, config.hints)
     device = usable(config.device)
     more = set(config.tasks) != {"tracks"}
     config = dataclasses.replace(
         config,
-        motion=more and moves(model) if config.motion is None else config.motion,
-        pictures=more and paints(model) if config.pictures is None else config.pictures,
-        normalisation=unit_of(model) if config.normalisation is None else config.normalisation,
+        motion=more and model.abilities.moves if config.motion is None else config.motion,
+        pictures=more and model.abilities.gives_gaussians if config.pictures is None else config.pictures,
+        normalisation=model.abilities.normalisation if config.normalisation is None else config.normalisation,
     )
     predictors, fitted_on = baselines.untrained(), "untrained"
     if config.train_data is not None:
         fitting = Videos.open(Path(config.train_data), config, config.train_clips)
-        predictors = baselines.fit(fitting.shown("fitting image-free predictors"))
+        predictors = baselines.fit_baselines(fitting.shown("fitting image-free predictors"))
         fitted_on = f"fitted on {len(fitting.lists)} videos of {config.train_data}"
     videos = Videos.open(Path(config.data), config, config.clips)
     cameras = "1 camera" if config.cameras == 1 else f"{config.cameras} cameras"
-    note = f"{config.data}: {config.frames} frames of {cameras} per video; image-free predictors {fitted_on}"
+    counts = sorted({len(frames) for _, frames in videos.lists})
+    frames = f"{counts[0]} frames" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} frames"
+    note = f"{config.data}: {frames} of {cameras} per video; image-free predictors {fitted_on}"
     note += "; the model sees two frames at a time" if config.pairwise else ""
     note += f"; the model is given {', '.join(config.hints)}" if config.hints else ""
-    shown = Pairwise(model=model) if config.pairwise else model
-    found = evaluate(
-        shown,
+    note += model.abilities.arithmetic
+    seeing = Pairwise(model=model) if config.pairwise else model
+    evaluation = evaluate(
+        seeing,
         videos.shown("evaluating"),
         predictors=predictors,
         device=device,
         note=note,
         tasks=config.tasks,
         lpips=lpips_at(config.lpips_weights) if config.pictures and "pictures" in config.tasks else None,
+        metrics=metrics,
     )
-    return _with_tracks(found, model, config, device) if config.track_frames and "tracks" in config.tasks else found
+    return (
+        _with_tracks(evaluation, model, config, device)
+        if config.track_frames and "tracks" in config.tasks
+        else evaluation
+    )
 
 
-def _with_tracks(found: Evaluation, model: Model, config: EvaluationConfig, device: torch.device) -> Evaluation:
-    """The scores of points followed through runs as further metrics of the model's row."""
-    settings = RunSettings(
-        frames=config.frames,
+def _with_tracks(evaluation: Evaluation, model: Model, config: EvaluationConfig, device: torch.device) -> Evaluation:
+    """Add the scores of 3D tracking (`runs`) to the model's row."""
+    usual = Cut.of(model.abilities.trained_frames or config.frames, model.abilities.frames)
+    cut = usual if config.window is None else Cut.strided(config.window)
+    inputs = RunInputs(
         normalisation=config.normalisation or "mean_distance",
         hints=config.hints,
         device=device,
     )
-    digest, scores = hashlib.sha256(found.digest.encode()), list[Scores]()
+    digest, scores = hashlib.sha256(evaluation.digest.encode()), list[Scores]()
     runs = Runs.open(Path(config.data), config)
     with progress("following points", len(runs.lists), "run") as bar:
         for run in runs:
-            scores.append(run_scores(model, run, settings))
+            scores.append(run_scores(model, run, inputs, cut))
             times = (run.clip.times.double() * 1e6).round().long().tolist()
             digest.update(json.dumps([run.key, times, list(run.clip.images.shape[-2:])]).encode())
             bar.advance()
     more = columns(scores)
-    rows = found.rows[found.name] | {metric: score_of(values, found.keys) for metric, values in more.items()}
+    rows = evaluation.rows[evaluation.name] | {
+        metric: score_of(values, evaluation.keys) for metric, values in more.items()
+    }
     return dataclasses.replace(
-        found,
-        rows={**found.rows, found.name: rows},
-        per_video={**found.per_video, found.name: {**found.per_video[found.name], **more}},
+        evaluation,
+        rows={**evaluation.rows, evaluation.name: rows},
+        per_video={**evaluation.per_video, evaluation.name: {**evaluation.per_video[evaluation.name], **more}},
         digest=digest.hexdigest()[:12],
-        note=f"{found.note}; points followed through {config.track_frames} frames",
+        note=f"{evaluation.note}; points followed through {config.track_frames} frames",
     )
 
 
 def _check_hints(model: Model, hints: Collection[Hint]) -> None:
-    taken = hints_taken(model)
     for hint in hints:
-        if taken is not None and hint not in taken:
-            has = f"takes {' and '.join(taken)}" if taken else "takes no hints (backbone.hints is off)"
+        if hint not in model.abilities.hints:
+            has = model.abilities.hints_text
             raise UserError(f"hints has {hint}, and this model {has}; leave {hint} out, or take another model")
-
-
-def usable(name: str) -> torch.device:
-    """The device of that name; `UserError` where this machine or this build of torch has none."""
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError):
-        found = ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
-        raise UserError(f"device is {name!r}, which this machine does not have; choose one of {found}") from None
-    return device
 
 
 @dataclass(frozen=True, kw_only=True)
 class Videos:
-    """The fixed videos of a data set, read one at a time."""
+    """Fixed videos of a data set, read one at a time."""
 
     reader: ShardReader
     lists: tuple[tuple[int, tuple[int, ...]], ...]
-    """Sample of the reader and its frames, in order."""
+    """(sample of the reader, its frames in order) of each video."""
     size: tuple[int, int] | None
     motion: bool = False
-    """Ask for the motion of every frame to the times of all, and give its truth, where correspondence is stored."""
+    """Query the motion of every frame to all times and give its ground truth, if correspondence is stored."""
     pictures: bool = False
-    """Give the truth `novel.novel_frames` as views."""
+    """Give the targets `novel.novel_frames` as views."""
     normalisation: Normalisation = "mean_distance"
     hints: tuple[Hint, ...] = ()
 
     @staticmethod
     def open(folder: Path, config: EvaluationConfig, count: int | None) -> Videos:
-        """``count`` videos (or all) of a data set; `UserError` where no clip has enough cameras and frames."""
+        """Choose ``count`` videos (None: all) of a data set; UserError if no clip has enough cameras and frames."""
         reader = ShardReader(load_manifest(folder))
         ids = [sample.camera_ids for sample in reader.samples]
         lists = frame_lists(ids, config.frames, config.cameras, config.stride)
@@ -207,6 +218,8 @@ class Videos:
                 f"{folder} has no clip of {config.cameras} camera(s) with 2 frames; set cameras=1, or other data"
             )
         lists = tuple(evenly(lists, count))
+        if config.size is not None:
+            check_pictures(max(len(frames) for _, frames in lists), config.size)
         return Videos(
             reader=reader,
             lists=lists,
@@ -218,7 +231,7 @@ class Videos:
         )
 
     def __iter__(self) -> Iterator[Example]:
-        """Batches of one video."""
+        """Yield each video as a batch of one."""
         for index, frames in self.lists:
             sample = self.reader.samples[index]
             views = novel_frames(sample.times, frames) if self.pictures else []
@@ -230,7 +243,7 @@ class Videos:
             yield collate([to_example(clip, f"{raw.key}/{raw.info.camera_ids[0]}", self.hints)])
 
     def shown(self, description: str) -> Iterator[Example]:
-        """The same, with a progress bar."""
+        """Iterate with a progress bar."""
         with progress(description, len(self.lists), "video") as bar:
             for example in self:
                 yield example
@@ -239,7 +252,7 @@ class Videos:
 
 @dataclass(frozen=True, kw_only=True)
 class Runs:
-    """The runs of frames through which points are followed: one of each of the same data set's `Videos`."""
+    """Frame sequences to track points through, one for each of the `Videos` of a data set."""
 
     reader: ShardReader
     lists: tuple[tuple[int, tuple[int, ...]], ...]
@@ -247,7 +260,7 @@ class Runs:
 
     @staticmethod
     def open(folder: Path, config: EvaluationConfig) -> Runs:
-        """UserError where a camera has fewer frames than are asked for."""
+        """Choose the sequences of a data set; UserError if a camera has fewer frames than ``track_frames``."""
         assert config.track_frames is not None
         reader = ShardReader(load_manifest(folder))
         ids = [sample.camera_ids for sample in reader.samples]
@@ -267,7 +280,7 @@ class Runs:
 
 
 def _moving(clip: Clip) -> Clip:
-    """The clip with its motion to the times of all its frames, where it has correspondence, which it loses."""
+    """Replace a clip's correspondence, if it has any, by dense motion to the times of all its frames."""
     if clip.surface is None and clip.tracks is None:
         return clip
     moved = with_motion(clip, clip.times.unique())
@@ -277,10 +290,10 @@ def _moving(clip: Clip) -> Clip:
 def frame_lists(
     camera_ids: Sequence[Sequence[int]], frames: int, cameras: int = 1, stride: int | None = None
 ) -> list[tuple[int, tuple[int, ...]]]:
-    """Of each sample, each camera in turn: ``frames`` of its frames evenly spread, its first and last included.
+    """(sample, frames) of each video: for each camera, ``frames`` evenly spaced frames, first and last included.
 
-    With several ``cameras`` each is joined by the next ones of its sample (cyclically), camera by camera with
-    ``frames // cameras`` frames each. With a ``stride`` they are so many frames apart, in the middle of the clip. A
+    With several ``cameras`` each is joined by the next ones of its sample (cyclically), ordered by camera, with
+    ``frames // cameras`` frames each. With a ``stride`` the frames are that far apart, in the middle of the clip. A
     camera with fewer frames gives all of them; lists of one frame are left out.
     """
     per_camera = frames // cameras
@@ -304,7 +317,7 @@ def _spread(items: list[int], count: int, stride: int | None) -> list[int]:
 
 
 def evenly(items: Sequence[T], count: int | None) -> list[T]:
-    """``count`` of the items, evenly spread from the first to the last; all if there are no more."""
+    """``count`` of the items, evenly spaced from first to last; all if there are no more or ``count`` is None."""
     if count is None or count >= len(items):
         return list(items)
     return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]
@@ -320,20 +333,24 @@ def evaluate(
     note: str = "",
     tasks: Collection[Task] = TASKS,
     lpips: LPIPS | None = None,
+    metrics: Sequence[Metric] = (),
 ) -> Evaluation:
     """Score a model and image-free ``predictors`` (`baselines.untrained` by default) on the same batched examples.
 
-    Every video counts alike. The model sees ``inputs`` only, and must be in evaluation mode. ``lpips``, a network with
-    loaded weights on the CPU, scores pictures, and is part of the digest; without it ``structure`` stands in its place.
+    Every video has equal weight. The model sees ``inputs`` only and must be in evaluation mode. ``lpips``, a network
+    with loaded weights on the CPU, scores renders and is part of the digest; without it ``structure`` takes its place.
+    ``metrics`` are the caller's own, computed for every row that allows them.
 
     Raises:
-        UserError: there is no example, or a predicted value is not finite (predictor and clip are named).
+        UserError: there is no example, a predicted value is not finite (predictor and clip are named), or a metric of
+            the caller has no function or the name of another metric.
 
     """
     models = {name: model, **(baselines.untrained() if predictors is None else predictors)}
+    known = _with_own(metrics)
     keys: list[str] = []
-    results: dict[str, list[Scores]] = {row: [] for row in models}
-    digest, judge = hashlib.sha256(b"pairwise" if isinstance(model, Pairwise) else b""), LpipsFacts.of(lpips)
+    results: dict[str, list[Scores]] = {row: [] for row in (*models, COPY)}
+    digest, judge = hashlib.sha256(model.abilities.seen_as.encode()), LpipsFacts.of(lpips)
     digest.update(b"" if judge is None else f"lpips {judge.network} {judge.weights}".encode())
     for example in examples:
         keys += example.key
@@ -341,39 +358,70 @@ def evaluate(
         for row, predictor in models.items():
             timed = row == name and (example.targets.motion is not None or example.targets.views is not None)
             results[row] += score_batch(
-                predictor, example, row, torch.device(device), timed=timed, tasks=tasks, lpips=lpips
+                predictor,
+                example,
+                row,
+                torch.device(device),
+                timed=timed,
+                tasks=tasks,
+                lpips=lpips,
+                metrics=(*VIDEO, *metrics),
             )
+        results[COPY] += _copied(example, results[name][-len(example.key) :], lpips)
     if not keys:
         raise UserError("there is nothing to evaluate on: no clip came out of the data")
-    per_video = {row: columns(scores) for row, scores in results.items()}
+    per_video = {row: by_metric for row, scores in results.items() if (by_metric := columns(scores)) or row != COPY}
     return Evaluation(
         name=name,
         rows={
-            row: {metric: score_of(values, keys) for metric, values in columns.items()}
-            for row, columns in per_video.items()
+            row: {metric: score_of(each, keys) for metric, each in by_metric.items()}
+            for row, by_metric in per_video.items()
         },
         keys=tuple(keys),
         per_video=per_video,
         digest=digest.hexdigest()[:12],
         note=note,
         lpips=judge,
+        metrics=known,
     )
 
 
+def _with_own(metrics: Sequence[Metric]) -> dict[str, Metric]:
+    """All metrics by name, including the caller's own."""
+    known = dict(METRICS)
+    for metric in metrics:
+        if metric.name in known:
+            raise UserError(f"there is a metric {metric.name} already; give yours another name")
+        if metric.compute is None:
+            raise UserError(f"the metric {metric.name} has no function; give it compute=…")
+        known[metric.name] = metric
+    return known
+
+
+def _copied(example: Example, scores: Sequence[Scores], lpips: LPIPS | None) -> list[Scores]:
+    """Scores of the nearest input frames (`copies`), for the videos of a batch whose renders are scored."""
+    copied: list[Scores] = [{} for _ in scores]
+    for index, each in enumerate(scores):
+        if "render_psnr" in each:
+            clip = map_tensors(fields.unstack(example.targets, index), lambda tensor: tensor.cpu())
+            copied[index].update(copy_scores(clip, lpips))
+    return copied
+
+
 def _seen(example: Example) -> str:
-    """What identifies a batch: keys, cameras, times in microseconds, image size."""
+    """Identity of a batch: keys, cameras, times in microseconds, image size."""
     inputs = example.inputs
     times = (inputs.times.double() * 1e6).round().long().tolist()
     return json.dumps([example.key, inputs.camera_ids.tolist(), times, list(inputs.images.shape[-2:])])
 
 
 def _given(inputs: Clip) -> str:
-    """Which hints are among the inputs; empty where none is."""
-    cameras, found = inputs.cameras, []
+    """Names of the hints among the inputs, separated by spaces."""
+    cameras, names = inputs.cameras, []
     if cameras is not None:
         lens = cameras.known if cameras.intrinsics_known is None else cameras.intrinsics_known
         marks = {"intrinsics": lens, "poses": cameras.known}
-        found += [name for name, known in marks.items() if known is None or bool(known.any())]
-    found += ["depth"] if inputs.depth is not None else []
-    found += ["masks"] if inputs.dynamic is not None else []
-    return " ".join(found)
+        names += [name for name, known in marks.items() if known is None or bool(known.any())]
+    names += ["depth"] if inputs.depth is not None else []
+    names += ["masks"] if inputs.dynamic is not None else []
+    return " ".join(names)

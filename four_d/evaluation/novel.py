@@ -1,8 +1,7 @@
-"""Novel views of held-out clips: which frames were not shown to the model, and how its pictures of them score."""
+"""Novel views of held-out clips: their choice among the frames that are no inputs, renders and scores."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,60 +9,94 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from four_d import geometry
-from four_d.evaluation.pictures import score_pictures
+from four_d import fields
+from four_d.metrics.renders import score_renders
 from four_d.rendering import render
 from four_d.similarity import LPIPS
-from four_d.types import Cameras, Clip, Gaussians, Views, map_tensors, same_time
+from four_d.types import Cameras, Clip, Gaussians, Segment, Views, map_tensors, same_time, segment_at
 
-COPY = "copy_"
-"""Prefix of what copying the nearest input frame scores."""
+FAR = 1e6
+"""Distance of a camera of unknown pose: farther than any known camera, nearer than one of another time."""
 
 
 def novel_frames(times: Sequence[float], chosen: Sequence[int]) -> list[int]:
-    """The other frames of a clip within the time that ``chosen`` span: other cameras', and its own between them."""
+    """Other frames of a clip within the time span of ``chosen``, of any camera."""
     spanned = np.asarray(times)[list(chosen)]
     inside = (np.asarray(times) >= spanned.min()) & (np.asarray(times) <= spanned.max())
     return [int(index) for index in np.flatnonzero(inside) if int(index) not in set(chosen)]
 
 
-def novel_scores(gaussians: Gaussians, clip: Clip, scale: float = 1.0, lpips: LPIPS | None = None) -> dict[str, float]:
-    """Of an unbatched clip with ``views``: `score_pictures` of them, of those from the input's cameras, and of copies.
+def novel_scores(
+    segments: Sequence[Segment],
+    clip: Clip,
+    scale: float = 1.0,
+    lpips: LPIPS | None = None,
+    device: torch.device | None = None,
+) -> dict[str, float]:
+    """Scores of an unbatched clip's ``views`` (`score_renders`), and of those from the input's cameras.
 
-    ``scale`` is what the Gaussians' lengths are multiplied by first: one for a model that was given no poses. ``lpips``
-    is a network with loaded weights.
+    Each view is rendered from the segment of Gaussians at its time, on ``device`` (None: that of the Gaussians), after
+    multiplying their lengths by ``scale``. ``lpips`` is a network with loaded weights on the CPU, where scores are
+    computed.
 
-    ``psnr`` … are over all views; ``novel_time_psnr`` … over views of cameras that the model saw, at other times;
-    ``copy_psnr`` … are those of the input frame nearest in time. Nothing is scored without views and their cameras.
+    ``render_psnr`` … are over all views, ``render_novel_time_psnr`` … over views of input cameras at other times.
+    Views of unknown cameras do not count; without any others nothing is scored.
     """
-    views = clip.views
+    views = _known(clip.views)
     if views is None or views.cameras is None:
         return {}
-    sized = geometry.scale_gaussians(gaussians, scale)
-    cameras = Cameras(world_from_camera=views.cameras.world_from_camera, intrinsics=views.cameras.intrinsics)
-    batch = map_tensors((sized, cameras, views.times), lambda tensor: tensor[None].float())
-    pictures = map_tensors(render(*batch, size_of(views)), lambda tensor: tensor[0])
-    scores = score_pictures(pictures, views, lpips=lpips)
+    renders = _renders(segments, views, scale, device)
+    scores = score_renders(renders, views, lpips=lpips)
     seen = torch.isin(views.camera_ids, clip.camera_ids)
     if bool(seen.any()) and not bool(seen.all()):
-        some = map_tensors((pictures, _bare(views)), lambda tensor: tensor[seen])
-        scores |= {f"novel_time_{name}": value for name, value in score_pictures(*some, lpips=lpips).items()}
-    copied = score_pictures(copies(clip, views), views, lpips=lpips)
-    return scores | {COPY + name: value for name, value in copied.items()}
+        some = fields.take(renders, "v", seen), fields.take(views, "f", seen)
+        scores |= score_renders(*some, lpips=lpips, prefix="render_novel_time_")
+    return scores
+
+
+def copy_scores(clip: Clip, lpips: LPIPS | None = None) -> dict[str, float]:
+    """Scores of the nearest input frames (`copies`) as renders of an unbatched clip's ``views``."""
+    views = _known(clip.views)
+    return {} if views is None else score_renders(copies(clip, views), views, lpips=lpips)
+
+
+def _known(views: Clip | None) -> Clip | None:
+    """Views of known cameras; None without any."""
+    if views is None or views.cameras is None or views.cameras.known is None:
+        return views
+    known = views.cameras.known.nonzero()[:, 0]
+    return fields.take(views, "f", known) if len(known) else None
+
+
+def _renders(segments: Sequence[Segment], views: Clip, scale: float, device: torch.device | None) -> Views:
+    chosen = [segment_at(segments, time) for time in views.times.tolist()]
+    parts: list[Views] = []
+    order: list[int] = []
+    for segment in segments:
+        rows = [row for row, other in enumerate(chosen) if other is segment]
+        if rows:
+            sized = fields.scale(segment.gaussians, scale)
+            parts.append(render_views(sized, fields.take(views, "f", rows), device))
+            order += rows
+    return fields.take(fields.join(parts, "v"), "v", torch.tensor(order).argsort())
+
+
+def render_views(gaussians: Gaussians, views: Clip, device: torch.device | str | None = None) -> Views:
+    """Render unbatched Gaussians for the cameras and times of views on ``device`` (None: theirs); result on the CPU."""
+    assert views.cameras is not None
+    plain = Cameras(world_from_camera=views.cameras.world_from_camera, intrinsics=views.cameras.intrinsics)
+    batch = map_tensors((gaussians, plain, views.times), lambda tensor: tensor[None].float().to(device))
+    with torch.inference_mode():
+        return map_tensors(render(*batch, size_of(views)), lambda tensor: tensor[0].cpu())
 
 
 def size_of(clip: Clip) -> tuple[int, int]:
-    """Height and width of its images."""
+    """Height and width of a clip's images."""
     return clip.images.shape[-2], clip.images.shape[-1]
 
 
-def _bare(views: Clip) -> Clip:
-    """What scores need, all with frames as the first axis."""
-    return dataclasses.replace(views, metric=None, scale=None, surface=None, tracks=None)
-
-
 def copies(clip: Clip, views: Clip) -> Views:
-    """In place of each view the input frame nearest in time; of several the one whose camera is nearest."""
+    """Input frame nearest in time to each view; among equals, that of the nearest camera."""
     nearest = nearest_frames(clip, views)
     images = clip.images[nearest]
     ones = torch.ones_like(images[:, 0])
@@ -71,11 +104,13 @@ def copies(clip: Clip, views: Clip) -> Views:
 
 
 def nearest_frames(clip: Clip, views: Clip) -> Int[Tensor, "v"]:
-    """By time, and by distance of cameras where times are equal."""
+    """Index of the input frame nearest in time to each view, then by camera distance; unknown cameras come last."""
     apart = (views.times[:, None] - clip.times).abs()
     if clip.cameras is None or views.cameras is None:
         return apart.argmin(1)
     away = (_centres(views.cameras)[:, None] - _centres(clip.cameras)).norm(dim=-1)
+    if clip.cameras.known is not None:
+        away = away.masked_fill(~clip.cameras.known, FAR)
     tied = same_time(apart, apart.amin(1, keepdim=True))
     return torch.where(tied, away, torch.inf).argmin(1)
 

@@ -1,80 +1,87 @@
-"""A model that never sees more than two frames at a time: what pairs alone are worth."""
+"""Wrapper that shows a model only two frames at a time, to measure what pairs alone achieve."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import cast
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from four_d import geometry
+from four_d import fields, geometry
+from four_d.abilities import Abilities, Model
 from four_d.errors import UserError
-from four_d.metrics.baselines import Model
 from four_d.metrics.motion import own_time
-from four_d.types import Cameras, Clip, Prediction, map_tensors
+from four_d.types import Clip, Prediction
 
 AT_ONCE = 16
-"""Pairs per call of the model."""
-FIELDS = ("cameras", "depth", "points", "dynamic", "motion", "motion_visible")
-"""What of a prediction is kept."""
+"""Number of pairs per call of the model."""
 NO_LENGTH = 1e-12
 
-T = TypeVar("T")
 Pair = tuple[int, int]
-Said = Mapping[Pair, Prediction]
-"""Unbatched predictions of the two frames of each pair, in the first one's camera."""
+Answers = Mapping[Pair, Prediction]
+"""Pair → unbatched prediction of its two frames, in the camera of the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pairwise:
-    """A model of whole clips made of one that is shown pairs of frames.
+class Pairwise(Model):
+    """Model of whole clips built from a model that is given pairs of frames.
 
-    The pair (first, t) gives t's camera, depth and points; the pair (t, q) the motion of t's pixels to q's time, which
-    t's camera turns into the first one's. A query time means the first frame that has it; motion to a frame's own time
-    is 0, and seen. Each pair speaks in a unit of its own: the frame that two pairs share, by the medians of its points'
-    distances from its camera, brings all to the unit of (first, second).
+    The pair (first, t) gives camera, depth and points of frame t; the pair (t, q) gives the motion of t's pixels to the
+    time of q, rotated from t's camera into the first. A query time stands for the first frame of that time; motion to
+    a frame's own time is 0, and visible. Each pair has its own scale: the median distance of points from the camera of
+    the frame that two pairs share brings all to the unit of (first, second).
     """
 
     model: Model
 
+    @property
+    def abilities(self) -> Abilities:
+        """The model's abilities without Gaussians."""
+        return dataclasses.replace(self.model.without("gaussians").abilities, seen_as="pairwise")
+
     def __call__(self, clip: Clip) -> Prediction:
-        """What the pairs say of a batched clip; `UserError` where there is no pair, or the model gives no cameras."""
+        """Predict a batched clip from its pairs; UserError if there is no pair or the model predicts no cameras."""
         if clip.times.shape[-1] < 2:
             raise UserError("pairwise needs two frames; give a longer clip, or set pairwise=false")
-        return _stack([self._one(map_tensors(clip, lambda t, i=i: t[i])) for i in range(len(clip.times))])
+        return fields.stack([self._one(fields.unstack(clip, i)) for i in range(len(clip.times))])
+
+    def passes(self, clip: Clip) -> Iterator[Prediction]:
+        """Yield the answers one by one; they are made together, since a pair serves several."""
+        whole = self(clip)
+        for index in range(fields.size(whole, "q") or 1):
+            yield fields.take(whole, "q", [index])
 
     def _one(self, clip: Clip) -> Prediction:
-        """Of an unbatched clip."""
+        """Prediction of an unbatched clip."""
         frames = len(clip.times)
         targets = [] if clip.query_times is None else _targets(clip.query_times, clip.times)
         own = own_time(clip.times, clip.times).tolist()
         asked = [(t, q) for q in targets for t in range(frames) if not own[q][t]]
         pairs = list(dict.fromkeys([(0, t) for t in range(1, frames)] + asked))
-        said = dict(zip(pairs, self._ask(clip, pairs), strict=True))
-        units = [_unit(said, t) for t in range(frames)]
-        whole = _geometry(said, units)
-        if not targets or said[0, 1].motion is None:
+        answers = dict(zip(pairs, self._ask(clip, pairs), strict=True))
+        units = [_unit(answers, t) for t in range(frames)]
+        whole = _geometry(answers, units)
+        if not targets or answers[0, 1].motion is None:
             return whole
-        return dataclasses.replace(whole, **_motion(said, whole, targets, asked))
+        return dataclasses.replace(whole, **_motion(answers, whole, targets, asked))
 
     def _ask(self, clip: Clip, pairs: Sequence[Pair]) -> list[Prediction]:
-        found: list[Prediction] = []
+        predictions: list[Prediction] = []
         for start in range(0, len(pairs), AT_ONCE):
             group = pairs[start : start + AT_ONCE]
-            prediction = self.model(_stack([_pair(clip, *pair) for pair in group]))
+            prediction = self.model.without("gaussians")(fields.stack([_pair(clip, *pair) for pair in group]))
             if prediction.cameras is None:
                 raise UserError("pairwise joins pairs by their cameras, and the model has no camera head; leave it out")
-            kept = Prediction(**{name: getattr(prediction, name) for name in FIELDS})
-            found += [map_tensors(kept, lambda t, i=i: t[i]) for i in range(len(group))]
-        return found
+            kept = fields.without(fields.delivered(prediction), "n", "k")
+            predictions += [fields.unstack(kept, i) for i in range(len(group))]
+        return predictions
 
 
 def _targets(query_times: Float[Tensor, "q"], times: Float[Tensor, "f"]) -> list[int]:
-    """The first frame of each query time."""
+    """Index of the first frame of each query time; UserError if there is none."""
     same = own_time(query_times, times)
     if not bool(same.any(-1).all()):
         raise UserError("a query time is the time of no frame; ask for times of the clip's own frames")
@@ -82,78 +89,55 @@ def _targets(query_times: Float[Tensor, "q"], times: Float[Tensor, "f"]) -> list
 
 
 def _pair(clip: Clip, first: int, second: int) -> Clip:
-    """Two frames of an unbatched clip, in the first one's camera; motion is asked for to the second's time."""
-
-    def two(value: T) -> T:
-        return map_tensors(value, lambda tensor: tensor[[first, second]])
-
-    names = ("images", "times", "camera_ids", "depth", "valid", "dynamic", "dynamic_known")
-    cameras = two(clip.cameras)
-    if cameras is not None:
-        cameras = dataclasses.replace(cameras, world_from_camera=_relative(cameras))
+    """Two frames of an unbatched clip in the camera of the first, with the second's time as query time."""
+    pair = fields.take(clip, "f", [first, second])
+    cameras = None if pair.cameras is None else geometry.rebase(pair.cameras)
     asked = None if clip.query_times is None else clip.times[[second]]
-    return Clip(cameras=cameras, query_times=asked, **{name: two(getattr(clip, name)) for name in names})
-
-
-def _relative(cameras: Cameras) -> Float[Tensor, "f 4 4"]:
-    """Poses in the first frame's camera."""
-    return geometry.invert_pose(cameras.world_from_camera[:1]) @ cameras.world_from_camera
+    return dataclasses.replace(pair, cameras=cameras, query_times=asked, query_points=None)
 
 
 def _distance(prediction: Prediction, frame: int) -> float | None:
     """Median distance of a frame's points from its camera; None without points."""
     assert prediction.cameras is not None
-    poses = _relative(prediction.cameras)
-    cameras = Cameras(world_from_camera=poses, intrinsics=prediction.cameras.intrinsics)
+    cameras = geometry.rebase(prediction.cameras)
     points = geometry.world_points(dataclasses.replace(prediction, cameras=cameras))
     if points is None:
         return None
-    return float((points[frame] - poses[frame, :3, 3]).norm(dim=-1).median())
+    return float((points[frame] - cameras.world_from_camera[frame, :3, 3]).norm(dim=-1).median())
 
 
 def _ratio(length: float | None, other: float | None) -> float:
-    """Of two lengths of one thing; 1 where either is unknown or nothing."""
+    """Ratio of two lengths; 1 if either is unknown or zero."""
     return length / other if length and other and min(length, other) > NO_LENGTH else 1.0
 
 
-def _unit(said: Said, frame: int) -> float:
-    """Units of the pair (first, second) per unit of the pair (first, frame)."""
-    return 1.0 if frame == 0 else _ratio(_distance(said[0, 1], 0), _distance(said[0, frame], 0))
+def _unit(answers: Answers, frame: int) -> float:
+    """Factor from the unit of the pair (first, frame) to that of the pair (first, second)."""
+    return 1.0 if frame == 0 else _ratio(_distance(answers[0, 1], 0), _distance(answers[0, frame], 0))
 
 
-def _geometry(said: Said, units: Sequence[float]) -> Prediction:
-    """Everything but motion, in the first frame's camera and the unit of (first, second)."""
-    views = [(said[0, max(t, 1)], min(t, 1)) for t in range(len(units))]
-
-    def every(name: str, *, length: bool) -> Tensor | None:
-        values = [(getattr(pair, name), place, unit if length else 1.0) for (pair, place), unit in zip(views, units)]
-        return None if values[0][0] is None else torch.stack([value[place] * unit for value, place, unit in values])
-
-    poses, intrinsics = [], []
-    for (pair, place), unit in zip(views, units, strict=True):
+def _geometry(answers: Answers, units: Sequence[float]) -> Prediction:
+    """Prediction without motion, in the first frame's camera and the unit of the pair (first, second)."""
+    frames: list[Prediction] = []
+    for t, unit in enumerate(units):
+        pair = fields.scale(fields.without(answers[0, max(t, 1)], "q"), unit)
         assert pair.cameras is not None
-        pose = _relative(pair.cameras)[place]
-        poses.append(geometry.make_pose(pose[:3, :3], pose[:3, 3] * unit))
-        intrinsics.append(pair.cameras.intrinsics[place])
-    return Prediction(
-        cameras=Cameras(world_from_camera=torch.stack(poses), intrinsics=torch.stack(intrinsics)),
-        depth=every("depth", length=True),
-        points=every("points", length=True),
-        dynamic=every("dynamic", length=False),
-    )
+        own = dataclasses.replace(pair, cameras=geometry.rebase(pair.cameras))
+        frames.append(fields.take(own, "f", [min(t, 1)]))
+    return fields.join(frames, "f")
 
 
-def _motion(said: Said, whole: Prediction, targets: Sequence[int], asked: Sequence[Pair]) -> dict[str, Tensor]:
-    """Motion and visibility q f h w of all frames to the times of the target frames."""
+def _motion(answers: Answers, whole: Prediction, targets: Sequence[int], asked: Sequence[Pair]) -> dict[str, Tensor]:
+    """Motion (q f h w 3) and visibility (q f h w) of all frames to the times of the target frames."""
     assert whole.cameras is not None
     poses = whole.cameras.world_from_camera
-    like = cast(Tensor, said[0, 1].motion)[0, 0]
-    seen = said[0, 1].motion_visible is not None
+    like = cast(Tensor, answers[0, 1].motion)[0, 0]
+    seen = answers[0, 1].motion_visible is not None
     motion = like.new_zeros(len(targets), len(poses), *like.shape)
     visible = like.new_ones(motion.shape[:-1])
     distances = [_distance(whole, t) for t in range(len(poses))]
     for t, target in asked:
-        pair, rotation = said[t, target], poses[t, :3, :3]
+        pair, rotation = answers[t, target], poses[t, :3, :3]
         assert pair.motion is not None
         moved = pair.motion[0, 0] @ rotation.mT * _ratio(distances[t], _distance(pair, 0))
         rows = [row for row, frame in enumerate(targets) if frame == target]
@@ -161,14 +145,3 @@ def _motion(said: Said, whole: Prediction, targets: Sequence[int], asked: Sequen
         if pair.motion_visible is not None:
             visible[rows, t] = pair.motion_visible[0, 0]
     return {"motion": motion, "motion_visible": visible} if seen else {"motion": motion}
-
-
-def _stack(values: Sequence[T]) -> T:
-    """One batch of equal dataclasses of tensors."""
-    first = values[0]
-    if isinstance(first, Tensor):
-        return cast(T, torch.stack(cast(list[Tensor], list(values))))
-    if dataclasses.is_dataclass(first) and not isinstance(first, type):
-        names = [field.name for field in dataclasses.fields(first)]
-        return dataclasses.replace(first, **{name: _stack([getattr(v, name) for v in values]) for name in names})
-    return first

@@ -1,9 +1,9 @@
-"""Scores under published protocols: a model on the videos of a set, as the code behind the papers' tables runs.
+"""Evaluation under published protocols, as the code behind the papers' tables does it.
 
-What is read and how it is scored says `four_d.protocols`; here are the passes through the model, the scores and the
-table. Pictures are stretched to whole patches with the protocol's longest side, as VGGT's loading does. ``depth`` (of
-single frames) shows the model one frame at a time; everything else shows the whole video, or windows for depth.
-A sequence that fails is reported and does not lose the others'.
+`four_d.protocols` defines data and scores; this module runs the model and builds the table. Images are stretched to
+whole patches with the protocol's longest side, as VGGT's loading does. ``depth`` (of single frames) shows the model
+one frame at a time; all else shows the whole video, or windows of it as ``four-d infer`` joins them. A sequence that
+fails is reported; the others are still scored.
 """
 
 from __future__ import annotations
@@ -20,21 +20,24 @@ from PIL import Image
 from torch import Tensor
 
 from four_d import geometry
+from four_d.abilities import Model
+from four_d.devices import Precision, told_when_full, usable
 from four_d.errors import UserError
-from four_d.evaluation.pictures import lpips_at
-from four_d.evaluation.published_result import Missing, Published, Row, Skip
+from four_d.evaluation.published_result import Missing, Published, Row, Skip, means
 from four_d.evaluation.published_tracks import TrackSettings, check_model, score_tracks
 from four_d.evaluation.published_views import ViewSettings, check_views, score_views
 from four_d.evaluation.result import LpipsFacts
-from four_d.evaluation.runs import windows
-from four_d.evaluation.scores import PROBABLY_MOVES
+from four_d.memory import check_pictures
 from four_d.metrics import depth, masks, points, pose
-from four_d.metrics.baselines import Model
+from four_d.metrics.renders import lpips_at
 from four_d.progress import progress
 from four_d.protocols.sequence import Sequence, Task
-from four_d.protocols.table import PROTOCOLS, PointSettings, Protocol
+from four_d.protocols.table import CROPPED, PROTOCOLS, Alignment, PointSettings, Protocol
 from four_d.similarity import LPIPS_WEIGHTS
-from four_d.types import Cameras, Clip, Prediction, map_tensors
+from four_d.types import LIKELY, Cameras, Clip, Prediction, map_tensors
+from four_d.windows.clips import ClipSource, as_given
+from four_d.windows.cut import Cut
+from four_d.windows.sliding import Sliding
 
 Size = tuple[int, int]
 T = TypeVar("T")
@@ -47,37 +50,40 @@ NEEDS: dict[Task, str] = {
     "tracks": "motion",
     "views": "Gaussians",
 }
-"""What a task takes from the model."""
+"""Task → outputs of the model that it requires."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedConfig:
-    """What ``four-d eval … protocol=NAME`` scores on."""
+    """Settings of ``four-d eval … protocol=NAME``."""
 
     protocol: str
-    """A name of `PROTOCOLS`."""
+    """Name of one of `PROTOCOLS`."""
     root: str
-    """The set's folder, laid out as it is downloaded."""
+    """Folder of the data set, laid out as downloaded."""
     sequences: tuple[str, ...] | None = None
-    """Names of the videos to take; None = those of the protocol."""
+    """Names of the videos to score; None = those of the protocol."""
     tasks: tuple[str, ...] | None = None
-    """Of the protocol's tasks, those to score; None = all."""
+    """Tasks of the protocol to score; None = all."""
     long_side: int | None = None
-    """Longest side of what the model sees; None = the protocol's."""
+    """Longest side of the model's input, in pixels; None = that of its training images."""
     window: tuple[int, int] | None = None
-    """Frames and stride of windows for video depth, and of those that Gaussians are made of; None = the protocol's, and
-    as many frames as the model's Gaussians move to, sharing one."""
+    """Frames and stride of the windows in which the model sees a video, joined as ``four-d infer`` joins them; None =
+    the whole video in one pass, and for ``views`` the windows of ``four-d infer``."""
     lpips_weights: str | None = LPIPS_WEIGHTS
-    """File or folder of LPIPS's weights, by which pictures are scored where it holds any; None: never."""
+    """File or folder of LPIPS weights to score renders with, if it holds any; None: no LPIPS."""
     max_points: int = 500_000
-    """Most points of a point map that are compared, at even steps; published code takes all."""
+    """Maximum number of points of a point map to compare, evenly spaced; published code takes all."""
     frames: int | None = None
-    """Of ``tracks``: how many of a clip's first frames the model sees; None = the protocol's, in one pass."""
+    """Number of a clip's first frames that the model sees in ``tracks``; None = the protocol's, in one pass."""
     scaling: str | None = None
-    """Of ``tracks``: how predictions are aligned; None = the protocol's first."""
+    """Alignment of predictions in ``tracks``; None = the first of the protocol."""
     intrinsics: bool = False
-    """Of ``tracks``: whether the model is given the true intrinsics, which it must take."""
-    device: str = "cpu"
+    """Give the model the true intrinsics in ``tracks``, which it must accept."""
+    device: str = "auto"
+    """Device of the model (`devices.usable`)."""
+    precision: Precision = "fp32"
+    """Precision of the model's arithmetic in ``four-d eval`` (`LoadedModel.to`), recorded in the note."""
 
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:
@@ -88,48 +94,63 @@ class PublishedConfig:
             raise UserError(f"tasks is {list(self.tasks or ())}; {self.protocol} has {', '.join(offered)}")
         if min(self.max_points, 14 if self.long_side is None else self.long_side) < 4:
             raise UserError("max_points and long_side must be at least 4")
-        if self.window is not None and not 0 < self.window[1] <= self.window[0]:
-            raise UserError(f"window is {list(self.window)}; write [frames,stride] with 0 < stride ≤ frames")
         self._check_tracks()
+        _ = self.cut
+
+    @property
+    def cut(self) -> Cut | None:
+        """`Cut` of ``window``; None without one."""
+        return None if self.window is None else Cut.strided(self.window)
 
     def _check_tracks(self) -> None:
         scalings = PROTOCOLS[self.protocol].scalings
         if not scalings and (self.frames, self.scaling, self.intrinsics) != (None, None, False):
             names = ", ".join(name for name, protocol in PROTOCOLS.items() if protocol.scalings)
-            raise UserError(f"frames, scaling and intrinsics are of tracks, which {self.protocol} has none of: {names}")
+            raise UserError(
+                f"frames, scaling and intrinsics are for protocols with tracks ({names}), not {self.protocol}; leave "
+                "them out"
+            )
         if self.scaling is not None and self.scaling not in scalings:
             raise UserError(f"scaling is {self.scaling!r}; {self.protocol} has {', '.join(scalings)}")
         if self.frames is not None and self.frames < 2:
             raise UserError(f"frames is {self.frames}; a track needs 2 at least")
 
     def views(self) -> ViewSettings | None:
-        """How held-out pictures are scored; None where the protocol has none."""
+        """Settings for held-out views; None if the protocol has none."""
         if "views" not in PROTOCOLS[self.protocol].tasks:
             return None
-        return ViewSettings(window=self.window, lpips=lpips_at(self.lpips_weights, self.device), device=self.device)
+        return ViewSettings(window=self.cut, lpips=lpips_at(self.lpips_weights, self.device), device=self.device)
 
     def tracks(self) -> TrackSettings | None:
-        """How tracks are scored; None where the protocol has none."""
-        found = PROTOCOLS[self.protocol]
-        if found.tracks is None:
+        """Settings for tracks; None if the protocol has none."""
+        protocol = PROTOCOLS[self.protocol]
+        if protocol.tracks is None:
             return None
-        scaling = self.scaling or found.scalings[0]
-        return TrackSettings(protocol=found.tracks, scaling=scaling, frames=self.frames, intrinsics=self.intrinsics)
+        scaling = self.scaling or protocol.scalings[0]
+        return TrackSettings(
+            protocol=protocol.tracks,
+            scaling=scaling,
+            frames=self.frames,
+            window=self.cut,
+            intrinsics=self.intrinsics,
+            device=self.device,
+        )
 
 
-def run_protocol(model: Model, config: PublishedConfig, *, patch: int, trained: Size | None = None) -> Published:
+def run_protocol(model: Model, config: PublishedConfig, *, patch: int, trained: Size) -> Published:
     """Score a model on the videos under ``config.root``.
 
     Args:
         model: takes clips of one video, sides multiples of ``patch``, on ``config.device``.
-        config: what to score.
-        patch: of what image sides must be multiples.
-        trained: rows and columns that the model was trained at, for the note.
+        config: set, sequences and tasks to score.
+        patch: image height and width must be multiples of this.
+        trained: rows and columns of the model's training images.
 
     Raises:
-        UserError: no such set under ``root``, or no sequence that could be scored.
+        UserError: no such set under ``root``, or no sequence can be scored.
 
     """
+    config = replace(config, device=str(usable(config.device)))
     protocol, tracks, views = PROTOCOLS[config.protocol], config.tracks(), config.views()
     if tracks is not None:
         check_model(model, tracks)
@@ -137,16 +158,18 @@ def run_protocol(model: Model, config: PublishedConfig, *, patch: int, trained: 
         check_views(model)
     sequences = protocol.open(Path(config.root), config.sequences)
     tasks = protocol.tasks if config.tasks is None else config.tasks
-    note = f"{len(sequences)} videos of {config.root}, long side {config.long_side or protocol.long_side}"
-    note += "" if trained is None else f" (the model was trained at {trained[0]} × {trained[1]})"
+    side = config.long_side or max(trained)
+    note = f"{len(sequences)} videos of {config.root}, long side {side}"
+    note += f" (the model was trained at {trained[0]} × {trained[1]})"
     note += "" if tracks is None else f"; {tracks.note()}"
     lpips = None if views is None else LpipsFacts.of(views.lpips)
     note += "" if views is None else f"; LPIPS of {lpips.network}" if lpips else "; no weights of LPIPS"
+    note += model.abilities.arithmetic
     result = Published(protocol=protocol.name, source=protocol.source, note=note, lpips=lpips)
     jobs = [(sequence, task) for sequence in sequences for task in tasks if task in sequence.tasks]
     if not jobs:
         raise UserError(f"{config.root} has no video with truth for {', '.join(tasks)}; {protocol.layout}")
-    runner = Runner(model=model, protocol=protocol, config=config, patch=patch, views=views)
+    runner = Runner(model=model, protocol=protocol, config=config, patch=patch, long_side=side, views=views)
     with progress(f"evaluating on {protocol.name}", len(jobs), "sequence") as bar:
         for sequence, task in jobs:
             _attempt(runner, sequence, cast(Task, task), result)
@@ -155,9 +178,10 @@ def run_protocol(model: Model, config: PublishedConfig, *, patch: int, trained: 
 
 
 def _attempt(runner: Runner, sequence: Sequence, task: Task, result: Published) -> None:
-    """Add a row, or the reason why there is none."""
+    """Score a sequence in a task; add the row, or the reason why there is none, to ``result``."""
     try:
-        row = runner.row(sequence, task)
+        with told_when_full("lower long_side or window, set precision=bf16, or device=cpu with more memory"):
+            row = runner.row(sequence, task)
         result.rows.append(row)
         if row.lacks is not None:
             result.skipped.append(Missing(sequence=sequence.name, task=task, reason=row.lacks))
@@ -170,17 +194,19 @@ def _attempt(runner: Runner, sequence: Sequence, task: Task, result: Published) 
 
 @dataclass(kw_only=True)
 class Runner:
-    """A model under a protocol. Keeps its last pass: tasks of one sequence share it."""
+    """Runner of a model under a protocol, which caches the last prediction for all tasks of a sequence."""
 
     model: Model
     protocol: Protocol
     config: PublishedConfig
     patch: int
+    long_side: int
+    """Longest side of the model's input, in pixels."""
     views: ViewSettings | None = None
     _last: tuple[Sequence, Prediction] | None = None
 
     def row(self, sequence: Sequence, task: Task) -> Row:
-        """The scores of one sequence. Raises `Skip`, `UserError` and whatever reading or the model raises."""
+        """Scores of one sequence. Raises `Skip`, `UserError`, and any error of reading or of the model."""
         tracks = self.config.tracks()
         if task == "tracks" and tracks is not None:
             return _finite(score_tracks(self.model, sequence, tracks, self.clip))
@@ -198,84 +224,57 @@ class Runner:
         return _finite(row)
 
     def seen(self, sequence: Sequence) -> Prediction:
-        """What the model says of the whole video."""
+        """Prediction of the whole video."""
         if self._last is None or self._last[0] is not sequence:
             self._last = None
-            images = sequence.images()
-            self._last = sequence, self.pass_through(images, sequence.times)
+            self._last = sequence, self.predict(sequence.images(), sequence.times)
         return self._last[1]
 
-    def pass_through(self, images: UInt8[np.ndarray, "f h w 3"], times: tuple[float, ...]) -> Prediction:
-        """One pass: unbatched, on the CPU, at the model's resolution."""
-        with torch.inference_mode():
-            prediction = self.model(self.clip(images, times))
-        kept = Prediction(
-            cameras=prediction.cameras, depth=prediction.depth, points=prediction.points, dynamic=prediction.dynamic
-        )
-        return map_tensors(kept, _settled)
+    def predict(self, images: UInt8[np.ndarray, "f h w 3"], times: tuple[float, ...]) -> Prediction:
+        """Prediction for frames, unbatched, on the CPU, at the model's resolution."""
+        model, cut = self.model.without("gaussians"), self.config.cut or Cut(frames=len(times), overlap=1)
+        source = ClipSource(model=model, clip=self.clip(images, times), prepare=as_given(self.config.device))
+        return Sliding(source, cut, model.abilities, tracks=False).collect().prediction
 
     def clip(self, images: UInt8[np.ndarray, "f h w 3"], times: tuple[float, ...]) -> Clip:
-        """What the model is shown, with a batch axis of one."""
+        """Unbatched clip at the size of the model's input."""
         size = model_size((images.shape[1], images.shape[2]), self.long_side, self.patch)
-        device = torch.device(self.config.device)
-        stamps = torch.tensor(times, dtype=torch.float32, device=device)[None]
-        pictures = stretch(images, size)[None].to(device)
-        return Clip(images=pictures, times=stamps, camera_ids=torch.zeros_like(stamps, dtype=torch.long))
-
-    @property
-    def long_side(self) -> int:
-        """Longest side of what the model sees."""
-        return self.config.long_side or self.protocol.long_side
+        stamps = torch.tensor(times, dtype=torch.float32)
+        return Clip(images=stretch(images, size), times=stamps, camera_ids=torch.zeros_like(stamps, dtype=torch.long))
 
     def video_depth(self, sequence: Sequence) -> tuple[dict[str, float], float]:
-        """Every alignment of the protocol, one fit for the whole sequence."""
-        prediction, target = self._depth_pixels(self._video(sequence), *_depth_truth(sequence, self.protocol))
+        """Scores with every alignment of the protocol, each one fit for the whole sequence, and their weight."""
+        truth, valid = _depth_truth(sequence, self.protocol)
+        predicted = _required(self.seen(sequence).depth, "video_depth")
+        return self._depth_scores(predicted, truth, valid, self.protocol.alignments)
+
+    def _depth_scores(
+        self, predicted: Tensor, truth: Tensor, valid: Tensor, alignments: tuple[Alignment, ...], kind: str = ""
+    ) -> tuple[dict[str, float], float]:
+        """Scores at the size of the ground truth, where the fits run, and the number of valid pixels."""
+        resized = depth.resize_cubic(predicted, (truth.shape[1], truth.shape[2]))
+        prediction, target = (part[valid].to(self.config.device) for part in (resized, truth))
         scores: dict[str, float] = {}
-        for alignment in self.protocol.alignments:
-            found = depth.published(prediction, target, alignment, self.protocol.clip_depth)
-            scores |= {f"depth_{name}_published_{alignment}": value for name, value in _depth_values(found).items()}
+        for alignment in alignments:
+            values = vars(depth.published(prediction, target, alignment, self.protocol.clip_depth))
+            name = f"published_{kind}{alignment}"
+            scores |= {f"depth_{score}_{name}": value for score, value in values.items() if score != "pixels"}
         return scores, float(len(target))
 
-    def _video(self, sequence: Sequence) -> Tensor:
-        """Depth of the whole video; of windows that follow the first only the frames that are new, as published."""
-        window = self.config.window
-        if window is None and self.protocol.window is not None:
-            window = self.protocol.window.frames, self.protocol.window.stride
-        if window is None or sequence.frames <= window[0]:
-            return _required(self.seen(sequence).depth, "video_depth")
-        images = sequence.images()
-        parts: list[Tensor] = []
-        done = 0
-        for first, last in windows(sequence.frames, *window):
-            times = tuple(time - sequence.times[first] for time in sequence.times[first:last])
-            predicted = _required(self.pass_through(images[first:last], times).depth, "video_depth")
-            parts.append(predicted[done - first :])
-            done = last
-        return torch.cat(parts)
-
-    def _depth_pixels(self, predicted: Tensor, truth: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Valid pixels of prediction and truth, at the truth's size, where the fits run."""
-        resized = depth.resize(predicted, (truth.shape[1], truth.shape[2]))
-        return resized[valid].to(self.config.device), truth[valid].to(self.config.device)
-
     def frame_depth(self, sequence: Sequence) -> tuple[dict[str, float], float]:
-        """Every alignment for single frames: each seen, fitted and scored alone; the mean is by valid pixels."""
+        """Scores with every alignment, each frame predicted, fitted and scored alone; the mean is over valid pixels."""
         truth, valid = _depth_truth(sequence, self.protocol)
         images = sequence.images()
-        rows: list[Row] = []
-        for i in (i for i in range(sequence.frames) if bool(valid[i].any())):
-            predicted = _required(self.pass_through(images[i : i + 1], (0.0,)).depth, "depth")
-            prediction, target = self._depth_pixels(predicted, truth[i : i + 1], valid[i : i + 1])
-            scores: dict[str, float] = {}
-            for alignment in self.protocol.frame_alignments:
-                found = _depth_values(depth.published(prediction, target, alignment, self.protocol.clip_depth))
-                scores |= {f"depth_{name}_published_frame_{alignment}": value for name, value in found.items()}
-            rows.append(Row(sequence=str(i), task="depth", frames=1, scores=scores, weight=float(len(target))))
-        frames = Published(protocol="", source="", note="", rows=rows)
-        return frames.means(), sum(row.weight for row in rows)
+        rows: list[tuple[dict[str, float], float]] = []
+        for frame in valid.flatten(1).any(1).nonzero()[:, 0].tolist():
+            only = slice(frame, frame + 1)
+            predicted = _required(self.predict(images[only], (0.0,)).depth, "depth")
+            alignments = self.protocol.frame_alignments
+            rows.append(self._depth_scores(predicted, truth[only], valid[only], alignments, "frame_"))
+        return means(rows), sum(weight for _, weight in rows)
 
     def pose(self, sequence: Sequence) -> tuple[dict[str, float], float]:
-        """ATE and RPE after Sim(3) as evo, and AUC@30 with RRA and RTA as VGGT."""
+        """ATE and RPE after a Sim(3) alignment, as evo; AUC@30, RRA and RTA, as VGGT."""
         truth, known = _camera_truth(sequence)
         if rank(truth.world_from_camera[known]) < 2:
             raise Skip("the true camera does not move, or on a line: no Sim(3) can be fitted (as published)")
@@ -292,7 +291,7 @@ class Runner:
         }, 1.0
 
     def points(self, sequence: Sequence) -> tuple[dict[str, float], float]:
-        """Accuracy and completeness, with normals or per-pixel distance as the protocol has them."""
+        """Accuracy and completeness, with normals or per-pixel distances as the protocol defines them."""
         settings = self.protocol.points or PointSettings(crop=None, alignment="icp", icp_distance=0.1, normals=False)
         seen = self.seen(sequence)
         predicted = _points(seen, prefer_map=settings.alignment == "icp")
@@ -303,27 +302,27 @@ class Runner:
         else:
             predicted = predicted.clone()
             predicted[valid] = points.align_scale_shift(predicted[valid], target[valid])
-        valid = valid if settings.crop is None else valid & central(size, settings.crop)
+        valid = valid if settings.crop is None else valid & central(size, settings.crop, max(size) / CROPPED)
         mine, theirs = (points.thin(part[valid], self.config.max_points) for part in (predicted, target))
         if len(mine) < 4:
             raise Skip("no valid depth within the crop")
         if settings.icp_distance is not None:
             mine = geometry.transform(points.icp(mine, theirs, settings.icp_distance), mine)
-        found = points.scores(mine, theirs, normals=settings.normals)
-        scores = _point_values(found)
+        measured = points.scores(mine, theirs, normals=settings.normals)
+        scores = _point_values(measured)
         if settings.alignment == "trajectory":
             apart = (mine - theirs).norm(dim=-1)
             scores |= {"dist": float(apart.mean()), "dist_median": float(apart.median())}
         return {f"points_{name}_published_{settings.alignment}": value for name, value in scores.items()}, 1.0
 
     def mask(self, sequence: Sequence) -> tuple[dict[str, float], float]:
-        """J and F of the frames that have a truth: means and recalls."""
+        """Means and recalls of J and F over the frames that have ground truth."""
         assert sequence.masks is not None
         truth = torch.from_numpy(sequence.masks())[: sequence.mask_frames]
         predicted = _required(self.seen(sequence).dynamic, "mask")[: len(truth)]
         size = truth.shape[1], truth.shape[2]
         soft = torch.nn.functional.interpolate(predicted[:, None].float(), size, mode="bilinear", align_corners=False)
-        mine = soft[:, 0] > PROBABLY_MOVES
+        mine = soft[:, 0] > LIKELY
         overlap, edge = masks.region(mine, truth), masks.contour(mine, truth)
         scores: dict[str, float] = {}
         for letter, values in (("j", overlap), ("f", edge)):
@@ -333,14 +332,15 @@ class Runner:
 
 
 def model_size(picture: Size, long_side: int, patch: int) -> Size:
-    """Rows and columns in whole patches: the longest side nearest to ``long_side``, the other in proportion."""
+    """Rows and columns in whole patches: the longest side nearest to ``long_side``, the aspect ratio kept."""
     factor = long_side / max(picture)
     rows, columns = (max(1, round(side * factor / patch)) * patch for side in picture)
     return rows, columns
 
 
 def stretch(images: UInt8[np.ndarray, "f h w 3"], size: Size) -> Float[Tensor, "f 3 r c"]:
-    """Whole pictures at another size as floats in [0, 1]; low-passed when they shrink."""
+    """Stretch images to another size, antialiased, as floats in [0, 1]. Raises as `check_pictures` does."""
+    check_pictures(len(images), size)
     if images.shape[1:3] != size:
         shape = size[1], size[0]
         resized = [np.asarray(Image.fromarray(image).resize(shape, Image.Resampling.BICUBIC)) for image in images]
@@ -349,18 +349,19 @@ def stretch(images: UInt8[np.ndarray, "f h w 3"], size: Size) -> Float[Tensor, "
 
 
 def rank(world_from_camera: Float[Tensor, "f 4 4"]) -> int:
-    """Dimensions in which the camera moves: singular values of its centres' covariance above float64's epsilon."""
+    """Rank of the camera's motion: number of singular values of its centres' covariance above float64's epsilon."""
     centres = world_from_camera[:, :3, 3].double()
     centred = centres - centres.mean(0)
     singular = torch.linalg.svdvals(centred.mT @ centred / max(len(centres), 1))
     return int((singular > torch.finfo(torch.float64).eps).sum())
 
 
-def central(size: Size, crop: Size) -> Tensor:
-    """A mask of the central ``crop`` of a map (as far as it has so many pixels)."""
+def central(size: Size, crop: Size, factor: float = 1.0) -> Tensor:
+    """Mask of the central ``crop`` of a map, scaled by ``factor`` and limited to the map."""
     mask = torch.zeros(size, dtype=torch.bool)
-    top, left = (max(side // 2 - part // 2, 0) for side, part in zip(size, crop, strict=True))
-    mask[top : top + crop[0], left : left + crop[1]] = True
+    rows, columns = (round(part * factor) for part in crop)
+    top, left = (max(side // 2 - part // 2, 0) for side, part in zip(size, (rows, columns), strict=True))
+    mask[top : top + rows, left : left + columns] = True
     return mask
 
 
@@ -372,39 +373,27 @@ def _finite(row: Row) -> Row:
     return row
 
 
-def _settled(tensor: Tensor) -> Tensor:
-    """Unbatched, in float32, on the CPU; `UserError` where it is not finite."""
-    settled = tensor[0].float().cpu()
-    if not bool(settled.isfinite().all()):
-        raise UserError("the prediction is not finite: the model has diverged, or the pictures are damaged")
-    return settled
-
-
 def _required(value: T | None, task: Task) -> T:
     if value is None:
         raise Skip(f"the model does not predict {NEEDS[task]}")
     return value
 
 
-def _depth_values(found: depth.PublishedScores) -> dict[str, float]:
-    return {name: value for name, value in vars(found).items() if name != "pixels"}
-
-
-def _point_values(found: points.PointScores) -> dict[str, float]:
+def _point_values(measured: points.PointScores) -> dict[str, float]:
     scores = {
-        "accuracy": found.accuracy,
-        "accuracy_median": found.accuracy_median,
-        "completeness": found.completeness,
-        "completeness_median": found.completeness_median,
+        "accuracy": measured.accuracy,
+        "accuracy_median": measured.accuracy_median,
+        "completeness": measured.completeness,
+        "completeness_median": measured.completeness_median,
     }
-    for suffix, pair in (("", found.normals), ("_median", found.normals_median)):
+    for suffix, pair in (("", measured.normals), ("_median", measured.normals_median)):
         if pair is not None:
             scores |= {f"nc1{suffix}": pair[0], f"nc2{suffix}": pair[1], f"nc{suffix}": sum(pair) / 2}
     return scores
 
 
 def _depth_truth(sequence: Sequence, protocol: Protocol) -> tuple[Tensor, Tensor]:
-    """True depth and the pixels that count. `Skip` where there is none."""
+    """True depth and the pixels that count. Raises `Skip` if there is none."""
     assert sequence.depth is not None
     values, valid = sequence.depth()
     truth, mask = torch.from_numpy(values), torch.from_numpy(valid)
@@ -423,34 +412,28 @@ def _camera_truth(sequence: Sequence) -> tuple[Cameras, Tensor]:
 
 
 def _points(seen: Prediction, *, prefer_map: bool) -> Tensor:
-    """Predicted points in float64: the point map where the protocol prefers it, else `geometry.world_points`."""
+    """Predicted points in float64: the point map if the protocol prefers it, else `geometry.world_points`."""
     chosen = replace(seen, depth=None) if prefer_map and seen.points is not None else seen
     return _required(geometry.world_points(map_tensors(chosen, lambda tensor: tensor.double())), "points")
 
 
 def _point_truth(sequence: Sequence, protocol: Protocol, size: Size) -> tuple[Tensor, Tensor]:
-    """True points in the first camera's coordinates at the model's resolution, and where they are valid.
-
-    Depth is taken from the nearest pixel, so that none is made up between surfaces.
-    """
+    """True points in the first camera's coordinates at the model's resolution, and their validity."""
     truth, valid = _depth_truth(sequence, protocol)
     cameras, known = _camera_truth(sequence)
     if not bool(known[0]):
         raise Skip("the first camera is not known")
     height, width = sequence.images().shape[1:3]
-    scale = torch.tensor([size[1] / width, size[0] / height, 1.0], dtype=torch.float64)
-    moved = replace(geometry.rebase(cameras), intrinsics=scale[:, None] * cameras.intrinsics, known=None)
-    rows, columns = (((torch.arange(n) + 0.5) * (m / n)).long() for n, m in zip(size, truth.shape[1:], strict=True))
-    truth, valid = (part[:, rows][:, :, columns] for part in (truth, valid))
+    moved = replace(geometry.resize(geometry.rebase(cameras), (height, width), size), known=None)
+    truth, valid = depth.resize_nearest(truth, size), depth.resize_nearest(valid, size)
     return geometry.unproject(truth.double(), moved), valid & known[:, None, None]
 
 
 def _by_trajectory(predicted: Tensor, seen: Prediction, sequence: Sequence) -> Tensor:
-    """Predicted points after the similarity that lays the predicted camera centres on the true ones."""
+    """Align predicted points by the Sim(3) from predicted to true camera centres."""
     truth, known = _camera_truth(sequence)
     if rank(truth.world_from_camera[known]) < 2:
         raise Skip("the true camera does not move, or on a line: no Sim(3) can be fitted (as published)")
     theirs = geometry.rebase(truth).world_from_camera[known][:, :3, 3].double()
     mine = _required(seen.cameras, "points").world_from_camera.double()[known][:, :3, 3]
-    scale, rotation, translation = geometry.align_points(mine, theirs)
-    return scale * (predicted @ rotation.mT) + translation
+    return geometry.apply_fit(geometry.align_points(mine, theirs), predicted.flatten(0, 2)).view_as(predicted)

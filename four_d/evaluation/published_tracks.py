@@ -1,12 +1,12 @@
-"""Scores of points followed in 3D under WorldTrack's and TAPVid-3D's protocol (`metrics.tracks` has the definitions).
+"""3D tracking scores under the protocols of WorldTrack and TAPVid-3D (`metrics.tracks` has the definitions).
 
-The pixels that a clip's truth starts from are followed through the model's dense motion (`tracking.follow`), and beside
-it stand two predictors whose points never move in the world:
+The query pixels of a clip's ground truth are tracked by the model's dense motion as ``four-d infer`` does it
+(`windows.sliding`), by default in one window; compared with two predictors whose points never move in the world:
 
 | name | predicts |
 |---|---|
-| ``model_static`` | the model's own places and cameras, without its motion |
-| ``static_points`` | no image: one depth everywhere, seen by a still camera with a field of view of 53° |
+| ``model_static`` | the model's own positions and cameras, without its motion |
+| ``static_points`` | without images: constant depth, seen by a static camera with a field of view of 53° |
 """
 
 from __future__ import annotations
@@ -22,52 +22,46 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from four_d import geometry
+from four_d.abilities import Model
 from four_d.errors import UserError
-from four_d.evaluation.abilities import hints_taken
 from four_d.evaluation.published_result import Row
-from four_d.evaluation.runs import Watched
 from four_d.metrics import tracks
-from four_d.metrics.baselines import Model, StaticCamera
+from four_d.metrics.baselines import StaticCamera
 from four_d.protocols.sequence import Sequence, TrackTruth
 from four_d.protocols.table import TrackProtocol
-from four_d.tracking import Moves, follow
-from four_d.types import Cameras, Clip, map_tensors
-
-SEEN = 0.5
-"""Probability above which a point counts as seen."""
-WORLD_ALIGNMENTS: dict[str, tracks.WorldAlignment] = {
-    "median": "global",
-    "sim3_closed": "sim3_closed",
-    "sim3_ransac": "sim3",
-    "per_trajectory": "per_trajectory",
-    "none": "none",
-}
-"""What our keys call the alignments of WorldTrack."""
+from four_d.types import LIKELY, Cameras, Clip, map_tensors
+from four_d.windows.clips import ClipSource, as_given
+from four_d.windows.cut import Cut
+from four_d.windows.sliding import Sliding
 
 Scores = dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrackSettings:
-    """How tracks are scored."""
+    """Protocol, alignment and inputs of track scores."""
 
     protocol: TrackProtocol
     scaling: str
     frames: int | None = None
-    """The first ones of a clip; None = all that the sequence has."""
+    """Number of first frames to use; None = all of the sequence."""
+    window: Cut | None = None
+    """Windows in which the model sees the frames; None: all in one pass."""
     intrinsics: bool = False
-    """Whether the model is given the true ones."""
+    """Give the model the true intrinsics."""
+    device: str = "cpu"
 
     def note(self) -> str:
-        """What was run, in words."""
+        """Description of the settings."""
         part = "" if self.frames is None else f", the first {self.frames} frames only"
+        part += "" if self.window is None else f", in windows of {self.window.frames} frames"
         given = ", the model is given the true intrinsics" if self.intrinsics else ""
         return f"tracks aligned by {self.scaling}{part}{given}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Followed:
-    """What a predictor says of a clip's queries; the first frame's camera coordinates, its own unit, on the CPU."""
+    """Predicted tracks of a clip's queries, in the first frame's camera and the predictor's unit, on the CPU."""
 
     points: Float[Tensor, "n t 3"]
     visible: Bool[Tensor, "n t"]
@@ -76,12 +70,12 @@ class Followed:
 
 @dataclass(frozen=True, kw_only=True)
 class _Truth:
-    """Of the clip's first frames, in float64."""
+    """Ground truth of the clip's first frames, in float64."""
 
     queries: Float[Tensor, "n 3"]
-    """(frame, x, y) in the pictures' own pixels."""
+    """(frame, x, y) in pixels of the original images."""
     points: Float[Tensor, "n t 3"]
-    """In each frame's camera."""
+    """Positions in each frame's camera coordinates."""
     known: Bool[Tensor, "n t"]
     visible: Bool[Tensor, "n t"]
     cameras: Cameras
@@ -89,13 +83,12 @@ class _Truth:
 
 
 def check_model(model: Model, settings: TrackSettings) -> None:
-    """UserError for a model that cannot be scored so: without motion, or given intrinsics that it does not take."""
-    inner = getattr(model, "model", model)
-    if not isinstance(inner, Moves) or not getattr(inner, "moves", True):
+    """Raise UserError for a model without motion, or one that does not take the intrinsics it should be given."""
+    if not model.abilities.moves:
         raise UserError(
             "this model predicts no motion (it has no motion head), so it follows no points; take one that does"
         )
-    if settings.intrinsics and "intrinsics" not in (hints_taken(model) or ()):
+    if settings.intrinsics and "intrinsics" not in model.abilities.hints:
         raise UserError("this model takes no intrinsics (backbone.hints); leave intrinsics out, or take another model")
 
 
@@ -105,13 +98,13 @@ def score_tracks(
     settings: TrackSettings,
     shown: Callable[[np.ndarray, tuple[float, ...]], Clip],
 ) -> Row:
-    """The scores of one clip.
+    """Scores of one clip.
 
     Args:
-        model: one that `check_model` lets pass.
+        model: accepted by `check_model`.
         sequence: has tracks.
-        settings: the protocol, and how it is run.
-        shown: pictures f h w 3 and times to the clip that the model is given.
+        settings: protocol, alignment and inputs.
+        shown: from images (f h w 3) and times to an unbatched clip at the size of the model's input.
 
     Raises:
         UserError: no track starts in the frames, or the prediction is not finite.
@@ -126,7 +119,7 @@ def score_tracks(
         clip = dataclasses.replace(clip, cameras=_intrinsics(truth, size, clip))
     queries = _queries(truth, size, snapped=settings.protocol == "world")
     score = _world_scores if settings.protocol == "world" else _camera_scores
-    mine = _follow(cast(Moves, getattr(model, "model", model)), clip, queries)
+    mine = _follow(model.without("gaussians"), clip, queries, settings, sequence.name)
     others = {"model_static": _stopped(mine, queries), "static_points": _flat(clip, queries)}
     return Row(
         sequence=sequence.name,
@@ -159,7 +152,7 @@ def _truth(sequence: Sequence, count: int, picture: tuple[int, int]) -> _Truth:
 
 
 def _queries(truth: _Truth, size: tuple[int, int], *, snapped: bool) -> Float[Tensor, "n 3"]:
-    """In the pixels that the model sees; ``snapped`` to the centre of the pixel they lie in, as WorldTrack reads."""
+    """Queries in pixels of the model's input; ``snapped`` to the centres of their pixels, as WorldTrack does."""
     (height, width), (rows, columns) = truth.picture, size
     sides = torch.tensor([columns, rows], dtype=torch.float64)
     pixels = truth.queries[:, 1:] * sides / torch.tensor([width, height], dtype=torch.float64)
@@ -169,49 +162,49 @@ def _queries(truth: _Truth, size: tuple[int, int], *, snapped: bool) -> Float[Te
 
 
 def _intrinsics(truth: _Truth, size: tuple[int, int], clip: Clip) -> Cameras:
-    """The true intrinsics in the pixels that the model sees; no poses."""
-    (height, width), (rows, columns) = truth.picture, size
-    scale = torch.tensor([columns / width, rows / height, 1.0], dtype=torch.float64)[:, None]
-    intrinsics = (scale * truth.cameras.intrinsics)[None].to(clip.images)
+    """True intrinsics in pixels of the model's input; no poses."""
+    intrinsics = geometry.resize(truth.cameras, truth.picture, size).intrinsics.to(clip.images)
     every = torch.ones_like(clip.times, dtype=torch.bool)
     poses = torch.eye(4).to(clip.images).expand(*clip.times.shape, 4, 4)
     return Cameras(world_from_camera=poses, intrinsics=intrinsics, known=~every, intrinsics_known=every)
 
 
-def _follow(model: Moves, clip: Clip, queries: Float[Tensor, "n 3"]) -> Followed:
-    watched = Watched(model)
-    found = follow(watched, clip, queries)
-    cameras = None if watched.first is None else watched.first.cameras
-    poses = None if cameras is None else cameras.world_from_camera[0].double().cpu()
-    points = found.points.double().cpu()
-    if not bool(points.isfinite().all()) or not (poses is None or bool(poses.isfinite().all())):
-        raise UserError("the prediction is not finite: the model has diverged, or the pictures are damaged")
-    return Followed(points=points, visible=(found.visible > SEEN).cpu(), world_from_camera=poses)
+def _follow(model: Model, clip: Clip, queries: Float[Tensor, "n 3"], settings: TrackSettings, name: str) -> Followed:
+    source = ClipSource(model=model, clip=clip, prepare=as_given(settings.device), queries=queries, name=name)
+    sliding = Sliding(source, settings.window or Cut(frames=len(clip.times), overlap=1), model.abilities)
+    prediction, tracks = sliding.followed(sliding.collect().prediction)
+    assert tracks is not None  # `check_model` refuses such a model
+    cameras = prediction.cameras
+    return Followed(
+        points=tracks.points.double(),
+        visible=tracks.visible > LIKELY,
+        world_from_camera=None if cameras is None else cameras.world_from_camera.double(),
+    )
 
 
 def _stopped(mine: Followed, queries: Float[Tensor, "n 3"]) -> Followed:
-    """Every point where it is at its query's own time, and always seen."""
+    """Hold every point at its position at its query's time, always visible."""
     own = mine.points[torch.arange(len(queries)), queries[:, 0].long()]
     return dataclasses.replace(mine, points=own[:, None].expand_as(mine.points), visible=torch.ones_like(mine.visible))
 
 
 def _flat(clip: Clip, queries: Float[Tensor, "n 3"]) -> Followed:
-    """Points on one plane before a camera that stands still, always seen."""
-    cameras = StaticCamera()(clip).cameras
+    """Points on a plane in front of a static camera, always visible."""
+    cameras = StaticCamera()(map_tensors(clip, lambda tensor: tensor[None])).cameras
     assert cameras is not None
-    intrinsics, frames = cameras.intrinsics[0, 0].double().cpu(), clip.times.shape[1]
+    intrinsics, frames = cameras.intrinsics[0, 0].double(), len(clip.times)
     points = geometry.rays(intrinsics, queries[:, 1:].double())
     return Followed(
         points=points[:, None].expand(-1, frames, -1),
         visible=torch.ones(len(queries), frames, dtype=torch.bool),
-        world_from_camera=cameras.world_from_camera[0].double().cpu(),
+        world_from_camera=cameras.world_from_camera[0].double(),
     )
 
 
-def _world_scores(found: Followed, truth: _Truth, scaling: str) -> Scores:
-    """WorldTrack's, in the first camera's coordinates, over all points known and over those of dynamic tracks.
+def _world_scores(followed: Followed, truth: _Truth, scaling: str) -> Scores:
+    """WorldTrack scores in the first camera's coordinates, over all known points and over those of dynamic tracks.
 
-    The dynamic ones are aligned by themselves, as St4RTrack's code does.
+    The dynamic tracks are aligned separately, as in St4RTrack's code.
     """
     poses = geometry.rebase(truth.cameras).world_from_camera
     points = geometry.transform(poses, truth.points.transpose(0, 1)).transpose(0, 1)
@@ -219,17 +212,17 @@ def _world_scores(found: Followed, truth: _Truth, scaling: str) -> Scores:
     scores: Scores = {}
     for suffix, where in (("", truth.known), ("_dynamic", truth.known & moving[:, None])):
         if where.any():
-            aligned = _aligned(found.points, points, where, scaling)
+            aligned = _aligned(followed.points, points, where, scaling)
             errors = tracks.endpoint_errors(aligned, points)
             scores[f"apd_world_{scaling}{suffix}"] = float(tracks.apd(errors, where))
             scores[f"epe_world_{scaling}{suffix}"] = float(tracks.epe(errors, where))
             scores |= _flow(aligned, points, where, f"world_{scaling}{suffix}")
-    scores["track_dynamic_share"] = float(moving.double().mean())
-    return scores | _scale(found.points[truth.known], points[truth.known])
+    scores["track_dynamic_fraction"] = float(moving.double().mean())
+    return scores | _scale(followed.points[truth.known], points[truth.known])
 
 
 def _flow(predicted: Tensor, truth: Tensor, where: Bool[Tensor, "n t"], name: str) -> Scores:
-    """Classic scene flow scores of displacements since the first frame, whose own are left out."""
+    """Standard scene flow scores of displacements since the first frame, excluding the first frame itself."""
     chosen = where[:, 1:] & where[:, :1]
     if not chosen.any():
         return {}
@@ -238,34 +231,34 @@ def _flow(predicted: Tensor, truth: Tensor, where: Bool[Tensor, "n t"], name: st
 
 
 def _aligned(predicted: Tensor, truth: Tensor, known: Bool[Tensor, "n t"], scaling: str) -> Float[Tensor, "n t 3"]:
-    """The prediction after an alignment over all points known; 0 elsewhere."""
+    """Prediction aligned over all known points; 0 elsewhere."""
     generator = torch.Generator().manual_seed(0)
     together = scaling != "per_trajectory"
     groups = [known] if together else [known & one[:, None] for one in torch.eye(len(known), dtype=torch.bool)]
     aligned = torch.zeros_like(truth)
     for group in (group for group in groups if group.any()):
         mine, true = predicted[group][None], truth[group][None]
-        aligned[group] = tracks.align_world(mine, true, WORLD_ALIGNMENTS[scaling], generator)[0]
+        aligned[group] = tracks.align_world(mine, true, tracks.WORLD_ALIGNMENTS[scaling], generator)[0]
     return aligned
 
 
-def _camera_scores(found: Followed, truth: _Truth, scaling: str) -> Scores:
-    """TAPVid-3D's: AJ, APD and OA in each frame's camera coordinates."""
-    if found.world_from_camera is None:
+def _camera_scores(followed: Followed, truth: _Truth, scaling: str) -> Scores:
+    """TAPVid-3D scores AJ, APD and OA in each frame's camera coordinates."""
+    if followed.world_from_camera is None:
         raise UserError("the model predicts no cameras, and TAPVid-3D's points are each frame's camera's; take another")
-    camera_from_world = geometry.invert_pose(found.world_from_camera)
-    there = geometry.transform(camera_from_world, found.points.transpose(0, 1)).transpose(0, 1)
+    camera_from_world = geometry.invert_pose(followed.world_from_camera)
+    there = geometry.transform(camera_from_world, followed.points.transpose(0, 1)).transpose(0, 1)
     focal = float(truth.cameras.intrinsics[0].diagonal()[:2].prod().sqrt()) * tracks.SHORT_SIDE / min(truth.picture)
     scores = tracks.tapvid3d(
         there,
-        found.visible,
+        followed.visible,
         truth.points,
         truth.visible,
         focal=focal,
         query_frames=truth.queries[:, 0].long(),
         scaling=cast(tracks.Scaling, scaling),
     )
-    both = found.visible & truth.visible
+    both = followed.visible & truth.visible
     return {
         f"aj_tapvid3d_{scaling}": scores.jaccard,
         f"apd_tapvid3d_{scaling}": scores.within,
@@ -274,5 +267,5 @@ def _camera_scores(found: Followed, truth: _Truth, scaling: str) -> Scores:
 
 
 def _scale(predicted: Float[Tensor, "n 3"], truth: Float[Tensor, "n 3"]) -> Scores:
-    """Metres to the predictor's unit of length, whatever the alignment."""
+    """Metres per unit of the predictor, independent of the alignment."""
     return {"track_scale": float(tracks.median_scale(predicted, truth))}

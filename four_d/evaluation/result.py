@@ -1,112 +1,51 @@
-"""The figures of an evaluation: a table of predictors and metrics, with errors and differences."""
+"""Result of an evaluation: a table of predictors and metrics, with standard errors and paired differences."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
-from four_d.data.manifest import atomic
+from four_d.evaluation.tables import show
+from four_d.metrics.catalogue import METRICS
+from four_d.metrics.metric import Metric
+from four_d.outputs import write_json
 from four_d.similarity import LPIPS
 
-HIGHER = (
-    "depth_delta",
-    "pose_rra",
-    "pose_rta",
-    "pose_auc",
-    "mask_",
-    "points_nc",
-    "motion_apd",
-    "track_apd",
-    "track_visible",
-    "motion_visible",
-    "apd_",
-    "aj_",
-    "oa_",
-    "sceneflow_strict",
-    "sceneflow_relaxed",
-    *(f"pictures_{part}{figure}" for part in ("", "copy_", "novel_time_", "m") for figure in ("psnr", "ssim")),
-    "pck_",
-)
-"""What metrics begin with that are better when higher; the others are errors."""
-HEADLINES = (
-    "depth_absrel_median_frame",
-    "depth_absrel_scaleshift_clip",
-    "pose_rot_pairs_deg",
-    "pose_auc30",
-    "pose_ate_sim3",
-    "pose_rpe_trans_sim3",
-    "depth_absrel_median_dynamic",
-    "points_accuracy",
-    "mask_iou",
-    "motion_epe_dynamic",
-    "motion_apd_dynamic",
-    "track_epe_dynamic",
-    "track_epe",
-    "track_epe_static",
-    "pictures_psnr",
-    "pictures_psnr_dynamic",
-    "pictures_ssim",
-)
-STUDY = {
-    "ate": "pose_ate_sim3",
-    "rot_error_deg": "pose_rot_pairs_deg",
-    "absrel": "depth_absrel_median_frame",
-    "absrel_dynamic": "depth_absrel_median_dynamic",
-    "points_accuracy": "points_accuracy",
-    "mask_iou": "mask_iou",
-    "epe_dynamic": "motion_epe_dynamic",
-    "apd_dynamic": "motion_apd_dynamic",
-    "track_epe_dynamic": "track_epe_dynamic",
-    "track_epe": "track_epe",
-    "track_epe_static": "track_epe_static",
-    "track_epe_motion": "track_epe_motion",
-    "track_epe_motion_static": "track_epe_motion_static",
-    "psnr": "pictures_psnr",
-    "psnr_dynamic": "pictures_psnr_dynamic",
-    "copy_psnr": "pictures_copy_psnr",
-    "copy_psnr_dynamic": "pictures_copy_psnr_dynamic",
-    "seconds_per_clip": "seconds_per_clip",
-    "dynamic_share": "motion_dynamic_share",
-}
-"""What studies call the metrics they compare."""
 BEST = "best_image_free"
-FACTS = ("seconds_per_clip", "motion_dynamic_share")
-"""Not better or worse: no predictor is the best at them."""
-LOG_WIDTH = 160
+COPY = "copy"
+"""Name of the predictor that copies the nearest input frame, and so is not image-free."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """A metric over videos."""
+    """Mean of a metric over videos."""
 
     mean: float
-    """Over videos, each counting alike."""
+    """Unweighted mean over videos."""
     standard_error: float
-    """How far the mean may be off for the choice of clips; the videos of one clip count as one draw. 0 for one clip."""
+    """Standard error of the mean under the choice of clips, clustered by clip; 0 for one clip."""
     videos: int
     excluded: int
-    """Videos whose truth does not allow this metric: no valid depth, no known camera, a camera that stands still."""
+    """Number of videos whose ground truth does not allow the metric: no valid depth, no known or no moving camera."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LpipsFacts:
-    """Which network scored pictures."""
+    """Identity of the network that scored renders."""
 
     network: str
-    """alex or vgg."""
+    """Backbone: alex or vgg."""
     weights: str
-    """A digest of its weights: equal for equal ones, whatever files they came from."""
+    """Digest of its weights, independent of the file they came from."""
 
     @staticmethod
     def of(network: LPIPS | None) -> LpipsFacts | None:
-        """Of a network with loaded weights; None of none."""
+        """Facts of a network with loaded weights; None for None."""
         if network is None:
             return None
         digest = hashlib.sha256()
@@ -116,37 +55,37 @@ class LpipsFacts:
 
 
 def facts(lpips: LpipsFacts | None) -> dict[str, str | None]:
-    """For JSON: a ``network`` of null where there was none."""
+    """Facts for JSON; all null without a network."""
     return {"network": None, "weights": None} if lpips is None else dict(vars(lpips))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The model's scores and the image-free predictors' on the same videos."""
+    """Scores of a model and of image-free predictors on the same videos."""
 
     name: str
     rows: dict[str, dict[str, Score]]
     """Predictor → metric → score; the model under ``name`` comes first."""
     keys: tuple[str, ...]
-    """Videos in order; ``clip/camera`` where a clip gives several."""
+    """Videos in order; ``clip/camera`` if a clip gives several."""
     per_video: dict[str, dict[str, tuple[float | None, ...]]]
     """Predictor → metric → one value per video."""
     digest: str
-    """Of keys, cameras, times and image sizes of all that was scored, in order; of the hints that the model was given,
-    and of whether it saw two frames at a time."""
+    """Digest of keys, cameras, times and image sizes of all videos in order, of the hints given to the model, and of
+    the pairwise setting."""
     note: str = ""
-    """What the videos are, in words."""
+    """Description of the videos."""
     lpips: LpipsFacts | None = None
-    """What scored ``lpips`` of pictures; None: nothing did, and ``structure`` stands in its place."""
+    """Network behind ``lpips`` of renders; None: ``structure`` takes its place."""
+    metrics: Mapping[str, Metric] = field(default_factory=lambda: METRICS)
+    """Name → metric, of all that a row may have."""
 
     def best_image_free(self, metric: str) -> tuple[str, Score] | None:
-        """The image-free predictor with the best mean of a metric; None if none has it, and for `FACTS`."""
-        if metric in FACTS:
-            return None
-        rows = [(name, scores[metric]) for name, scores in self.rows.items() if name != self.name and metric in scores]
-        if not rows:
-            return None
-        return (max if higher_is_better(metric) else min)(rows, key=lambda row: row[1].mean)
+        """Image-free predictor with the best mean of a metric; None if none has it or no direction is better."""
+        rows = {name: scores[metric] for name, scores in self.rows.items() if metric in scores}
+        free = [(name, score.mean) for name, score in rows.items() if name not in (self.name, COPY)]
+        best = self.metrics[metric].best(free)
+        return None if best is None else (best, rows[best])
 
     def difference(self, metric: str, minuend: str, subtrahend: str) -> Score:
         """Mean difference of two predictors over the videos, paired: its standard error is that of the difference."""
@@ -154,7 +93,7 @@ class Evaluation:
         return score_of([None if a is None or b is None else a - b for a, b in pairs], self.keys)
 
     def to_dict(self) -> dict[str, object]:
-        """Plain containers for JSON: every row with every metric, the best image-free row, and the values per video."""
+        """Plain containers for JSON: all metrics of all rows, the best image-free row, and the values per video."""
         rows: dict[str, object] = {
             name: {metric: vars(score) for metric, score in scores.items()} for name, scores in self.rows.items()
         }
@@ -167,23 +106,23 @@ class Evaluation:
             "digest": self.digest,
             "note": self.note,
             "lpips": facts(self.lpips),
+            "metrics": {name: described(self.metrics[name]) for name in self.rows[self.name]},
             "summary": {**summary(self), "image_free": image_free(self), "predictors": predictors(self)},
             "rows": rows,
             "per_video": {"keys": list(self.keys), **self.per_video},
         }
 
     def write(self, path: Path) -> None:
-        """`to_dict` as JSON; the file appears whole or not at all. `UserError` where it cannot be written."""
-        with atomic(path) as file:
-            file.write((json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n").encode())
+        """Write `to_dict` as JSON, atomically; UserError if it cannot be written."""
+        write_json(path, self.to_dict())
 
     def table(self) -> Table:
-        """The headline metrics, one row per predictor and the model first."""
-        metrics = [metric for metric in HEADLINES if metric in self.rows[self.name]]
+        """Table of the summary's metrics, one row per predictor, the model first."""
+        metrics = list(summary(self))
         table = Table(title=f"{len(self.keys)} videos, digest {self.digest}", caption=self.note or None)
         table.add_column("predictor")
         for metric in metrics:
-            table.add_column(f"{metric} {'↑' if higher_is_better(metric) else '↓'}", justify="right", overflow="fold")
+            table.add_column(self.metrics[metric].heading, justify="right")
         for name, scores in self.rows.items():
             cells = [_cell(scores.get(metric)) for metric in metrics]
             if name == self.name or any(cells):
@@ -191,81 +130,55 @@ class Evaluation:
         return table
 
     def details(self) -> Table:
-        """Every metric: the model, the best image-free predictor, and their paired difference."""
+        """Table of all metrics: the model, the best image-free predictor, and their paired difference."""
         table = Table(title="all metrics: mean over videos ± standard error by clips")
         for heading in ("metric", self.name, "best image-free", "", "difference", "videos"):
             table.add_column(heading, justify="left" if heading in ("metric", "") else "right")
         for metric, score in self.rows[self.name].items():
             best = self.best_image_free(metric)
-            arrow = "↑" if higher_is_better(metric) else "↓"
+            heading = self.metrics[metric].heading
             videos = f"{score.videos}" + (f" (−{score.excluded})" if score.excluded else "")
             if best is None:
-                table.add_row(f"{metric} {arrow}", _cell(score), "", "", "", videos)
+                table.add_row(heading, _cell(score), "", "", "", videos)
             else:
                 gap = self.difference(metric, self.name, best[0])
-                table.add_row(f"{metric} {arrow}", _cell(score), _cell(best[1]), best[0], _cell(gap), videos)
+                table.add_row(heading, _cell(score), _cell(best[1]), best[0], _cell(gap), videos)
         return table
 
     def print(self) -> None:
-        """Both tables on stdout."""
-        console = Console()
-        if not console.is_terminal:  # a log has no width, and 80 columns would cut names
-            console = Console(width=LOG_WIDTH)
-        console.print(self.details())
-        console.print(self.table())
+        """Print both tables on stdout."""
+        show(self.details(), self.table())
 
 
 def _cell(score: Score | None) -> str:
     return "" if score is None else f"{score.mean:.4g} ± {score.standard_error:.2g}"
 
 
-def higher_is_better(metric: str) -> bool:
-    """True for shares of right pixels or pairs, False for errors."""
-    return metric.startswith(HIGHER)
+def described(metric: Metric) -> dict[str, str | None]:
+    """Description of a metric for JSON: unit, better direction and meaning."""
+    return {"unit": metric.unit, "better": metric.better, "description": metric.description}
 
 
-def summary(evaluation: Evaluation) -> dict[str, float]:
-    """The demo's figures and the studies' (`STUDY`), as far as the model and the data have them.
-
-    ``depth_absrel_baseline`` is the per-pixel mean map's (the best image-free predictor's if there is no such map);
-    ``rot_baseline_deg`` and ``ate_baseline`` are the best image-free predictor's. Rotation is the mean error of the
-    relative rotations of all pairs of frames, ATE is in source units (metres where the data is metric).
-    """
-    rows = evaluation.rows
-    figures: dict[str, float] = {}
-    for metric, name, baseline in (
-        ("depth_absrel_median_frame", "depth_absrel_median", "depth_absrel_baseline"),
-        ("pose_rot_pairs_deg", "rot_error_deg", "rot_baseline_deg"),
-        ("pose_ate_sim3", "ate_sim3", "ate_baseline"),
-    ):
-        best = evaluation.best_image_free(metric)
-        if metric == "depth_absrel_median_frame" and "mean_depth" in rows and metric in rows["mean_depth"]:
-            best = ("mean_depth", rows["mean_depth"][metric])
-        if metric in rows[evaluation.name]:
-            figures[name] = rows[evaluation.name][metric].mean
-        if best is not None:
-            figures[baseline] = best[1].mean
-    mine = rows[evaluation.name]
-    return figures | {name: mine[metric].mean for name, metric in STUDY.items() if metric in mine}
+def summary(evaluation: Evaluation, row: str | None = None) -> dict[str, float]:
+    """Means of the summary's metrics, of the model or of another row."""
+    scores = evaluation.rows[evaluation.name if row is None else row]
+    return {name: score.mean for name, score in scores.items() if evaluation.metrics[name].shown == "summary"}
 
 
 def image_free(evaluation: Evaluation) -> dict[str, float]:
-    """The best image-free predictor's value of each of the studies' figures."""
-    best = {name: evaluation.best_image_free(metric) for name, metric in STUDY.items()}
+    """Mean of the best image-free predictor for each of the summary's metrics."""
+    names = dict.fromkeys(name for scores in evaluation.rows.values() for name in scores)
+    best = {name: evaluation.best_image_free(name) for name in names if evaluation.metrics[name].shown == "summary"}
     return {name: row[1].mean for name, row in best.items() if row is not None}
 
 
 def predictors(evaluation: Evaluation) -> dict[str, dict[str, float]]:
-    """Every image-free predictor's value of the studies' figures that it has."""
-    others = {name: scores for name, scores in evaluation.rows.items() if name != evaluation.name}
-    return {
-        name: {figure: scores[metric].mean for figure, metric in STUDY.items() if metric in scores}
-        for name, scores in others.items()
-    }
+    """`summary` of every row but the model's, by name."""
+    return {name: summary(evaluation, name) for name in evaluation.rows if name != evaluation.name}
 
 
 def score_of(values: Sequence[float | None], keys: Sequence[str]) -> Score:
-    """Mean and its cluster-robust standard error, the clips being the clusters (Liang and Zeger 1986)."""
+    """Mean and its cluster-robust standard error, clustered by clip (Liang and Zeger 1986)."""
     present = [(value, scene(key)) for value, key in zip(values, keys, strict=True) if value is not None]
     count = len(present)
     mean = sum(value for value, _ in present) / max(count, 1)
@@ -278,5 +191,5 @@ def score_of(values: Sequence[float | None], keys: Sequence[str]) -> Score:
 
 
 def scene(key: str) -> str:
-    """The clip of a video: videos of one scene err alike and are no independent evidence."""
+    """Clip of a video: errors of videos of one clip are correlated, so they count as one cluster."""
     return key.rpartition("/")[0] or key

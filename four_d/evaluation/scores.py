@@ -1,61 +1,49 @@
-"""The scores of one video: what prediction and truth allow, by name."""
+"""Scores of one video by name, as far as prediction and ground truth allow them."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator, Sequence
-from typing import Literal, get_args
+from dataclasses import replace
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from four_d import geometry
+from four_d import fields, geometry
+from four_d.abilities import Model
+from four_d.data.sampling import normalise
 from four_d.errors import UserError
-from four_d.evaluation.motion import MotionScores, motion_scores
 from four_d.evaluation.novel import novel_scores
-from four_d.metrics import depth, masks, points, pose
-from four_d.metrics.baselines import Model
+from four_d.metrics.catalogue import VIDEO
+from four_d.metrics.comparison import Comparison
+from four_d.metrics.metric import Metric, Task
+from four_d.metrics.motion import MotionScores
 from four_d.similarity import LPIPS
-from four_d.tracking import Moves
-from four_d.types import Cameras, Clip, Example, Prediction, map_tensors
+from four_d.types import Clip, Example, Prediction, Segment, map_tensors
+from four_d.windows.align import depth_ratio
+from four_d.windows.clips import ClipSource
+from four_d.windows.join import Part
+from four_d.windows.segments import Segments
 
 Scores = dict[str, float | None]
-"""Metric name → value of one video; None where its truth does not allow it."""
+"""Metric name → value of one video; None if its ground truth does not allow the metric."""
 
-DEPTH_FITS: tuple[tuple[depth.Alignment, depth.Region], ...] = (
-    ("none", "clip"),
-    ("median", "frame"),
-    ("median", "clip"),
-    ("scale", "frame"),
-    ("scale", "clip"),
-    ("scaleshift", "frame"),
-    ("scaleshift", "clip"),
-)
-DEGREES = (5, 15, 30)
-"""Thresholds of RRA and RTA."""
-POSE_METRICS = (
-    "pose_rot_pairs_deg",
-    "pose_rot_first_deg",
-    "pose_auc30",
-    *(f"pose_{accuracy}{degrees}" for accuracy in ("rra", "rta") for degrees in DEGREES),
-    "pose_ate_sim3",
-    "pose_rpe_trans_sim3",
-    "pose_rpe_rot_deg_sim3",
-)
-POINT_METRICS = ("points_accuracy", "points_accuracy_median", "points_completeness", "points_completeness_median")
-MASK_METRICS = ("mask_iou", "mask_f")
 SECONDS = "seconds_per_clip"
-Task = Literal["depth", "pose", "points", "mask", "motion", "pictures", "tracks"]
 TASKS: tuple[Task, ...] = get_args(Task)
-"""What is scored."""
-PROBABLY_MOVES = 0.5
-"""Probability above which a pixel counts as moving."""
-FEWEST_POINTS = 4
-"""Fewer do not hold a similarity."""
+"""All tasks."""
+WORDS = {
+    "cameras.world_from_camera": "camera poses",
+    "cameras.intrinsics": "intrinsics",
+    "dynamic": "a mask",
+    "gaussians": "Gaussians",
+    "motion_visible": "visibility",
+}
+"""Field → its name in error messages, if that differs."""
 
 
 def columns(clips: Sequence[Scores]) -> dict[str, tuple[float | None, ...]]:
-    """Metric → values over videos, of metrics that at least one video allows."""
+    """Metric → values of all videos, for metrics that at least one video allows."""
     metrics = dict.fromkeys(metric for clip in clips for metric, value in clip.items() if value is not None)
     return {metric: tuple(clip.get(metric) for clip in clips) for metric in metrics}
 
@@ -69,24 +57,60 @@ def score_batch(
     timed: bool = False,
     tasks: Collection[Task] = TASKS,
     lpips: LPIPS | None = None,
+    metrics: Sequence[Metric] = VIDEO,
 ) -> list[Scores]:
-    """The scores of every video of a batch; ``row`` names the predictor in errors, ``timed`` adds `SECONDS`."""
+    """Scores of every video of a batch; ``row`` names the predictor in errors, ``timed`` adds `SECONDS`."""
     inputs = map_tensors(example.inputs, lambda tensor: tensor.to(device))
     videos: list[_Video] = []
     seconds = 0.0
-    for prediction, took in _predict(model, inputs, device):
+    seeing = model if _takes(model, inputs) else model.without("gaussians")
+    for prediction, took in _predict(seeing, inputs, device):
         seconds += took
         for index, key in enumerate(example.key):
             if len(videos) == index:
-                videos.append(_Video(prediction, index, row, key, _clip_at(example.targets, index), tasks, lpips))
+                targets = map_tensors(fields.unstack(example.targets, index), lambda tensor: tensor.cpu())
+                video = _Video(prediction, index, row, key, targets, tasks, metrics)
+                if "pictures" in tasks and example.targets.views is not None:
+                    video.add_pictures(_segments(model, example, prediction, index, device), lpips, device)
+                videos.append(video)
             videos[index].add(prediction, index)
-        del prediction  # before the next is made
+        del prediction  # frees its memory before the next one is computed
     clock: Scores = {SECONDS: seconds / len(example.key)} if timed else {}
     return [video.scores() | clock for video in videos]
 
 
+def _segments(
+    model: Model, example: Example, first: Prediction, index: int, device: torch.device
+) -> tuple[Segment, ...]:
+    """Gaussians of one video; if its number of times is not the model's, in segments as ``four-d infer`` makes them."""
+    if first.gaussians is not None:
+        return (Segment(gaussians=fields.unstack(first.gaussians, index), start=-torch.inf),)
+    count, inputs = model.abilities.times, fields.unstack(replace(example.inputs, query_times=None), index)
+    if count is None:
+        return ()
+    order = inputs.times.argsort(stable=True)
+    seen = Prediction(cameras=first.cameras, depth=first.depth, points=first.points, dynamic=first.dynamic)
+    seen = map_tensors(fields.unstack(seen, index), lambda tensor: tensor.float().cpu())
+    truth = map_tensors((example.targets.depth, example.targets.valid), lambda tensor: tensor[index])
+    disparity = model.abilities.normalisation == "disparity"
+
+    def prepare(part: Clip) -> tuple[Clip, float]:
+        """Input in a unit of its own, by the true depth, which the model sees only as a hint."""
+        scaled = normalise(part, "disparity") if disparity else part
+        hinted = scaled if inputs.depth is not None else replace(scaled, depth=None, valid=None)
+        unit = 1.0 if scaled.scale is None else float(scaled.scale)
+        return map_tensors(replace(hinted, scale=None), lambda tensor: tensor[None].to(device)), unit
+
+    clip = fields.take(replace(inputs, depth=truth[0], valid=truth[1], scale=None), "f", order)
+    source = ClipSource(model=model, clip=clip, prepare=prepare)
+    segments = Segments(source.again, count, source.times, source.moments)
+    whole = source.outputs(fields.take(seen, "f", order), clip, clip, 1.0)
+    segments.add(Part(frames=range(len(order)), value=whole))
+    return segments.end()
+
+
 class _Video:
-    """The scores of one video of a batch, told of the model's passes; holds what depends on no query time."""
+    """Accumulator of the scores of one video of a batch over the model's passes (one per query time)."""
 
     def __init__(
         self,
@@ -96,25 +120,26 @@ class _Video:
         key: str,
         targets: Clip,
         tasks: Collection[Task],
-        lpips: LPIPS | None,
+        metrics: Sequence[Metric],
     ) -> None:
-        mine = Prediction(
-            depth=None if first.depth is None else _finite(first.depth[index], "depth", row, key),
-            cameras=None if first.cameras is None else _cameras_at(first.cameras, index, row, key),
-            points=None if first.points is None else _finite(first.points[index], "points", row, key),
-            dynamic=None if first.dynamic is None else _finite(first.dynamic[index], "a mask", row, key),
-        )
-        self._name = row, key
-        self._scores = score_clip(mine, targets, tasks)
-        if "pictures" in tasks and first.gaussians is not None and targets.views is not None:
-            gaussians = map_tensors(first.gaussians, lambda tensor: _finite(tensor[index], "Gaussians", row, key))
-            scale = gaussian_scale(mine, targets)
-            found = {} if scale is None else novel_scores(gaussians, targets, scale, lpips)
-            self._scores = self._scores | {f"pictures_{name}": value for name, value in found.items()}
+        self._targets = targets
+        mine = _sound(fields.unstack(fields.delivered(first), index), row, key)
+        self._name, self._seen = (row, key), Prediction(cameras=mine.cameras, depth=mine.depth)
+        self._scores = compute(Comparison(mine, targets), metrics, tasks)
         self._motion: MotionScores | None = None
         if "motion" in tasks and first.motion is not None and targets.motion is not None:
             points = geometry.world_points(mine)
             self._motion = MotionScores(None if points is None else points.float(), targets)
+
+    def add_pictures(self, segments: Sequence[Segment], lpips: LPIPS | None, device: torch.device) -> None:
+        scale = gaussian_scale(self._seen, self._targets) if segments else None
+        if scale is None:
+            return
+        sound = [
+            replace(part, gaussians=map_tensors(part.gaussians, lambda t: _finite(t, "Gaussians", *self._name)))
+            for part in segments
+        ]
+        self._scores = self._scores | novel_scores(sound, self._targets, scale, lpips, device)
 
     def add(self, prediction: Prediction, index: int) -> None:
         if self._motion is None:
@@ -127,11 +152,17 @@ class _Video:
         return self._scores | ({} if self._motion is None else self._motion.result())
 
 
+def _takes(model: Model, clip: Clip) -> bool:
+    """True if one pass of the model takes all times of every clip of the batch."""
+    wanted = model.abilities.times
+    return wanted is None or all(len(times.unique()) == wanted for times in clip.times)
+
+
 def _predict(model: Model, clip: Clip, device: torch.device) -> Iterator[tuple[Prediction, float]]:
-    """What the model says, one query time after the other if it can, and the seconds that each took, with all that the
-    device still had to do.
+    """Yield the predictions, one per query time, each with its duration in seconds, including the device's pending
+    work.
     """
-    passes = model.passes(clip) if isinstance(model, Moves) else (model(clip) for _ in range(1))
+    passes = model.passes(clip)
     while True:
         _synchronise(device)
         began = time.perf_counter()
@@ -141,13 +172,13 @@ def _predict(model: Model, clip: Clip, device: torch.device) -> Iterator[tuple[P
         if prediction is None:
             return
         yield prediction, time.perf_counter() - began
-        del prediction  # before the next is made
+        del prediction  # frees its memory before the next one is computed
 
 
 def gaussian_scale(prediction: Prediction, targets: Clip) -> float | None:
-    """What brings the lengths of a model that finds the cameras itself to the truth's unit; 1 for one given them.
+    """Factor from a model's lengths to the unit of the ground truth; 1 for a model that is given the cameras.
 
-    The median ratio of depths; None where the clip has none. UserError for a model that finds cameras but no depth.
+    The median ratio of depths; None if the clip has no depth. UserError for a model that predicts cameras but no depth.
     """
     if prediction.cameras is None:
         return 1.0
@@ -156,8 +187,8 @@ def gaussian_scale(prediction: Prediction, targets: Clip) -> float | None:
             "this model finds cameras itself and has no depth head, so nothing says how long its lengths are; leave "
             "its pictures out (pictures=false)"
         )
-    truth, valid = _depth(targets)
-    return float((truth.to(prediction.depth)[valid] / prediction.depth[valid]).median()) if bool(valid.any()) else None
+    truth, valid = Comparison(prediction, targets).true_depth
+    return depth_ratio(prediction.depth, truth, valid)
 
 
 def _synchronise(device: torch.device) -> None:
@@ -169,31 +200,14 @@ def _optional(values: Tensor | None, index: int, what: str, row: str, key: str) 
     return None if values is None else _finite(values[index], what, row, key).float()
 
 
-def _clip_at(clip: Clip, index: int) -> Clip:
-    """One clip of a batch, with what scores need."""
-    part = Clip(
-        images=clip.images,
-        times=clip.times,
-        camera_ids=clip.camera_ids,
-        cameras=clip.cameras,
-        depth=clip.depth,
-        valid=clip.valid,
-        dynamic=clip.dynamic,
-        dynamic_known=clip.dynamic_known,
-        query_times=clip.query_times,
-        motion=clip.motion,
-        motion_valid=clip.motion_valid,
-        motion_visible=clip.motion_visible,
-        scale=clip.scale,
-        views=clip.views,
-    )
-    return map_tensors(part, lambda tensor: tensor[index].cpu())
+def _sound(prediction: Prediction, row: str, key: str) -> Prediction:
+    """Convert a prediction to double precision on the CPU; UserError if it is not finite."""
 
+    def act(leaf: fields.Leaf, tensor: Tensor) -> Tensor:
+        what = WORDS.get(leaf.name, WORDS.get(leaf.name.partition(".")[0], leaf.name))
+        return _finite(tensor, what, row, key) if tensor.is_floating_point() else tensor.cpu()
 
-def _cameras_at(cameras: Cameras, index: int, row: str, key: str) -> Cameras:
-    poses = _finite(cameras.world_from_camera[index], "camera poses", row, key)
-    intrinsics = _finite(cameras.intrinsics[index], "intrinsics", row, key)
-    return Cameras(world_from_camera=poses, intrinsics=intrinsics)
+    return fields.apply(prediction, act)
 
 
 def _finite(values: Tensor, what: str, row: str, key: str) -> Tensor:
@@ -204,116 +218,7 @@ def _finite(values: Tensor, what: str, row: str, key: str) -> Tensor:
     return values.double().cpu()
 
 
-def score_clip(prediction: Prediction, targets: Clip, tasks: Collection[Task] = TASKS) -> Scores:
-    """All metrics of one unbatched clip that prediction and truth allow; lengths in the targets' normalised unit."""
-    scores: Scores = {}
-    if prediction.depth is not None and "depth" in tasks:
-        scores |= depth_scores(prediction.depth, targets)
-    if prediction.cameras is not None and "pose" in tasks:
-        scores |= pose_scores(prediction.cameras, targets)
-    predicted = geometry.world_points(prediction)
-    if predicted is not None and "points" in tasks:
-        scores |= point_scores(predicted, targets)
-    if prediction.dynamic is not None and "mask" in tasks:
-        scores |= mask_scores(prediction.dynamic, targets)
-    if "motion" in tasks:
-        scores |= motion_scores(prediction, None if predicted is None else predicted.float(), targets)
-    return scores
-
-
-def depth_scores(predicted: Tensor, targets: Clip) -> Scores:
-    """AbsRel and δ<1.25 under every fit of `DEPTH_FITS`, and AbsRel of moving and of static pixels after the median fit
-    to all pixels of the frame; None where the clip has no such pixel with valid depth.
-    """
-    truth, valid = _depth(targets)
-    truth = truth.to(predicted)
-    scores: Scores = {}
-    for alignment, region in DEPTH_FITS:
-        result = depth.scores(predicted, truth, valid, alignment, region)
-        usable = int(result.pixels) > 0
-        scores[depth.name("absrel", alignment, region)] = float(result.absrel) if usable else None
-        scores[depth.name("delta125", alignment, region)] = float(result.delta) if usable else None
-    dynamic, known = _dynamic(targets)
-    for part, where in (("dynamic", dynamic), ("static", ~dynamic)):
-        result = depth.scores(predicted, truth, valid, "median", "frame", where & known[:, None, None])
-        scores[f"depth_absrel_median_{part}"] = float(result.absrel) if int(result.pixels) else None
-    return scores
-
-
-def _depth(targets: Clip) -> tuple[Tensor, Tensor]:
-    """True depth and where it is valid; zeros where there is none."""
-    frames, _, height, width = targets.images.shape
-    truth = torch.zeros(frames, height, width) if targets.depth is None else targets.depth
-    return truth, truth > 0 if targets.valid is None else targets.valid & (truth > 0)
-
-
-def _dynamic(targets: Clip) -> tuple[Tensor, Tensor]:
-    """True mask, and the frames that have one."""
-    frames, _, height, width = targets.images.shape
-    if targets.dynamic is None:
-        return torch.zeros(frames, height, width, dtype=torch.bool), torch.zeros(frames, dtype=torch.bool)
-    known = torch.ones(frames, dtype=torch.bool) if targets.dynamic_known is None else targets.dynamic_known
-    return targets.dynamic, known
-
-
-def mask_scores(predicted: Tensor, targets: Clip) -> Scores:
-    """J and F of probabilities above `PROBABLY_MOVES`, means over the frames with a known mask; None without."""
-    dynamic, known = _dynamic(targets)
-    if not bool(known.any()):
-        return dict.fromkeys(MASK_METRICS)
-    mine, truth = predicted[known] > PROBABLY_MOVES, dynamic[known]
-    overlap, edge = masks.region(mine, truth), masks.contour(mine, truth)
-    return dict(zip(MASK_METRICS, (float(overlap.mean()), float(edge.mean())), strict=True))
-
-
-def point_scores(predicted: Tensor, targets: Clip) -> Scores:
-    """Accuracy and completeness over the video's valid pixels, in source units; None without depth or cameras.
-
-    The prediction is aligned by the similarity with the least squared error over all valid pixels, so far points weigh
-    most. Of more than `points.MAX_POINTS` pixels that many are taken at even steps, the same ones on both sides.
-    """
-    truth, valid = _depth(targets)
-    cameras = targets.cameras
-    if cameras is None or not (cameras.known is None or bool(cameras.known.all())) or int(valid.sum()) < FEWEST_POINTS:
-        return dict.fromkeys(POINT_METRICS)
-    known = map_tensors(Cameras(world_from_camera=cameras.world_from_camera, intrinsics=cameras.intrinsics), _double)
-    target = geometry.unproject(truth.double(), known)[valid]
-    aligned = points.align_corresponding(predicted[valid].double(), target)
-    found = points.scores(points.thin(aligned), points.thin(target))
-    unit = 1.0 if targets.scale is None else float(targets.scale)
-    values = found.accuracy, found.accuracy_median, found.completeness, found.completeness_median
-    return {metric: value * unit for metric, value in zip(POINT_METRICS, values, strict=True)}
-
-
-def _double(tensor: Tensor) -> Tensor:
-    return tensor.double()
-
-
-def pose_scores(predicted: Cameras, targets: Clip) -> Scores:
-    """Every pose metric of a clip, None where the truth does not allow it.
-
-    ATE and RPE translation are in source units (times ``targets.scale``), and need a moving camera and three frames;
-    RTA needs a pair that moves.
-    """
-    scores: Scores = dict.fromkeys(POSE_METRICS)
-    frames = targets.times.shape[-1]
-    cameras = targets.cameras
-    if cameras is None or frames < 2 or not (cameras.known is None or bool(cameras.known.all())):
-        return scores
-    mine, truth = predicted.world_from_camera.double(), cameras.world_from_camera.double()
-    pairs = pose.pair_errors(mine, truth, still=pose.STILL)
-    scores["pose_rot_first_deg"] = float(pairs.rotation_deg[: frames - 1].mean())
-    scores["pose_rot_pairs_deg"] = float(pairs.rotation_deg.mean())
-    scores["pose_auc30"] = float(pose.auc(pairs))
-    for degrees in DEGREES:
-        scores[f"pose_rra{degrees}"] = float(pose.rra(pairs, degrees))
-        scores[f"pose_rta{degrees}"] = float(pose.rta(pairs, degrees)) if bool(pairs.moving.any()) else None
-    if frames >= 3 and float(pose.extent(truth)) > pose.STILL:
-        unit = 1.0 if targets.scale is None else float(targets.scale)
-        consecutive = targets.camera_ids[1:] == targets.camera_ids[:-1]
-        steps = pose.rpe(mine, truth, "sim3", consecutive)
-        scores["pose_ate_sim3"] = float(pose.ate(mine, truth, "sim3")) * unit
-        if bool(consecutive.any()):
-            scores["pose_rpe_trans_sim3"] = float(steps.translation) * unit
-            scores["pose_rpe_rot_deg_sim3"] = float(steps.rotation_deg)
-    return scores
+def compute(video: Comparison, metrics: Sequence[Metric], tasks: Collection[Task]) -> Scores:
+    """Values of the metrics that have a function and belong to these tasks."""
+    chosen = [metric for metric in metrics if metric.task is None or metric.task in tasks]
+    return {metric.name: metric.compute(video) for metric in chosen if metric.compute is not None}

@@ -1,1 +1,1 @@
-"""Files that other programs read: cameras, depth, point clouds. Pure functions, each writer with its reader."""
+"""File formats of other programs: cameras, depth, point clouds. Pure functions, each writer with its reader."""

@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
 from four_d.errors import UserError
-from four_d.geometry import invert_pose, transform, world_points
-from four_d.types import Cameras, Prediction
+from four_d.formats.ply import header, read_vertices
+from four_d.geometry import point_maps, reliable
+from four_d.types import Prediction
 
-EDGE = 0.1
-"""Relative bend of inverse depth between neighbouring pixels above which a pixel hangs between two surfaces."""
-LEAST_CONFIDENT = 0.2
-"""Share of each clip's pixels that is left out, the least confident ones."""
+LOGGER = logging.getLogger(__name__)
 
-_FIELDS = (
-    ("x", "<f4", "float"),
-    ("y", "<f4", "float"),
-    ("z", "<f4", "float"),
-    ("red", "u1", "uchar"),
-    ("green", "u1", "uchar"),
-    ("blue", "u1", "uchar"),
-    ("frame", "<i4", "int"),
-    ("confidence", "<f4", "float"),
+_RECORD = np.dtype(
+    [(name, "<f4") for name in ("x", "y", "z")]
+    + [(name, "u1") for name in ("red", "green", "blue")]
+    + [("frame", "<i4"), ("confidence", "<f4")]
 )
-_RECORD = np.dtype([(name, kind) for name, kind, _ in _FIELDS])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,15 +36,15 @@ class PointCloud:
     colours: NDArray[np.uint8]
     """n 3, RGB."""
     frames: NDArray[np.int32]
-    """n: the frame that saw the point."""
+    """n: frame of the point's pixel."""
     confidence: NDArray[np.float32]
-    """n: the model's own; 1 where it has none."""
+    """n: the model's confidence; 1 where it has none."""
 
     def __len__(self) -> int:
         return len(self.points)
 
     def take(self, chosen: NDArray[np.intp] | NDArray[np.bool_]) -> PointCloud:
-        """The points of an index or mask."""
+        """Select points by index or mask."""
         return PointCloud(
             points=self.points[chosen],
             colours=self.colours[chosen],
@@ -61,7 +54,7 @@ class PointCloud:
 
     @staticmethod
     def join(clouds: Sequence[PointCloud]) -> PointCloud:
-        """The points of all of them, one or more."""
+        """Concatenate one or more clouds."""
         return PointCloud(
             points=np.concatenate([cloud.points for cloud in clouds]),
             colours=np.concatenate([cloud.colours for cloud in clouds]),
@@ -70,17 +63,17 @@ class PointCloud:
         )
 
     def thin(self, most: int) -> PointCloud:
-        """At most ``most`` points, evenly spread over the order they stand in."""
+        """Subsample to at most ``most`` points, evenly spaced in their order."""
         if len(self) <= most:
             return self
         return self.take(np.linspace(0, len(self) - 1, most).astype(np.intp))
 
 
 def fuse(images: Float[Tensor, "f 3 h w"], prediction: Prediction) -> PointCloud | None:
-    """One cloud of all frames in the world of the first camera; None if the model gives no geometry.
+    """Fuse all frames into one cloud in the first camera's world; None if the model gives no geometry.
 
-    The points are `geometry.world_points`. Left out are the least confident pixels, pixels that hang between two
-    surfaces, and what is behind the camera or not finite.
+    The points are `geometry.world_points`, without the least confident pixels, pixels between two surfaces, and points
+    that are behind the camera or not finite.
     """
     maps = point_maps(prediction)
     if maps is None:
@@ -97,46 +90,6 @@ def fuse(images: Float[Tensor, "f 3 h w"], prediction: Prediction) -> PointCloud
     )
 
 
-def point_maps(prediction: Prediction) -> tuple[Tensor, Tensor, Tensor] | None:
-    """World points f h w 3, z-depth f h w and confidence f h w of an unbatched prediction.
-
-    Of a point map without cameras the depth is that before the first one.
-    """
-    points, cameras = world_points(prediction), prediction.cameras
-    if points is None:
-        return None
-    if prediction.depth is not None and cameras is not None:
-        depth, confidence = prediction.depth, prediction.depth_confidence
-    else:
-        own = points if cameras is None else _in_cameras(points, cameras)
-        depth, confidence = own[..., 2], prediction.points_confidence
-    return points, depth, torch.ones_like(depth) if confidence is None else confidence
-
-
-def _in_cameras(points: Float[Tensor, "f h w 3"], cameras: Cameras) -> Float[Tensor, "f h w 3"]:
-    """Each frame's points in its own camera."""
-    camera_from_world = invert_pose(cameras.world_from_camera)
-    return transform(camera_from_world, points.flatten(1, 2)).unflatten(1, points.shape[1:3])
-
-
-def reliable(depth: Float[Tensor, "f h w"], confidence: Float[Tensor, "f h w"]) -> Bool[Tensor, "f h w"]:
-    """Pixels worth a point: in front of the camera, not at a depth edge, not among the least confident of the clip.
-
-    Inverse depth is linear in the pixel on any plane, however slanted; an edge bends it. So the test is on its second
-    difference, relative to itself.
-    """
-    front = depth.isfinite() & (depth > 1e-6)
-    inverse = torch.where(front, 1 / depth.clamp_min(1e-6), torch.zeros_like(depth))
-    bend = torch.zeros_like(inverse)
-    bend[:, 1:-1] = (inverse[:, 2:] - 2 * inverse[:, 1:-1] + inverse[:, :-2]).abs()
-    across = (inverse[:, :, 2:] - 2 * inverse[:, :, 1:-1] + inverse[:, :, :-2]).abs()
-    bend[:, :, 1:-1] = torch.maximum(bend[:, :, 1:-1], across)
-    # of equal confidences (a model without any) none is the least
-    sorted_confidence = confidence.flatten().sort().values
-    least = sorted_confidence[int(LEAST_CONFIDENT * (sorted_confidence.numel() - 1))]
-    return front & (bend <= EDGE * inverse) & (confidence >= least)
-
-
 def write_ply(path: Path, cloud: PointCloud) -> None:
     """Write a binary little-endian PLY with position, colour, frame and confidence of each point."""
     records = np.empty(len(cloud), dtype=_RECORD)
@@ -145,30 +98,43 @@ def write_ply(path: Path, cloud: PointCloud) -> None:
     for channel, name in enumerate(("red", "green", "blue")):
         records[name] = cloud.colours[:, channel]
     records["frame"], records["confidence"] = cloud.frames, cloud.confidence
-    with path.open("wb") as file:
-        file.write(_header(len(cloud)).encode("ascii"))
-        file.write(records.tobytes())
+    columns = [(name, _RECORD[name].str.lstrip("|<")) for name in _RECORD.names or ()]
+    path.write_bytes(header(len(cloud), columns) + records.tobytes())
 
 
 def read_ply(path: Path) -> PointCloud:
-    """The inverse of `write_ply`; PLY files of other programs are refused."""
-    content = path.read_bytes()
-    head, end, body = content.partition(b"end_header\n")
-    lines = head.decode("ascii", "replace").splitlines()
-    counts = [line.split()[-1] for line in lines if line.startswith("element vertex ")]
-    if not end or len(counts) != 1 or not counts[0].isdigit() or head + end != _header(int(counts[0])).encode("ascii"):
-        raise UserError(f"{path} is not a point cloud written by four_d; run four-d infer again")
-    if len(body) != int(counts[0]) * _RECORD.itemsize:
-        raise UserError(f"{path} is cut short: {len(body)} bytes for {counts[0]} points; run four-d infer again")
-    records = np.frombuffer(body, dtype=_RECORD)
-    return PointCloud(
-        points=np.stack([records[name] for name in ("x", "y", "z")], axis=-1),
-        colours=np.stack([records[name] for name in ("red", "green", "blue")], axis=-1),
-        frames=records["frame"].copy(),
-        confidence=records["confidence"].copy(),
+    """Read the points of a PLY of any program; `write_ply`'s exactly.
+
+    In other programs' files, points without colour are white; integer colours span their type's range, floats [0, 1];
+    all points are of frame 0 with confidence 1. Points that are not finite are left out, with a note on stderr.
+
+    Raises:
+        UserError: no such file, no PLY (`read_vertices`), or one of other things than points in space.
+
+    """
+    columns = read_vertices(path)
+    if missing := [name for name in ("x", "y", "z") if name not in columns]:
+        raise UserError(f"{path} has no {missing[0]}: it holds no points; give a PLY of points")
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite, and are left out as such
+        points = np.stack([columns[name].astype(np.float32) for name in ("x", "y", "z")], axis=-1)
+    colours = [_colour(columns.get(name), len(points)) for name in ("red", "green", "blue")]
+    cloud = PointCloud(
+        points=points,
+        colours=np.stack(colours, axis=-1),
+        frames=columns.get("frame", np.zeros(len(points))).astype(np.int32),
+        confidence=columns.get("confidence", np.ones(len(points))).astype(np.float32),
     )
+    good = np.flatnonzero(np.isfinite(points).all(axis=-1))
+    if len(good) == len(cloud):
+        return cloud
+    broken = len(cloud) - len(good)
+    LOGGER.warning(f"{path}: {broken:,} of {len(cloud):,} points are not finite and left out")
+    return cloud.take(good)
 
 
-def _header(count: int) -> str:
-    properties = "".join(f"property {kind} {name}\n" for name, _, kind in _FIELDS)
-    return f"ply\nformat binary_little_endian 1.0\ncomment four_d\nelement vertex {count}\n{properties}end_header\n"
+def _colour(values: NDArray[np.generic] | None, count: int) -> NDArray[np.uint8]:
+    """Convert one colour channel to uint8."""
+    if values is None:
+        return np.full(count, 255, np.uint8)
+    maximum = 1 if values.dtype.kind == "f" else np.iinfo(values.dtype.str).max
+    return (np.nan_to_num(values.astype(np.float64)) * (255 / maximum)).round().clip(0, 255).astype(np.uint8)

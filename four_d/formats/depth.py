@@ -16,19 +16,19 @@ COUNTS = 65535
 
 
 def write_depth(folder: Path, depth: NDArray[np.float32] | Sequence[NDArray[np.float32]], unit_name: str) -> None:
-    """Write ``000000.png`` … (16 bit, 0 = invalid) and ``depth.json``, which says what one count is.
+    """Write ``000000.png`` … (16 bit, 0 = invalid) and ``depth.json`` with the size of one count.
 
     Args:
-        folder: is made.
-        depth: f h w z-depths, gone through twice, a frame at a time; what is not finite or not positive becomes 0.
-        unit_name: what depth 1.0 is, as "metres".
+        folder: created.
+        depth: f h w z-depths, read twice, a frame at a time; values that are not finite or not positive become 0.
+        unit_name: name of the unit of depth, as "metres".
 
     """
     folder.mkdir(parents=True, exist_ok=True)
     largest = max((float(_sound(frame).max(initial=0.0)) for frame in depth), default=0.0)
     count = max(largest, 1e-12) / COUNTS
     for index, frame in enumerate(map(_sound, depth)):
-        # what is valid stays valid: the smallest depths round up to one count
+        # valid depths stay valid: the smallest round up to one count
         counts = np.where(frame > 0, np.clip(np.rint(frame / count), 1, COUNTS), 0).astype(np.uint16)
         Image.fromarray(counts).save(folder / f"{index:06d}.png")
     note = f"z-depth = PNG value × count; 0 = invalid; unit: {unit_name}"
@@ -41,11 +41,28 @@ def _sound(frame: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def read_depth(folder: Path) -> NDArray[np.float32]:
-    """The inverse of `write_depth` to within half a count: f h w, 0 = invalid."""
+    """Read `write_depth`'s folder, to within half a count: f h w, 0 = invalid.
+
+    Raises:
+        UserError: not such a folder, or its images were changed: of another bit depth, or of several sizes.
+
+    """
     try:
         content = json.loads((folder / "depth.json").read_text())
         count, frames = float(content["count"]), int(content["frames"])
-        maps = [np.asarray(Image.open(folder / f"{i:06d}.png")) for i in range(frames)]
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        maps = [_read(folder / f"{i:06d}.png") for i in range(frames)]
+        if not maps or len({depth_map.shape for depth_map in maps}) > 1:
+            raise ValueError(
+                f"it has {frames} maps of sizes {', '.join(sorted({str(depth_map.shape) for depth_map in maps}))}"
+            )
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder} is not a depth folder of four_d ({error}); run four-d infer again") from error
     return (np.stack(maps).astype(np.float64) * count).astype(np.float32)
+
+
+def _read(file: Path) -> NDArray[np.generic]:
+    """Read counts. ValueError unless it is a 16-bit grey image: saved again with 8 bits, depths would be too small."""
+    with Image.open(file) as image:
+        if not image.mode.startswith("I"):
+            raise ValueError(f"{file.name} is not a 16-bit greyscale image (its mode is {image.mode})")
+        return np.asarray(image)

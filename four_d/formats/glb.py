@@ -1,6 +1,6 @@
-"""Binary glTF 2.0 (``.glb``): arrays in one file with the description of what they are.
+"""Binary glTF 2.0 (``.glb``): arrays and their description in one file.
 
-glTF's axes are y up and z towards the viewer, its lengths metres, its colours linear; the callers turn and convert.
+glTF's axes are y up and z towards the viewer, its lengths metres, its colours linear; callers convert.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from four_d.errors import UserError
-from four_d.formats.whole import read_whole, write_whole
+from four_d.outputs import read_whole, write_whole
 
 POINTS = 0
-"""Mode of a primitive that is a point cloud; triangles need none."""
+"""Primitive mode of a point cloud; triangles need none."""
 VERTICES, INDICES = 34962, 34963
-"""What an array of a mesh is for, as glTF asks to say."""
+"""Buffer targets of a mesh's arrays in glTF."""
 UNLIT = "KHR_materials_unlit"
 _HEADER, _CHUNK = struct.Struct("<4sII"), struct.Struct("<I4s")
 _TYPES = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}
@@ -33,13 +33,13 @@ Json = dict[str, Any]
 
 @dataclass
 class Builder:
-    """Collects arrays and the glTF objects that refer to them, then writes them."""
+    """Builder of a file from arrays and the glTF objects that refer to them."""
 
     content: Json = field(default_factory=lambda: {"asset": {"version": "2.0", "generator": "four_d"}})
     body: bytearray = field(default_factory=bytearray)
 
     def add(self, kind: str, value: Json) -> int:
-        """Index of a new object of a list such as "meshes"."""
+        """Append an object to a list such as "meshes", and return its index."""
         self.content.setdefault(kind, []).append(value)
         return len(self.content[kind]) - 1
 
@@ -51,15 +51,15 @@ class Builder:
         normalised: bool = False,
         target: int | None = VERTICES,
     ) -> int:
-        """Index of a new accessor of n values, or n rows of 2 to 4; ``bounds`` are needed for positions and times.
+        """Add an accessor of n values, or n rows of 2 to 4, and return its index; positions and times need ``bounds``.
 
-        ``target`` is None for what belongs to no mesh, such as an animation's times.
+        ``target`` is None for arrays outside meshes, such as an animation's times.
         """
         code = _CODES[values.dtype.newbyteorder("<")]
         width = 1 if values.ndim == 1 else values.shape[1]
         self.body.extend(b"\0" * (-len(self.body) % 4))
-        place: Json = {"buffer": 0, "byteOffset": len(self.body), "byteLength": values.nbytes}
-        view = self.add("bufferViews", place | ({} if target is None else {"target": target}))
+        byte_range: Json = {"buffer": 0, "byteOffset": len(self.body), "byteLength": values.nbytes}
+        view = self.add("bufferViews", byte_range | ({} if target is None else {"target": target}))
         self.body.extend(np.ascontiguousarray(values).tobytes())
         kind = next(name for name, size in _TYPES.items() if size == width)
         accessor: Json = {"bufferView": view, "componentType": code, "count": len(values), "type": kind}
@@ -71,17 +71,17 @@ class Builder:
         return self.add("accessors", accessor)
 
     def scene(self, mesh: int) -> int:
-        """Index of a node with this mesh, which is the scene."""
+        """Make a node with this mesh the scene, and return its index."""
         node = self.add("nodes", {"mesh": mesh})
         self.content["scene"] = self.add("scenes", {"nodes": [node]})
         return node
 
     def uses(self, extension: str) -> None:
-        """Name an extension that readers may do without."""
+        """Declare an extension that readers may ignore."""
         self.content.setdefault("extensionsUsed", []).append(extension)
 
     def write(self, path: Path) -> None:
-        """Write the file, whole or not at all. UserError if it cannot be."""
+        """Write the file atomically. UserError if that fails."""
         self.body.extend(b"\0" * (-len(self.body) % 4))
         content = self.content | {"buffers": [{"byteLength": len(self.body)}]}
         text = json.dumps(content, separators=(",", ":")).encode()
@@ -93,46 +93,50 @@ class Builder:
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """What a file holds."""
+    """Contents of a ``.glb`` file."""
 
     path: Path
     content: Mapping[str, Any]
     body: bytes
 
     def array(self, accessor: int) -> NDArray[np.float32] | NDArray[np.uint32]:
-        """An accessor's values, n or n × width: float32, normalised integers as the numbers they stand for.
+        """Read an accessor's values, n or n × width, as float32; normalised integers as the numbers they represent.
 
-        Integers that are not normalised come as uint32. UserError if they are not there.
+        Unsigned integers that are not normalised are uint32. UserError if the values are missing.
         """
         try:
             return self._array(self.content["accessors"][accessor])
         except (KeyError, IndexError, ValueError, TypeError) as error:
-            raise UserError(f"{self.path}: accessor {accessor} is not whole ({error}); write the file again") from error
+            raise UserError(
+                f"{self.path}: accessor {accessor} is incomplete ({error}); write the file again"
+            ) from error
 
     def _array(self, accessor: Mapping[str, Any]) -> NDArray[np.float32] | NDArray[np.uint32]:
         if "sparse" in accessor or accessor.get("extensions"):
-            raise ValueError("it is sparse or packed, which is not read here")
+            raise ValueError("it is sparse or packed, which is not supported")
         kind, width = np.dtype(_COMPONENTS[accessor["componentType"]]), _TYPES[accessor["type"]]
         view = self.content["bufferViews"][accessor["bufferView"]]
+        if view.get("buffer", 0) or view.get("extensions"):
+            raise ValueError("its bytes are packed or in another file, which is not supported")
         start = view.get("byteOffset", 0) + accessor.get("byteOffset", 0)
         stride = view.get("byteStride", kind.itemsize * width)
         shape, strides = (accessor["count"], width), (stride, kind.itemsize)
         values = np.ndarray(shape, kind, self.body, start, strides)
         values = values[:, 0] if width == 1 else values
-        if kind.kind == "f":
-            return values.astype(np.float32)
-        if not accessor.get("normalized"):
+        if not accessor.get("normalized") and kind.kind == "u":
             return values.astype(np.uint32)
+        if not accessor.get("normalized") or kind.kind == "f":
+            return values.astype(np.float32)
         return np.maximum(values / np.float32(np.iinfo(kind).max), -1).astype(np.float32)
 
 
 def read_glb(path: Path) -> Document:
-    """A ``.glb`` file. UserError if it is not one, is cut short or keeps its arrays elsewhere."""
+    """Read a ``.glb`` file. UserError if it is not one, is truncated, or has external arrays."""
     data = read_whole(path)
     try:
         magic, version, length = _HEADER.unpack_from(data)
         if magic != b"glTF" or version != 2 or length > len(data):
-            raise ValueError("not binary glTF 2.0, or cut short")
+            raise ValueError("not binary glTF 2.0, or truncated")
         size, _ = _CHUNK.unpack_from(data, _HEADER.size)
         start = _HEADER.size + _CHUNK.size
         content = json.loads(data[start : start + size])
@@ -144,12 +148,12 @@ def read_glb(path: Path) -> Document:
 
 
 def to_linear(srgb: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Display values in [0, 1] as the linear ones that glTF's colours are."""
+    """Convert display values in [0, 1] to linear ones, as glTF's colours are."""
     values = srgb.astype(np.float64)
     return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
 
 
 def to_srgb(linear: NDArray[np.floating]) -> NDArray[np.float64]:
-    """The inverse of `to_linear`."""
+    """Invert `to_linear`."""
     values = linear.astype(np.float64)
     return np.where(values <= 0.0031308, values * 12.92, 1.055 * np.maximum(values, 0) ** (1 / 2.4) - 0.055)

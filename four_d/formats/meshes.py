@@ -1,6 +1,6 @@
-"""Point clouds and meshes as binary glTF, which browsers, Blender and modelling programs open.
+"""Point clouds and meshes as binary glTF, for browsers, Blender and modelling programs.
 
-glTF's axes are y up and z back: points are turned on the way, (x, -y, -z), and the readers turn them back.
+glTF's axes are y up and z back: writers convert points to (x, -y, -z), and readers convert them back.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from four_d.geometry import unproject
 from four_d.types import Cameras
 
 STEP = 0.1
-"""Relative step of inverse depth between neighbouring pixels that parts two surfaces."""
+"""Relative step of inverse depth between neighbouring pixels that separates two surfaces."""
 _AXES = np.array([1, -1, -1], np.float32)
 
 
@@ -35,17 +35,17 @@ class Mesh:
     colours: NDArray[np.uint8]
     """n 3, RGB."""
     triangles: NDArray[np.uint32]
-    """m 3; the front is where they run anticlockwise."""
+    """m 3; vertices run anticlockwise seen from the front."""
 
 
 def depth_mesh(
     depth: Float[Tensor, "f h w"], images: Float[Tensor, "f 3 h w"], cameras: Cameras, *, step: float = STEP
 ) -> Mesh:
-    """The surface that depth maps show, in world coordinates: triangles between neighbouring pixels of each frame.
+    """Triangulate depth maps into a surface in world coordinates, between neighbouring pixels of each frame.
 
-    Cut where depth steps: inverse depth is linear in the pixel on any plane, however slanted, so two neighbours belong
-    together unless theirs differs by more than ``step`` of itself and the difference goes on to neither side. Pixels
-    without depth (not positive or not finite) have no vertex.
+    The surface is cut at depth steps: inverse depth is linear in the pixel on any plane, so two neighbours are joined
+    unless theirs differs by a fraction of more than ``step`` and the slope continues on neither side. Pixels without
+    depth (not positive or not finite) have no vertex.
     """
     front = depth.isfinite() & (depth > 0)
     inverse = torch.where(front, 1 / depth.clamp_min(1e-9), torch.zeros_like(depth))
@@ -63,7 +63,7 @@ def depth_mesh(
 
 
 def _triangles(inverse: Float[Tensor, "f h w"], front: Bool[Tensor, "f h w"], step: float) -> Tensor:
-    """Pixel indices, m 3, in row-major order of frame, row, column."""
+    """Triangles as pixel indices, m 3, in row-major order of frame, row, column."""
     across, down = _joined(inverse, front, step), _joined(inverse.mT, front.mT, step).mT
     index = torch.arange(inverse.numel(), device=inverse.device).reshape(inverse.shape)
     first, right = index[:, :-1, :-1], index[:, :-1, 1:]
@@ -74,7 +74,7 @@ def _triangles(inverse: Float[Tensor, "f h w"], front: Bool[Tensor, "f h w"], st
 
 
 def _joined(inverse: Float[Tensor, "f h w"], front: Bool[Tensor, "f h w"], step: float) -> Bool[Tensor, "f h e"]:
-    """Whether each pixel and its right neighbour, w - 1 = e of them a row, belong to one surface."""
+    """True where a pixel and its right neighbour, e = w - 1 pairs per row, belong to one surface."""
     change = inverse.diff(dim=-1)
     jump = change.abs()
     bend = change.diff(dim=-1).abs()
@@ -85,7 +85,7 @@ def _joined(inverse: Float[Tensor, "f h w"], front: Bool[Tensor, "f h w"], step:
 
 
 def write_glb_mesh(path: Path, mesh: Mesh) -> None:
-    """Write coloured triangles, seen from both sides and without light. UserError without any, or if it cannot."""
+    """Write coloured triangles, double-sided and unlit. UserError without any, or if writing fails."""
     if not len(mesh.triangles):
         raise UserError(f"there are no triangles to write to {path}; glTF holds no empty arrays")
     builder = Builder()
@@ -95,7 +95,7 @@ def write_glb_mesh(path: Path, mesh: Mesh) -> None:
 
 
 def write_glb_cloud(path: Path, cloud: PointCloud) -> None:
-    """Write coloured points; frames and confidence are left out. UserError without any, or if it cannot."""
+    """Write coloured points, without frames and confidence. UserError without any, or if writing fails."""
     if not len(cloud):
         raise UserError(f"there are no points to write to {path}; glTF holds no empty arrays")
     builder = Builder()
@@ -121,7 +121,7 @@ def _write(builder: Builder, primitive: Json, path: Path) -> None:
 
 
 def read_glb_mesh(path: Path) -> Mesh:
-    """The inverse of `write_glb_mesh`; of `write_glb_cloud` too, without triangles. UserError if it is neither."""
+    """Read a file of `write_glb_mesh`, or of `write_glb_cloud`, without triangles. UserError if it is neither."""
     document = read_glb(path)
     try:
         primitive = cast(dict[str, Any], document.content["meshes"][0]["primitives"][0])

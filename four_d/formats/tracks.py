@@ -1,4 +1,4 @@
-"""Points followed through a video, as NPZ."""
+"""Point tracks of a video, as NPZ."""
 
 from __future__ import annotations
 
@@ -12,43 +12,43 @@ from numpy.typing import NDArray
 from four_d.errors import UserError
 
 LARGE = 4_000_000
-"""Numbers of dense motion above which they are written as float16: about three digits."""
+"""Number of values of dense motion above which it is written as float16: about three digits."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrackTable:
-    """n points over t times, and in the pictures of f frames. Pixels are original ones, times seconds.
+    """Tracks of n points over t times, and in the images of f frames. Pixels are original ones, times seconds.
 
-    There are ``points`` or ``pixels`` or both: a 2D track head says nothing of space, a model without cameras nothing
-    of pictures.
+    At least one of ``points`` and ``pixels`` is set: a 2D track head predicts no positions in space, a model without
+    cameras none in images.
     """
 
     queries: NDArray[np.float32]
-    """n 3: frame, x, y of the pixels that are followed."""
+    """n 3: frame, x, y of the query pixels."""
     times: NDArray[np.float64]
     """t, ascending."""
     frame_times: NDArray[np.float64]
     """f, each one of ``times``."""
     frame_cameras: NDArray[np.int64]
-    """f: which camera each frame is of."""
+    """f: camera id of each frame."""
     visible: NDArray[np.float32]
     """n t: probability that a frame of that time sees the point."""
     moving: NDArray[np.bool_]
-    """n: whether the point moves in the world; without ``points`` whether it moves in the picture."""
+    """n: True if the point moves in the world; without ``points``, in the image."""
     unit: str
-    """What a length of 1 is."""
+    """Unit of length, in words."""
     confidence: NDArray[np.float32] | None = None
-    """n t: a track head's own that the place in the picture is right; dense motion is not trained to have any."""
+    """n t: a track head's confidence in the place in the image; dense motion is not trained to have any."""
     points: NDArray[np.float32] | None = None
     """n t 3, in the first frame's camera."""
     pixels: NDArray[np.float32] | None = None
-    """n f 2: x, y, also outside the picture."""
+    """n f 2: x, y, also outside the image."""
     motion: NDArray[np.float32] | None = None
-    """t r c 3: where the point of each of the first frame's pixels, on the model's grid, is at each time, minus where
-    it is in the first frame."""
+    """t r c 3: position of the point of each of the first frame's pixels, on the model's grid, at each time, minus its
+    position in the first frame."""
 
     def __post_init__(self) -> None:
-        """ValueError if the arrays' shapes do not belong together."""
+        """Raise ValueError if the arrays' shapes are inconsistent."""
         n, t, f = len(self.queries), len(self.times), len(self.frame_times)
         shapes = {"queries": (n, 3), "visible": (n, t), "confidence": (n, t), "moving": (n,), "frame_cameras": (f,)}
         shapes |= {"points": (n, t, 3), "pixels": (n, f, 2)}
@@ -68,12 +68,12 @@ class TrackTable:
 
     @property
     def frame_indices(self) -> NDArray[np.intp]:
-        """f: where among ``times`` each frame's time is."""
+        """f: index of each frame's time in ``times``."""
         return np.argmax(self.frame_times[:, None] == self.times, axis=1)
 
 
 def write_tracks(path: Path, table: TrackTable) -> None:
-    """Write a compressed NPZ with an array for each field that is not None; ``unit`` is a text of no axes."""
+    """Write a compressed NPZ with an array for each field that is not None; ``unit`` is a scalar text."""
     arrays: dict[str, NDArray[np.generic]] = {
         name: np.asarray(value) for name, value in vars(table).items() if value is not None
     }
@@ -83,7 +83,7 @@ def write_tracks(path: Path, table: TrackTable) -> None:
 
 
 def read_tracks(path: Path) -> TrackTable:
-    """The inverse of `write_tracks`, but for the digits that large motion lost.
+    """Read `write_tracks`' file; large motion has lost digits.
 
     Raises:
         UserError: the file is missing, damaged or another program's.

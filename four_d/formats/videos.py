@@ -1,4 +1,4 @@
-"""Pictures as an H.264 video that every player opens; takes the extra `video`."""
+"""Images as an H.264 video for all players; needs the extra `video`."""
 
 from __future__ import annotations
 
@@ -10,30 +10,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from four_d.errors import UserError
-from four_d.formats.whole import new_file
+from four_d.outputs import new_file
 
 QUALITY = "18"
 """libx264's constant rate factor: 0 is lossless, 23 its default."""
 
 
 def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], rate: float) -> None:
-    """Write RGB pictures h w 3 of one size, one after the other, none of which is held; the file appears whole or not.
+    """Stream RGB images h w 3 of one size into a file, atomically, without holding them in memory.
 
     An odd last row or column is repeated: H.264 stores colour for pairs of pixels.
 
     Raises:
-        UserError: without the extra `video`, another suffix than ``.mp4``, no pictures, or a file that cannot be
+        UserError: without the extra `video`, another suffix than ``.mp4``, no images, or a file that cannot be
             written.
 
     """
     try:
         import av
     except ImportError as error:
-        raise UserError(f"writing {path} takes PyAV; install it with: pip install 'four_d[video]'") from error
+        raise UserError(f"writing {path} needs PyAV; install it with: pip install 'four_d[video]'") from error
     if path.suffix.lower() != ".mp4":
-        raise UserError(f"{path} is no name for a video written here; end it in .mp4")
+        raise UserError(f"{path} cannot be the name of a video written here; end it in .mp4")
     count = 0
     with new_file(path) as partial, av.open(str(partial), "w") as container:
+        # players expect rates such as 30000/1001, not fractions of a float's 53 bits
         stream = container.add_stream("libx264", rate=Fraction(rate).limit_denominator(1001))
         stream.pix_fmt = "yuv420p"
         stream.options = {"crf": QUALITY}
@@ -44,5 +45,5 @@ def write_video(path: Path, frames: Iterable[NDArray[np.uint8]], rate: float) ->
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")))
             count += 1
         if not count:
-            raise UserError(f"there are no pictures to write to {path}; give one or more")
+            raise UserError(f"there are no frames to write to {path}; give one or more")
         container.mux(stream.encode())

@@ -1,4 +1,4 @@
-"""The backbone's mask of what moves, as an output."""
+"""The backbone's mask of moving pixels as an output."""
 
 from __future__ import annotations
 
@@ -8,32 +8,42 @@ from typing import Literal
 from torch import nn
 from torch.nn import functional
 
-from four_d.errors import UserError
 from four_d.layers import full_precision, full_type
+from four_d.parts import DYNAMICS, EVERY_FRAME, HeadSpec, Provision, TokenShape
 from four_d.types import Clip, Prediction, Tokens
 
 
 @dataclass(frozen=True, kw_only=True)
-class DynamicHeadConfig:
-    """Nothing to choose: the mask is the backbone's (``backbone.dynamics``)."""
+class DynamicHeadConfig(HeadSpec):
+    """Config without settings: the mask is the backbone's (``backbone.dynamics``)."""
 
     kind: Literal["dynamic"] = "dynamic"
 
-    def build(self, *, token_width: int, rounds: int, patch_size: int) -> DynamicHead:  # noqa: ARG002 - all heads' builds have one signature
-        """It has no weights."""
-        return DynamicHead()
+    @property
+    def requires(self) -> frozenset[Provision]:
+        """The mask, and token rows of every frame."""
+        return frozenset({EVERY_FRAME, DYNAMICS})
+
+    @property
+    def provides(self) -> tuple[str, ...]:
+        """The mask per pixel and its logits per patch."""
+        return "dynamic", "dynamic_logits"
+
+    def build(self, shape: TokenShape) -> DynamicHead:  # noqa: ARG002 - it has no weights
+        """Build the module, which has no weights."""
+        return DynamicHead(self)
 
 
 class DynamicHead(nn.Module):
-    """Sets ``dynamic``, bilinearly enlarged to the image's size, and ``dynamic_logits`` per patch."""
+    """Head of ``dynamic``, upsampled bilinearly to the image's size, and ``dynamic_logits`` per patch."""
 
-    rounds: tuple[int, ...] = ()
-    queried = False
+    def __init__(self, config: DynamicHeadConfig) -> None:
+        super().__init__()
+        self.config, self.rounds = config, tuple[int, ...]()
 
     def forward(self, tokens: Tokens, clip: Clip) -> Prediction:
-        """UserError if the backbone does not look for what moves."""
-        if tokens.dynamic_logits is None:
-            raise UserError("the dynamic head needs backbone.dynamics; set {kind: dynamics} there or remove the head")
+        """Upsample the backbone's mask."""
+        assert tokens.dynamic_logits is not None  # of DYNAMICS
         with full_precision(tokens.dynamic_logits.device):
             logits = tokens.dynamic_logits.to(full_type(tokens.dynamic_logits.dtype)).unflatten(-1, tokens.grid)
             large = functional.interpolate(logits, size=clip.images.shape[-2:], mode="bilinear")

@@ -1,8 +1,7 @@
-"""A share of the motion that frames' comparison found: what a small head need not learn about where things went (ours).
+"""Initialisation of offsets from matched motion, scaled by a learned weight: for small heads (ours).
 
-A place in another frame is a ray, on which the point is then. How far along it is not known; the point of the ray that
-is nearest to where it was is the least motion that agrees with what was found: none for what stands still, as far as
-its depth and the place found are right.
+A match in another frame constrains the point to a ray, at unknown distance. The ray's point nearest to the old
+position gives the least motion that agrees with the match: none for static points, as far as depth and match are right.
 """
 
 from __future__ import annotations
@@ -19,11 +18,12 @@ from four_d.types import Cameras, Matches
 
 
 class Followed(nn.Module):
-    """Per pixel and time a learned share of the `least_motion`; 0 at the start. The matches learn nothing from it."""
+    """Learned fraction, per pixel and time, of the `least_motion`; initially 0. No gradient reaches the matches."""
 
     def __init__(self, width: int, *, patch_size: int, times: int) -> None:
         super().__init__()
         self.patch_size, self.times = patch_size, times
+        # a name in checkpoints: do not rename
         self.share = Linear(width, times * patch_size**2)
         for parameter in self.share.parameters():
             nn.init.zeros_(parameter)
@@ -37,21 +37,21 @@ class Followed(nn.Module):
         rows: Int[Tensor, "b k"],
         cameras: Cameras | None,
     ) -> Float[Tensor, "b t k h w 3"]:
-        """``rows`` of the matches are the tokens'; ``cameras`` and ``means`` are in one world.
+        """Compute the offsets; ``rows`` are the tokens' rows among the matches, ``cameras`` and ``means`` in one world.
 
-        UserError where the backbone compared nothing.
+        UserError where the backbone gives no matches.
         """
         if matches is None or cameras is None:
             raise UserError(
-                "the gaussian head follows what frames' comparison finds, and the backbone compares none; set "
-                "model.backbone.correlation={kind: correlation} with the spacetime backbone, or the head's follow=false"
+                "the gaussian head follows matches between frames, and the backbone makes none; set its "
+                "follow=false, or 'model.backbone.correlation={}' with the spacetime backbone"
             )
         size = self.patch_size
-        share = self.share(tokens).unflatten(-1, (self.times, size, size)).unflatten(2, grid)  # b k r c t y x
-        share = share.permute(0, 4, 1, 2, 5, 3, 6).flatten(3, 4).flatten(4, 5)
+        fraction = self.share(tokens).unflatten(-1, (self.times, size, size)).unflatten(2, grid)  # b k r c t y x
+        fraction = fraction.permute(0, 4, 1, 2, 5, 3, 6).flatten(3, 4).flatten(4, 5)
         steps = pick(matches.steps.transpose(1, 2), rows).transpose(1, 2)
         frames = pick(matches.frames.transpose(1, 2), rows).transpose(1, 2)
-        return share[..., None] * least_motion(means.detach(), steps.detach().to(means), frames, cameras)
+        return fraction[..., None] * least_motion(means.detach(), steps.detach().to(means), frames, cameras)
 
 
 def least_motion(
@@ -60,7 +60,7 @@ def least_motion(
     frames: Int[Tensor, "b t k"],
     cameras: Cameras,
 ) -> Float[Tensor, "b t k h w 3"]:
-    """From each pixel's point to the nearest on the ray of the place, ``steps`` pixels on, where a frame shows it then.
+    """Displacement from each pixel's point to the nearest point on the ray of its match, ``steps`` pixels away.
 
     No motion where that point would be behind the camera.
 
@@ -71,10 +71,10 @@ def least_motion(
     height, width = points.shape[2:4]
     rows = torch.arange(height, device=points.device) * steps.shape[3] // height
     columns = torch.arange(width, device=points.device) * steps.shape[4] // width
-    places = pixel_centres(height, width, points) + steps[:, :, :, rows[:, None], columns]
+    pixels = pixel_centres(height, width, points) + steps[:, :, :, rows[:, None], columns]
     poses, intrinsics = (pick(each.to(points), frames) for each in (cameras.world_from_camera, cameras.intrinsics))
-    local = rays(intrinsics, places.flatten(3, 4))
+    local = rays(intrinsics, pixels.flatten(3, 4))
     directions = nn.functional.normalize(local @ poses[..., :3, :3].mT, dim=-1).unflatten(3, (height, width))
-    away = points[:, None] - poses[..., None, None, :3, 3]
-    along = (away * directions).sum(-1, keepdim=True)
-    return torch.where(along > 0, along * directions - away, 0)
+    offset = points[:, None] - poses[..., None, None, :3, 3]
+    along = (offset * directions).sum(-1, keepdim=True)
+    return torch.where(along > 0, along * directions - offset, 0)

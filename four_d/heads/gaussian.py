@@ -1,11 +1,12 @@
 """Deformable Gaussians, one per pixel of each key frame, with a translation per time (DGS-LRM, arXiv 2506.09997).
 
-Activations are GS-LRM's (arXiv 2404.19702) where DGS-LRM says nothing. Only translations change over time.
+Activations are GS-LRM's (arXiv 2404.19702) where DGS-LRM gives none. Only translations change over time.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -14,60 +15,67 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from four_d.abilities import Hint, Use
 from four_d.errors import UserError
 from four_d.geometry import pixel_centres, pixel_rays, rebase
 from four_d.heads.dense import inverse_log
 from four_d.heads.followed import Followed
 from four_d.layers import Linear, full_precision, full_type
-from four_d.query import distinct_times, kept
+from four_d.parts import EVERY_FRAME, MATCHES, HeadSpec, Provision, TokenShape
+from four_d.query import distinct_times, non_references
 from four_d.types import Clip, Gaussians, Prediction, Tokens
 
 Depth = Literal["sigmoid_disparity", "sigmoid_linear", "exp"]
-REST = 11
+APPEARANCE = 11
 """Channels beside position and offsets: RGB 3, quaternion 4, scale 3, opacity 1."""
 DEGREE_0 = 0.5 / math.sqrt(math.pi)
 """The constant spherical harmonic."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class GaussianHeadConfig:
+class GaussianHeadConfig(HeadSpec):
     """Sizes and activations of the `GaussianHead`."""
 
     kind: Literal["gaussian"] = "gaussian"
     frames: int = 24
-    """Times that a clip has, each of which gets an offset; references not counted."""
+    """Number of distinct times of a clip, each with an offset; references not counted."""
     hidden: int | None = None
     """Channels between its two layers; None: the backbone's token width."""
     every: int | None = None
-    """Key frames are each every-th frame of the first frame's camera, in time order. None: all frames that the backbone
-    gives tokens of; for `spacetime`, whose tokens are of its key frames, there is no other choice."""
+    """Stride of key frames among the frames of the first frame's camera, in time order. None: all frames with token
+    rows, the only choice for `spacetime`, whose rows are its key frames."""
     position: Literal["ray", "point"] = "ray"
     """``ray``: a distance along the pixel's ray, for which the cameras must be known. ``point``: x, y and z as those of
     point maps, for backbones that need no cameras."""
     depth: Depth = "sigmoid_disparity"
-    """From a number to a distance along the ray: between ``near`` and ``far`` evenly in its inverse or in itself, or
-    its logarithm."""
+    """Activation of the distance along the ray: a sigmoid between ``near`` and ``far``, in disparity or in distance, or
+    exp."""
     near: float = 0.1
+    """Least distance along the ray, in the data's unit of length; above 0 and below ``start`` (ours)."""
     far: float = 100.0
+    """Largest distance along the ray, in the data's unit of length; above ``start`` (ours)."""
     start: float = 1.0
-    """Distance at which Gaussians start out (ours)."""
+    """Initial distance of Gaussians (ours)."""
     unit: float = 1.0
-    """Scales are min(exp(g + scale_start) · unit, largest)."""
+    """Scales are min(exp(g + scale_start) · unit, largest). To start about a pixel wide, a tenth of ``unit`` should be
+    ``start`` over the number of pixels of the longer side: at 26 pixels rendering takes forty times the work."""
     largest: float = 0.3
+    """Largest scale of a Gaussian, in the data's unit of length. 0.3: GS-LRM's."""
     scale_start: float = -2.3
+    """Bias of the scales' logarithms. −2.3, a tenth of ``unit``: GS-LRM's."""
     opacity_start: float = -2.0
-    """Opacity is the logistic function of g + opacity_start."""
+    """Bias of the opacity, the logistic function of g + opacity_start."""
     from_pixels: bool = True
-    """Colours start out as the pixels' own (ours: they need not be learned then)."""
+    """Initialise colours from the pixels (ours: they need not be learned then)."""
     offsets: bool = True
-    """False: nothing moves, the network being the same but for what ``follow`` adds."""
+    """Move Gaussians over time. False: all are static, with the same network except for what ``follow`` adds."""
     follow: bool = False
-    """Offsets begin from a learned share of the motion that the backbone found by comparing frames (`Followed`)."""
+    """Add a learned fraction of the backbone's matched motion to the offsets (`Followed`)."""
 
     def __post_init__(self) -> None:
         if any(each is not None and each < 1 for each in (self.frames, self.every, self.hidden)):
             raise UserError("frames, every and hidden must be at least 1")
-        if self.depth != "exp" and not 0 < self.near < self.start < self.far:
+        if self.position == "ray" and self.depth != "exp" and not 0 < self.near < self.start < self.far:
             raise UserError(
                 f"near {self.near:g}, start {self.start:g} and far {self.far:g} are distances; choose "
                 "0 < near < start < far"
@@ -75,9 +83,46 @@ class GaussianHeadConfig:
         if min(self.start, self.unit, self.largest) <= 0:
             raise UserError("start, unit and largest must be positive")
 
-    def build(self, *, token_width: int, rounds: int, patch_size: int) -> GaussianHead:
-        """It reads the last round."""
-        return GaussianHead(self, token_width=token_width, last_round=rounds - 1, patch_size=patch_size)
+    @property
+    def without_effect(self) -> dict[str, str]:
+        """Settings that nothing reads → why."""
+        unread = dict[str, str]()
+        if self.position == "point":
+            unread |= dict.fromkeys(("depth", "near", "far"), "where position is point")
+        elif self.depth == "exp":
+            unread |= dict.fromkeys(("near", "far"), "where depth is exp")
+        return unread if self.offsets else {**unread, "follow": "where offsets are false"}
+
+    @property
+    def provides(self) -> tuple[str, ...]:
+        """Gaussians and their key frames."""
+        return "gaussians", "key_frames"
+
+    @property
+    def requires(self) -> frozenset[Provision]:
+        """Token rows of every frame if ``every`` chooses among them; matches with ``follow``."""
+        return frozenset(
+            ([] if self.every is None else [EVERY_FRAME.otherwise("set model.heads.{name}.every=null")])
+            + ([MATCHES.otherwise(f"{MATCHES.remedy}, or model.heads.{{name}}.follow=false")] if self.follow else [])
+        )
+
+    @property
+    def takes(self) -> Mapping[Hint, Use]:
+        """Cameras, required if Gaussians lie on their rays."""
+        return {"intrinsics": "required", "poses": "required"} if self.position == "ray" else {}
+
+    @property
+    def gaussian_times(self) -> int:
+        """Number of times, one offset each."""
+        return self.frames
+
+    def key_frames(self, row_stride: int) -> tuple[int, int | None]:
+        """Frames of every row, or some of the first camera's."""
+        return (-(-self.frames // row_stride), None) if self.every is None else (-(-self.frames // self.every), 1)
+
+    def build(self, shape: TokenShape) -> GaussianHead:
+        """Build the module, which reads the last round."""
+        return GaussianHead(self, shape)
 
 
 def distance(raw: Float[Tensor, "*b"], depth: Depth, near: float, far: float) -> Float[Tensor, "*b"]:
@@ -91,54 +136,53 @@ def distance(raw: Float[Tensor, "*b"], depth: Depth, near: float, far: float) ->
             return raw.exp()
 
 
-def undo_distance(wanted: float, depth: Depth, near: float, far: float) -> float:
-    """The number of which `distance` makes ``wanted``."""
+def undo_distance(target: float, depth: Depth, near: float, far: float) -> float:
+    """Inverse of `distance`: the raw number for the distance ``wanted``."""
     if depth == "exp":
-        return math.log(wanted)
-    ends = (near, far, wanted) if depth == "sigmoid_linear" else (1 / far, 1 / near, 1 / wanted)
-    share = (ends[2] - ends[0]) / (ends[1] - ends[0])
-    return math.log(share / (1 - share))
+        return math.log(target)
+    bounds = (near, far, target) if depth == "sigmoid_linear" else (1 / far, 1 / near, 1 / target)
+    fraction = (bounds[2] - bounds[0]) / (bounds[1] - bounds[0])
+    return math.log(fraction / (1 - fraction))
 
 
 def forward_points(height: int, width: int, z: float, like: Tensor) -> Float[Tensor, "height width 3"]:
-    """Where a camera whose focal length is the image's longer side sees all pixels' centres at depth ``z``."""
+    """Points at depth ``z`` through all pixel centres of a camera whose focal length is the image's longer side."""
     centres = pixel_centres(height, width, like) - torch.tensor([width / 2, height / 2], device=like.device)
     return z * functional.pad(centres / max(height, width), (0, 1), value=1.0)
 
 
 class GaussianHead(nn.Module):
-    """Sets ``gaussians`` and ``key_frames``: LayerNorm, two linear layers, then activations. Always in full precision.
+    """Head of ``gaussians`` and ``key_frames``: LayerNorm, two linear layers, then activations, in full precision.
 
-    Each token gives all pixels of its patch. Offsets start out as nothing: the model begins static.
+    Each token gives all pixels of its patch. Offsets are initialised to zero: the model begins static.
     """
 
-    def __init__(self, config: GaussianHeadConfig, *, token_width: int, last_round: int, patch_size: int) -> None:
+    def __init__(self, config: GaussianHeadConfig, shape: TokenShape) -> None:
         super().__init__()
-        self.rounds, self.queried = (last_round,), False
-        self.config, self.patch_size = config, patch_size
-        self.place = 1 if config.position == "ray" else 3
-        self.channels = self.place + REST + 3 * config.frames
-        hidden = token_width if config.hidden is None else config.hidden
-        self.norm = nn.LayerNorm(token_width)
-        self.hidden = Linear(token_width, hidden)
-        self.out = Linear(hidden, patch_size**2 * self.channels)
+        self.config, self.patch_size, self.rounds = config, shape.patch_size, (shape.rounds - 1,)
+        self.position_channels = 1 if config.position == "ray" else 3
+        self.channels = self.position_channels + APPEARANCE + 3 * config.frames
+        hidden = shape.width if config.hidden is None else config.hidden
+        self.norm = nn.LayerNorm(shape.width)
+        self.hidden = Linear(shape.width, hidden)
+        self.out = Linear(hidden, shape.patch_size**2 * self.channels)
         follow = config.follow and config.offsets
-        self.followed = Followed(hidden, patch_size=patch_size, times=config.frames) if follow else None
-        self._begin()
+        self.followed = Followed(hidden, patch_size=shape.patch_size, times=config.frames) if follow else None
+        self._initialise()
 
     @torch.no_grad()
-    def _begin(self) -> None:
-        """Everything near its activation's start, and the offsets' rows at zero."""
+    def _initialise(self) -> None:
+        """Initialise outputs near their activations' start, and the offsets' rows at zero."""
         nn.init.normal_(self.out.weight, std=0.02)
         assert self.out.bias is not None
         nn.init.zeros_(self.out.bias)
-        self.out.weight.unflatten(0, (-1, self.channels))[:, self.place + REST :] = 0
-        quaternion = self.place + 3
+        self.out.weight.unflatten(0, (-1, self.channels))[:, self.position_channels + APPEARANCE :] = 0
+        quaternion = self.position_channels + 3
         self.out.bias.unflatten(0, (-1, self.channels))[:, quaternion] = 1  # the identity
 
     def forward(self, tokens: Tokens, clip: Clip) -> Prediction:
-        """UserError where the clip has not as many times as the head gives offsets for, where clips of a batch have
-        different numbers of key frames, or where rays are asked for and there are no cameras.
+        """Predict Gaussians. UserError where the clip's number of times differs from the head's offsets, clips of a
+        batch have different numbers of key frames, or rays need cameras that are missing.
         """
         times = distinct_times(clip, self.config.frames)
         rows = key_rows(tokens, clip, self.config.every)
@@ -152,24 +196,26 @@ class GaussianHead(nn.Module):
             if self.followed is not None and gaussians.offsets is not None:
                 means, cameras = gaussians.means.unflatten(1, raw.shape[1:4]), clip.cameras
                 cameras = None if cameras is None else rebase(cameras)
-                found = self.followed(mixed, tokens.grid, means, tokens.matches, rows, cameras)
-                gaussians = replace(gaussians, offsets=gaussians.offsets + found.flatten(2, 4))
+                matched = self.followed(mixed, tokens.grid, means, tokens.matches, rows, cameras)
+                gaussians = replace(gaussians, offsets=gaussians.offsets + matched.flatten(2, 4))
         return Prediction(gaussians=gaussians, key_frames=frames)
 
     def _pixels(self, mixed: Float[Tensor, "b r p c"], grid: tuple[int, int]) -> Float[Tensor, "b r h w o"]:
         """Each pixel's raw numbers."""
         raw = self.out(mixed)
         size = self.patch_size
-        laid = raw.unflatten(-1, (size, size, self.channels)).unflatten(2, grid)  # b r rows columns y x o
-        return laid.transpose(3, 4).flatten(4, 5).flatten(2, 3)
+        per_pixel = raw.unflatten(-1, (size, size, self.channels)).unflatten(2, grid)  # b r rows columns y x o
+        return per_pixel.transpose(3, 4).flatten(4, 5).flatten(2, 3)
 
     def _activate(
         self, raw: Float[Tensor, "b k h w o"], clip: Clip, frames: Int[Tensor, "b k"], times: Float[Tensor, "b t"]
     ) -> Gaussians:
-        """In the first frame's camera coordinates."""
+        """Activate raw numbers to Gaussians in the first frame's camera coordinates."""
         config = self.config
-        means = self._rays(raw[..., 0], clip, frames) if self.place == 1 else self._points(raw[..., :3])
-        colour, quats, scales, opacities, moved = raw[..., self.place :].split([3, 4, 3, 1, 3 * config.frames], dim=-1)
+        means = self._rays(raw[..., 0], clip, frames) if self.position_channels == 1 else self._points(raw[..., :3])
+        colour, quats, scales, opacities, moved = raw[..., self.position_channels :].split(
+            [3, 4, 3, 1, 3 * config.frames], dim=-1
+        )
         if config.from_pixels:
             index = torch.arange(len(frames), device=frames.device)[:, None]
             colour = colour + (clip.images[index, frames].movedim(2, -1).to(colour.dtype) - 0.5) / DEGREE_0
@@ -188,45 +234,45 @@ class GaussianHead(nn.Module):
     def _rays(
         self, raw: Float[Tensor, "b k h w"], clip: Clip, frames: Int[Tensor, "b k"]
     ) -> Float[Tensor, "b k h w 3"]:
-        """On the rays of the key frames' cameras. UserError where they are unknown."""
+        """Positions on the rays of the key frames' cameras. UserError where these are unknown."""
         config, cameras = self.config, clip.cameras
-        if cameras is None or (cameras.known is not None and not _every(cameras.known)):
+        if cameras is None or (cameras.known is not None and not _all_true(cameras.known)):
             raise UserError(
-                "this model's Gaussians lie on rays of known cameras, and a frame comes without; give them "
+                "this model's Gaussians lie on rays of known cameras, and a frame has none; give them "
                 "(--cameras), or take a model of configs/unified.yaml, which needs none"
             )
         centres, directions = pixel_rays(rebase(cameras), raw.shape[2], raw.shape[3])
         index = torch.arange(len(frames), device=frames.device)[:, None]
-        begin = undo_distance(config.start, config.depth, config.near, config.far)
-        along = distance(raw + begin, config.depth, config.near, config.far)
+        initial = undo_distance(config.start, config.depth, config.near, config.far)
+        along = distance(raw + initial, config.depth, config.near, config.far)
         return centres[index, frames][:, :, None, None] + along[..., None] * directions[index, frames]
 
     def _points(self, raw: Float[Tensor, "b k h w 3"]) -> Float[Tensor, "b k h w 3"]:
-        """`inverse_log`, starting from `forward_points`: where the first camera might see them."""
-        begin = forward_points(raw.shape[2], raw.shape[3], self.config.start, raw)
-        return inverse_log(raw + begin.sign() * begin.abs().log1p())
+        """Positions by `inverse_log`, starting from `forward_points`: in front of the first camera."""
+        initial = forward_points(raw.shape[2], raw.shape[3], self.config.start, raw)
+        return inverse_log(raw + initial.sign() * initial.abs().log1p())
 
 
-def _every(mask: Tensor) -> bool:
+def _all_true(mask: Tensor) -> bool:
     return torch.compiler.is_compiling() or torch.compiler.is_exporting() or bool(mask.all())
 
 
 def key_rows(tokens: Tokens, clip: Clip, every: int | None) -> Int[Tensor, "b k"]:
     """Token rows of the key frames, in time order (`GaussianHeadConfig.every`).
 
-    UserError where clips of a batch differ in their number. In a program that is exported all rows count as one
-    camera's, and none as a reference.
+    UserError where clips of a batch differ in their number. In an exported program all rows count as one camera's, and
+    none as a reference.
     """
     frames = tokens.frames.expand(len(clip.times), -1)
-    wanted, times = kept(clip).gather(1, frames), clip.times.gather(1, frames)
+    selected, times = non_references(clip).gather(1, frames), clip.times.gather(1, frames)
     if every is not None:
-        wanted = wanted & (clip.camera_ids.gather(1, frames) == clip.camera_ids[:, :1])
-    counts = wanted.sum(1)
-    if not _every(counts == counts[0]):
+        selected = selected & (clip.camera_ids.gather(1, frames) == clip.camera_ids[:, :1])
+    counts = selected.sum(1)
+    if not _all_true(counts == counts[0]):
         raise UserError(
             f"clips of one batch have {int(counts.min())} to {int(counts.max())} frames to take Gaussians from; give "
             "each as many (in training data.sampling.one_camera_share=1)"
         )
-    order = torch.where(wanted, times, torch.inf).argsort(dim=1, stable=True)
+    order = torch.where(selected, times, torch.inf).argsort(dim=1, stable=True)
     count = order.shape[1] if torch.compiler.is_exporting() else int(counts[0])
     return order[:, : count : 1 if every is None else every]

@@ -1,21 +1,20 @@
-"""A query that enters after the shared stack: one encoding, then a light decoding for each query time (ours).
+"""Late query decoder: one encoding by the shared backbone, then a light decoding for each query time (ours).
 
-DePT3R's query enters before the stack, so every time costs a pass. Here each frame's tokens look at their own frame and
-at the query frame only, in a few blocks (the idea of late queries: D4RT 2512.08924, V-DPM 2601.09499, 4RC 2602.10094).
+DePT3R's query enters before the backbone, so every time costs a pass. Here each frame's tokens attend to their own
+frame and to the query frame only, in a few blocks (late queries: D4RT 2512.08924, V-DPM 2601.09499, 4RC 2602.10094).
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from four_d.correlation import CorrelationConfig, Found, by_patch, fetch
+from four_d.correlation import CorrelationConfig, SoftMatches, by_patch, fetch
 from four_d.errors import UserError
 from four_d.layers import AttentionBackend, Block, Linear, full_precision, full_type, grid_positions, rotation_tables
 from four_d.query import Query, QueryConfig, frames_at, reference_frames
@@ -26,25 +25,34 @@ from four_d.types import Clip, Tokens
 class QueryDecoderConfig:
     """Sizes of a `QueryDecoder`."""
 
-    kind: Literal["query_decoder"] = "query_decoder"
     width: int = 512
+    """Channels of the decoder's tokens, a multiple of four times ``heads``."""
     depth: int = 2
-    """Blocks."""
+    """Number of blocks."""
     heads: int = 8
+    """Attention heads of each block."""
     mlp_ratio: float = 4.0
+    """Hidden channels of the blocks' perceptrons as a multiple of ``width``."""
     layer_scale: float | None = 0.01
+    """Initial factor of the blocks' residual branches; None leaves it out. Small values learn slowly from scratch."""
     rope_base: float = 100.0
+    """Base of the rotary position embedding's frequencies (rows and columns of patches); the backbone's default."""
     attention: AttentionBackend = "sdpa"
+    """Implementation of attention; results are equal (``model.backbone.attention``)."""
     gaps: bool = False
-    """As `query.QueryConfig.gaps`."""
+    """Encode the seconds between each frame and the query (`query.QueryConfig.gaps`)."""
     correlation: CorrelationConfig | None = None
-    """The backbone's, if frames are to be compared with the query frame here."""
+    """Config equal to the backbone's, to match frames with the query frame here; None: no matching."""
     values: int = 16
-    """Where frames are compared: numbers per cell that each frame and the query frame, where it shows the same, are
-    told apart by."""
+    """Learned numbers per cell whose difference between a frame and its match in the query frame is used (`Change`)."""
+
+    @property
+    def without_effect(self) -> dict[str, str]:
+        """Settings that nothing reads → why."""
+        return {} if self.correlation is not None else {"values": "without correlation"}
 
     def build(self, *, token_width: int, rounds: tuple[int, ...]) -> QueryDecoder:
-        """UserError where sizes do not fit each other."""
+        """Build the module. UserError where sizes do not fit each other."""
         if self.width % self.heads or (self.width // self.heads) % 4:
             raise UserError(
                 f"query decoder: width {self.width} over {self.heads} heads must be a multiple of 4 each; change either"
@@ -67,9 +75,9 @@ class QueryDecoderConfig:
 
 
 class Change(nn.Module):
-    """What to add to the tokens: how learned numbers differ between each cell and where the query frame shows the same.
+    """Addition to the tokens: difference of learned numbers between each cell and its match in the query frame.
 
-    Motion is such a difference, that of the points' coordinates.
+    Motion is such a difference, of the points' coordinates.
     """
 
     def __init__(self, cells: int, values: int, width: int) -> None:
@@ -79,19 +87,23 @@ class Change(nn.Module):
         self.project = nn.Linear(values * cells**2, width)
 
     def forward(
-        self, tokens: Float[Tensor, "b f p e"], grid: tuple[int, int], references: Int[Tensor, "b f"], found: Found
+        self,
+        tokens: Float[Tensor, "b f p e"],
+        grid: tuple[int, int],
+        references: Int[Tensor, "b f"],
+        matches: SoftMatches,
     ) -> Float[Tensor, "b f p e"]:
-        """Zero where there is no difference."""
-        laid = self.values(tokens).flatten(0, 1).mT.unflatten(-1, grid)
-        values = functional.pixel_shuffle(laid, self.cells).movedim(1, -1).unflatten(0, tokens.shape[:2])
+        """Compute the addition; zero where there is no difference."""
+        maps = self.values(tokens).flatten(0, 1).mT.unflatten(-1, grid)
+        values = functional.pixel_shuffle(maps, self.cells).movedim(1, -1).unflatten(0, tokens.shape[:2])
         with full_precision(tokens.device):
             values = values.to(full_type(values.dtype))
-            change = fetch(values, references, found.place) - values
+            change = fetch(values, references, matches.displacement) - values
         return self.project(by_patch(change, self.cells))
 
 
 class QueryDecoder(nn.Module):
-    """Adds to the token maps what a query time says. It adds nothing at the start."""
+    """Conditioning of token maps on a query time. Initially it adds nothing."""
 
     def __init__(
         self,
@@ -118,18 +130,20 @@ class QueryDecoder(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, tokens: Tokens, clip: Clip, query: Float[Tensor, "b"]) -> Tokens:
-        """The token maps of its rounds for one query time. UserError: see `query.frames_at`."""
+        """Condition the token maps of its rounds on one query time. UserError: see `query.frames_at`."""
         last = tokens.patches[tokens.rounds.index(self.rounds[-1])]
-        there = reference_frames(frames_at(clip, query), clip.camera_ids)
-        own = self.project(self.norm(last.to(full_type(last.dtype))))
-        asked, found = self.query(clip, query, own, tokens.features)
-        if self.change is not None and found is not None:
-            asked = asked + self.change(own, tokens.grid, there, found).to(asked.dtype)
-        own = asked
-        # The same frames' tokens again, for every frame that looks at them.
-        others = own[torch.arange(len(own), device=own.device)[:, None], there]
-        b, f, p, _ = own.shape
-        x = torch.cat([own, others], dim=2).flatten(0, 1)
+        query_rows = reference_frames(frames_at(clip, query), clip.camera_ids)
+        frame_tokens = self.project(self.norm(last.to(full_type(last.dtype))))
+        conditioned, matches = self.query(clip, query, frame_tokens, tokens.features)
+        if self.change is not None and matches is not None:
+            conditioned = conditioned + self.change(frame_tokens, tokens.grid, query_rows, matches).to(
+                conditioned.dtype
+            )
+        frame_tokens = conditioned
+        # Repeat the query frames' tokens for every frame that attends to them.
+        query_tokens = frame_tokens[torch.arange(len(frame_tokens), device=frame_tokens.device)[:, None], query_rows]
+        b, f, p, _ = frame_tokens.shape
+        x = torch.cat([frame_tokens, query_tokens], dim=2).flatten(0, 1)
         positions = grid_positions(*tokens.grid, 0, x.device).repeat(2, 1)
         rotation = rotation_tables(positions, self.head_width, self.rope_base, full_type(x.dtype))
         for block in self.blocks:
@@ -137,7 +151,7 @@ class QueryDecoder(nn.Module):
         x = self.norm_out(x[:, :p]).unflatten(0, (b, f))
         maps = list(tokens.patches)
         for round_, layer in zip(self.rounds, self.out, strict=True):
-            place = tokens.rounds.index(round_)
-            maps[place] = maps[place] + layer(x)
-        logits = None if found is None else found.logits[:, None]
+            position = tokens.rounds.index(round_)
+            maps[position] = maps[position] + layer(x)
+        logits = None if matches is None else matches.logits[:, None]
         return dataclasses.replace(tokens, patches=tuple(maps), match_logits=logits)

@@ -1,4 +1,4 @@
-"""Pixels followed through the video, by refinement against correlation (VGGT's track head, arXiv 2503.11651 §3.3).
+"""Point tracks through the video, refined by correlation (VGGT's track head, arXiv 2503.11651 §3.3).
 
 The design is CoTracker2's (arXiv 2307.07635) as VGGSfM (arXiv 2312.04563) uses it; the numbers are VGGT's.
 """
@@ -16,11 +16,12 @@ from torch.nn import functional
 
 from four_d.errors import UserError
 from four_d.heads.dense import LEVELS, DenseFeatures, spread_rounds
-from four_d.layers import AttentionBackend, Mlp, attention, full_precision
+from four_d.layers import AttentionBackend, ContextAttention, Mlp, full_precision
+from four_d.parts import EVERY_FRAME, HeadSpec, Provision, TokenShape
 from four_d.types import Clip, Prediction, Tokens
 
 FLOW_SCALE = 518.0
-"""Movements enter the network divided by this too, whatever the image's size."""
+"""Divisor of the movements as a second input of the network, whatever the image's size."""
 POSITION_BASE = 10000.0
 FLOW_FREQUENCY = 1000.0
 """Radians per cell that the embedding of movements comes close to."""
@@ -34,7 +35,7 @@ Cells = Float[Tensor, "b f n 2"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrackHeadConfig:
+class TrackHeadConfig(HeadSpec):
     """Sizes of a `TrackHead`; the defaults are VGGT-1B's, but for ``rounds`` (its own are 4, 11, 17, 23)."""
 
     kind: Literal["track"] = "track"
@@ -47,26 +48,46 @@ class TrackHeadConfig:
     down_ratio: int = 2
     """The feature maps have 1 / down_ratio of the image's side."""
     levels: int = 7
-    """Of the pyramid of feature maps, each half the size of the one before."""
+    """Levels of the pyramid of feature maps, each half the size of the one before."""
     radius: int = 4
-    """Correlation looks this many cells around, at every level."""
+    """Radius of the correlation window in cells, at every level."""
     hidden: int = 384
+    """Channels of the transformer that refines, a multiple of ``heads``. 384: VGGT's."""
     depth: int = 6
     """Blocks over time, and blocks over points, of the transformer that refines."""
     heads: int = 8
+    """Attention heads of each of its blocks. 8: VGGT's."""
     virtual: int = 64
-    """Tokens through which points exchange what they know."""
+    """Virtual tracks through which points exchange information."""
     iterations: int = 4
+    """Refinements of the tracks, at least 1. 4: VGGT's."""
     grid: tuple[int, int] | None = None
-    """Rows and columns of points of the first frame to follow where the clip names none: one per cell of a grid, in its
-    middle, or anywhere in it during training. None: then nothing is predicted, and nothing can be learned."""
+    """Grid (rows, columns) of first-frame points to track where the clip has no query points: the middle of each cell,
+    or a random pixel of it during training. None: nothing is predicted then, and nothing can be learned."""
     chunk: int = 8
-    """Frames at once while feature maps are made (bounds memory outside training)."""
+    """Frames whose feature maps are computed at once (bounds memory outside training)."""
     attention: AttentionBackend = "sdpa"
+    """Implementation of attention; results are equal (``model.backbone.attention``)."""
 
-    def build(self, *, token_width: int, rounds: int, patch_size: int) -> TrackHead:
-        """Raises UserError where sizes do not fit each other."""
-        chosen = spread_rounds(rounds) if self.rounds is None else self.rounds
+    @property
+    def provides(self) -> tuple[str, ...]:
+        """Tracks, their visibility and confidence, and every refinement."""
+        sure = ("pixel_tracks_visible", "pixel_tracks_confidence")
+        return "pixel_tracks", *sure, *(f"{name}_logits" for name in sure), "pixel_track_stages"
+
+    @property
+    def answers_points(self) -> bool:
+        """True: it tracks them through the frames."""
+        return True
+
+    @property
+    def requires(self) -> frozenset[Provision]:
+        """Token rows of every frame."""
+        return frozenset({EVERY_FRAME})
+
+    def build(self, shape: TokenShape) -> TrackHead:
+        """Build the module. UserError where sizes do not fit each other."""
+        chosen = spread_rounds(shape.rounds) if self.rounds is None else self.rounds
         if len(chosen) != LEVELS or len(self.channels) != LEVELS:
             raise UserError(
                 f"track head: rounds {list(chosen)} and channels {list(self.channels)} must be {LEVELS} numbers each"
@@ -75,51 +96,22 @@ class TrackHeadConfig:
             raise UserError(f"track head: features {self.features} must be a multiple of 4")
         if self.hidden % self.heads:
             raise UserError(f"track head: {self.heads} heads do not divide hidden {self.hidden}; change one of them")
-        maps = DenseFeatures(
-            token_width=token_width,
-            rounds=tuple(chosen),
-            channels=self.channels,
-            features=self.features,
-            out_features=self.features,
-            patch_size=patch_size,
-            down_ratio=self.down_ratio,
-            chunk=self.chunk,
-            positions=False,
-        )
-        update = UpdateTransformer(
-            width=3 * self.features + TOKEN_EXTRA,
-            hidden=self.hidden,
-            out=self.features + 2,
-            depth=self.depth,
-            heads=self.heads,
-            virtual=self.virtual,
-            backend=self.attention,
-        )
-        return TrackHead(
-            features=maps,
-            update=update,
-            channels=self.features,
-            hidden=self.hidden,
-            levels=self.levels,
-            radius=self.radius,
-            iterations=self.iterations,
-            grid=self.grid,
-        )
+        return TrackHead(self, shape)
 
 
 def sample(maps: Float[Tensor, "n c h w"], at: Float[Tensor, "n p q 2"], *, border: bool) -> Float[Tensor, "n c p q"]:
-    """Bilinear; outside is what the border shows, or zeros. Along an axis of one cell every place is that cell.
+    """Sample bilinearly; outside is the border's value, or zero. Along an axis of one cell every place is that cell.
 
     No gradient flows to ``at``, as in the reference.
     """
     size = torch.tensor([max(extent - 1, 1) for extent in (maps.shape[-1], maps.shape[-2])], device=at.device)
-    place = at.detach().to(maps.dtype) * (2 / size.to(maps.dtype)) - 1
+    grid = at.detach().to(maps.dtype) * (2 / size.to(maps.dtype)) - 1
     padding = "border" if border else "zeros"
-    return functional.grid_sample(maps, place, mode="bilinear", padding_mode=padding, align_corners=True)
+    return functional.grid_sample(maps, grid, mode="bilinear", padding_mode=padding, align_corners=True)
 
 
 def pyramid(maps: Maps, levels: int) -> Pyramid:
-    """The maps, and their halves, quarters, …; an odd last row or column is dropped.
+    """Build the maps at full, half, quarter … size; an odd last row or column is dropped.
 
     UserError if the maps are too small.
     """
@@ -147,23 +139,23 @@ def correlate(
 ) -> Float[Tensor, "b f n k"]:
     """Scalar product with the map, over √c, at each point's place plus each offset; 0 outside the map.
 
-    Sampling and the scalar product commute. What is smaller is done first: samples of the map (n·k·c numbers a frame)
-    or the products of all points with all cells (n·h·w).
+    Sampling and the scalar product commute. The smaller comes first: samples of the map (n·k·c numbers a frame) or the
+    products of all points with all cells (n·h·w).
     """
     b, f, n, c = features.shape
-    places = at[..., None, :] + offsets
+    positions = at[..., None, :] + offsets
     targets, flat = features.flatten(0, 1), maps.flatten(0, 1)
     if maps.shape[-2] * maps.shape[-1] <= len(offsets) * c:
         products = (targets @ flat.flatten(2)).view(b * f * n, 1, *maps.shape[-2:])
-        found = sample(products, places.reshape(b * f * n, 1, -1, 2), border=False)
+        products_at = sample(products, positions.reshape(b * f * n, 1, -1, 2), border=False)
     else:
-        sampled = sample(flat, places.flatten(0, 1), border=False)
-        found = torch.einsum("snc,scnk->snk", targets, sampled)
-    return found.reshape(b, f, n, -1) / math.sqrt(c)
+        sampled = sample(flat, positions.flatten(0, 1), border=False)
+        products_at = torch.einsum("snc,scnk->snk", targets, sampled)
+    return products_at.reshape(b, f, n, -1) / math.sqrt(c)
 
 
 def embed_flow(flow: Float[Tensor, "*b 2"], width: int) -> Float[Tensor, "*b width"]:
-    """Sine and cosine by turns, of x and then of y, at width / 4 frequencies from 0 to nearly `FLOW_FREQUENCY`."""
+    """Interleaved sines and cosines of x, then of y, at width / 4 frequencies from 0 to nearly `FLOW_FREQUENCY`."""
     steps = torch.arange(0, width // 2, 2, device=flow.device, dtype=flow.dtype)
     angle = flow[..., None] * (steps * (FLOW_FREQUENCY / (width // 2)))
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-3)
@@ -174,38 +166,18 @@ def embed_axis(position: Float[Tensor, "*b"], count: int, width: int) -> Float[T
     frequency = POSITION_BASE ** (-torch.arange(width // 2, device=position.device, dtype=torch.float64) * 2 / width)
     within = position.clamp(0, count - 1)
     below = within.floor()
-    part = (within - below)[..., None]
+    fraction = (within - below)[..., None]
 
     def at(cell: Tensor) -> Tensor:
         angle = cell.double()[..., None] * frequency
         return torch.cat([angle.sin(), angle.cos()], dim=-1).to(position.dtype)
 
-    return at(below) * (1 - part) + at((below + 1).clamp_max(count - 1)) * part
+    return at(below) * (1 - fraction) + at((below + 1).clamp_max(count - 1)) * fraction
 
 
 def embed_position(at: Float[Tensor, "*b 2"], size: tuple[int, int], width: int) -> Float[Tensor, "*b width"]:
-    """Where on a map of ``size`` (rows, columns) a point is: `embed_axis` of x, then of y."""
+    """Embedding of a point's place on a map of ``size`` (rows, columns): `embed_axis` of x, then of y."""
     return torch.cat([embed_axis(at[..., i], size[1 - i], width // 2) for i in (0, 1)], dim=-1)
-
-
-class ContextAttention(nn.Module):
-    """Multi-head attention of ``x`` to ``context`` (to itself where that is ``x``)."""
-
-    def __init__(self, width: int, heads: int, backend: AttentionBackend) -> None:
-        super().__init__()
-        self.heads = heads
-        self.backend: AttentionBackend = backend
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Float[Tensor, "b n c"], context: Float[Tensor, "b m c"]) -> Float[Tensor, "b n c"]:
-        """Tokens mixed within each row of the batch."""
-        width = x.shape[-1]
-        weight, bias = self.qkv.weight, self.qkv.bias
-        q = functional.linear(x, weight[:width], bias[:width]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        both = functional.linear(context, weight[width:], bias[width:])
-        k, v = both.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.proj(attention(q, k, v, self.backend).transpose(1, 2).flatten(-2))
 
 
 class TrackBlock(nn.Module):
@@ -230,9 +202,9 @@ class TrackBlock(nn.Module):
 
 
 class UpdateTransformer(nn.Module):
-    """From a token per point and frame to the step it should take: attention over time, then over points.
+    """Transformer from a token per point and frame to its update: attention over time, then over points.
 
-    Points do not see each other but through virtual tracks (as inducing points, arXiv 1810.00825): cost is linear in
+    Points attend to each other only through virtual tracks (as inducing points, arXiv 1810.00825): cost is linear in
     the number of points, and their order does not matter. Nor does that of frames.
     """
 
@@ -260,7 +232,7 @@ class UpdateTransformer(nn.Module):
         nn.init.trunc_normal_(self.out.weight, std=0.001)  # small first steps
 
     def forward(self, tokens: Float[Tensor, "b f n c"]) -> Float[Tensor, "b f n o"]:
-        """One row per point and frame."""
+        """Compute one update per point and frame."""
         b, f, n, _ = tokens.shape
         start = self.embed(self.norm_in(tokens))
         virtual = self.virtual_tracks.transpose(1, 2).expand(b, f, -1, -1)
@@ -275,34 +247,43 @@ class UpdateTransformer(nn.Module):
 
 
 class TrackHead(nn.Module):
-    """Sets the ``pixel_track`` fields for ``clip.query_points``, or for its own grid. Always in full precision.
+    """Head of the ``pixel_track`` fields for ``clip.query_points``, or for its own grid. Always in full precision.
 
-    In a query's own frame the track is the query. Points of different frames are followed separately, each
-    with its frame as the first: the transformer tells only that one from the others. Without any points to follow
-    nothing is set.
+    In a query's own frame the track is the query. Points of different frames are tracked separately, each with its
+    frame as the first: the transformer distinguishes only that one from the others. Without points to track nothing is
+    set.
     """
 
-    def __init__(
-        self,
-        *,
-        features: DenseFeatures,
-        update: UpdateTransformer,
-        channels: int,
-        hidden: int,
-        levels: int,
-        radius: int,
-        iterations: int,
-        grid: tuple[int, int] | None = None,
-    ) -> None:
+    def __init__(self, config: TrackHeadConfig, shape: TokenShape) -> None:
         super().__init__()
-        self.rounds, self.queried = features.rounds, False
-        self.channels, self.grid = channels, grid
-        self.levels, self.radius, self.iterations = levels, radius, iterations
-        self.features = features
+        self.config = config
+        self.rounds = spread_rounds(shape.rounds) if config.rounds is None else config.rounds
+        channels = config.features
+        self.features = DenseFeatures(
+            token_width=shape.width,
+            rounds=self.rounds,
+            channels=config.channels,
+            features=channels,
+            out_features=channels,
+            patch_size=shape.patch_size,
+            down_ratio=config.down_ratio,
+            chunk=config.chunk,
+            positions=False,
+        )
+        # before the rest, so that a seed gives the same weights
+        update = UpdateTransformer(
+            width=3 * channels + TOKEN_EXTRA,
+            hidden=config.hidden,
+            out=channels + 2,
+            depth=config.depth,
+            heads=config.heads,
+            virtual=config.virtual,
+            backend=config.attention,
+        )
         self.map_norm = nn.LayerNorm(channels)
-        self.correlation = Mlp(levels * (2 * radius + 1) ** 2, hidden, channels)
+        self.correlation = Mlp(config.levels * (2 * config.radius + 1) ** 2, config.hidden, channels)
         self.frame_token = nn.Parameter(torch.randn(1, 2, 3 * channels + TOKEN_EXTRA))
-        """Of a query's own frame, and of every other."""
+        """Tokens of a query's own frame, and of every other."""
         self.update = update
         self.feature_norm = nn.GroupNorm(1, channels)
         self.feature_step = nn.Linear(channels, channels)
@@ -310,7 +291,7 @@ class TrackHead(nn.Module):
         self.confidence = nn.Linear(channels, 1)
 
     def forward(self, tokens: Tokens, clip: Clip) -> Prediction:
-        """UserError if points lie outside the video or the clips of a batch ask for different frames."""
+        """Track points. UserError if they lie outside the video, or the clips of a batch query different frames."""
         queries = self.queries(clip)
         if queries is None:
             return Prediction()
@@ -320,87 +301,91 @@ class TrackHead(nn.Module):
             return self.follow_all(maps, queries.to(maps.dtype))
 
     def queries(self, clip: Clip) -> Float[Tensor, "b n 3"] | None:
-        """(frame, x, y) of the points to follow, in pixels of the image counted from its corner."""
+        """(frame, x, y) of the points to track, in pixels of the image, corner origin."""
         if clip.query_points is not None:
             check_queries(clip.query_points, clip)
             return clip.query_points
-        # An exported program takes images only, of any number of frames: it follows nothing.
-        if self.grid is None or torch.compiler.is_exporting():
+        # An exported program takes images only, of any number of frames: it tracks nothing.
+        if self.config.grid is None or torch.compiler.is_exporting():
             return None
-        return grid_points(self.grid, clip, jitter=self.training)
+        return grid_points(self.config.grid, clip, jitter=self.training)
 
     def follow_all(self, maps: Maps, queries: Float[Tensor, "b n 3"]) -> Prediction:
-        """Every point, whatever its frame; frames and points come back in the clip's order."""
+        """Track points of any frames; results are in the clip's order of frames and points."""
         frames = queries[0, :, 0].long()
         groups: list[list[Tensor]] = []
         chosen: list[Tensor] = []
         for frame in frames.unique().tolist():
-            order = torch.arange(maps.shape[1], device=maps.device)
-            order = torch.cat([order[frame : frame + 1], order[:frame], order[frame + 1 :]])
+            frame_order = torch.arange(maps.shape[1], device=maps.device)
+            frame_order = torch.cat([frame_order[frame : frame + 1], frame_order[:frame], frame_order[frame + 1 :]])
             chosen.append((frames == frame).nonzero()[:, 0])
-            found = self.follow(maps[:, order] if frame else maps, queries[:, chosen[-1], 1:])
-            groups.append([each.index_select(-3, order.argsort()) for each in found])
-        place = torch.cat(chosen).argsort()
-        stages, visible, confidence = (torch.cat(each, dim=-2).index_select(-2, place) for each in zip(*groups))
+            results = self.follow(maps[:, frame_order] if frame else maps, queries[:, chosen[-1], 1:])
+            groups.append([each.index_select(-3, frame_order.argsort()) for each in results])
+        order_of_points = torch.cat(chosen).argsort()
+        stages, visible, confidence = (
+            torch.cat(each, dim=-2).index_select(-2, order_of_points) for each in zip(*groups)
+        )
         return Prediction(
             pixel_tracks=stages[-1],
-            pixel_tracks_visible=visible[..., 0],
-            pixel_tracks_confidence=confidence[..., 0],
+            pixel_tracks_visible=visible[..., 0].sigmoid(),
+            pixel_tracks_confidence=confidence[..., 0].sigmoid(),
+            pixel_tracks_visible_logits=visible[..., 0],
+            pixel_tracks_confidence_logits=confidence[..., 0],
             pixel_track_stages=stages,
         )
 
     def follow(
         self, maps: Maps, pixels: Float[Tensor, "b n 2"]
     ) -> tuple[Float[Tensor, "i b f n 2"], Float[Tensor, "b f n 1"], Float[Tensor, "b f n 1"]]:
-        """Places of points of the first frame of normalised feature ``maps``, and the two probabilities."""
-        # Only here do pixels counted from the image's corner meet cells counted from the first one's centre. VGGT's own
-        # pixels are down_ratio times cells: half a pixel less than ours.
+        """Track points of the first frame of normalised ``maps``: places, and logits of the two probabilities."""
+        # Only here do pixels with a corner origin meet cells counted from the first one's centre. VGGT's own pixels are
+        # down_ratio times cells: half a pixel less than ours.
         ratio = self.features.down_ratio
         stages, features = self.refine(maps, (pixels - 0.5) / ratio)
-        return torch.stack(stages) * ratio + 0.5, self.visible(features).sigmoid(), self.confidence(features).sigmoid()
+        return torch.stack(stages) * ratio + 0.5, self.visible(features), self.confidence(features)
 
     def refine(self, maps: Maps, start: Float[Tensor, "b n 2"]) -> tuple[list[Cells], Float[Tensor, "b f n c"]]:
-        """Places after every iteration, and what each point then looks like in each frame."""
-        levels = pyramid(maps, self.levels)
+        """Refine places iteratively: those after every iteration, and each point's final features in each frame."""
+        levels = pyramid(maps, self.config.levels)
         first = sample(maps[:, 0], start[:, :, None], border=True)[..., 0].mT
         features = first[:, None].expand(-1, maps.shape[1], -1, -1)
         position = embed_position(start, (maps.shape[-2], maps.shape[-1]), self.frame_token.shape[-1])[:, None]
-        here = torch.arange(maps.shape[1], device=maps.device)[:, None, None] == 0
-        constant = position + torch.where(here, self.frame_token[0, 0], self.frame_token[0, 1])
+        first_frame = torch.arange(maps.shape[1], device=maps.device)[:, None, None] == 0
+        constant = position + torch.where(first_frame, self.frame_token[0, 0], self.frame_token[0, 1])
         at = start[:, None].expand(-1, maps.shape[1], -1, -1)
         stages: list[Tensor] = []
-        for _ in range(self.iterations):
+        for _ in range(self.config.iterations):
             at = at.detach()
             step = self.update(self.token(levels, features, at) + constant)
             features = features + self.feature_change(step[..., 2:])
-            at = torch.where(here, start[:, None], at + step[..., :2])
+            at = torch.where(first_frame, start[:, None], at + step[..., :2])
             stages.append(at)
         return stages, features
 
     def token(self, levels: Pyramid, features: Float[Tensor, "b f n c"], at: Cells) -> Float[Tensor, "b f n d"]:
-        """What is known of each point in each frame: movement, how well the surroundings fit, and its features."""
-        offsets = window(self.radius, at)
-        found = [correlate(features, level, at / 2**index, offsets) for index, level in enumerate(levels)]
+        """Token of each point in each frame: movement, correlation with its surroundings, and features."""
+        offsets = window(self.config.radius, at)
+        correlations = [correlate(features, level, at / 2**index, offsets) for index, level in enumerate(levels)]
         flow = at - at[:, :1]
         scaled = flow / FLOW_SCALE
-        fit = self.correlation(torch.cat(found, dim=-1))
-        return torch.cat([embed_flow(flow, self.channels), scaled, scaled, fit, features], dim=-1)
+        fit = self.correlation(torch.cat(correlations, dim=-1))
+        return torch.cat([embed_flow(flow, self.config.features), scaled, scaled, fit, features], dim=-1)
 
     def feature_change(self, raw: Float[Tensor, "b f n c"]) -> Float[Tensor, "b f n c"]:
-        """The step of the features, from the transformer's output."""
+        """Update of the features from the transformer's output."""
         normed = self.feature_norm(raw.flatten(0, 2)).unflatten(0, raw.shape[:3])
         return functional.gelu(self.feature_step(normed))
 
 
 def check_queries(queries: Float[Tensor, "*b"], clip: Clip) -> None:
-    """UserError unless every point is a pixel of the clip, and all clips of the batch ask for the same frames."""
+    """Raise UserError unless every point is a pixel of the clip, and all clips of the batch query the same frames."""
     b, f, _, height, width = clip.images.shape
     if queries.ndim != 3 or queries.shape[0] != b or queries.shape[2] != 3 or not queries.shape[1]:
         raise UserError(f"query_points are {tuple(queries.shape)}; give ({b}, n, 3) numbers: frame, x, y")
     if bool((queries[..., 0] != queries[..., 0].floor()).any()):
         raise UserError("query_points hold a frame that is not a whole number; they are (frame, x, y)")
-    most = torch.tensor([f - 1, width, height], device=queries.device, dtype=queries.dtype)
-    inside = ((queries >= 0) & (queries <= most)).all(-1)
+    limits = torch.tensor([f - 1, width, height], device=queries.device, dtype=queries.dtype)
+    inside = ((queries >= 0) & (queries <= limits)).all(-1)
     if not bool(inside.all()):
         wrong = [round(value, 3) for value in queries[~inside][0].tolist()]
         raise UserError(
@@ -415,7 +400,7 @@ def grid_points(grid: tuple[int, int], clip: Clip, *, jitter: bool) -> Float[Ten
     rows, columns = grid
     b, _, _, height, width = clip.images.shape
     cell = torch.stack(torch.meshgrid(torch.arange(columns), torch.arange(rows), indexing="xy"), dim=-1).reshape(-1, 2)
-    part = torch.rand(b, len(cell), 2) if jitter else torch.full((b, len(cell), 2), 0.5)
+    within = torch.rand(b, len(cell), 2) if jitter else torch.full((b, len(cell), 2), 0.5)
     size = torch.tensor([width, height])
-    pixels = ((cell + part) * size / torch.tensor([columns, rows])).floor().minimum(size - 1) + 0.5
+    pixels = ((cell + within) * size / torch.tensor([columns, rows])).floor().minimum(size - 1) + 0.5
     return functional.pad(pixels, (1, 0)).to(clip.images.device)

@@ -1,10 +1,25 @@
-"""Run a model on a video: `load`, call, `infer`."""
+"""Inference on videos: `load` a model and call it, or `infer` into a folder."""
 
-from four_d.inference.fit import Fit
 from four_d.inference.hints import Known
-from four_d.inference.output import write
+from four_d.inference.model import LoadedModel, check_output, infer, load
+from four_d.inference.request import Request
 from four_d.inference.result import Result
-from four_d.inference.run import LoadedModel, infer, load
-from four_d.inference.video import Selection, Video, read
+from four_d.inference.sinks import write
+from four_d.video.fit import Fit, Fits
+from four_d.video.footage import Selection, Video, read
 
-__all__ = ["Fit", "Known", "LoadedModel", "Result", "Selection", "Video", "infer", "load", "read", "write"]
+__all__ = [
+    "Fit",
+    "Fits",
+    "Known",
+    "LoadedModel",
+    "Request",
+    "Result",
+    "Selection",
+    "Video",
+    "check_output",
+    "infer",
+    "load",
+    "read",
+    "write",
+]

@@ -1,9 +1,9 @@
-"""What the user knows of a video beforehand, as a model takes it: intrinsics, poses, depth."""
+"""Hints of the user for a model: known intrinsics, poses and depth."""
 
 from __future__ import annotations
 
 import dataclasses
-import sys
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,46 +15,51 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from four_d.backbones.hints import HintsConfig
+from four_d.abilities import Abilities
 from four_d.data.agreement import pose_mistake
 from four_d.data.truth import Truth
 from four_d.errors import UserError
 from four_d.formats.cameras import read_cameras
 from four_d.formats.depth import read_depth
 from four_d.geometry import rebase
-from four_d.inference.fit import Fit, resize_depth
-from four_d.inference.video import Video
+from four_d.inference.lens import Given
 from four_d.types import Cameras, Clip, map_tensors
+from four_d.video.fit import Fits, resize_depth, sizes_of
+from four_d.video.footage import Video
+from four_d.video.foreign import check_there
+from four_d.video.images import listed
+from four_d.video.remarks import Remarks
+
+LOGGER = logging.getLogger(__name__)
 
 _Number = int | float
 Pinhole = tuple[_Number, _Number, _Number, _Number]
-"""fx, fy, cx, cy."""
+"""Focal lengths and principal point: fx, fy, cx, cy."""
 RIGID = 1e-3
-"""By how much the entries of a rotation times its transpose may miss the identity's."""
+"""Tolerance for the entries of R·Rᵀ − I, of a rotation R."""
 SKEW = 1e-3
-"""What intrinsics may have beside a pinhole's numbers, as a share of the focal length."""
+"""Tolerance for the entries of intrinsics beside those of a pinhole, as a fraction of the focal length."""
 LATE = 0.02
-"""Seconds by which a camera's time may miss its frame's before that is said."""
-KINDS = ("intrinsics", "poses", "depth", "masks")
+"""Difference in seconds between the times of a camera and its frame above which it is reported."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """What is known of a video; all of it optional. Pixels are original ones."""
+    """Known cameras and depth of a video, all optional, in original pixels."""
 
     intrinsics: Sequence[Pinhole] | None = None
-    """One for all frames, or one for each of several synchronised cameras."""
+    """Intrinsics of all frames, or of each of several synchronised cameras, in pixels of its own images."""
     cameras: str | Path | Cameras | None = None
     """Poses in any world and intrinsics, of each frame (or one for all): a ``cameras.json`` as `infer` writes it, or
-    tensors. Its unit of length is any, but that of ``depth``."""
-    depth: str | Path | Float[np.ndarray, "_f _h _w"] | None = None
-    """z-depth of each frame (or one for all), 0 where it is not known, at the frames' size or the model's: a folder as
-    `infer` writes it, a folder of 16-bit PNGs, or an array."""
+    tensors. In any unit of length, which ``depth`` must share."""
+    depth: str | Path | Float[np.ndarray, "_f _h _w"] | Sequence[Float[np.ndarray, "_h _w"]] | None = None
+    """z-depth of each frame (or one for all), 0 if unknown, at the size of the frame or of the model's input: a folder
+    as `infer` writes it, a folder of 16-bit PNGs, an array, or a list of one for each frame."""
     depth_unit: float | None = None
-    """What one count of the PNGs is; for those only."""
+    """Length per unit of the values of 16-bit PNGs."""
 
     def __post_init__(self) -> None:
-        """UserError for things that exclude each other."""
+        """Raise UserError for values that exclude each other."""
         if self.intrinsics is not None and self.cameras is not None:
             raise UserError("cameras hold intrinsics already; give intrinsics or cameras, not both")
         if self.depth_unit is not None and (self.depth is None or not 0 < self.depth_unit < float("inf")):
@@ -62,40 +67,48 @@ class Known:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Which hints these are."""
+        """Names of the hints that are given."""
         names = ("intrinsics", "poses", "depth")
         values = (self.intrinsics or self.cameras, self.cameras, self.depth)
         return tuple(name for name, value in zip(names, values, strict=True) if value is not None)
 
 
-def check(known: Known, takes: HintsConfig | None) -> None:
-    """UserError for a hint that the model does not take; of cameras it may take the intrinsics alone, which is said."""
-    taken = [] if takes is None else [kind for kind in KINDS if getattr(takes, kind) != "off"]
+def check(known: Known, model: Abilities) -> None:
+    """Raise UserError for a hint that the model does not take; reports if it takes only the intrinsics of cameras."""
+    taken = model.hints
     refused = [kind for kind in known.kinds if kind not in taken]
     if refused == ["poses"] and "intrinsics" in taken:
-        print("this model takes no poses: of the cameras only the intrinsics are used", file=sys.stderr)
+        LOGGER.warning("this model takes no poses: of the cameras only the intrinsics are used")
     elif refused and not (refused == ["intrinsics"] and known.cameras is not None):
-        has = "takes no hints (backbone.hints is off)" if not taken else f"takes {' and '.join(taken)}"
-        raise UserError(f"this model {has}, not {refused[0]}; leave {refused[0]} out, or take another model")
+        raise UserError(
+            f"this model {model.hints_text}, not {refused[0]}; leave {refused[0]} out, or take another model"
+        )
+    if isinstance(known.depth, str | Path):
+        depth_files(Path(known.depth), known.depth_unit, Remarks(known.depth))
 
 
-def add(clip: Clip, known: Known, takes: HintsConfig, video: Video, to: Fit) -> Clip:
-    """The clip, which has a batch axis of one, with what is known of it in model pixels and the first frame's world.
+def add(
+    clip: Clip, known: Known, model: Abilities, video: Video, to: Fits, remarks: Remarks
+) -> tuple[Clip, Given | None]:
+    """Add hints to a clip (batch axis of one), in model pixels and the first frame's world.
+
+    The second value holds the cameras as given; None without any. ``remarks`` on the cameras are told once per video.
 
     Raises:
-        UserError: another count or size than the frames', numbers that no camera or depth has, or poses that depth
-            clearly shows to be of another convention.
+        UserError: a count or size that does not match the frames, invalid cameras or depth, or poses that depth clearly
+            shows to be of another convention.
 
     """
     if known.depth is not None:
         depth = _depth(known.depth, known.depth_unit, video, to)
         clip = dataclasses.replace(clip, depth=depth[None], valid=(depth > 0)[None])
     if known.intrinsics is not None or known.cameras is not None:
-        with_poses = known.cameras is not None and takes.poses != "off"
-        given = _cameras(known, with_poses, video)
+        with_poses = known.cameras is not None and "poses" in model.hints
+        given = _cameras(known, with_poses, video, remarks)
         _check_convention(given, clip, to)
         clip = dataclasses.replace(clip, cameras=_batched(_placed(given, to)))
-    return clip
+        return clip, Given(cameras=given, origin=given.world_from_camera[0])
+    return clip, None
 
 
 def _batched(cameras: Cameras) -> Cameras:
@@ -105,9 +118,9 @@ def _batched(cameras: Cameras) -> Cameras:
     )
 
 
-def _cameras(known: Known, with_poses: bool, video: Video) -> Cameras:
-    """Of every frame, as they were given, in float64; the identity and not ``known`` where the user says so or the
-    model takes no poses.
+def _cameras(known: Known, with_poses: bool, video: Video, remarks: Remarks) -> Cameras:
+    """Cameras of every frame as given, in float64; poses are the identity, and not ``known``, if the user marks them so
+    or the model takes none.
     """
     count = len(video.frames)
     every = torch.ones(count, dtype=torch.bool)
@@ -117,8 +130,10 @@ def _cameras(known: Known, with_poses: bool, video: Video) -> Cameras:
         intrinsics = _pinholes(known.intrinsics, video)
         poses = torch.eye(4, dtype=torch.float64).expand(count, 4, 4)
     else:
-        found = known.cameras if isinstance(known.cameras, Cameras) else _read_cameras(Path(known.cameras), video)
+        given = known.cameras
+        found = given if isinstance(given, Cameras) else _read_cameras(Path(given), video, remarks)
         rows = video.rows_of(len(found.intrinsics), "cameras")
+        _check_one_for_all(found.intrinsics[rows], video)
         intrinsics = found.intrinsics[rows].double().expand(count, 3, 3)
         poses = found.world_from_camera[rows].double().expand(count, 4, 4)
         with_pose = with_pose & (every if found.known is None else found.known[rows])
@@ -130,8 +145,8 @@ def _cameras(known: Known, with_poses: bool, video: Video) -> Cameras:
     return Cameras(world_from_camera=poses, intrinsics=intrinsics, known=with_pose, intrinsics_known=with_lens)
 
 
-def _placed(given: Cameras, to: Fit) -> Cameras:
-    """Poses in the first frame's camera, intrinsics in model pixels; the identity where unknown."""
+def _placed(given: Cameras, to: Fits) -> Cameras:
+    """Poses relative to the first frame's camera, intrinsics in model pixels; the identity if unknown."""
     assert given.known is not None
     assert given.intrinsics_known is not None
     identity = torch.eye(4, dtype=torch.float64)
@@ -143,8 +158,8 @@ def _placed(given: Cameras, to: Fit) -> Cameras:
     )
 
 
-def _check_convention(given: Cameras, clip: Clip, to: Fit) -> None:
-    """UserError for poses that the depth of the frames clearly shows to be misread (`pose_mistake`)."""
+def _check_convention(given: Cameras, clip: Clip, to: Fits) -> None:
+    """Raise UserError for poses that the frames' depth clearly shows to be of another convention (`pose_mistake`)."""
     assert given.known is not None
     assert given.intrinsics_known is not None
     chosen = (given.known & given.intrinsics_known).nonzero()[:, 0]
@@ -153,31 +168,41 @@ def _check_convention(given: Cameras, clip: Clip, to: Fit) -> None:
     known = Truth(
         times=clip.times[0, chosen],
         cameras=Cameras(
-            world_from_camera=given.world_from_camera[chosen], intrinsics=to.to_model(given.intrinsics[chosen])
+            world_from_camera=given.world_from_camera[chosen], intrinsics=to.to_model(given.intrinsics)[chosen]
         ),
         surface=None,
         depth=clip.depth[0, chosen].double(),
         dynamic=None if clip.dynamic is None else clip.dynamic[0, chosen],
     )
-    found = pose_mistake(clip.images[0, chosen].double(), known)
-    if found is not None:
+    mistake = pose_mistake(clip.images[0, chosen].double(), known)
+    if mistake is not None:
         raise UserError(
-            f"the poses contradict the depth: frames confirm {found.given:.0%} of each other's pixels, and "
-            f"{found.mended:.0%} if {found.remedy}"
+            f"the poses contradict the depth: frames confirm {mistake.given:.0%} of each other's pixels, and "
+            f"{mistake.mended:.0%} if {mistake.remedy}"
         )
 
 
-def _pinholes(values: Sequence[Pinhole], video: Video) -> Float[Tensor, "f 3 3"]:
-    if len(values) not in (1, video.cameras):
-        each = "one" if video.cameras == 1 else f"one, or one for each of the {video.cameras} cameras"
+def check_count(values: Sequence[Pinhole], cameras: int) -> None:
+    """Raise UserError unless there is one entry of intrinsics, or one per camera."""
+    if len(values) not in (1, cameras):
+        each = "one" if cameras == 1 else f"one, or one for each of the {cameras} cameras"
         raise UserError(f"there are {len(values)} intrinsics; give {each}")
+
+
+def _pinholes(values: Sequence[Pinhole], video: Video) -> Float[Tensor, "f 3 3"]:
+    check_count(values, video.cameras)
     rows = [[[fx, 0, cx], [0, fy, cy], [0, 0, 1]] for fx, fy, cx, cy in values]
-    chosen = [rows[index % len(rows)] for index in range(len(video.frames))]
-    return torch.tensor(chosen, dtype=torch.float64)
+    chosen = torch.tensor(rows, dtype=torch.float64)
+    _check_one_for_all(chosen, video)
+    return chosen.repeat(len(video.frames) // len(chosen), 1, 1)
+
+
+def _check_one_for_all(intrinsics: Float[Tensor, "n 3 3"], video: Video) -> None:
+    if len(intrinsics) == 1 and len(set(sizes_of(video.frames))) > 1:
+        raise UserError("the cameras have pictures of several sizes; give intrinsics for each of them")
 
 
 def _check_intrinsics(intrinsics: Float[Tensor, "f 3 3"], known: Bool[Tensor, "f"], video: Video) -> None:
-    height, width = video.frames.shape[1:3]
     for frame, k in ((frame, k) for frame, k in enumerate(intrinsics.tolist()) if known[frame]):
         fx, fy, cx, cy = k[0][0], k[1][1], k[0][2], k[1][2]
         numbers = f"intrinsics {fx:g},{fy:g},{cx:g},{cy:g} (fx,fy,cx,cy) of frame {frame}"
@@ -187,6 +212,7 @@ def _check_intrinsics(intrinsics: Float[Tensor, "f 3 3"], known: Bool[Tensor, "f
             raise UserError(
                 f"intrinsics {k} of frame {frame} are no pinhole camera's; give [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]"
             )
+        height, width = video.frames[frame].shape[:2]
         if not (0 < cx < width and 0 < cy < height):
             raise UserError(
                 f"{numbers} have their principal point outside the {width}×{height} picture; "
@@ -207,61 +233,71 @@ def _check_poses(poses: Float[Tensor, "f 4 4"], known: Bool[Tensor, "f"]) -> Non
         )
 
 
-def _read_cameras(path: Path, video: Video) -> Cameras:
-    """In original pixels. Says on stderr when a camera's time is not its frame's."""
+def _read_cameras(path: Path, video: Video, remarks: Remarks) -> Cameras:
+    """Read cameras in original pixels; remarks once on a camera whose time differs from its frame's."""
     table = read_cameras(path)
-    height, width = video.frames.shape[1:3]
-    if table.original_size != (height, width):
-        size = f"{table.original_size[1]}×{table.original_size[0]}"
-        raise UserError(f"{path} is of {size} pictures, the frames are {width}×{height}; give this video's cameras")
     rows = video.rows_of(len(table.times), "cameras")
+    for index, size in enumerate(sizes_of(video.frames)):
+        own = table.original_sizes[rows[index % len(rows)]]
+        if own != size:
+            sizes = f"camera is of {own[1]}×{own[0]} pictures, frame {index} is {size[1]}×{size[0]}"
+            raise UserError(f"{path}: a {sizes}; give this video's cameras")
     if len(rows) == len(video.times):
         for frame, (row, time) in enumerate(zip(rows, video.times, strict=True)):
             if abs(table.times[row] - time) > LATE:
                 told = f"frame {frame} is of {time:.2f} s, its camera of {table.times[row]:.2f} s"
-                print(f"{path}: {told}; are these the same frames?", file=sys.stderr)
+                remarks.say(f"{told}; are these the same frames?", kind="times")
                 break
     return table.original
 
 
 def _depth(
-    depth: str | Path | NDArray[np.floating], unit: float | None, video: Video, to: Fit
+    depth: str | Path | NDArray[np.floating] | Sequence[NDArray[np.floating]],
+    unit: float | None,
+    video: Video,
+    to: Fits,
 ) -> Float[Tensor, "f r c"]:
-    """On the model's grid; 0 where nothing is known."""
+    """Depth at the model's resolution; 0 if unknown."""
     if isinstance(depth, str | Path):
         maps, name = _read_depth(Path(depth), unit, video), str(depth)
     else:
-        maps, name = depth[video.rows_of(len(depth), "depth maps")], "depth"
-    maps = np.where(np.isfinite(maps) & (maps > 0), maps, 0).astype(np.float32)
-    if not maps.any():
+        maps, name = [depth[row] for row in video.rows_of(len(depth), "depth maps")], "depth"
+    maps = [np.where(np.isfinite(one) & (one > 0), one, 0).astype(np.float32) for one in maps]
+    if not any(one.any() for one in maps):
         raise UserError(f"{name} has no positive depth; give z-depth, with 0 only where it is not known")
-    if maps.shape[1:] == to.original:
-        found = resize_depth(maps, to)
-    elif maps.shape[1:] == to.model:
-        found = torch.from_numpy(maps)
-    else:
-        sizes = [f"{width}×{height}" for height, width in (maps.shape[1:], to.original, to.model)]
-        raise UserError(f"{name} is {sizes[0]}, the frames are {sizes[1]}; give it at that size (or at {sizes[2]})")
-    return found.expand(len(video.frames), -1, -1)
+    placed: list[Tensor] = []
+    for index, own in enumerate(to.of_frames):
+        one = maps[index % len(maps)]
+        if one.shape == own.original:
+            one = resize_depth(one, own)
+        elif one.shape != own.model:
+            sizes = [f"{width}×{height}" for height, width in (one.shape, own.original, own.model)]
+            told = f"{name} is {sizes[0]}, frame {index} is {sizes[1]}"
+            raise UserError(f"{told}; give it at that size (or at {sizes[2]})")
+        placed.append(torch.from_numpy(one))
+    return torch.stack(placed)
 
 
-def _read_depth(folder: Path, unit: float | None, video: Video) -> NDArray[np.float32]:
-    """Of the frames that were taken."""
+def depth_files(folder: Path, unit: float | None, remarks: Remarks | None = None) -> list[Path] | None:
+    """PNGs of depth, whose unit the user gives; None if ``depth.json`` gives it. UserError for neither or both."""
     if (folder / "depth.json").is_file():
         if unit is not None:
             raise UserError(f"{folder} says in depth.json what a count is; leave the depth unit out")
-        maps = read_depth(folder)
-        return maps[video.rows_of(len(maps), "depth maps")]
-    files = sorted(folder.glob("*.png"))
-    if not files:
-        raise UserError(f"{folder} holds no depth (no PNG there); give a folder of 16-bit PNGs")
+        return None
+    check_there(folder, "a folder of 16-bit PNGs")
+    files = listed(folder, "16-bit PNGs of depth", remarks, frozenset({".png"}))
     if unit is None:
         raise UserError(f"{folder} has no depth.json; say what one count of its PNGs is, as --depth-unit 0.001")
-    chosen = [_read_png(files[row]) for row in video.rows_of(len(files), "depth maps")]
-    sizes = {one.shape for one in chosen}
-    if len(sizes) > 1:
-        raise UserError(f"{folder} holds depth of several sizes; make all one size")
-    return (np.stack(chosen) * unit).astype(np.float32)
+    return files
+
+
+def _read_depth(folder: Path, unit: float | None, video: Video) -> list[NDArray[np.floating]]:
+    """Depth maps of the chosen frames."""
+    files = depth_files(folder, unit)
+    if files is None or unit is None:
+        maps = read_depth(folder)
+        return [maps[row] for row in video.rows_of(len(maps), "depth maps")]
+    return [_read_png(files[row]) * unit for row in video.rows_of(len(files), "depth maps")]
 
 
 def _read_png(file: Path) -> NDArray[np.float64]:

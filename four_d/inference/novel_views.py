@@ -1,6 +1,6 @@
-"""What Gaussians look like from where no camera was: a path of cameras over the clip's times, as a video.
+"""Novel-view videos of Gaussians along a camera path over the clip's times.
 
-`camera_path` makes the cameras, `novel_views` the pictures, `write_novel_views` the file.
+`camera_path` makes the cameras, `novel_views` the renders, `write_novel_views` the file.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from four_d.types import Cameras, Gaussians, Segment, map_tensors, same_time, se
 
 @dataclass(frozen=True, kw_only=True)
 class CameraPath:
-    """How the cameras of a video go.
+    """Camera path of a novel-view video.
 
-    ``orbit``: round the point that the first camera looks at, through a circle of ``amplitude`` in the plane of its
-    picture, always towards that point. ``wiggle``: likewise, only to the left and right. ``input``: as the clip's own
-    camera, smoothly from one frame to the next; of a rig the first camera.
+    ``orbit``: a circle of radius ``amplitude`` in the first camera's image plane, looking at the point that the first
+    camera looks at. ``wiggle``: left and right only, looking at that point. ``input``: the clip's own camera,
+    interpolated between frames; of a rig the first camera.
     """
 
     kind: Literal["orbit", "wiggle", "input"] = "orbit"
     amplitude: float = 0.1
-    """Radius of the circle as a share of the distance to the point that is looked at."""
+    """Radius of the circle, as a fraction of the distance to the point looked at."""
     rounds: int = 1
-    """Times round, or to and fro, during the video."""
+    """Number of circles or wiggles during the video."""
     rate: float = 25.0
-    """Pictures a second."""
+    """Frames per second."""
     seconds: float | None = None
-    """How long the video is; None: as the clip, but 2 s at least. The clip's time goes evenly from start to end."""
+    """Duration of the video, over which the clip's time runs evenly; None: that of the clip, clamped to `SECONDS`."""
 
     def __post_init__(self) -> None:
-        """Refuse what makes no video."""
+        """Raise UserError for values that make no video."""
         if not (0 <= self.amplitude < 10 and self.rounds >= 1 and self.rate > 0):
             raise UserError(
                 f"amplitude {self.amplitude}, rounds {self.rounds}, rate {self.rate}: give 0 to 10, ≥ 1 and > 0"
@@ -54,27 +54,28 @@ class CameraPath:
             raise UserError(f"a video of {self.seconds} s; give more than 0")
 
 
-LEAST_SECONDS = 2.0
+SECONDS = 2.0, 10.0
+"""Minimum and maximum default duration, so that a long clip takes no longer to render than ten seconds."""
 
 
 def camera_path(
     cameras: Cameras, times: Float[Tensor, "f"], distance: float, way: CameraPath | None = None
 ) -> tuple[Cameras, Float[Tensor, "v"]]:
-    """The v cameras of a video and the clip's time at each.
+    """Cameras (v) of a video and the clip's time at each.
 
     Args:
-        cameras: of the clip's f frames, any world.
-        times: of the frames in seconds, in any order; of frames at the same time (a rig's) ``input`` takes the first.
+        cameras: cameras of the clip's f frames, in any world.
+        times: seconds of the frames, in any order; of frames at one time (a rig) ``input`` takes the first.
         distance: from the first camera to the point it looks at, along its axis (`looked_at`).
-        way: how they go; None: an orbit.
+        way: the path; None: an orbit.
 
     Returns:
-        Cameras with the first camera's intrinsics (``input``: with the nearest frame's), in the same world; v times.
+        Cameras in the same world with the first camera's intrinsics (``input``: the nearest frame's); v times.
 
     """
     way = way or CameraPath()
     start, end = float(times.min()), float(times.max())
-    seconds = max(end - start, LEAST_SECONDS) if way.seconds is None else way.seconds
+    seconds = min(max(end - start, SECONDS[0]), SECONDS[1]) if way.seconds is None else way.seconds
     count = max(round(seconds * way.rate), 1)
     at = torch.linspace(start, end, count, dtype=times.dtype, device=times.device)
     if way.kind == "input":
@@ -88,7 +89,7 @@ def camera_path(
 
 
 def _towards(shift: Float[Tensor, "v 2"], distance: float) -> Float[Tensor, "v 4 4"]:
-    """Poses in the first camera's coordinates: moved by x and y, looking at the point ``distance`` ahead of it."""
+    """Poses in the first camera's coordinates, shifted in x and y and looking at the point ``distance`` ahead of it."""
     centre = torch.cat([shift, torch.zeros_like(shift[:, :1])], dim=-1)
     ahead = torch.nn.functional.normalize(shift.new_tensor([0, 0, distance]) - centre, dim=-1)
     down = shift.new_tensor([0, 1, 0]).expand_as(ahead)
@@ -98,7 +99,7 @@ def _towards(shift: Float[Tensor, "v 2"], distance: float) -> Float[Tensor, "v 4
 
 
 def _along(cameras: Cameras, times: Float[Tensor, "f"], at: Float[Tensor, "v"]) -> Cameras:
-    """The clip's cameras at other times: centres linear, rotations along the shortest turn, lenses the nearest's."""
+    """Interpolate the clip's cameras: linear centres, shortest rotations, intrinsics of the nearest frame."""
     import roma
 
     order = times.argsort(stable=True)
@@ -119,7 +120,7 @@ def _along(cameras: Cameras, times: Float[Tensor, "f"], at: Float[Tensor, "v"]) 
 
 
 def looked_at(gaussians: Gaussians, cameras: Cameras) -> float:
-    """Distance ahead of the first camera of what it sees: the median depth of the Gaussians in front of it, else 1."""
+    """Distance at which the first camera looks: median depth of the Gaussians in front of it; 1 without any."""
     pose = cameras.world_from_camera[0]
     depth = (gaussians.means - pose[:3, 3]) @ pose[:3, 2]
     front = depth[depth > 0]
@@ -133,27 +134,33 @@ def novel_views(
     size: tuple[int, int],
     *,
     background: Float[Tensor, "3"] | None = None,
+    device: torch.device | None = None,
 ) -> Iterator[NDArray[np.uint8]]:
-    """Pictures h w 3 of unbatched Gaussians, one camera after the other, each at its time in seconds.
+    """Yield renders (h w 3) of unbatched Gaussians for successive cameras, each at its time.
 
     Args:
-        gaussians: in the cameras' world; of several segments each picture shows that of its time.
-        cameras: v of them, intrinsics in pixels of ``size``.
-        times: v of them.
+        gaussians: in the cameras' world; of several segments, each render shows that of its time.
+        cameras: v cameras, intrinsics in pixels of ``size``.
+        times: v times in seconds.
         size: height and width.
-        background: what shows where nothing is; None: black.
+        background: background colour; None: black.
+        device: device that renders; None: that of the Gaussians.
 
     """
     segments = _segments(gaussians)
+    device = device or segments[0].gaussians.means.device
+    shown, batch = None, None
     with progress("novel views", len(times), "picture") as bar, torch.no_grad():
         for index in range(len(times)):
+            segment = segment_at(segments, float(times[index]))
+            if batch is None or segment is not shown:
+                shown, batch = segment, map_tensors(segment.gaussians, lambda tensor: tensor.detach().to(device)[None])
             one = Cameras(
-                world_from_camera=cameras.world_from_camera[None, index : index + 1],
-                intrinsics=cameras.intrinsics[None, index : index + 1],
+                world_from_camera=cameras.world_from_camera[None, index : index + 1].to(device),
+                intrinsics=cameras.intrinsics[None, index : index + 1].to(device),
             )
-            shown = segment_at(segments, float(times[index])).gaussians
-            batch = map_tensors(shown, lambda tensor: tensor.detach()[None])
-            view = render(batch, one, times[None, index : index + 1], size, background=background)
+            at = times[None, index : index + 1].to(device)
+            view = render(batch, one, at, size, background=background)
             yield (view.colour[0, 0].permute(1, 2, 0).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
             bar.advance()
 
@@ -171,22 +178,24 @@ def write_novel_views(
     *,
     way: CameraPath | None = None,
     background: Float[Tensor, "3"] | None = None,
+    device: torch.device | None = None,
 ) -> None:
-    """Write an MP4 of unbatched Gaussians along a path about a clip's cameras, over the clip's times.
+    """Write an MP4 of unbatched Gaussians along a path around a clip's cameras, over the clip's times.
 
     Args:
-        file: ends in ``.mp4``; appears whole or not at all.
+        file: ends in ``.mp4``; written atomically.
         gaussians: in the cameras' world, or segments of them.
-        cameras: of the clip's f frames, intrinsics in pixels of ``size``.
-        times: of the frames in seconds.
+        cameras: cameras of the clip's f frames, intrinsics in pixels of ``size``.
+        times: seconds of the frames.
         size: height and width of the video.
-        way: how the camera goes; None: an orbit.
-        background: what shows where nothing is; None: black.
+        way: camera path; None: an orbit.
+        background: background colour; None: black.
+        device: device that renders; None: that of the Gaussians.
 
     Raises:
-        UserError: as `write_video`.
+        UserError: as in `write_video`.
 
     """
     way = way or CameraPath()
     along, at = camera_path(cameras, times, looked_at(_segments(gaussians)[0].gaussians, cameras), way)
-    write_video(file, novel_views(gaussians, along, at, size, background=background), way.rate)
+    write_video(file, novel_views(gaussians, along, at, size, background=background, device=device), way.rate)

@@ -1,26 +1,37 @@
-"""Loss terms: functions of prediction and truth, and frozen dataclasses that name them and are their own configs."""
+"""Loss terms: functions of prediction and truth, modules that call them, and the configs that build those."""
 
 from __future__ import annotations
 
-from four_d.losses.camera import CameraLoss
-from four_d.losses.dense import DepthLoss, PointsLoss
-from four_d.losses.dynamic import DynamicLoss
-from four_d.losses.gaussian import GaussianDepthLoss, GaussianFlowLoss
-from four_d.losses.matching import MatchingLoss
-from four_d.losses.motion import MotionLoss
-from four_d.losses.photometric import PhotometricLoss
-from four_d.losses.track import TrackLoss
+from typing import Annotated
 
-LossConfig = (
-    CameraLoss
-    | DepthLoss
-    | PointsLoss
-    | DynamicLoss
-    | MatchingLoss
-    | MotionLoss
-    | TrackLoss
-    | PhotometricLoss
-    | GaussianDepthLoss
-    | GaussianFlowLoss
-)
-"""All terms there are: ``term(prediction, views, targets) -> scalar``, not yet multiplied by ``term.weight``."""
+from four_d.extension import OneOf
+from four_d.losses.camera import CameraLossConfig
+from four_d.losses.dense import DepthLossConfig, PointsLossConfig
+from four_d.losses.dynamic import DynamicLossConfig
+from four_d.losses.gaussian import GaussianDepthLossConfig, GaussianFlowLossConfig
+from four_d.losses.keypoint import KeypointLossConfig
+from four_d.losses.matching import MatchingLossConfig
+from four_d.losses.motion import MotionLossConfig
+from four_d.losses.photometric import PhotometricLossConfig
+from four_d.losses.siren_pose import SirenPoseLossConfig
+from four_d.losses.term import LossSpec
+from four_d.losses.track import TrackLossConfig
+
+LossConfig = Annotated[
+    LossSpec,
+    OneOf(
+        CameraLossConfig,
+        DepthLossConfig,
+        PointsLossConfig,
+        DynamicLossConfig,
+        KeypointLossConfig,
+        MatchingLossConfig,
+        MotionLossConfig,
+        TrackLossConfig,
+        PhotometricLossConfig,
+        GaussianDepthLossConfig,
+        GaussianFlowLossConfig,
+        SirenPoseLossConfig,
+    ),
+]
+"""Config of any loss term, chosen by its ``kind``."""

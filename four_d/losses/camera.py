@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,18 +13,21 @@ from torch.nn import functional
 from four_d.errors import UserError
 from four_d.geometry import encode_cameras
 from four_d.layers import full_precision
-from four_d.losses.reduction import Over, group_mean, grouped, nothing
-from four_d.types import Clip, Prediction, Views
+from four_d.losses.reduction import Over, kept_mean, nothing
+from four_d.losses.schedule import Weight
+from four_d.losses.supervision import Need
+from four_d.losses.term import LossInputs, LossSpec, LossTerm
+from four_d.types import Clip
 
 TRANSLATION, ROTATION, FOV = slice(0, 3), slice(3, 7), slice(7, 9)
 TRANSLATION_LIMIT = 100.0
-"""Errors beyond it count as this much, and pull no longer."""
+"""Upper limit of an error; beyond it there is no gradient."""
 
 
 def encoding_errors(
     predicted: Float[Tensor, "*i b f 9"], target: Float[Tensor, "b f 9"], huber_delta: float | None = None
 ) -> Float[Tensor, "*i b f 9"]:
-    """Absolute differences, or Huber's with the given turning point; those of the translation limited."""
+    """Absolute differences, or Huber's with the given threshold; those of the translation clamped."""
     target = target.expand_as(predicted)
     if huber_delta is None:
         errors = (predicted - target).abs()
@@ -34,29 +37,46 @@ def encoding_errors(
 
 
 def stage_weights(stages: int, decay: float) -> list[float]:
-    """Of each refinement, the last one's largest: decay^(n − 1 − k) / n."""
+    """Weight of each refinement, the last one's largest: decay^(n − 1 − k) / n."""
     return [decay ** (stages - 1 - stage) / stages for stage in range(stages)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class CameraLoss:
-    """Error of every refinement's encoding; frames whose cameras are not known do not count."""
+class CameraLossConfig(LossSpec):
+    """Error of every refinement's encoding, over the frames whose cameras are known."""
 
+    needs: ClassVar[tuple[Need, ...]] = ("cameras",)
+    teaches: ClassVar[tuple[str, ...]] = ("cameras",)
     kind: Literal["camera"] = "camera"
-    weight: float = 5.0
+    weight: Weight = 5.0
     translation: float = 1.0
+    """Weight of the translation's errors, in the clip's unit. 1: VGGT's release."""
     rotation: float = 1.0
+    """Weight of the quaternion's errors. 1: VGGT's release."""
     fov: float = 0.5
+    """Weight of the fields of view's errors, in radians. ½: VGGT's release."""
     stage_decay: float = 0.6
+    """Weight of each refinement relative to the next one, above 0 to 1: the last counts most. 0.6: VGGT's release."""
     huber_delta: float | None = None
-    """None: absolute differences."""
+    """Threshold of the Huber loss; None: absolute differences."""
     min_valid: int = 100
-    """Clips with depth whose first frame has no more of it than this do not count: their scale is not to be trusted.
-    Clips without any depth have no such scale, and count."""
+    """Valid depth pixels that the first frame must exceed for a clip with depth to count: with fewer, its scale is not
+    reliable. Clips without any depth have no such scale, and count."""
     over: Over = "clip"
+    """Domain of means. ``clip``: each clip's values, then all clips alike, so that processes that share a batch do what
+    one does; ``batch``: all values of the batch together, as VGGT's release."""
 
-    def __call__(self, prediction: Prediction, views: Views | None, targets: Clip) -> Float[Tensor, ""]:  # noqa: ARG002 - all terms have one signature
-        """Dimensionless: clip units, quaternion components and radians summed. UserError without a camera head."""
+    def build(self) -> CameraLoss:
+        """Build the term."""
+        return CameraLoss(self)
+
+
+class CameraLoss(LossTerm[CameraLossConfig]):
+    """The term of `CameraLossConfig`."""
+
+    def forward(self, inputs: LossInputs) -> Float[Tensor, ""]:
+        """Compute the term: clip units, quaternion components and radians summed. UserError without a camera head."""
+        prediction, targets = inputs.prediction, inputs.targets
         encodings = prediction.pose_encodings
         if encodings is None:
             raise UserError("the camera loss needs pose encodings; add a head of kind camera or remove the loss")
@@ -64,28 +84,32 @@ class CameraLoss:
             return nothing(encodings)
         with full_precision(encodings.device):
             target = encode_cameras(targets.cameras, *targets.images.shape[-2:])
-        errors = encoding_errors(encodings, target.to(encodings.dtype), self.huber_delta)
+        errors = encoding_errors(encodings, target.to(encodings.dtype), self.config.huber_delta)
         keep = self.counted(targets)
         total = nothing(encodings)
-        for stage_weight, stage in zip(stage_weights(len(errors), self.stage_decay), errors):
+        for stage_weight, stage in zip(stage_weights(len(errors), self.config.stage_decay), errors):
             total = total + stage_weight * self.one_stage(stage, keep)
         return total
 
     def one_stage(self, errors: Float[Tensor, "b f 9"], keep: Bool[Tensor, "b f"]) -> Float[Tensor, ""]:
         """Weighted mean errors of the three parts of the encoding."""
         total = errors.new_zeros(())
-        for part, weight in ((TRANSLATION, self.translation), (ROTATION, self.rotation), (FOV, self.fov)):
+        for part, weight in (
+            (TRANSLATION, self.config.translation),
+            (ROTATION, self.config.rotation),
+            (FOV, self.config.fov),
+        ):
             values = errors[..., part]
             mask = keep[..., None].expand_as(values)
-            total = total + weight * group_mean(grouped(values, self.over), grouped(mask, self.over)).mean()
+            total = total + weight * kept_mean(values, mask, self.config.over)
         return total
 
     def counted(self, targets: Clip) -> Bool[Tensor, "b f"]:
-        """Which frames' cameras count."""
+        """Mask of the frames whose cameras count."""
         keep = torch.ones(targets.images.shape[:2], dtype=torch.bool, device=targets.images.device)
         if targets.cameras is not None and targets.cameras.known is not None:
             keep = keep & targets.cameras.known
         if targets.valid is not None:
-            enough = targets.valid[:, 0].flatten(1).sum(-1) > self.min_valid
+            enough = targets.valid[:, 0].flatten(1).sum(-1) > self.config.min_valid
             keep = keep & (enough | ~targets.valid.flatten(1).any(-1))[:, None]
         return keep

@@ -1,13 +1,13 @@
-"""Depth and point terms: error, error weighed by confidence, and shape (VGGT, arXiv 2503.11651 §3.4).
+"""Depth and point terms: error, error weighted by confidence, and shape (VGGT, arXiv 2503.11651 §3.4).
 
-Where paper and released training differ, the defaults are the released training, and the overlay vggt_paper_losses is
+Where paper and released training differ, the defaults follow the released training, and the overlay vggt_paper_losses
 the paper.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -16,22 +16,30 @@ from torch.nn import functional
 
 from four_d.errors import UserError
 from four_d.geometry import unproject
-from four_d.layers import full_precision
+from four_d.layers import full_precision, full_type
 from four_d.losses.reduction import Over, below_quantile, group_mean, grouped, nothing
-from four_d.types import Clip, Prediction, Views
+from four_d.losses.schedule import Weight
+from four_d.losses.supervision import Need
+from four_d.losses.term import LossInputs, LossSpec, LossTerm
 
 LIMIT = 100.0
-"""Errors beyond it count as this much, and pull no longer."""
+"""Upper limit of an error; beyond it there is no gradient."""
 GRADIENT_SCALES = 4
 NORMAL_SCALES = 3
 MIN_NORMALS = 10
 SMALLEST = 1e-16
-"""Shorter vectors count as this long."""
+"""Lower limit of a vector's length."""
+FLAT = 1e-5
+"""Height of a triangle, as a fraction of its distance from the origin, below which it has no normal. Neighbours that
+half precision makes equal, or nearly so, would otherwise have gradients as large as one over that height."""
+
+UNCOUNTED = "where pixels.regression and pixels.confidence are 0"
+"""Reason for settings of errors per pixel to have no effect."""
 
 Maps = Float[Tensor, "b f h w c"]
 Masks = Bool[Tensor, "b f h w"]
 Weighing = Literal["plain", "confidence", "likelihood"]
-"""How errors of gradients count: as they are (released training); times the confidence (paper); or as errors of pixels,
+"""Weighting of gradient errors: none (released training); times the confidence (paper); or as errors of pixels,
 γ·e·c − α·log c, the logarithm also where nothing is valid (an option of the released training)."""
 
 
@@ -65,7 +73,7 @@ def gradient_term(
 ) -> Float[Tensor, "g"]:
     """Sum of `gradient_errors` per valid number, averaged over four scales (every 1st, 2nd, 4th, 8th pixel).
 
-    With ``confidence`` they are first weighed by that of the right or the lower one of the two pixels.
+    With ``confidence`` they are first weighted by that of the right or the lower one of the two pixels.
     """
     total = grouped(predicted, over)[:, :0].sum(-1)
     for step in (2**scale for scale in range(GRADIENT_SCALES)):
@@ -84,8 +92,10 @@ def normals(
     points: Float[Tensor, "b f h w 3"], valid: Masks
 ) -> tuple[Float[Tensor, "4 3 b f h w"], Bool[Tensor, "4 b f h w"]]:
     """Four normals per pixel, of the triangles it forms with its neighbours up-left, left-down, down-right, right-up,
-    as long as twice the triangle's area; and which of them have three valid corners.
+    as long as twice the triangle's area; and which of them have three valid corners. Zero, without gradient, are those
+    of triangles without area (`FLAT`).
     """
+    points = points.to(full_type(points.dtype))
     planes = points.movedim(-1, 0).contiguous()  # arithmetic on whole planes: several times faster than on triples
     padded = functional.pad(planes, (1, 1, 1, 1))
     inside = functional.pad(valid, (1, 1, 1, 1))
@@ -95,7 +105,16 @@ def normals(
     good = [inside[..., i : i + h, j : j + w] & valid for i, j in shifts]
     pairs = list(zip(arms, [*arms[1:], arms[0]]))
     both = torch.stack([one & two for one, two in zip(good, [*good[1:], good[0]])])
-    return torch.stack([cross(one, two) for one, two in pairs]), both
+    found = torch.stack([cross(one, two) for one, two in pairs])
+    return found.masked_fill(flat(found, arms, planes), 0), both
+
+
+@torch.no_grad()
+def flat(found: Float[Tensor, "4 3 *b"], arms: list[Float[Tensor, "3 *b"]], at: Float[Tensor, "3 *b"]) -> Tensor:
+    """Mask ``4 1 *b`` of the triangles of `normals` at points ``at`` without area: height ≤ `FLAT` · distance."""
+    squares = [arm.square().sum(0) for arm in arms]
+    longest = torch.stack([one.maximum(two) for one, two in zip(squares, [*squares[1:], squares[0]])])
+    return (found.square().sum(1) <= FLAT**2 * longest * at.square().sum(0))[:, None]
 
 
 def length(vectors: Float[Tensor, "*b"], axis: int) -> Float[Tensor, "*c"]:
@@ -104,7 +123,7 @@ def length(vectors: Float[Tensor, "*b"], axis: int) -> Float[Tensor, "*c"]:
 
 
 def cross(a: Float[Tensor, "3 *b"], b: Float[Tensor, "3 *b"]) -> Float[Tensor, "3 *b"]:
-    """The vector product over the first axis."""
+    """Cross product over the first axis."""
     (ax, ay, az), (bx, by, bz) = a, b
     return torch.stack([ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx])
 
@@ -126,25 +145,44 @@ def normal_term(
 
 @dataclass(frozen=True, kw_only=True)
 class PixelTerms:
-    """The part that depth and points share: error per pixel, plain and weighed by confidence."""
+    """Settings common to depth and points: error per pixel, plain and weighted by confidence."""
 
     regression: float = 1.0
     """Weight of the plain error."""
     confidence: float = 1.0
-    """Weight of the error weighed by confidence; with 0 (and a plain ``gradient_by``) confidence learns nothing."""
+    """Weight of the confidence-weighted error; with 0 (and a plain ``gradient_by``) confidence learns nothing."""
     gamma: float = 1.0
+    """γ of the confidence-weighted error γ·e·c − α·log c, which errors are multiplied by. 1: VGGT's release."""
     alpha: float = 0.2
+    """α of that error: reward of confidence; larger: surer. 0.2: VGGT's release."""
     gradient_by: Weighing = "plain"
+    """Weighting of gradients' errors: ``plain`` (VGGT's release), ``confidence`` (its paper: times the confidence), or
+    ``likelihood`` (γ·e·c − α·log c, as errors of pixels)."""
     quantile: float | None = 0.98
-    """Errors above this quantile are left out, where more than 1,000 are; None: never."""
+    """Quantile above which errors are trimmed, where more than 1,000 are; None: never."""
     min_valid: int = 100
-    """Groups with fewer valid pixels give 0."""
+    """Valid pixels below which a group gives 0."""
     over: Over = "clip"
+    """Domain of means. ``clip``: each clip's values, then all clips alike, so that processes that share a batch do what
+    one does; ``batch``: all values of the batch together, as VGGT's release."""
+
+    @property
+    def counts(self) -> bool:
+        """True if errors per pixel count at all, plain or weighted by confidence."""
+        return bool(self.regression or self.confidence)
+
+    @property
+    def without_effect(self) -> dict[str, str]:
+        """Settings that nothing reads → why."""
+        if self.confidence:
+            return {}
+        unread = {"plain": ("gamma", "alpha"), "confidence": ("alpha",), "likelihood": ()}[self.gradient_by]
+        return dict.fromkeys(unread, f"where confidence is 0 and gradient_by {self.gradient_by}")
 
     def __call__(
         self, errors: Float[Tensor, "b f h w"], confidence: Float[Tensor, "b f h w"], valid: Masks
     ) -> Float[Tensor, "g"]:
-        """Both terms of each group, weighted and summed; one of weight 0 is left out, whatever its value."""
+        """Sum both weighted terms of each group; one of weight 0 is left out, whatever its value."""
         limited = errors.clamp_max(LIMIT)
         total = grouped(limited, self.over)[:, :0].sum(-1)
         if self.regression:
@@ -157,7 +195,7 @@ class PixelTerms:
     def gradients(
         self, predicted: Maps, target: Maps, confidence: Float[Tensor, "b f h w"], valid: Masks
     ) -> Float[Tensor, "g"]:
-        """`gradient_term` of each group, weighed as ``gradient_by`` says."""
+        """`gradient_term` of each group, weighted by ``gradient_by``."""
         sure = None if self.gradient_by == "plain" else confidence
         alpha = self.alpha if self.gradient_by == "likelihood" else 0.0
         return gradient_term(predicted, target, valid, self.over, sure, self.gamma, alpha)
@@ -176,48 +214,84 @@ class PixelTerms:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DepthLoss:
+class DepthLossConfig(LossSpec):
     """Error of z-depth in the clip's unit, and of its gradients."""
 
+    needs: ClassVar[tuple[Need, ...]] = ("depth",)
+    teaches: ClassVar[tuple[str, ...]] = ("depth",)
     kind: Literal["depth"] = "depth"
-    weight: float = 1.0
+    weight: Weight = 1.0
     pixels: PixelTerms = field(default_factory=PixelTerms)
+    """Errors per pixel: their weights, and which pixels count."""
     gradient: float = 1.0
     """Weight of `gradient_term`."""
 
-    def __call__(self, prediction: Prediction, views: Views | None, targets: Clip) -> Float[Tensor, ""]:  # noqa: ARG002 - all terms have one signature
-        """UserError without a depth head; 0 without true depth."""
+    @property
+    def without_effect(self) -> dict[str, str]:
+        """Settings that nothing reads → why."""
+        unread = {} if self.gradient else {"pixels.gradient_by": "where gradient is 0"}
+        return unread if self.pixels.counts else {**unread, "pixels.quantile": UNCOUNTED}
+
+    def build(self) -> DepthLoss:
+        """Build the term."""
+        return DepthLoss(self)
+
+
+class DepthLoss(LossTerm[DepthLossConfig]):
+    """The term of `DepthLossConfig`."""
+
+    def forward(self, inputs: LossInputs) -> Float[Tensor, ""]:
+        """Compute the term. UserError without a depth head; 0 without true depth."""
+        prediction, targets = inputs.prediction, inputs.targets
         depth, confidence = prediction.depth, prediction.depth_confidence
         if depth is None or confidence is None:
             raise UserError("the depth loss needs depth; add a head {kind: dense, output: depth} or remove the loss")
         if targets.depth is None or targets.valid is None:
             return nothing(depth, confidence)
         truth, valid = targets.depth, targets.valid
-        values = self.pixels((depth - truth).abs(), confidence, valid)
-        if self.gradient:
-            values = values + self.gradient * self.pixels.gradients(
+        values = self.config.pixels((depth - truth).abs(), confidence, valid)
+        if self.config.gradient:
+            values = values + self.config.gradient * self.config.pixels.gradients(
                 depth[..., None], truth[..., None], confidence, valid
             )
-        return self.pixels.reduce(values, valid)
+        return self.config.pixels.reduce(values, valid)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PointsLoss:
+class PointsLossConfig(LossSpec):
     """Error of points in the first frame's camera coordinates, in the clip's unit, and of their shape.
 
     Truth comes from depth and cameras.
     """
 
+    needs: ClassVar[tuple[Need, ...]] = ("cameras", "depth")
+    teaches: ClassVar[tuple[str, ...]] = ("points",)
     kind: Literal["points"] = "points"
-    weight: float = 1.0
+    weight: Weight = 1.0
     pixels: PixelTerms = field(default_factory=PixelTerms)
+    """Errors per pixel: their weights, and which pixels count."""
     normal: float = 1.0
     """Weight of `normal_term` (released training)."""
     gradient: float = 0.0
     """Weight of `gradient_term` (paper)."""
 
-    def __call__(self, prediction: Prediction, views: Views | None, targets: Clip) -> Float[Tensor, ""]:  # noqa: ARG002 - all terms have one signature
-        """UserError without a points head; 0 without true depth and cameras."""
+    @property
+    def without_effect(self) -> dict[str, str]:
+        """Settings that nothing reads → why."""
+        unread = {} if self.gradient else {"pixels.gradient_by": "where gradient is 0"}
+        return unread if self.pixels.counts else {**unread, "pixels.quantile": UNCOUNTED}
+
+    def build(self) -> PointsLoss:
+        """Build the term."""
+        return PointsLoss(self)
+
+
+class PointsLoss(LossTerm[PointsLossConfig]):
+    """The term of `PointsLossConfig`."""
+
+    def forward(self, inputs: LossInputs) -> Float[Tensor, ""]:
+        """Compute the term. UserError without a points head; 0 without true depth and cameras."""
+        prediction, targets = inputs.prediction, inputs.targets
         points, confidence = prediction.points, prediction.points_confidence
         if points is None or confidence is None:
             raise UserError("the points loss needs points; add a head {kind: dense, output: points} or remove the loss")
@@ -227,9 +301,9 @@ class PointsLoss:
             truth, valid = unproject(targets.depth, targets.cameras), targets.valid
         if targets.cameras.known is not None:
             valid = valid & targets.cameras.known[..., None, None]
-        values = self.pixels(length(points - truth, -1), confidence, valid)
-        if self.normal:
-            values = values + self.normal * normal_term(points, truth, valid, self.pixels.over)
-        if self.gradient:
-            values = values + self.gradient * self.pixels.gradients(points, truth, confidence, valid)
-        return self.pixels.reduce(values, valid)
+        values = self.config.pixels(length(points - truth, -1), confidence, valid)
+        if self.config.normal:
+            values = values + self.config.normal * normal_term(points, truth, valid, self.config.pixels.over)
+        if self.config.gradient:
+            values = values + self.config.gradient * self.config.pixels.gradients(points, truth, confidence, valid)
+        return self.config.pixels.reduce(values, valid)

@@ -1,4 +1,4 @@
-"""What Gaussians are supervised by besides pictures: where they lie, and how they move (DGS-LRM, arXiv 2506.09997).
+"""Supervision of Gaussians besides images: depth and motion (DGS-LRM, arXiv 2506.09997).
 
 The paper's weights are 10 and 10; the norms of both terms are ours.
 """
@@ -16,19 +16,23 @@ from four_d.errors import UserError
 from four_d.geometry import invert_pose
 from four_d.layers import full_precision, full_type
 from four_d.losses.dense import length
-from four_d.losses.motion import LEAST_MOTION
+from four_d.losses.motion import motion_rows
 from four_d.losses.photometric import required, untouched
-from four_d.losses.reduction import group_mean
+from four_d.losses.reduction import balanced, check_balance, group_mean
+from four_d.losses.schedule import Weight
+from four_d.losses.supervision import Need
+from four_d.losses.term import LossInputs, LossSpec, LossTerm
 from four_d.rendering.scene import means_at
-from four_d.types import Clip, Gaussians, Prediction, Views, map_tensors, same_time
+from four_d.surface import LEAST_MOTION
+from four_d.types import Gaussians, Prediction, map_tensors, same_time
 
 NEAREST = 0.01
-"""Depth (the clip's unit) below which logarithm and disparity go on as straight lines, also behind the camera."""
+"""Depth (clip units) below which logarithm and disparity continue linearly, also behind the camera."""
 Space = Literal["log", "disparity"]
 
 
-def settled(prediction: Prediction, loss: str) -> tuple[Gaussians, Int[Tensor, "b k"]]:
-    """Gaussians in full precision and the frames that they are of. UserError where the model has none."""
+def in_full_precision(prediction: Prediction, loss: str) -> tuple[Gaussians, Int[Tensor, "b k"]]:
+    """Gaussians in full precision and their key frames. UserError where the model has none."""
     gaussians, frames = required(prediction, loss), prediction.key_frames
     if frames is None:
         raise UserError(f"the {loss} loss needs to know key frames; let the head set Prediction.key_frames")
@@ -37,7 +41,7 @@ def settled(prediction: Prediction, loss: str) -> tuple[Gaussians, Int[Tensor, "
 
 
 def of_key_frames(values: Tensor, frames: Int[Tensor, "b k"], axis: int = 1) -> Tensor:
-    """Of values with frames along ``axis``, those of each clip's key frames."""
+    """Select each clip's key frames from values with frames along ``axis``."""
     return torch.stack([each.index_select(axis - 1, index) for each, index in zip(values, frames, strict=True)])
 
 
@@ -48,33 +52,44 @@ def own_offsets(gaussians: Gaussians, times: Float[Tensor, "b k"]) -> Float[Tens
 
 
 def offsets_at(gaussians: Gaussians, times: Float[Tensor, "b v"]) -> Float[Tensor, "b v n 3"]:
-    """Offsets at any times; 0 where Gaussians stand still."""
+    """Offsets at any times; 0 for static Gaussians."""
     return means_at(replace(gaussians, means=torch.zeros_like(gaussians.means)), times)
 
 
 def in_space(depth: Float[Tensor, "*b"], space: Space) -> Float[Tensor, "*b"]:
-    """Logarithm of z or 1 / z; below `NEAREST` the tangent there, so that every depth has a gradient."""
+    """Map z to log z or 1 / z; below `NEAREST` along the tangent there, so that every depth has a gradient."""
     safe = depth.clamp_min(NEAREST)
     below = (depth - NEAREST).clamp_max(0) / NEAREST
     return safe.log() + below if space == "log" else (1 / safe) - below / NEAREST
 
 
 @dataclass(frozen=True, kw_only=True)
-class GaussianDepthLoss:
+class GaussianDepthLossConfig(LossSpec):
     """|error| of the z-depth that each Gaussian has in its key frame at that frame's time.
 
-    Its place is the one that is rendered then: mean plus offset. Cameras are the targets'. Each clip's pixels are
+    Its position is the one rendered then: mean plus offset. Cameras are the targets'. Each clip's pixels are
     averaged first, then the clips.
     """
 
+    needs: ClassVar[tuple[Need, ...]] = ("cameras", "depth")
+    teaches: ClassVar[tuple[str, ...]] = ("gaussians",)
     kind: Literal["gaussian_depth"] = "gaussian_depth"
-    weight: float = 10.0
+    weight: Weight = 10.0
     space: Space = "log"
-    """Of what errors are: the logarithm of depth (shares of it, near 0), or disparity (one over the clip's unit)."""
+    """Space of errors: log depth (relative errors, near 0), or disparity (1 / clip unit)."""
 
-    def __call__(self, prediction: Prediction, views: Views | None, targets: Clip) -> Float[Tensor, ""]:  # noqa: ARG002 - all terms have one signature
-        """UserError without Gaussians; 0 without true depth and cameras."""
-        gaussians, frames = settled(prediction, self.kind)
+    def build(self) -> GaussianDepthLoss:
+        """Build the term."""
+        return GaussianDepthLoss(self)
+
+
+class GaussianDepthLoss(LossTerm[GaussianDepthLossConfig]):
+    """The term of `GaussianDepthLossConfig`."""
+
+    def forward(self, inputs: LossInputs) -> Float[Tensor, ""]:
+        """Compute the term. UserError without Gaussians; 0 without true depth and cameras."""
+        prediction, targets = inputs.prediction, inputs.targets
+        gaussians, frames = in_full_precision(prediction, self.config.kind)
         if targets.depth is None or targets.valid is None or targets.cameras is None:
             return untouched(gaussians)
         with full_precision(gaussians.means.device):
@@ -83,20 +98,20 @@ class GaussianDepthLoss:
             truth, valid = (of_key_frames(each, frames).flatten(2) for each in (targets.depth, targets.valid))
             check_count(places, truth.shape[1:])
             depth = depths(places.unflatten(1, truth.shape[1:]), poses)
-            errors = (in_space(depth, self.space) - in_space(truth.to(depth), self.space)).abs()
+            errors = (in_space(depth, self.config.space) - in_space(truth.to(depth), self.config.space)).abs()
         if targets.cameras.known is not None:
             valid = valid & of_key_frames(targets.cameras.known, frames)[..., None]
         return group_mean(errors.flatten(1), valid.flatten(1)).mean() + untouched(gaussians)
 
 
 def depths(points: Float[Tensor, "b k p 3"], world_from_camera: Float[Tensor, "b k 4 4"]) -> Float[Tensor, "b k p"]:
-    """Each z of world points in each frame's camera."""
+    """Depth z of world points in each frame's camera."""
     camera_from_world = invert_pose(world_from_camera)
     return (points @ camera_from_world[..., 2, :3, None])[..., 0] + camera_from_world[..., 2, 3, None]
 
 
 def check_count(places: Float[Tensor, "b n 3"], expected: torch.Size) -> None:
-    """UserError where there is not one Gaussian per pixel of each key frame (k, p)."""
+    """Raise UserError where there is not one Gaussian per pixel of each key frame (k, p)."""
     if places.shape[1] != expected.numel():
         raise UserError(
             f"there are {places.shape[1]} Gaussians for {expected[0]} key frames of {expected[1]} pixels; the losses "
@@ -105,60 +120,71 @@ def check_count(places: Float[Tensor, "b n 3"], expected: torch.Size) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GaussianFlowLoss:
-    """Distance from the predicted to the true motion of what each pixel of the key frames shows, in the clip's unit.
+class GaussianFlowLossConfig(LossSpec):
+    """Distance from predicted to true motion of the key frames' pixels, in the clip's unit.
 
-    Motion is from the key frame's own time to every other query time that Gaussians have an offset at, whether the
-    point is seen then or not. Each clip is averaged first, then the clips.
+    Motion is from the key frame's own time to every other query time that Gaussians have an offset at, even where the
+    point is not visible then. Each clip is averaged first, then the clips.
     """
 
-    needs_queries: ClassVar[bool] = True
-    """Without ``data.query_times`` there would be no truth, and the loss 0."""
+    needs: ClassVar[tuple[Need, ...]] = ("motion",)
+    teaches: ClassVar[tuple[str, ...]] = ("gaussians",)
     kind: Literal["gaussian_flow"] = "gaussian_flow"
-    weight: float = 10.0
+    weight: Weight = 10.0
     huber: float = 0.0
-    """Distances below this count as d² / (2 · huber), above it as d − huber / 2; 0: all as d."""
+    """Threshold of the Huber loss: distances below count as d² / (2 · huber), above as d − huber / 2; 0: all as d."""
     balance: float = 0.0
-    """Share of the weight that moving pixels have together, however few; 0: all pixels count alike."""
+    """Fraction of the total weight for moving pixels, however few; 0: all pixels count alike."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.balance < 1 or self.huber < 0:
-            raise UserError("balance must be a share of 1 (or 0 for none), huber at least 0")
+        check_balance(self.balance)
+        if self.huber < 0:
+            raise UserError(f"huber is {self.huber}; choose a distance above 0, or 0 for none")
 
-    def __call__(self, prediction: Prediction, views: Views | None, targets: Clip) -> Float[Tensor, ""]:  # noqa: ARG002 - all terms have one signature
-        """UserError without Gaussians; 0 without true motion. What stands still (no offsets) has no gradient."""
-        gaussians, frames = settled(prediction, self.kind)
+    def build(self) -> GaussianFlowLoss:
+        """Build the term."""
+        return GaussianFlowLoss(self)
+
+
+class GaussianFlowLoss(LossTerm[GaussianFlowLossConfig]):
+    """The term of `GaussianFlowLossConfig`."""
+
+    def forward(self, inputs: LossInputs) -> Float[Tensor, ""]:
+        """Compute the term. UserError without Gaussians; 0 without true motion. Without offsets it has no gradient."""
+        prediction, targets = inputs.prediction, inputs.targets
+        gaussians, frames = in_full_precision(prediction, self.config.kind)
         if targets.motion is None or targets.motion_valid is None or targets.query_times is None:
             return untouched(gaussians)
-        own = of_key_frames(targets.times, frames)
+        own, rows = of_key_frames(targets.times, frames), motion_rows(targets, frames)
         with full_precision(gaussians.means.device):
-            truth = of_key_frames(targets.motion, frames, axis=2).flatten(3, 4).to(gaussians.means)
+            truth = of_key_frames(targets.motion, rows, axis=2).flatten(3, 4).to(gaussians.means)
             check_count(gaussians.means, truth.shape[2:4])
             moved = offsets_at(gaussians, targets.query_times) - own_offsets(gaussians, own)[:, None]
             errors = self.limited(length(moved.unflatten(2, truth.shape[2:4]) - truth, -1))
-        valid = of_key_frames(targets.motion_valid, frames, axis=2).flatten(3)
-        keep = valid & asked(gaussians, targets.query_times, own)[..., None]
+        valid = of_key_frames(targets.motion_valid, rows, axis=2).flatten(3)
+        keep = valid & known_queries(gaussians, targets.query_times, own)[..., None]
         return self.reduce(errors, keep, length(truth, -1) > LEAST_MOTION) + untouched(gaussians)
 
     def limited(self, errors: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
-        """Huber's function of the distances."""
-        if not self.huber:
+        """Apply the Huber function to distances."""
+        if not self.config.huber:
             return errors
-        return torch.where(errors < self.huber, errors.square() / (2 * self.huber), errors - self.huber / 2)
+        return torch.where(
+            errors < self.config.huber, errors.square() / (2 * self.config.huber), errors - self.config.huber / 2
+        )
 
     def reduce(
         self, errors: Float[Tensor, "b q k p"], keep: Bool[Tensor, "b q k p"], moves: Bool[Tensor, "b q k p"]
     ) -> Float[Tensor, ""]:
-        """The mean over clips, moving pixels weighed as ``balance`` says."""
+        """Mean over clips, with moving pixels weighted by ``balance``."""
         values = errors.flatten(1)
-        if not self.balance:
-            return group_mean(values, keep.flatten(1)).mean()
-        parts = ((self.balance, keep & moves), (1 - self.balance, keep & ~moves))
-        return torch.stack([share * group_mean(values, part.flatten(1)).mean() for share, part in parts]).sum()
+        return balanced(lambda part: group_mean(values, part.flatten(1)).mean(), keep, moves, self.config.balance)
 
 
-def asked(gaussians: Gaussians, query_times: Float[Tensor, "b q"], own: Float[Tensor, "b k"]) -> Bool[Tensor, "b q k"]:
-    """Query times that Gaussians have an offset at, but for each key frame's own, where motion is 0 by definition."""
+def known_queries(
+    gaussians: Gaussians, query_times: Float[Tensor, "b q"], own: Float[Tensor, "b k"]
+) -> Bool[Tensor, "b q k"]:
+    """Mask of query times with an offset, except each key frame's own, where motion is 0 by definition."""
     other = ~same_time(query_times[:, :, None], own[:, None])
     if gaussians.offset_times is None:
         return other

@@ -1,4 +1,4 @@
-"""Pictures of Gaussians against the frames that were taken there: squared error and a perceptual term.
+"""Renders of Gaussians against captured frames: squared error and a perceptual term.
 
 DGS-LRM (arXiv 2506.09997), after GS-LRM (arXiv 2404.19702): MSE + 0.5 · a perceptual distance.
 """
@@ -6,71 +6,107 @@ DGS-LRM (arXiv 2506.09997), after GS-LRM (arXiv 2404.19702): MSE + 0.5 · a perc
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from four_d.errors import UserError
 from four_d.layers import full_precision, full_type
-from four_d.losses.reduction import nothing
-from four_d.similarity import LPIPS_WEIGHTS, has_lpips, load_lpips, structure
-from four_d.types import Clip, Gaussians, Prediction, Views
+from four_d.losses.reduction import group_mean, nothing
+from four_d.losses.schedule import Weight
+from four_d.losses.supervision import Need
+from four_d.losses.term import LossInputs, LossSpec, LossTerm
+from four_d.similarity import LPIPS_WEIGHTS, load_lpips, structure
+from four_d.types import Clip, Gaussians, Prediction
 
-Perceptual = Literal["auto", "lpips", "structure", "none"]
+Perceptual = Literal["lpips", "structure", "none"]
 NO_GAUSSIANS = "needs Gaussians; add a head {kind: gaussian} or remove the loss"
 
 
 def required(prediction: Prediction, loss: str) -> Gaussians:
-    """The predicted Gaussians. UserError where the model has none."""
+    """Return the predicted Gaussians. UserError where the model has none."""
     if prediction.gaussians is None:
         raise UserError(f"the {loss} loss {NO_GAUSSIANS}")
     return prediction.gaussians
 
 
 def untouched(gaussians: Gaussians) -> Float[Tensor, ""]:
-    """Zero, with a gradient path to all of the Gaussians but their times."""
+    """Zero, with a gradient path to all fields of the Gaussians except their times."""
     shape = (gaussians.means, gaussians.quats, gaussians.scales)
     offsets = [] if gaussians.offsets is None else [gaussians.offsets]
     return nothing(*shape, gaussians.opacities, gaussians.harmonics, *offsets)
 
 
-@dataclass(frozen=True, kw_only=True)
-class PhotometricLoss:
-    """Mean squared error of colours over all pixels of all views, and how different the pictures look.
+def known_views(views: Clip) -> Bool[Tensor, "b v"]:
+    """Mask of the views whose cameras are known; all, where none is marked unknown."""
+    known = None if views.cameras is None else views.cameras.known
+    return torch.ones_like(views.times, dtype=torch.bool) if known is None else known
 
-    ``perceptual`` is settled when the config is built, so a run's config.yaml says which term trained it.
+
+@dataclass(frozen=True, kw_only=True)
+class PhotometricLossConfig(LossSpec):
+    """Mean squared error of colours and a perceptual distance, over the views whose cameras are known.
+
+    Each clip's views are averaged first, then the clips.
     """
 
+    needs: ClassVar[tuple[Need, ...]] = ("views",)
+    teaches: ClassVar[tuple[str, ...]] = ("gaussians",)
     kind: Literal["photometric"] = "photometric"
-    weight: float = 1.0
-    perceptual: Perceptual = "auto"
-    """``lpips``: `similarity.LPIPS`; ``structure``: (1 − SSIM) / 2 + differences of image gradients
-    (`similarity.structure`); ``auto`` becomes ``lpips`` where its weights are, else ``structure``."""
+    weight: Weight = 1.0
+    perceptual: Perceptual = "structure"
+    """Perceptual distance. ``lpips``: `similarity.LPIPS`, which needs its weights; ``structure``: (1 − SSIM) / 2 +
+    differences of image gradients (`similarity.structure`)."""
     perceptual_weight: float = 0.5
+    """Weight of the perceptual distance beside the squared error's 1, at least 0. ½: GS-LRM's."""
     lpips_weights: str | None = LPIPS_WEIGHTS
-    """A file, or a folder of files, of weights (`similarity.load_lpips`); None: there are none."""
+    """Weight file, or folder of weight files (`similarity.load_lpips`); None: there are none."""
 
-    def __post_init__(self) -> None:
-        if self.perceptual == "auto":
-            chosen = "lpips" if has_lpips(self.lpips_weights) else "structure"
-            object.__setattr__(self, "perceptual", chosen)
+    @property
+    def without_effect(self) -> dict[str, str]:
+        """Settings that nothing reads → why."""
+        if not self.perceptual_weight:
+            return dict.fromkeys(("perceptual", "lpips_weights"), "where perceptual_weight is 0")
+        unread = () if self.perceptual == "lpips" else ("lpips_weights",)
+        unread = ("perceptual_weight", *unread) if self.perceptual == "none" else unread
+        return dict.fromkeys(unread, f"where perceptual is {self.perceptual}")
 
-    def __call__(self, prediction: Prediction, views: Views | None, targets: Clip) -> Float[Tensor, ""]:
-        """UserError without Gaussians, or without LPIPS's weights where it is asked for; 0 without true views."""
-        gaussians = required(prediction, "photometric")
+    def build(self) -> PhotometricLoss:
+        """Build the term. UserError where ``perceptual`` is lpips and its weights are missing."""
+        return PhotometricLoss(self)
+
+
+class PhotometricLoss(LossTerm[PhotometricLossConfig]):
+    """The term of `PhotometricLossConfig`."""
+
+    def __init__(self, config: PhotometricLossConfig) -> None:
+        super().__init__(config)
+        if config.perceptual == "lpips":
+            load_lpips(config.lpips_weights)  # a broken file shows before the first step
+
+    def forward(self, inputs: LossInputs) -> Float[Tensor, ""]:
+        """Compute the term. UserError without Gaussians; 0 without true views."""
+        targets = inputs.targets
+        gaussians = required(inputs.prediction, "photometric")
+        views = inputs.views
         if views is None or targets.views is None:
             return untouched(gaussians)
+        known = known_views(targets.views)
+        if not bool(known.any()):
+            return untouched(gaussians)
         with full_precision(views.colour.device):
-            colour = views.colour.to(full_type(views.colour.dtype)).flatten(0, -4)
-            truth = targets.views.images.to(colour).flatten(0, -4)
-            value = (colour - truth).square().mean()
-            return value + self.perceptual_weight * self.difference(colour, truth) + untouched(gaussians)
+            colour = views.colour.to(full_type(views.colour.dtype))[known]
+            truth = targets.views.images.to(colour)[known]
+            each = (colour - truth).square().flatten(1).mean(-1) + self.difference(colour, truth)
+            every = torch.zeros(known.shape, dtype=each.dtype, device=each.device).masked_scatter(known, each)
+            return group_mean(every, known).mean() + untouched(gaussians)
 
-    def difference(self, colour: Float[Tensor, "b 3 h w"], truth: Float[Tensor, "b 3 h w"]) -> Float[Tensor, ""]:
-        """The perceptual term, averaged over pictures."""
-        if self.perceptual == "none" or not self.perceptual_weight:
-            return colour.new_zeros(())
-        if self.perceptual == "structure":
-            return structure(colour, truth).mean()
-        return load_lpips(self.lpips_weights).to(colour)(colour, truth).mean()
+    def difference(self, colour: Float[Tensor, "n 3 h w"], truth: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n"]:
+        """Weighted perceptual distance of each image."""
+        if self.config.perceptual == "none" or not self.config.perceptual_weight:
+            return colour.new_zeros(len(colour))
+        if self.config.perceptual == "structure":
+            return self.config.perceptual_weight * structure(colour, truth)
+        return self.config.perceptual_weight * load_lpips(self.config.lpips_weights).to(colour)(colour, truth)

@@ -1,16 +1,20 @@
-"""How unreduced losses become one number."""
+"""Reduction of unreduced losses to one number."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn import functional
+
+from four_d.errors import UserError
 
 Over = Literal["clip", "batch"]
-"""What a mean is taken over. ``clip``: each clip's valid pixels, then all clips alike, those without truth as zeros;
+"""Domain of a mean. ``clip``: each clip's valid pixels, then all clips alike, those without truth as zeros;
 splitting a batch over processes or accumulating gradients then changes nothing. ``batch``: all valid pixels of the
 batch together, as VGGT's released code."""
 
@@ -26,23 +30,53 @@ def grouped(values: Tensor, over: Over) -> Tensor:
 
 
 def group_mean(values: Float[Tensor, "g n"], keep: Bool[Tensor, "g n"], at_least: int = 1) -> Float[Tensor, "g"]:
-    """Mean of what is kept in each group; 0 where fewer than ``at_least`` are."""
+    """Mean of the kept values of each group; 0 where fewer than ``at_least`` are."""
     count = keep.sum(-1)
     mean = torch.where(keep, values, 0).sum(-1) / count.clamp_min(1)
     return torch.where(count >= at_least, mean, 0)
 
 
+def kept_mean(values: Float[Tensor, "b *n"], keep: Bool[Tensor, "b *n"], over: Over) -> Float[Tensor, ""]:
+    """Mean of the kept values of each group (`grouped`), then of the groups; 0 where none is kept."""
+    return group_mean(grouped(values, over), grouped(keep, over)).mean()
+
+
+def cross_entropy(logits: Float[Tensor, "*b"], truth: Bool[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    """Negative log-probability of the truth, with a gradient even where a wrong logit saturates."""
+    return functional.softplus(torch.where(truth, -logits, logits))
+
+
+def check_balance(balance: float) -> None:
+    """Raise UserError unless the share of what moves (`balanced`) is at least 0 and below 1."""
+    if not 0 <= balance < 1:
+        raise UserError(f"balance is {balance}; choose a share of 1, or 0 for none")
+
+
+def balanced(
+    mean: Callable[[Bool[Tensor, "*b"]], Float[Tensor, ""]],
+    keep: Bool[Tensor, "*b"],
+    moves: Bool[Tensor, "*b"],
+    balance: float,
+) -> Float[Tensor, ""]:
+    """``mean`` of the kept values that move, of weight ``balance`` however few they are, plus that of the others; with
+    a balance of 0 that of all alike.
+    """
+    if not balance:
+        return mean(keep)
+    return balance * mean(keep & moves) + (1 - balance) * mean(keep & ~moves)
+
+
 def below_quantile(
     values: Float[Tensor, "g n"], keep: Bool[Tensor, "g n"], quantile: float, at_least: int = 1000
 ) -> Bool[Tensor, "g n"]:
-    """Of what is kept, that strictly below the group's quantile (nearest rank).
+    """Restrict ``keep`` to values strictly below the group's quantile (nearest rank).
 
-    Groups that have, or would be left with, no more than ``at_least`` stay whole.
+    Groups that have, or would be left with, no more than ``at_least`` values stay whole.
     """
     size = values.shape[-1]
     count = keep.sum(-1, keepdim=True)
     from_top = count - 1 - (quantile * (count - 1)).round().long()
-    # Only the top is sorted: no group's rank lies deeper than that of a group with every value kept.
+    # Only the top is sorted: no group's rank is deeper than that of a group with every value kept.
     deepest = min(math.ceil((1 - quantile) * (size - 1)) + 1, size)
     top = torch.where(keep, values.detach(), -torch.inf).topk(deepest, dim=-1).values
     limit = top.gather(-1, from_top.clamp(0, deepest - 1))

@@ -1,1 +1,1 @@
-"""Scores of predictions as pure functions: `depth`, `pose`, `points`, `masks`. No files but trajectories, no models."""
+"""Metrics of predictions as pure functions, without models or files (except trajectories)."""

@@ -1,7 +1,7 @@
-"""Predictors that ignore the image: the rows that a score needs beside it.
+"""Baselines that ignore the image, for comparison with every score.
 
-Each is a model, ``(Clip) -> Prediction``, that looks at shapes and times but never at a pixel. `untrained` gives those
-that need no data; `fit` adds those that know what the training clips have in common.
+Each is a model, ``(Clip) -> Prediction``, that depends on shapes and times but never on a pixel. `untrained` gives
+those that need no data; `fit` adds those fitted to statistics of the training clips.
 
 | name | predicts |
 |---|---|
@@ -12,17 +12,17 @@ that need no data; `fit` adds those that know what the training clips have in co
 | ``line_camera`` | uniform motion without rotation, in the most usual direction of training (forward if untrained) |
 | ``mean_trajectory`` | per frame index, the mean training pose relative to the first frame (chordal mean rotation) |
 | ``static_points`` | points of ``mean_depth`` (``flat_depth`` if untrained) seen by ``static_camera``, moved as below |
-| ``line_points`` | the same seen from ``line_camera`` |
+| ``line_points`` | these points seen from ``line_camera`` |
 | ``all_moving`` | a mask of everything |
 | ``none_moving`` | a mask of nothing |
-| ``mean_mask`` | per pixel, whether the share of training frames in which it moves exceeds the best threshold there |
-| ``static_motion``, ``prior_motion`` | dense motion, where it is asked for (`motion_baselines`) |
+| ``mean_mask`` | per pixel, True if the fraction of training frames in which it moves exceeds the best threshold |
+| ``static_motion``, ``prior_motion`` | dense motion to the query times (`motion_baselines`) |
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -33,64 +33,78 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from four_d import geometry
+from four_d.abilities import Abilities, Model
 from four_d.errors import UserError
 from four_d.metrics import masks, motion_baselines, pose
 from four_d.metrics.depth import masked_median
 from four_d.types import Cameras, Clip, Example, Prediction
 
-Model = Callable[[Clip], Prediction]
-
 FOCAL = 1.0
 """Focal length over image size that untrained baselines assume (a field of view of 53°)."""
 USUAL_DEG = 15.0
-"""How near directions are that count as one for ``line_camera``."""
+"""Angle within which directions count as one for ``line_camera``."""
 CANDIDATES = 500
-"""Directions that are tried for it."""
+"""Directions tried for ``line_camera``."""
 MEDIAN_SIZE = 64
-"""Most rows and columns of ``median_depth`` and ``mean_mask``, which need all frames at once."""
+"""Maximum rows and columns of ``median_depth`` and ``mean_mask``, which need all frames at once."""
 THRESHOLDS = 50
-"""Values tried as the threshold of ``mean_mask``."""
+"""Number of thresholds tried for ``mean_mask``."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class DepthMap:
-    """The same map, in the examples' normalised unit, for every frame; resized bilinearly where sizes differ."""
+class DepthMap(Model):
+    """Constant depth map, in the examples' normalised unit, for every frame; resized bilinearly where sizes differ."""
 
     depth: Float[Tensor, "h w"]
 
+    @property
+    def abilities(self) -> Abilities:
+        """No other outputs."""
+        return Abilities(outputs=frozenset({"depth"}))
+
     def __call__(self, clip: Clip) -> Prediction:
-        """Depth for every frame of the clip."""
+        """Predict depth for every frame of the clip."""
         *batch, _, height, width = clip.images.shape
         resized = _resize(self.depth.to(clip.images), (height, width), "bilinear")
         return Prediction(depth=resized.expand(*batch, height, width).contiguous())
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskMap:
-    """The same mask for every frame; resized to the nearest pixel where sizes differ."""
+class MaskMap(Model):
+    """Constant mask for every frame; resized to the nearest pixel where sizes differ."""
 
     dynamic: Float[Tensor, "h w"]
 
+    @property
+    def abilities(self) -> Abilities:
+        """No other outputs."""
+        return Abilities(outputs=frozenset({"dynamic"}))
+
     def __call__(self, clip: Clip) -> Prediction:
-        """A probability for every pixel of the clip."""
+        """Predict a probability for every pixel of the clip."""
         *batch, _, height, width = clip.images.shape
         resized = _resize(self.dynamic.to(clip.images), (height, width), "nearest")
         return Prediction(dynamic=resized.expand(*batch, height, width).contiguous())
 
 
 @dataclass(frozen=True, kw_only=True)
-class PointMap:
-    """What one predictor's depth is, seen from another's cameras, and how a third one's motion moves it.
+class PointMap(Model):
+    """Depth of one baseline, seen from another's cameras and moved by a third one's motion.
 
-    Says points and motion only: the first two are rows too.
+    Predicts points and motion only: depth and cameras are baselines of their own.
     """
 
     depth: Model
     cameras: Model
     motion: Model
 
+    @property
+    def abilities(self) -> Abilities:
+        """No other outputs."""
+        return Abilities(outputs=frozenset({"points", "motion", "motion_visible"}), queried=frozenset({"motion"}))
+
     def __call__(self, clip: Clip) -> Prediction:
-        """Points of every pixel, and their motion."""
+        """Predict points of every pixel, and their motion."""
         depth, cameras = self.depth(clip).depth, self.cameras(clip).cameras
         assert depth is not None
         assert cameras is not None
@@ -101,49 +115,64 @@ class PointMap:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StaticCamera:
+class StaticCamera(Model):
     """The first frame's camera for all frames."""
 
     focal: tuple[float, float] = (FOCAL, FOCAL)
     """fx / width and fy / height."""
 
+    @property
+    def abilities(self) -> Abilities:
+        """No other outputs."""
+        return Abilities(outputs=frozenset({"cameras"}))
+
     def __call__(self, clip: Clip) -> Prediction:
-        """Identity poses."""
+        """Predict identity poses."""
         identity = torch.eye(4, device=clip.images.device, dtype=clip.images.dtype)
-        return _cameras(identity.expand(*clip.times.shape, 4, 4), clip, self.focal)
+        return _pose_prediction(identity.expand(*clip.times.shape, 4, 4), clip, self.focal)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LineCamera:
-    """A camera that moves at constant velocity (normalised units per second) without turning."""
+class LineCamera(Model):
+    """Camera that moves at constant velocity (normalised units per second) without turning."""
 
     velocity: tuple[float, float, float] = (0.0, 0.0, 1.0)
     focal: tuple[float, float] = (FOCAL, FOCAL)
 
+    @property
+    def abilities(self) -> Abilities:
+        """No other outputs."""
+        return Abilities(outputs=frozenset({"cameras"}))
+
     def __call__(self, clip: Clip) -> Prediction:
-        """Poses by time elapsed since the first frame."""
+        """Predict poses by the time since the first frame."""
         elapsed = (clip.times - clip.times[..., :1]).to(clip.images)
         centres = elapsed[..., None] * torch.tensor(self.velocity).to(elapsed)
         rotation = torch.eye(3).to(centres).expand(*centres.shape[:-1], 3, 3)
-        return _cameras(geometry.make_pose(rotation, centres), clip, self.focal)
+        return _pose_prediction(geometry.make_pose(rotation, centres), clip, self.focal)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeanTrajectory:
-    """A fixed pose per frame index; frames beyond the table keep its last pose."""
+class MeanTrajectory(Model):
+    """Fixed pose per frame index; frames beyond the table keep its last pose."""
 
     poses: Float[Tensor, "k 4 4"]
     focal: tuple[float, float] = (FOCAL, FOCAL)
 
+    @property
+    def abilities(self) -> Abilities:
+        """No other outputs."""
+        return Abilities(outputs=frozenset({"cameras"}))
+
     def __call__(self, clip: Clip) -> Prediction:
-        """Poses by frame index."""
+        """Predict poses by frame index."""
         frames = clip.times.shape[-1]
         index = torch.arange(frames).clamp_max(len(self.poses) - 1)
         poses = self.poses[index].to(clip.images)
-        return _cameras(poses.expand(*clip.times.shape, 4, 4), clip, self.focal)
+        return _pose_prediction(poses.expand(*clip.times.shape, 4, 4), clip, self.focal)
 
 
-def _cameras(poses: Float[Tensor, "*b f 4 4"], clip: Clip, focal: tuple[float, float]) -> Prediction:
+def _pose_prediction(poses: Float[Tensor, "*b f 4 4"], clip: Clip, focal: tuple[float, float]) -> Prediction:
     height, width = clip.images.shape[-2:]
     rows = [[focal[0] * width, 0, width / 2], [0, focal[1] * height, height / 2], [0, 0, 1]]
     intrinsics = torch.tensor(rows, device=poses.device, dtype=poses.dtype).expand(*poses.shape[:-2], 3, 3)
@@ -158,7 +187,7 @@ def _resize(image: Float[Tensor, "h w"], size: tuple[int, int], mode: str) -> Fl
 
 
 def untrained() -> dict[str, Model]:
-    """The baselines that need no data."""
+    """Make the baselines that need no data."""
     return _with_points(
         {
             "flat_depth": DepthMap(depth=torch.ones(1, 1)),
@@ -172,7 +201,7 @@ def untrained() -> dict[str, Model]:
 
 
 def _with_points(models: dict[str, Model]) -> dict[str, Model]:
-    """The models, and those of points that depth and cameras of these make."""
+    """Add the baselines of points made of these models' depth and cameras."""
     depth = models.get("mean_depth", models["flat_depth"])
     motion = models.get("prior_motion", models["static_motion"])
     return models | {
@@ -181,10 +210,10 @@ def _with_points(models: dict[str, Model]) -> dict[str, Model]:
     }
 
 
-def fit(examples: Iterable[Example]) -> dict[str, Model]:
-    """All baselines, fitted in one pass over (training) examples; those whose truth no example has are left out.
+def fit_baselines(examples: Iterable[Example]) -> dict[str, Model]:
+    """Fit all baselines in one pass over (training) examples; those without truth in any example are left out.
 
-    Raises `UserError` where there is no example at all.
+    UserError without examples.
     """
     depth, paths, moving = DepthStatistics(), MotionStatistics(), MaskStatistics()
     motion = motion_baselines.DenseMotionStatistics()
@@ -202,7 +231,7 @@ def fit(examples: Iterable[Example]) -> dict[str, Model]:
 
 @dataclass
 class DepthStatistics:
-    """Running sums for the depth maps; every frame is divided by its own median, so that no scene outweighs others."""
+    """Running sums for the depth maps, of frames divided by their own median, so that no scene outweighs others."""
 
     total: Tensor | None = None
     weight: Tensor | None = None
@@ -211,7 +240,7 @@ class DepthStatistics:
     """Normalised frames at low resolution; 0 = invalid."""
 
     def add(self, targets: Clip) -> None:
-        """Take in every frame with valid depth; frames of other sizes than the first are resized to it."""
+        """Add every frame with valid depth; frames of other sizes than the first are resized to it."""
         if targets.depth is None:
             return
         for depth, valid in zip(*_depth_frames(targets), strict=True):
@@ -254,9 +283,9 @@ def _depth_frames(targets: Clip) -> tuple[Float[Tensor, "n h w"], Bool[Tensor, "
 
 
 def absrel_median(frames: Float[Tensor, "n h w"], empty: float) -> Float[Tensor, "h w"]:
-    """Per pixel, the p with the least Σ |p − g| / g over the frames with g > 0: the median weighted by 1 / g.
+    """Minimise Σ |p − g| / g over the frames with g > 0 for every pixel: the median weighted by 1 / g.
 
-    Pixels that no frame knows get ``empty``.
+    Pixels without any valid frame get ``empty``.
     """
     ordered = torch.where(frames > 0, frames, torch.inf).sort(dim=0).values
     weight = torch.where(ordered.isfinite(), 1 / ordered, 0).cumsum(0)
@@ -266,10 +295,10 @@ def absrel_median(frames: Float[Tensor, "n h w"], empty: float) -> Float[Tensor,
 
 
 def usual_direction(directions: Float[Tensor, "n 3"]) -> Float[Tensor, "3"]:
-    """The unit vector whose line has most of the given ones within `USUAL_DEG`, towards where most of those point.
+    """Unit vector whose line has most of the given ones within `USUAL_DEG`, signed as most of those.
 
-    Chosen among the axes and `CANDIDATES` of the vectors. Not the mean: of cameras that go left and right alike that
-    would be anything but sideways.
+    Candidates are the axes and `CANDIDATES` of the vectors. The mean would fail: that of cameras that go left and right
+    equally often is anything but sideways.
     """
     axes = torch.eye(3, dtype=directions.dtype)
     spread = torch.linspace(0, len(directions) - 1, min(CANDIDATES, len(directions))).round().long()
@@ -283,12 +312,12 @@ def usual_direction(directions: Float[Tensor, "n 3"]) -> Float[Tensor, "3"]:
 
 @dataclass
 class MaskStatistics:
-    """Masks of what moves, at low resolution."""
+    """Statistics of masks of moving pixels, at low resolution."""
 
     small: list[Tensor] = field(default_factory=list[Tensor])
 
     def add(self, targets: Clip) -> None:
-        """Take in every frame whose mask is known; frames of other sizes than the first are resized to it."""
+        """Add every frame whose mask is known; frames of other sizes than the first are resized to it."""
         if targets.dynamic is None:
             return
         frames = targets.dynamic.flatten(0, -3).cpu()
@@ -300,7 +329,7 @@ class MaskStatistics:
             self.small.append(_resize(frame.float(), size, "nearest") > 0)
 
     def models(self) -> dict[str, Model]:
-        """The mean mask, cut at the threshold with the best mean J over the frames."""
+        """Fit the mean mask, cut at the threshold with the best mean J over the frames."""
         if not self.small:
             return {}
         frames = torch.stack(self.small)
@@ -319,12 +348,12 @@ class MotionStatistics:
     centres: list[Tensor] = field(default_factory=list[Tensor])
     counts: list[int] = field(default_factory=list[int])
     directions: list[Tensor] = field(default_factory=list[Tensor])
-    """Per clip, unit vectors from frame i to j > i in i's camera coordinates: what RTA judges."""
+    """Per clip, unit vectors from frame i to j > i in i's camera coordinates, as in RTA."""
     speeds: list[float] = field(default_factory=list[float])
     focals: list[Tensor] = field(default_factory=list[Tensor])
 
     def add(self, targets: Clip) -> None:
-        """Take in every clip whose cameras are all known."""
+        """Add every clip whose cameras are all known."""
         if targets.cameras is None:
             return
         cameras, frames = targets.cameras, targets.times.shape[-1]

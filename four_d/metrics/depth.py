@@ -1,7 +1,7 @@
 """Errors of z-depth after a stated alignment.
 
 Depth of a pose-free model has no unit, so every score is taken after an alignment, and the alignment belongs to the
-score's name (`name`): ``depth_absrel_median_frame`` is AbsRel after median scaling of each frame by itself. All
+score's name: ``depth_absrel_median_frame`` is AbsRel after median scaling of each frame by itself. All
 alignments act on depth (not on disparity):
 
 - ``none``: the prediction as it is, in the target's unit (``metric`` in the literature, if that unit is the metre);
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 Alignment = Literal["none", "median", "scale", "scaleshift"]
@@ -29,7 +29,7 @@ Values = Float[Tensor, "*b n"]
 Mask = Bool[Tensor, "*b n"]
 
 THRESHOLD = 1.25
-"""Ratio within which a pixel counts as right for δ."""
+"""Ratio within which a pixel counts as correct for δ."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +42,6 @@ class DepthScores:
     """Valid pixels."""
     frames: Int[Tensor, "*b"]
     """Frames with a valid pixel."""
-
-
-def name(score: str, alignment: Alignment, region: Region) -> str:
-    """``depth_absrel_median_frame``; without alignment nothing is fitted, but errors still average over ``region``."""
-    return f"depth_{score}_{alignment}_{region}"
 
 
 def masked_median(values: Values, valid: Mask) -> Float[Tensor, "*b"]:
@@ -62,10 +57,10 @@ def masked_mean(values: Values, valid: Mask) -> Float[Tensor, "*b"]:
 
 
 def align(prediction: Values, target: Values, valid: Mask, alignment: Alignment) -> Values:
-    """The prediction after ``alignment`` to the target over the last axis.
+    """Align the prediction to the target by ``alignment`` over the last axis.
 
-    A prediction that gives the fit nothing to hold on to (median ≤ 0, all zeros) becomes 0, whose AbsRel is 1; a
-    constant one becomes the target's mean under ``scaleshift``.
+    A degenerate prediction (median ≤ 0, all zeros) becomes 0, whose AbsRel is 1; a constant one becomes the target's
+    mean under ``scaleshift``.
     """
     if alignment == "none":
         return prediction
@@ -94,7 +89,7 @@ def absrel(prediction: Values, target: Values, valid: Mask) -> Float[Tensor, "*b
 
 
 def delta(prediction: Values, target: Values, valid: Mask, threshold: float = THRESHOLD) -> Float[Tensor, "*b"]:
-    """Share of valid pixels with max(p/g, g/p) < ``threshold``; p ≤ 0 counts as wrong; 0 where there is none."""
+    """Fraction of valid pixels with max(p/g, g/p) < ``threshold``; p ≤ 0 counts as wrong; 0 where there is none."""
     right = (prediction < threshold * target) & (target < threshold * prediction)
     return masked_mean(right.to(prediction.dtype), valid)
 
@@ -105,22 +100,22 @@ def scores(
     valid: Bool[Tensor, "*b f h w"],
     alignment: Alignment,
     region: Region,
-    where: Bool[Tensor, "*b f h w"] | None = None,
+    scored_pixels: Bool[Tensor, "*b f h w"] | None = None,
 ) -> DepthScores:
     """AbsRel and δ of clips, in float64.
 
     ``region="clip"``: one alignment and one mean over all valid pixels. ``region="frame"``: each frame is aligned and
     scored alone; the clip's value is the plain mean over its frames with a valid pixel. Pixels whose target is not
-    positive and finite are left out even where ``valid``. ``where`` says which of the valid pixels are scored (and
-    counted); the alignment is over all of them.
+    positive and finite are left out even where ``valid``. ``scored_pixels`` selects those of the valid pixels that are
+    scored and counted; the alignment is over all of them.
     """
     valid = valid & (target > 0) & target.isfinite()
     rows = _grouped(valid, region)
     p = torch.where(rows, _grouped(prediction, region).double(), 0.0)
     g = torch.where(rows, _grouped(target, region).double(), 0.0)
     aligned = align(p, g, rows, alignment)
-    if where is not None:
-        valid = valid & where
+    if scored_pixels is not None:
+        valid = valid & scored_pixels
         rows = _grouped(valid, region)
     scored = rows.any(-1)
     return DepthScores(
@@ -132,24 +127,24 @@ def scores(
 
 
 def _grouped(values: Tensor, region: Region) -> Tensor:
-    """``*b f h w`` to ``*b groups n``."""
+    """Reshape ``*b f h w`` to ``*b groups n``."""
     return values.flatten(-2) if region == "frame" else values.flatten(-3).unsqueeze(-2)
 
 
 PublishedAlignment = Literal["metric", "median", "scale", "scaleshift"]
-"""How the code behind published tables aligns; `published` says what each does."""
-WEISZFELD_ROUNDS = 10
+"""Alignment modes of the code behind published tables; `published` describes each."""
+WEISZFELD_ITERATIONS = 10
 ADAM_STEPS = 1000
 ADAM_RATE = 1e-4
-ADAM_ENDS = 1e-6
+ADAM_TOLERANCE = 1e-6
 """Change of the summed error below which the fit of scale and shift ends."""
-LEAST_LOG = 1e-5
+MIN_DEPTH = 1e-5
 """Depth below which log RMSE and δ take this value."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedScores:
-    """Of all pixels together, as in MonST3R's and CUT3R's tables. Lengths in the target's unit."""
+    """Scores over all pixels, as in MonST3R's and CUT3R's tables. Lengths in the target's unit."""
 
     absrel: float
     sqrel: float
@@ -157,7 +152,7 @@ class PublishedScores:
     logrmse: float
     delta125: float
     delta125_2: float
-    """Ratio below 1.25²."""
+    """Fraction of pixels with a ratio below 1.25²."""
     delta125_3: float
     pixels: int
     """Weight in the mean over sequences."""
@@ -181,7 +176,7 @@ def published(
     aligned = align_published(prediction, target, alignment)
     aligned = aligned if clip is None else aligned.clamp_max(clip)
     error = aligned - target
-    safe = aligned.clamp_min(LEAST_LOG)
+    safe = aligned.clamp_min(MIN_DEPTH)  # a fit may make depths negative, which have no logarithm
     ratio = torch.maximum(safe / target, target / safe)
     return PublishedScores(
         absrel=float((error.abs() / target).mean()),
@@ -198,7 +193,7 @@ def published(
 def align_published(
     prediction: Float[Tensor, "n"], target: Float[Tensor, "n"], alignment: PublishedAlignment
 ) -> Float[Tensor, "n"]:
-    """The prediction after one of the alignments of `published`."""
+    """Align the prediction by one of the alignments of `published`."""
     if alignment == "metric":
         return prediction
     if alignment == "median":
@@ -211,7 +206,7 @@ def align_published(
 
 def _weiszfeld(prediction: Float[Tensor, "n"], target: Float[Tensor, "n"]) -> Float[Tensor, ""]:
     scale = target.mean() / prediction.mean()
-    for _ in range(WEISZFELD_ROUNDS):
+    for _ in range(WEISZFELD_ITERATIONS):
         weighted = prediction / ((scale * prediction - target).abs() + 1e-8)
         scale = (weighted * target).sum() / (weighted * prediction).sum()
     return scale.clamp_min(1e-3)
@@ -231,16 +226,22 @@ def _adam(prediction: Float[Tensor, "n"], target: Float[Tensor, "n"]) -> tuple[f
         corrected = first / (1 - 0.9**step), second / (1 - 0.999**step)
         fitted = fitted - ADAM_RATE * corrected[0] / (corrected[1].sqrt() + 1e-8)
         loss = float(error.abs().sum())
-        if abs(before - loss) < ADAM_ENDS:
+        if abs(before - loss) < ADAM_TOLERANCE:
             break
         before = loss
     return float(fitted[0]), float(fitted[1])
 
 
-def resize(prediction: Float[Tensor, "f r c"], size: tuple[int, int]) -> Float[Tensor, "f h w"]:
-    """Maps at another size by cubic convolution (a = −0.75, pixel centres at half, edges repeated, no low-pass).
+def resize_nearest(maps: Shaped[Tensor, "f r c"], size: tuple[int, int]) -> Shaped[Tensor, "f h w"]:
+    """Resize maps by nearest pixel, without interpolating between surfaces."""
+    rows, columns = (((torch.arange(n) + 0.5) * m / n).long() for n, m in zip(size, maps.shape[1:], strict=True))
+    return maps[:, rows][:, :, columns]
 
-    The arithmetic of OpenCV's ``INTER_CUBIC``, which published code resizes predictions with.
+
+def resize_cubic(prediction: Float[Tensor, "f r c"], size: tuple[int, int]) -> Float[Tensor, "f h w"]:
+    """Resize maps by cubic convolution (a = −0.75, pixel centres at half, edges repeated, no low-pass).
+
+    This is the arithmetic of OpenCV's ``INTER_CUBIC``, with which published code resizes predictions.
     """
     if tuple(prediction.shape[-2:]) == size:
         return prediction

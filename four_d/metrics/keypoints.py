@@ -1,4 +1,4 @@
-"""Keypoints carried from one frame to another, as DyCheck scores them (Gao et al. 2022, arXiv 2210.13445)."""
+"""Keypoint transfer between frames, as DyCheck scores it (Gao et al. 2022, arXiv 2210.13445)."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 RATIO = 0.05
-"""Of the picture's longer side: what a keypoint may be off by."""
+"""Largest error of a correct keypoint, as a fraction of the image's longer side."""
 
 
 def pck(
     predicted: Float[Tensor, "n 2"], truth: Float[Tensor, "n 2"], size: tuple[int, int], ratio: float = RATIO
 ) -> Float[Tensor, ""]:
-    """PCK-T: share of keypoints nearer than ``ratio`` · max(height, width) pixels. In [0, 1], higher is better.
+    """PCK-T: fraction of keypoints nearer than ``ratio`` · max(height, width) pixels. In [0, 1], higher is better.
 
-    Of one pair of frames, which share a keypoint at least; the figure of a video is the mean over its pairs (`pairs`).
+    For one pair of frames with at least one common keypoint; a video's figure is the mean over its pairs (`pairs`).
     ``size`` is (height, width). A prediction that is not finite is wrong. (Kulkarni et al. 2019 have it as PCK.)
     """
     assert len(truth), "no keypoint counts"
@@ -26,7 +26,7 @@ def pck(
 
 
 def pairs(visible: Bool[Tensor, "k n"]) -> Iterator[tuple[int, int, Bool[Tensor, "n"]]]:
-    """Every ordered pair (from, to) of different annotated frames that share keypoints, and which those are."""
+    """Yield every ordered pair (from, to) of different annotated frames with common keypoints, and their mask."""
     for source, target in permutations(range(len(visible)), 2):
         shared = visible[source] & visible[target]
         if bool(shared.any()):
@@ -40,10 +40,10 @@ def pck_of_video(
     size: tuple[int, int],
     ratio: float = RATIO,
 ) -> Float[Tensor, ""]:
-    """The mean of `pck` over `pairs`. ``carried[i, j]`` is where frame i's keypoints are predicted to be in frame j.
+    """Mean of `pck` over `pairs`. ``carried[i, j]`` are the predicted positions of frame i's keypoints in frame j.
 
-    Some pair of frames must share a keypoint.
+    At least one pair of frames must have a common keypoint.
     """
-    found = [pck(carried[i, j][shared], points[j][shared], size, ratio) for i, j, shared in pairs(visible)]
-    assert found, "no two frames share a keypoint"
-    return torch.stack(found).mean()
+    values = [pck(carried[i, j][shared], points[j][shared], size, ratio) for i, j, shared in pairs(visible)]
+    assert values, "no two frames share a keypoint"
+    return torch.stack(values).mean()

@@ -1,7 +1,7 @@
-"""Exact nearest neighbours of point sets: two trees of boxes, compared block by block. No library beyond torch.
+"""Exact nearest neighbours of point sets by two bounding-box trees, block by block, in plain torch.
 
-Both sets are cut at medians into leaves of nearby points. A leaf of queries looks through the leaves of the other set
-in the order of the distance between their boxes, and stops where no box can hold anything nearer.
+Both sets are cut at medians into leaves of nearby points. A leaf of queries visits the leaves of the other set in the
+order of the distance between their boxes, and stops when no box can hold a nearer point.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from torch import Tensor
 Points = Float[Tensor, "n 3"]
 
 LEAF = 64
-"""Most points of a leaf."""
+"""Maximum number of points in a leaf."""
 BLOCK = 512
-"""Query leaves looked at together."""
+"""Query leaves processed together."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Leaves:
-    """Points cut into leaves of one size; what is missing for that is filled up with copies that are not ``real``."""
+    """Points cut into leaves of one size, padded with copies that are not ``real``."""
 
     points: Float[Tensor, "l s 3"]
     index: Int[Tensor, "l s"]
-    """Place of each point in the set."""
+    """Index of each point in the set."""
     real: Bool[Tensor, "l s"]
     low: Float[Tensor, "l 3"]
     high: Float[Tensor, "l 3"]
@@ -59,26 +59,26 @@ def _halve(
     return index.reshape(2 * len(index), -1), real.reshape(2 * len(real), -1)
 
 
-def nearest(queries: Float[Tensor, "m 3"], points: Points) -> tuple[Float[Tensor, "m"], Int[Tensor, "m"]]:
-    """Distance to the nearest of ``points`` and its index, for every query. ``points`` must not be empty."""
+def nearest_points(queries: Float[Tensor, "m 3"], points: Points) -> tuple[Float[Tensor, "m"], Int[Tensor, "m"]]:
+    """Distance to and index of the nearest of ``points``, for every query. ``points`` must not be empty."""
     distance, index = k_nearest(queries, points, 1)
     return distance[:, 0], index[:, 0]
 
 
 def k_nearest(queries: Float[Tensor, "m 3"], points: Points, k: int) -> tuple[Float[Tensor, "m k"], Int[Tensor, "m k"]]:
-    """The ``k`` nearest, nearest first; ``points`` has at least ``k``. Finite coordinates; exact in their precision."""
+    """Distances and indices of the ``k`` nearest, ascending, of at least ``k`` points. Coordinates must be finite."""
     if len(points) < k:
         raise ValueError(f"{k} neighbours among {len(points)} points; at least {k} are needed")
     distance = queries.new_empty(len(queries), k)
     index = torch.empty(len(queries), k, dtype=torch.long, device=queries.device)
     if len(queries) == 0:
         return distance, index
-    tree, asked = leaves(points), leaves(queries)
-    for first in range(0, len(asked.index), BLOCK):
-        part = slice(first, first + BLOCK)
-        best, found = _search(asked.points[part], asked.low[part], asked.high[part], tree, k)
-        distance[asked.index[part]] = best
-        index[asked.index[part]] = found
+    tree, query_leaves = leaves(points), leaves(queries)
+    for first in range(0, len(query_leaves.index), BLOCK):
+        rows = slice(first, first + BLOCK)
+        best, neighbour = _search(query_leaves.points[rows], query_leaves.low[rows], query_leaves.high[rows], tree, k)
+        distance[query_leaves.index[rows]] = best
+        index[query_leaves.index[rows]] = neighbour
     return distance, index
 
 
@@ -88,30 +88,34 @@ def _search(
     gaps = torch.maximum(tree.low - high[:, None], low[:, None] - tree.high).clamp_min(0).norm(dim=-1)
     gaps, order = gaps.sort(dim=1)
     best = queries.new_full((*queries.shape[:2], k), torch.inf)
-    found = torch.zeros(best.shape, dtype=torch.long, device=queries.device)
+    neighbours = torch.zeros(best.shape, dtype=torch.long, device=queries.device)
     for step in range(len(tree.index)):
+        # leaves come nearest first, so a block is done once the next is farther than its worst neighbour
         active = (gaps[:, step] <= best.amax((1, 2))).nonzero()[:, 0]
         if len(active) == 0:
             break
         leaf = order[active, step]
+        # through a matrix product, cdist would lose the digits of small distances
         between = torch.cdist(queries[active], tree.points[leaf], compute_mode="donot_use_mm_for_euclid_dist")
         between = between.masked_fill(~tree.real[leaf][:, None], torch.inf)
-        best[active], found[active] = _merge(best[active], found[active], between, tree.index[leaf])
-    return best, found
+        best[active], neighbours[active] = _merge(best[active], neighbours[active], between, tree.index[leaf])
+    return best, neighbours
 
 
 def _merge(
     best: Float[Tensor, "l s k"],
-    found: Int[Tensor, "l s k"],
+    neighbours: Int[Tensor, "l s k"],
     between: Float[Tensor, "l s t"],
     index: Int[Tensor, "l t"],
 ) -> tuple[Float[Tensor, "l s k"], Int[Tensor, "l s k"]]:
-    """The k least of those known and those of one more leaf."""
+    """Merge one more leaf into the k nearest so far."""
     k = best.shape[-1]
     if k == 1:
-        value, place = between.min(dim=-1, keepdim=True)
+        value, column = between.min(dim=-1, keepdim=True)
         nearer = value < best
-        return torch.where(nearer, value, best), torch.where(nearer, index.gather(1, place[..., 0])[..., None], found)
-    names = torch.cat([found, index[:, None].expand(-1, between.shape[1], -1)], dim=-1)
-    value, place = torch.cat([best, between], dim=-1).topk(k, dim=-1, largest=False)
-    return value, names.gather(2, place)
+        return torch.where(nearer, value, best), torch.where(
+            nearer, index.gather(1, column[..., 0])[..., None], neighbours
+        )
+    candidates = torch.cat([neighbours, index[:, None].expand(-1, between.shape[1], -1)], dim=-1)
+    value, column = torch.cat([best, between], dim=-1).topk(k, dim=-1, largest=False)
+    return value, candidates.gather(2, column)

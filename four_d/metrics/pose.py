@@ -3,8 +3,8 @@
 Two families:
 
 - **after alignment** of the whole trajectory by Umeyama's method on camera centres (``sim3`` with scale, ``se3``
-  without): `ate`, `rpe`, as in the RGB-D SLAM benchmark (Sturm et al. 2012). A straight line may be laid through the
-  truth by the alignment, so these say nothing unless the same score of image-free predictors stands beside them.
+  without): `ate`, `rpe`, as in the RGB-D SLAM benchmark (Sturm et al. 2012). The alignment may fit even a straight line
+  to the truth, so these scores mean little without those of image-free baselines beside them.
 - **without alignment**, over relative poses of all pairs of frames: `pair_errors`, and from them RRA@τ, RTA@τ and
   AUC@30 as in PoseDiffusion and VGGT.
 """
@@ -28,9 +28,9 @@ Alignment = Literal["none", "se3", "sim3"]
 Trajectory = Float[Tensor, "*b f 4 4"]
 
 NO_LENGTH = 1e-9
-"""Distance below which a translation has no direction, unless a caller says otherwise."""
+"""Default length below which a translation has no direction."""
 STILL = 1e-3
-"""Share of a scene's mean distance: cameras whose centres move less stand still. For trajectories in that unit."""
+"""Extent, as a fraction of a scene's mean distance, below which a camera is static. For trajectories in that unit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,34 +49,33 @@ class RelativePoseErrors:
     """Root mean squares over consecutive frames."""
 
     translation: Float[Tensor, "*b"]
-    """In the target's unit."""
+    """Translation error in the target's unit."""
     rotation_deg: Float[Tensor, "*b"]
 
 
 def extent(trajectory: Trajectory) -> Float[Tensor, "*b"]:
-    """RMS distance of the camera centres from their mean: what ATE gives a prediction that stands still."""
+    """RMS distance of the camera centres from their mean: the ATE of a static prediction."""
     centres = trajectory[..., :3, 3]
     return _rms((centres - centres.mean(-2, keepdim=True)).norm(dim=-1))
 
 
 def align_trajectory(prediction: Trajectory, target: Trajectory, alignment: Alignment) -> Trajectory:
-    """The prediction moved (and with ``sim3`` scaled) so that its centres fit the target's in the least squares sense.
+    """Move (and with ``sim3`` scale) the prediction so that its centres fit the target's in the least squares sense.
 
-    A prediction that stands still keeps scale 1 and comes to rest at the target's mean.
+    A static prediction keeps scale 1 and comes to rest at the target's mean.
     """
     if alignment == "none":
         return prediction
-    scale, rotation, translation = geometry.align_points(
-        prediction[..., :3, 3], target[..., :3, 3], scale=alignment == "sim3"
-    )
-    centres = scale[..., None, None] * (prediction[..., :3, 3] @ rotation.mT) + translation[..., None, :]
-    return geometry.make_pose(rotation[..., None, :, :] @ prediction[..., :3, :3], centres)
+    centres = prediction[..., :3, 3]
+    fit = geometry.align_points(centres, target[..., :3, 3], scale=alignment == "sim3")
+    turned = fit[1][..., None, :, :] @ prediction[..., :3, :3]
+    return geometry.make_pose(turned, geometry.apply_fit(fit, centres))
 
 
 def ate(prediction: Trajectory, target: Trajectory, alignment: Alignment) -> Float[Tensor, "*b"]:
     """Absolute trajectory error: RMS distance of camera centres after ``alignment``, in the target's unit.
 
-    Under ``sim3`` a target that stands still gives 0 to anything: leave such clips out (`extent`).
+    Under ``sim3`` a static target gives 0 to anything: leave such clips out (`extent`).
     """
     aligned = align_trajectory(prediction, target, alignment)
     return _rms((aligned[..., :3, 3] - target[..., :3, 3]).norm(dim=-1))
@@ -117,7 +116,7 @@ def pair_errors(prediction: Trajectory, target: Trajectory, still: float = NO_LE
     """Errors of relative poses of all pairs i < j, without alignment: neither world frame nor scale matters.
 
     Relative poses are (world_from_i)⁻¹ (world_from_j). A true translation no longer than ``still`` (target's unit) has
-    no direction; a predicted one is judged likewise, by `NO_LENGTH`.
+    no direction; nor has a predicted one no longer than `NO_LENGTH`.
     """
     first, second = torch.triu_indices(target.shape[-3], target.shape[-3], offset=1, device=target.device)
     relative_p = geometry.invert_pose(prediction[..., first, :, :]) @ prediction[..., second, :, :]
@@ -140,18 +139,18 @@ def _direction_error_deg(a: Float[Tensor, "*b 3"], b: Float[Tensor, "*b 3"]) -> 
 
 
 def rra(errors: PairErrors, threshold_deg: float | int) -> Float[Tensor, "*b"]:
-    """Relative rotation accuracy: share of pairs whose rotation error is below the threshold."""
+    """Relative rotation accuracy: fraction of pairs whose rotation error is below the threshold."""
     return (errors.rotation_deg < threshold_deg).to(errors.rotation_deg.dtype).mean(-1)
 
 
 def rta(errors: PairErrors, threshold_deg: float | int) -> Float[Tensor, "*b"]:
-    """Relative translation accuracy: share of moving pairs whose direction error is below the threshold; 0 if none."""
+    """Relative translation accuracy: fraction of moving pairs with a direction error below the threshold; 0 if none."""
     right = (errors.translation_deg < threshold_deg) & errors.moving
     return right.sum(-1) / errors.moving.sum(-1).clamp_min(1).to(errors.rotation_deg.dtype)
 
 
 def auc(errors: PairErrors, limit_deg: int = 30) -> Float[Tensor, "*b"]:
-    """Area under the accuracy curve: mean over 1, 2, …, ``limit_deg`` of the share of pairs below that many degrees.
+    """Area under the accuracy curve: mean over 1, 2, …, ``limit_deg`` of the fraction of pairs below that many degrees.
 
     A pair's error is the larger of rotation and translation error (rotation alone where the truth does not move).
     """
@@ -161,9 +160,9 @@ def auc(errors: PairErrors, limit_deg: int = 30) -> Float[Tensor, "*b"]:
 
 
 def read_tum(path: Path) -> tuple[Float[Tensor, "n"], Float[Tensor, "n 4 4"]]:
-    """Times (s) and camera-to-world poses of a text file with lines ``time tx ty tz qx qy qz qw``; float64.
+    """Read times (s) and camera-to-world poses of a text file with lines ``time tx ty tz qx qy qz qw``; float64.
 
-    Lines that begin with # are comments. Raises `UserError` naming file and line where a line is not eight numbers.
+    Lines that begin with # are comments. UserError names file and line where a line is not eight numbers.
     """
     rows: list[list[float]] = []
     for number, line in enumerate(path.read_text().splitlines(), start=1):
@@ -174,7 +173,7 @@ def read_tum(path: Path) -> tuple[Float[Tensor, "n"], Float[Tensor, "n 4 4"]]:
         except ValueError:
             row = []
         if len(row) != 8 or not any(row[4:]) or not np.isfinite(row).all():
-            raise UserError(f"{path}:{number} is not 'time tx ty tz qx qy qz qw': {line[:60]!r}")
+            raise UserError(f"{path}:{number} is not 'time tx ty tz qx qy qz qw', eight finite numbers: {line[:60]!r}")
         rows.append(row)
     if not rows:
         raise UserError(f"{path} holds no pose; expected lines 'time tx ty tz qx qy qz qw'")
@@ -186,7 +185,7 @@ def read_tum(path: Path) -> tuple[Float[Tensor, "n"], Float[Tensor, "n 4 4"]]:
 def associate(
     times_a: Float[Tensor, "n"], times_b: Float[Tensor, "m"], max_difference_s: float = 0.01
 ) -> tuple[Int[Tensor, "k"], Int[Tensor, "k"]]:
-    """Indices into both of entries that belong together: each time of the shorter list with the nearest of the other.
+    """Associate times: indices into both lists, each time of the shorter one with the nearest of the other.
 
     Pairs further apart than ``max_difference_s`` are dropped. Both lists ascend.
     """
@@ -198,5 +197,5 @@ def associate(
     before = after - 1
     after = after.clip(max=len(long) - 1)
     nearest = np.where(np.abs(long[before] - short) <= np.abs(long[after] - short), before, after)
-    kept = np.flatnonzero(np.abs(long[nearest] - short) <= max_difference_s)
-    return torch.from_numpy(kept), torch.from_numpy(nearest[kept])
+    close = np.flatnonzero(np.abs(long[nearest] - short) <= max_difference_s)
+    return torch.from_numpy(close), torch.from_numpy(nearest[close])

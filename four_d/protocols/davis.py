@@ -5,10 +5,13 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+from four_d.ordering import in_order
 from four_d.protocols import files
 from four_d.protocols.sequence import Sequence
 
-LAYOUT = "{JPEGImages,Annotations}/480p/blackswan/00000.{jpg,png} and so on"
+LAYOUT = "{JPEGImages,Annotations}/480p/blackswan/00000.{jpg,png} and so on (Full-Resolution where there is no 480p)"
+SIZES = ("480p", "Full-Resolution")
+"""Folders of the resolutions, the published one first."""
 FPS = 24.0
 VAL_2016 = (
     *("blackswan", "bmx-trees", "breakdance", "camel", "car-roundabout", "car-shadow", "cows", "dance-twirl", "dog"),
@@ -23,23 +26,35 @@ VAL_2017 = (
 )
 
 
-def read(root: Path, only: tuple[str, ...] | None = None, *, names: tuple[str, ...] | None = None) -> list[Sequence]:
-    """The videos of a list (None: every annotated one found) at 480p."""
+def read_davis(
+    root: Path, only: tuple[str, ...] | None = None, *, names: tuple[str, ...] | None = None
+) -> list[Sequence]:
+    """List the videos in ``names`` (None: all annotated ones in the folder) at 480p, or else at full resolution."""
     inner = root / "DAVIS"
     base = inner if inner.is_dir() else root
-    annotated = files.folder(base / "Annotations" / "480p", LAYOUT)
-    found = names or tuple(sorted(path.name for path in annotated.iterdir() if path.is_dir()))
-    return [_video(base, name) for name in files.chosen(found, only)]
+    size = next((size for size in SIZES if (base / "Annotations" / size).is_dir()), SIZES[0])
+    annotated = files.folder(base / "Annotations" / size, LAYOUT)
+    chosen_names = names or tuple(path.name for path in in_order(annotated.iterdir()) if path.is_dir())
+    return [_video(base, size, name) for name in files.chosen(chosen_names, only)]
 
 
-def _video(base: Path, name: str) -> Sequence:
-    pictures = files.listed(base / "JPEGImages" / "480p" / name, "*.jpg", LAYOUT)
-    marked = [files.file(base / "Annotations" / "480p" / name / f"{path.stem}.png", LAYOUT) for path in pictures]
+def _video(base: Path, size: str, name: str) -> Sequence:
+    """List one video. Masks may end before the images: sets for evaluation servers annotate the first frame only."""
+    images_folder = base / "JPEGImages" / size / name
+    image_paths = [
+        path for path in files.listed(images_folder, "*", LAYOUT) if path.suffix.lower() in files.IMAGE_SUFFIXES
+    ]
+    if not image_paths:
+        raise files.missing(images_folder / "*.jpg", LAYOUT)
+    masks = [base / "Annotations" / size / name / f"{path.stem}.png" for path in image_paths]
+    last = max((index for index, path in enumerate(masks) if path.is_file()), default=0)
+    marked = [files.file(path, LAYOUT) for path in masks[: last + 1]]
     return Sequence(
         name=name,
-        frames=len(pictures),
-        times=files.frame_times(len(pictures), FPS),
+        frames=len(image_paths),
+        times=files.frame_times(len(image_paths), FPS),
         tasks=("mask",),
-        images=partial(files.images, pictures),
-        masks=partial(files.masks, marked),
+        images=partial(files.images, image_paths),
+        masks=partial(files.masks, marked, len(image_paths)),
+        mask_frames=len(marked),
     )

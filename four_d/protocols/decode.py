@@ -1,13 +1,12 @@
-"""Files of published data sets, decoded: pictures, depth, flow, cameras, trajectories, masks.
+"""Decoders for files of published data sets: images, depth, flow, cameras, trajectories, masks.
 
 Every function takes a path and raises `UserError` with the file's name and a remedy where the file is missing,
-truncated or of another kind. Nothing here knows a data set.
+truncated or of another kind. Nothing here depends on a data set.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -18,16 +17,16 @@ from PIL import Image
 
 from four_d.errors import UserError
 
-AGAIN = "unpack or download it again"
+UNPACK_AGAIN = "unpack or download it again"
 SINTEL_TAG = 202021.25
 """First float32 of .flo, .dpt and .cam; its bytes spell PIEH."""
 LARGEST_SIDE = 20_000
-"""Images in a header larger than this are taken for damage."""
+"""Largest plausible side of an image in a header; larger ones count as damage."""
 
 T = TypeVar("T")
 
 
-def _refused(path: Path, why: object, remedy: str = AGAIN) -> UserError:
+def _refused(path: Path, why: object, remedy: str = UNPACK_AGAIN) -> UserError:
     return UserError(f"{path} {why}; {remedy}")
 
 
@@ -45,51 +44,49 @@ def _text(path: Path) -> str:
         raise _refused(path, "is not a text file") from error
 
 
-def _picture(path: Path, take: Callable[[Image.Image], T]) -> T:
-    """``take`` of the opened picture, loading errors named."""
+def _open_image(path: Path, convert: Callable[[Image.Image], T]) -> T:
+    """Open an image and return ``convert`` of it, with loading errors as UserError."""
     try:
-        with Image.open(path) as picture:
-            picture.load()
-            return take(picture)
+        with Image.open(path) as opened:
+            opened.load()
+            return convert(opened)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, UserError):
             raise
-        raise _refused(path, f"is no readable picture ({error})") from error
+        raise _refused(path, f"is not a readable image ({error})") from error
 
 
 def image(path: Path) -> NDArray[np.uint8]:
-    """RGB, h w 3; greyscale is repeated, alpha dropped."""
-    return _picture(path, lambda picture: np.array(picture.convert("RGB")))
+    """Read an image as RGB, h w 3; greyscale is repeated, alpha dropped."""
+    return _open_image(path, lambda picture: np.array(picture.convert("RGB")))
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Height and width, from the header alone."""
+    """Read height and width from the header."""
     try:
-        with Image.open(path) as picture:
-            return picture.height, picture.width
+        with Image.open(path) as opened:
+            return opened.height, opened.width
     except (OSError, SyntaxError) as error:
-        raise _refused(path, f"is no readable picture ({error})") from error
+        raise _refused(path, f"is not a readable image ({error})") from error
 
 
 def depth_png(path: Path, per_metre: float) -> NDArray[np.float32]:
-    """z-depth in metres of a PNG of 16 bits with ``per_metre`` counts to the metre; 0 = invalid."""
+    """Read z-depth in metres from a 16-bit PNG with ``per_metre`` counts to the metre; 0 = invalid."""
 
-    def take(picture: Image.Image) -> NDArray[np.float32]:
-        if not picture.mode.startswith("I"):
-            raise _refused(
-                path, f"has mode {picture.mode}, not one channel of 16 bits", "use the set's own depth files"
-            )
-        return (np.array(picture).astype(np.float64) / per_metre).astype(np.float32)
+    def to_metres(opened: Image.Image) -> NDArray[np.float32]:
+        if not opened.mode.startswith("I"):
+            raise _refused(path, f"has mode {opened.mode}, not one channel of 16 bits", "use the set's own depth files")
+        return (np.array(opened).astype(np.float64) / per_metre).astype(np.float32)
 
-    return _picture(path, take)
+    return _open_image(path, to_metres)
 
 
 def depth_npy(path: Path) -> NDArray[np.float32]:
-    """Depth as stored: h w, or h w 1 as DyCheck has it."""
+    """Read depth as stored: h w, or h w 1 as in DyCheck."""
     try:
         values = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise _refused(path, f"is no readable .npy ({error})") from error
+        raise _refused(path, f"is not a readable .npy ({error})") from error
     if values.ndim == 3 and values.shape[-1] == 1:
         values = values[..., 0]
     if values.ndim != 2 or values.dtype.kind not in "fiu":
@@ -100,13 +97,13 @@ def depth_npy(path: Path) -> NDArray[np.float32]:
 
 
 def _tagged(path: Path, channels: int) -> NDArray[np.float32]:
-    """Values, h w channels, of a file with tag, int32 width, int32 height and float32 values."""
+    """Read values, h w channels, of a file with tag, int32 width, int32 height and float32 values."""
     content = _content(path)
     if len(content) < 12 or np.frombuffer(content, "<f4", 1)[0] != SINTEL_TAG:
         raise _refused(path, f"does not begin with the tag {SINTEL_TAG}")
     width, height = (int(side) for side in np.frombuffer(content, "<i4", 2, offset=4))
     if not (0 < width <= LARGEST_SIDE and 0 < height <= LARGEST_SIDE):
-        raise _refused(path, f"says it is {width} × {height}")
+        raise _refused(path, f"declares an implausible size, {width} × {height}")
     expected = 12 + 4 * channels * width * height
     if len(content) != expected:
         raise _refused(path, f"has {len(content)} bytes, {expected} are needed for {width} × {height}")
@@ -114,17 +111,17 @@ def _tagged(path: Path, channels: int) -> NDArray[np.float32]:
 
 
 def depth_dpt(path: Path) -> NDArray[np.float32]:
-    """Sintel's .dpt: depth h w as stored; the sky is large and finite."""
+    """Read Sintel's .dpt: depth h w as stored; the sky is large and finite."""
     return _tagged(path, 1)[..., 0]
 
 
 def flow_flo(path: Path) -> NDArray[np.float32]:
-    """Middlebury's .flo: h w (u, v) in pixels to the next frame."""
+    """Read Middlebury's .flo: h w (u, v) in pixels to the next frame."""
     return _tagged(path, 2)
 
 
 def camera_cam(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Sintel's .cam: intrinsics 3 3 as stored (pixels count from the centre) and camera_from_world 4 4."""
+    """Read Sintel's .cam: intrinsics 3 3 as stored (centre origin) and camera_from_world 4 4."""
     content = _content(path)
     if len(content) < 4 or np.frombuffer(content, "<f4", 1)[0] != SINTEL_TAG:
         raise _refused(path, f"does not begin with the tag {SINTEL_TAG}")
@@ -138,86 +135,71 @@ def camera_cam(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return values[:9].reshape(3, 3).copy(), pose
 
 
-def pfm(path: Path) -> NDArray[np.float32]:
-    """PFM: h w (Pf) or h w 3 (PF), rows turned to top first; the sign of the scale line is the byte order."""
-    content = _content(path)
-    head = re.match(rb"(P[Ff])\s+(\d+)\s+(\d+)\s+(-?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)\s", content[:200])
-    if head is None:
-        raise _refused(path, "is no PFM")
-    channels = 3 if head[1] == b"PF" else 1
-    width, height, order = int(head[2]), int(head[3]), "<f4" if float(head[4]) < 0 else ">f4"
-    expected = head.end() + 4 * channels * width * height
-    if len(content) != expected:
-        raise _refused(path, f"has {len(content)} bytes, {expected} are needed for {width} × {height}")
-    values = np.frombuffer(content, order, offset=head.end()).reshape(height, width, channels)[::-1]
-    return (values if channels == 3 else values[..., 0]).astype(np.float32)
-
-
 def mask(path: Path) -> NDArray[np.bool_]:
-    """Where any object is annotated, h w. In a palette 0 is background and 255, void, counts as background too."""
+    """Read the mask of all annotated objects, h w. In a palette 0 is background, and so is 255, void."""
 
-    def take(picture: Image.Image) -> NDArray[np.bool_]:
-        if picture.mode == "P":
-            values = np.array(picture)
+    def to_mask(opened: Image.Image) -> NDArray[np.bool_]:
+        if opened.mode == "P":
+            values = np.array(opened)
             return (values > 0) & (values < 255)
-        if picture.mode.startswith("I"):
-            return np.array(picture) > 0
-        return np.array(picture.convert("RGB")).max(-1) > 0
+        if opened.mode.startswith("I"):
+            return np.array(opened) > 0
+        return np.array(opened.convert("RGB")).max(-1) > 0
 
-    return _picture(path, take)
+    return _open_image(path, to_mask)
 
 
 def matrix(path: Path, rows: int, columns: int) -> NDArray[np.float64]:
-    """Numbers of a text file, separated by spaces and line ends; may hold inf and nan (ScanNet's lost poses)."""
-    return matrices(path, rows, columns, most=1)[0]
+    """Read numbers of a text file, separated by white space; inf and nan are allowed (ScanNet's lost poses)."""
+    return matrices(path, rows, columns, at_most=1)[0]
 
 
-def matrices(path: Path, rows: int, columns: int, most: int | None = None) -> NDArray[np.float64]:
-    """As `matrix`, as many as the file holds: n rows columns."""
+def matrices(path: Path, rows: int, columns: int, at_most: int | None = None) -> NDArray[np.float64]:
+    """Read all matrices of a text file: n rows columns (see `matrix`)."""
     words = _text(path).split()
     size = rows * columns
     try:
         values = np.array([float(word) for word in words])
     except ValueError as error:
-        raise _refused(path, f"holds what is no number ({error})") from error
+        raise _refused(path, f"holds something that is not a number ({error})") from error
     count = len(values) // size
-    if not count or len(values) != count * size or (most is not None and count > most):
+    if not count or len(values) != count * size or (at_most is not None and count > at_most):
         raise _refused(path, f"holds {len(values)} numbers, a matrix has {rows} × {columns}")
     return values.reshape(count, rows, columns)
 
 
 def stamped(path: Path) -> tuple[NDArray[np.float64], list[str]]:
-    """Times (s) and the rest of each line of a list like TUM's rgb.txt; # begins a comment; commas count as spaces."""
+    """Read times (s) and the rest of each line of a list like TUM's rgb.txt; # begins a comment; commas are spaces."""
     times: list[float] = []
-    rest: list[str] = []
+    names: list[str] = []
     for number, line in enumerate(_text(path).splitlines(), start=1):
         words = line.replace(",", " ").split(maxsplit=1)
         if not words or words[0].startswith("#"):
             continue
         try:
             times.append(float(words[0]))
-            rest.append(words[1].strip())
+            names.append(words[1].strip())
         except (ValueError, IndexError) as error:
-            raise UserError(f"{path}:{number} is not 'time name': {line[:60]!r}; {AGAIN}") from error
+            raise UserError(f"{path}:{number} is not 'time name': {line[:60]!r}; {UNPACK_AGAIN}") from error
     if not times:
         raise _refused(path, "lists nothing; expected lines 'time name'")
-    return np.array(times), rest
+    return np.array(times), names
 
 
 def associate(
     a: NDArray[np.float64], b: NDArray[np.float64], within: float
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Indices of times that belong together, ascending in ``a``: the closest pair first, each time used once.
+    """Associate times as TUM's own tool: indices ascending in ``a``, the closest pair first, each time used once.
 
-    As TUM's own tool: pairs differ by less than ``within`` seconds. (`metrics.pose.associate` is evo's rule.)
+    Pairs differ by less than ``within`` seconds. (`metrics.pose.associate` is evo's rule.)
     """
     order = np.argsort(b, kind="stable")
     ranked = b[order]
     low, high = np.searchsorted(ranked, a - within, "left"), np.searchsorted(ranked, a + within, "right")
     first = np.repeat(np.arange(len(a)), high - low)
     second = np.concatenate([order[i:j] for i, j in zip(low, high)] or [order[:0]])
-    apart = np.abs(a[first] - b[second])
-    ranking = np.lexsort((b[second], a[first], apart))
+    gaps = np.abs(a[first] - b[second])
+    ranking = np.lexsort((b[second], a[first], gaps))
     pairs: dict[int, int] = {}
     used: set[int] = set()
     for i, j in zip(first[ranking].tolist(), second[ranking].tolist()):
@@ -229,7 +211,7 @@ def associate(
 
 
 def camera_nerfies(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64], tuple[int, int]]:
-    """A camera as JSON of Nerfies and DyCheck: world_from_camera 4 4, intrinsics 3 3, (height, width) it is for.
+    """Read a JSON camera of Nerfies and DyCheck: world_from_camera 4 4, intrinsics 3 3, and their (height, width).
 
     ``orientation`` holds the rotation of camera_from_world, ``position`` the camera's centre; axes are OpenCV's and
     pixel (0, 0) is the corner (Nerfies casts rays through x + 0.5). Distortion must be zero.
@@ -242,9 +224,11 @@ def camera_nerfies(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]
         focal, aspect = float(content["focal_length"]), float(content.get("pixel_aspect_ratio", 1.0))
         x, y = map(float, content["principal_point"])
         skew, (width, height) = float(content.get("skew", 0.0)), content["image_size"]
-        bent = np.array([*content.get("radial_distortion", ()), *content.get("tangential_distortion", ())], np.float64)
+        distortion = np.array(
+            [*content.get("radial_distortion", ()), *content.get("tangential_distortion", ())], np.float64
+        )
     except (KeyError, TypeError, ValueError) as error:
-        raise _refused(path, f"is no camera of Nerfies or DyCheck ({error!r})") from error
-    if np.abs(bent).max(initial=0.0) > 1e-9 or abs(skew) > 1e-9:
-        raise _refused(path, "has distortion or skew", "undistort the pictures first")
+        raise _refused(path, f"is not a camera of Nerfies or DyCheck ({error!r})") from error
+    if np.abs(distortion).max(initial=0.0) > 1e-9 or abs(skew) > 1e-9:
+        raise _refused(path, "has distortion or skew", "undistort the images first")
     return pose, np.array([[focal, 0, x], [0, focal * aspect, y], [0, 0, 1]]), (int(height), int(width))

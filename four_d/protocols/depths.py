@@ -5,9 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
+from four_d.ordering import in_order
 from four_d.protocols import decode, files
 from four_d.protocols.sequence import Sequence
 
@@ -27,16 +25,16 @@ NYU_LAYOUT = (
 
 
 def read_kitti(root: Path, only: tuple[str, ...] | None = None) -> list[Sequence]:
-    """The first 110 frames with depth of each drive of the validation split, camera 02; drives by name."""
+    """List the first 110 frames with depth of each drive of the validation split, camera 02; drives by name."""
     gathered = root / "depth_selection" / "val_selection_cropped"
     pairs = _gathered(gathered) if (gathered / "image_gathered").is_dir() else _drives(root)
     return [_kitti(name, pairs[name]) for name in files.chosen(pairs, only)]
 
 
-def _gathered(where: Path) -> dict[str, list[Path]]:
+def _gathered(directory: Path) -> dict[str, list[Path]]:
     """Depth files of each drive in the tree that published preparation scripts make."""
-    depth = files.folder(where / "groundtruth_depth_gathered", KITTI_LAYOUT)
-    names = sorted(path.name for path in depth.iterdir() if path.is_dir())
+    depth = files.folder(directory / "groundtruth_depth_gathered", KITTI_LAYOUT)
+    names = [path.name for path in in_order(depth.iterdir()) if path.is_dir()]
     if not names:
         raise files.missing(depth / "*", KITTI_LAYOUT)
     return {name: files.listed(depth / name, "*.png", KITTI_LAYOUT) for name in names}
@@ -44,7 +42,7 @@ def _gathered(where: Path) -> dict[str, list[Path]]:
 
 def _drives(root: Path) -> dict[str, list[Path]]:
     """Depth files of each drive in the set's own tree."""
-    drives = sorted((files.folder(root / "val", KITTI_LAYOUT)).glob("*/proj_depth/groundtruth/image_02"))
+    drives = in_order(files.folder(root / "val", KITTI_LAYOUT).glob("*/proj_depth/groundtruth/image_02"))
     if not drives:
         raise files.missing(root / "val" / "*" / "proj_depth" / "groundtruth" / "image_02", KITTI_LAYOUT)
     return {f"{path.parents[2].name}_02": files.listed(path, "*.png", KITTI_LAYOUT) for path in drives}
@@ -52,20 +50,20 @@ def _drives(root: Path) -> dict[str, list[Path]]:
 
 def _kitti(name: str, depth: list[Path]) -> Sequence:
     depth = depth[:KITTI_FRAMES]
-    pictures = [files.file(_kitti_image(path), KITTI_LAYOUT) for path in depth]
+    image_paths = [files.file(_kitti_image(path), KITTI_LAYOUT) for path in depth]
     first = files.number(depth[0])
     return Sequence(
         name=name,
         frames=len(depth),
         times=tuple((files.number(path) - first) / KITTI_FPS for path in depth),
         tasks=("video_depth", "depth"),
-        images=partial(files.images, pictures),
+        images=partial(files.images, image_paths),
         depth=partial(files.depth, depth, partial(decode.depth_png, per_metre=KITTI_COUNTS)),
     )
 
 
 def _kitti_image(depth: Path) -> Path:
-    """The picture of a depth file, in either tree."""
+    """Image that belongs to a depth file, in either tree."""
     if depth.parents[1].name == "groundtruth_depth_gathered":
         return depth.parents[2] / "image_gathered" / depth.parent.name / depth.name
     drive = depth.parents[3].name
@@ -73,40 +71,36 @@ def _kitti_image(depth: Path) -> Path:
 
 
 def read_nyu(root: Path, only: tuple[str, ...] | None = None) -> list[Sequence]:
-    """Every picture of the test split as a sequence of one frame."""
+    """List every image of the test split as a sequence of one frame."""
     val = root / "val" if (root / "val" / "nyu_images").is_dir() else root
     pairs = _prepared(val) if (val / "nyu_images").is_dir() else _splits(root)
     return [_nyu(name, *pairs[name]) for name in files.chosen(pairs, only)]
 
 
-def _prepared(where: Path) -> dict[str, tuple[Path, Path]]:
-    pictures = files.listed(where / "nyu_images", "*.png", NYU_LAYOUT)
-    return {p.stem: (p, files.file(where / "nyu_depths" / f"{p.stem}.npy", NYU_LAYOUT)) for p in pictures}
+def _prepared(directory: Path) -> dict[str, tuple[Path, Path]]:
+    image_paths = files.listed(directory / "nyu_images", "*.png", NYU_LAYOUT)
+    return {p.stem: (p, files.file(directory / "nyu_depths" / f"{p.stem}.npy", NYU_LAYOUT)) for p in image_paths}
 
 
 def _splits(root: Path) -> dict[str, tuple[Path, Path]]:
     inner = root / "official_splits" / "test"
     base = inner if inner.is_dir() else root
-    pictures = files.listed(base, "*/rgb_*.jpg", NYU_LAYOUT, key=lambda path: (path.parent.name, path.name))
+    image_paths = files.listed(base, "*/rgb_*.jpg", NYU_LAYOUT)
     return {
         f"{p.parent.name}/{p.stem}": (
             p,
             files.file(p.with_name(p.stem.replace("rgb", "sync_depth") + ".png"), NYU_LAYOUT),
         )
-        for p in pictures
+        for p in image_paths
     }
 
 
-def _nyu(name: str, picture: Path, depth: Path) -> Sequence:
+def _nyu(name: str, image_path: Path, depth: Path) -> Sequence:
     return Sequence(
         name=name,
         frames=1,
         times=(0.0,),
         tasks=("depth",),
-        images=partial(files.images, [picture]),
-        depth=partial(files.depth, [depth], _nyu_depth),
+        images=partial(files.images, [image_path]),
+        depth=partial(files.depth, [depth], files.npy_or_millimetres),
     )
-
-
-def _nyu_depth(path: Path) -> NDArray[np.float32]:
-    return decode.depth_npy(path) if path.suffix == ".npy" else files.millimetres()(path)

@@ -1,4 +1,4 @@
-"""DyCheck's iPhone captures: the moving phone (camera 0) with its lidar depth, and the two that stand still."""
+"""DyCheck's iPhone captures: the moving phone (camera 0) with its lidar depth, and two static ones."""
 
 from __future__ import annotations
 
@@ -20,57 +20,60 @@ NAMES = (
     *("apple", "backpack", "block", "handwavy", "haru-sit", "mochi-high-five", "paper-windmill", "pillow"),
     *("space-out", "spin", "sriracha-tree", "teddy", "wheel"),
 )
-"""Thirteen of the set's fourteen: published code leaves out creeper."""
+"""Thirteen of the set's fourteen captures: published code leaves out creeper."""
 VIEWS_LAYOUT = (
     "apple/{splits/{train,val}.json,rgb/2x/0_00000.png,camera/0_00000.json,covisible/2x/val/1_00000.png} and so on; "
     "keypoint/2x/train/0_00000.json for PCK-T"
 )
 VIEW_NAMES = ("apple", "block", "paper-windmill", "space-out", "spin", "teddy", "wheel")
-"""Those that were filmed by phones that stand still, too."""
+"""Captures with additional static cameras."""
 FACTOR = 2
-"""What sides of the full pictures are divided by, where extra.json says nothing."""
+"""Divisor of the full images' sides where extra.json has none."""
 DEPTH_FRAMES = 120
 POSE_STRIDE = 10
 FPS = 30.0
-"""Where extra.json says none."""
+"""Frame rate where extra.json has none."""
 
 
-def read(root: Path, only: tuple[str, ...] | None = None) -> list[Sequence]:
-    """Two entries for each capture, as PAGE-4D runs them: its first 120 frames for depth, every tenth for the rest."""
+def read_dycheck(root: Path, only: tuple[str, ...] | None = None) -> list[Sequence]:
+    """List each capture twice, as PAGE-4D: its first 120 frames for depth, every tenth frame for the rest."""
     inner = root / "iphone"
     base = inner if inner.is_dir() else root
     return [entry for name in files.chosen(NAMES, only) for entry in _capture(base / name)]
 
 
-def _capture(where: Path) -> list[Sequence]:
-    pictures = files.listed(where / "rgb" / "1x", "0_*.png", LAYOUT, key=files.number)
-    rate = _rate(where / "extra.json")
-    first, tenth = pictures[:DEPTH_FRAMES], pictures[::POSE_STRIDE]
-    parts: list[tuple[list[Path], tuple[Task, ...]]] = [(first, ("video_depth", "depth")), (tenth, ("pose", "points"))]
+def _capture(capture: Path) -> list[Sequence]:
+    image_paths = files.listed(capture / "rgb" / "1x", "0_*.png", LAYOUT, key=files.number)
+    rate = _rate(capture / "extra.json")
+    first, tenth = image_paths[:DEPTH_FRAMES], image_paths[::POSE_STRIDE]
+    selections: list[tuple[list[Path], tuple[Task, ...]]] = [
+        (first, ("video_depth", "depth")),
+        (tenth, ("pose", "points")),
+    ]
     result: list[Sequence] = []
-    for chosen, tasks in parts:
-        maps = [files.file(where / "depth" / "1x" / f"{path.stem}.npy", LAYOUT) for path in chosen]
-        stored = [files.file(where / "camera" / f"{path.stem}.json", LAYOUT) for path in chosen]
+    for chosen, tasks in selections:
+        maps = [files.file(capture / "depth" / "1x" / f"{path.stem}.npy", LAYOUT) for path in chosen]
+        stored = [files.file(capture / "camera" / f"{path.stem}.json", LAYOUT) for path in chosen]
         result.append(
             Sequence(
-                name=where.name,
+                name=capture.name,
                 frames=len(chosen),
                 times=tuple((files.number(path) - files.number(chosen[0])) / rate for path in chosen),
                 tasks=tasks,
                 images=partial(files.images, chosen),
-                cameras=partial(_cameras, stored, chosen[0]),
+                cameras=partial(_scaled_cameras, stored, chosen[0]),
                 depth=partial(files.depth, maps, decode.depth_npy),
             )
         )
     return result
 
 
-def _cameras(stored: list[Path], picture: Path) -> Cameras:
-    """Pixels count from the corner already; intrinsics are for ``image_size`` and follow the pictures' own."""
-    height, width = decode.image_size(picture)
-    found = [decode.camera_nerfies(path) for path in stored]
-    scales = np.array([[[width / size[1]], [height / size[0]], [1.0]] for _, _, size in found])
-    return files.cameras(np.stack([pose for pose, _, _ in found]), np.stack([k for _, k, _ in found]) * scales)
+def _scaled_cameras(stored: list[Path], first_image: Path) -> Cameras:
+    """Read cameras, whose pixels have a corner origin; intrinsics are scaled from ``image_size`` to the images'."""
+    height, width = decode.image_size(first_image)
+    decoded = [decode.camera_nerfies(path) for path in stored]
+    scales = np.array([[[width / size[1]], [height / size[0]], [1.0]] for _, _, size in decoded])
+    return files.cameras(np.stack([pose for pose, _, _ in decoded]), np.stack([k for _, k, _ in decoded]) * scales)
 
 
 def _rate(extra: Path) -> float:
@@ -81,12 +84,12 @@ def _number(extra: Path, name: str) -> float:
     try:
         return float(json.loads(extra.read_text())[name])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{extra} says no {name} ({error!r}); unpack it again") from error
+        raise UserError(f"{extra} has no readable {name} ({error!r}); unpack it again") from error
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Split:
-    """The frames of a list of the set's, in its order."""
+    """Frames of one of the set's lists, in its order."""
 
     names: tuple[str, ...]
     times: tuple[int, ...]
@@ -94,61 +97,61 @@ class _Split:
 
 
 def read_views(root: Path, only: tuple[str, ...] | None = None) -> list[Sequence]:
-    """The seven captures with held-out cameras: all of camera 0's frames, and the pictures of the others.
+    """List the seven captures with held-out cameras: all of camera 0's frames, and the images of the others.
 
-    Sizes are DyCheck's own for them, half of what was filmed (``rgb/2x``). Frames marked with keypoints are those found
-    (ten per capture); without any, `Sequence.keypoints` is None; likewise depth.
+    Sizes are DyCheck's own for them, half of the captured ones (``rgb/2x``). Keypoints are those of the annotated
+    frames that exist (ten per capture). Without any, `Sequence.keypoints` is None; so is depth without files.
     """
     inner = root / "iphone"
     base = inner if inner.is_dir() else root
     return [_views(base / name) for name in files.chosen(VIEW_NAMES, only)]
 
 
-def _views(where: Path) -> Sequence:
-    extra = where / "extra.json"
+def _views(capture: Path) -> Sequence:
+    extra = capture / "extra.json"
     factor, rate = int(_number(extra, "factor")) if extra.is_file() else FACTOR, _rate(extra)
-    train, held = (_split(files.file(where / "splits" / f"{name}.json", VIEWS_LAYOUT)) for name in ("train", "val"))
-    pictures, cameras = _posed(where, train, factor)
+    train, held = (_split(files.file(capture / "splits" / f"{name}.json", VIEWS_LAYOUT)) for name in ("train", "val"))
+    image_paths, cameras = _posed(capture, train, factor)
     masks = [
-        files.file(where / "covisible" / f"{factor}x" / "val" / f"{name}.png", VIEWS_LAYOUT) for name in held.names
+        files.file(capture / "covisible" / f"{factor}x" / "val" / f"{name}.png", VIEWS_LAYOUT) for name in held.names
     ]
     first = train.times[0]
-    marked = sorted((where / "keypoint" / f"{factor}x" / "train").glob("*_*.json"), key=files.number)
+    marked = sorted((capture / "keypoint" / f"{factor}x" / "train").glob("*_*.json"), key=files.number)
     return Sequence(
-        name=where.name,
-        frames=len(pictures),
+        name=capture.name,
+        frames=len(image_paths),
         times=tuple((time - first) / rate for time in train.times),
         tasks=("views",),
-        images=partial(files.images, pictures),
+        images=partial(files.images, image_paths),
         cameras=cameras,
-        depth=_lidar(where, train, factor),
-        views=partial(_held_out, held, _posed(where, held, factor), masks, first, rate),
+        depth=_lidar(capture, train, factor),
+        views=partial(_held_out, held, _posed(capture, held, factor), masks, first, rate),
         keypoints=partial(_keypoints, marked, train.names) if marked else None,
     )
 
 
-def _lidar(where: Path, split: _Split, factor: int) -> Callable[[], Depth] | None:
-    """Depth of a split, as large as its pictures or as the full ones; None where the capture was unpacked without."""
-    for folder in (where / "depth" / f"{size}x" for size in (factor, 1)):
+def _lidar(capture: Path, split: _Split, factor: int) -> Callable[[], Depth] | None:
+    """Loader of a split's depth, at its images' size or the full one; None where the capture has no depth files."""
+    for folder in (capture / "depth" / f"{size}x" for size in (factor, 1)):
         paths = [folder / f"{name}.npy" for name in split.names]
         if all(path.is_file() for path in paths):
             return partial(files.depth, paths, decode.depth_npy)
     return None
 
 
-def _posed(where: Path, split: _Split, factor: int) -> tuple[list[Path], Callable[[], Cameras]]:
-    """The pictures of a split, and what loads their cameras."""
-    pictures = [files.file(where / "rgb" / f"{factor}x" / f"{name}.png", VIEWS_LAYOUT) for name in split.names]
-    stored = [files.file(where / "camera" / f"{name}.json", VIEWS_LAYOUT) for name in split.names]
-    return pictures, partial(_cameras, stored, pictures[0])
+def _posed(capture: Path, split: _Split, factor: int) -> tuple[list[Path], Callable[[], Cameras]]:
+    """Images of a split, and the loader of their cameras."""
+    image_paths = [files.file(capture / "rgb" / f"{factor}x" / f"{name}.png", VIEWS_LAYOUT) for name in split.names]
+    stored = [files.file(capture / "camera" / f"{name}.json", VIEWS_LAYOUT) for name in split.names]
+    return image_paths, partial(_scaled_cameras, stored, image_paths[0])
 
 
 def _held_out(
     split: _Split, posed: tuple[list[Path], Callable[[], Cameras]], masks: list[Path], first: int, rate: float
 ) -> ViewTruth:
-    pictures, cameras = posed
+    image_paths, cameras = posed
     return ViewTruth(
-        images=files.images(pictures),
+        images=files.images(image_paths),
         times=tuple((time - first) / rate for time in split.times),
         camera_ids=split.cameras,
         cameras=cameras(),
@@ -161,16 +164,16 @@ def _split(path: Path) -> _Split:
         content = json.loads(path.read_text())
         lists = [content[name] for name in ("frame_names", "time_ids", "camera_ids")]
         names, times, cameras = map(str, lists[0]), map(int, lists[1]), map(int, lists[2])
-        found = _Split(names=tuple(names), times=tuple(times), cameras=tuple(cameras))
+        split = _Split(names=tuple(names), times=tuple(times), cameras=tuple(cameras))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no split of DyCheck ({error!r}); unpack it again") from error
-    if not found.names or not len(found.names) == len(found.times) == len(found.cameras):
+        raise UserError(f"{path} is not a split of DyCheck ({error!r}); unpack it again") from error
+    if not split.names or not len(split.names) == len(split.times) == len(split.cameras):
         raise UserError(f"{path} lists no frames, or not as many times and cameras; unpack it again")
-    return found
+    return split
 
 
 def _keypoints(paths: list[Path], names: tuple[str, ...]) -> Keypoints:
-    """Files count pixels from the middle of the first; hence + ½."""
+    """Read keypoints; files count pixels from the centre of the first, hence + ½."""
     unknown = [path for path in paths if path.stem not in names]
     if unknown:
         raise UserError(f"{unknown[0]} marks a frame that splits/train.json does not list; unpack the capture again")
@@ -179,7 +182,7 @@ def _keypoints(paths: list[Path], names: tuple[str, ...]) -> Keypoints:
         points, visible = marked[..., :2] + 0.5, marked[..., 2] > 0.5
     except (OSError, ValueError, TypeError, IndexError) as error:
         raise UserError(
-            f"{paths[0].parent} holds what are no lists of x, y, seen ({error}); unpack it again"
+            f"{paths[0].parent} holds something other than lists of x, y, seen ({error}); unpack it again"
         ) from error
     return Keypoints(
         frames=tuple(names.index(path.stem) for path in paths),

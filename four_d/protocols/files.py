@@ -1,57 +1,62 @@
-"""Listing and stacking files, as all readers need it."""
+"""Listing and stacking of files for all readers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from four_d.errors import UserError
+from four_d.ordering import in_order
 from four_d.protocols import decode
 from four_d.protocols.sequence import Depth
 from four_d.types import Cameras
 
+if TYPE_CHECKING:
+    from _typeshed import SupportsRichComparison
+
 N = TypeVar("N", bound=np.generic)
 
-PICTURES = (".png", ".jpg", ".jpeg")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 def missing(path: Path, layout: str) -> UserError:
-    """The error for something that a set should hold."""
+    """Make the error for a missing part of a data set."""
     return UserError(f"{path} is missing; expected layout: {layout}")
 
 
 def folder(path: Path, layout: str) -> Path:
-    """``path``, which must be a folder."""
+    """Return ``path``, which must be a folder."""
     if not path.is_dir():
         raise missing(path, layout)
     return path
 
 
 def file(path: Path, layout: str) -> Path:
-    """``path``, which must be a file."""
+    """Return ``path``, which must be a file."""
     if not path.is_file():
         raise missing(path, layout)
     return path
 
 
 def listed(
-    where: Path, pattern: str, layout: str, key: Callable[[Path], object] = lambda path: path.name
+    directory: Path, pattern: str, layout: str, key: Callable[[Path], SupportsRichComparison] | None = None
 ) -> list[Path]:
-    """The files of a folder that match, in the order of ``key``; an error if there is none."""
-    found = sorted(folder(where, layout).glob(pattern), key=key)  # pyright: ignore[reportArgumentType, reportCallIssue]
-    if not found:
-        raise missing(where / pattern, layout)
-    return found
+    """List matching visible files of a folder, in natural order or by ``key``. UserError if there is none."""
+    matching = [path for path in folder(directory, layout).glob(pattern) if not path.name.startswith(".")]
+    matches = in_order(matching) if key is None else sorted(matching, key=key)
+    if not matches:
+        raise missing(directory / pattern, layout)
+    return matches
 
 
 def number(path: Path) -> int:
-    """The number at the end of a file's stem: 0_00012 → 12, img7 → 7, frame-000200.color → 200."""
+    """Number at the end of a file's stem: 0_00012 → 12, img7 → 7, frame-000200.color → 200."""
     digits = path.name.split(".")[0]
     tail = digits[len(digits.rstrip("0123456789")) :]
     if not tail:
@@ -60,37 +65,39 @@ def number(path: Path) -> int:
 
 
 def chosen(names: Iterable[str], only: Sequence[str] | None) -> list[str]:
-    """``names`` that are in ``only`` (all if None); an error for one of ``only`` that is unknown."""
-    known = list(names)
+    """Select the ``names`` in ``only`` (all if None). UserError for an unknown name in ``only``."""
+    available = list(names)
     if only is None:
-        return known
-    unknown = [name for name in only if name not in known]
+        return available
+    unknown = [name for name in only if name not in available]
     if unknown:
-        raise UserError(f"there is no sequence {', '.join(unknown)}; choose of {', '.join(known)}")
-    return [name for name in known if name in only]
+        raise UserError(f"there is no sequence {', '.join(unknown)}; choose from {', '.join(available)}")
+    return [name for name in available if name in only]
 
 
 def images(paths: Sequence[Path]) -> NDArray[np.uint8]:
-    """Pictures, f h w 3."""
+    """Read images, f h w 3."""
     return _stacked([decode.image(path) for path in paths], paths)
 
 
-def depth(paths: Sequence[Path], read: Callable[[Path], NDArray[np.float32]], most: float | None = None) -> Depth:
-    """Depth f h w and where it is valid: finite, positive and, where a set says so, at most ``most``."""
+def depth(paths: Sequence[Path], read: Callable[[Path], NDArray[np.float32]], max_depth: float | None = None) -> Depth:
+    """Read depth f h w and its validity: finite, positive and at most ``max_depth`` (None: any)."""
     values = _stacked([read(path) for path in paths], paths)
     valid = np.isfinite(values) & (values > 0)
-    if most is not None:
-        valid &= values <= most
+    if max_depth is not None:
+        valid &= values <= max_depth
     return np.where(valid, values, 0).astype(np.float32), valid
 
 
-def masks(paths: Sequence[Path]) -> NDArray[np.bool_]:
-    """Masks, f h w."""
-    return _stacked([decode.mask(path) for path in paths], paths)
+def masks(paths: Sequence[Path], frames: int | None = None) -> NDArray[np.bool_]:
+    """Read masks, f h w, for ``frames`` frames: False after the last file; None: one per file."""
+    stored = _stacked([decode.mask(path) for path in paths], paths)
+    padding = np.zeros((max((frames or 0) - len(stored), 0), *stored.shape[1:]), np.bool_)
+    return np.concatenate([stored, padding]) if len(padding) else stored
 
 
 def cameras(poses: NDArray[np.float64], intrinsics: NDArray[np.float64]) -> Cameras:
-    """Float64 cameras. A pose that is not finite is not known and becomes the identity.
+    """Make float64 cameras. A pose that is not finite becomes the identity, marked unknown.
 
     Args:
         poses: world_from_camera, f 4 4, OpenCV axes.
@@ -113,12 +120,12 @@ def pinhole(fx: float, fy: float, x: float, y: float, *, centre_origin: bool) ->
 
 
 def frame_times(count: int, rate: float) -> tuple[float, ...]:
-    """Seconds of ``count`` frames at ``rate`` per second."""
+    """Times in seconds of ``count`` frames at ``rate`` per second."""
     return tuple(i / rate for i in range(count))
 
 
 def same_length(paths: Sequence[Path], others: Sequence[Path]) -> None:
-    """Two lists that belong together must be as long."""
+    """Raise UserError unless two lists have the same length."""
     if len(paths) != len(others):
         raise UserError(
             f"{paths[0].parent} has {len(paths)} frames, {others[0].parent} has {len(others)}; unpack both again"
@@ -126,16 +133,21 @@ def same_length(paths: Sequence[Path], others: Sequence[Path]) -> None:
 
 
 def millimetres() -> Callable[[Path], NDArray[np.float32]]:
-    """Reader of PNG of 16 bits in millimetres."""
+    """Reader of 16-bit PNG depth in millimetres."""
     return partial(decode.depth_png, per_metre=1000.0)
+
+
+def npy_or_millimetres(path: Path) -> NDArray[np.float32]:
+    """Read depth in metres: of ``.npy`` as it is, of 16-bit PNG in millimetres."""
+    return decode.depth_npy(path) if path.suffix == ".npy" else millimetres()(path)
 
 
 def _stacked(frames: Sequence[NDArray[N]], paths: Sequence[Path]) -> NDArray[N]:
     for frame, path in zip(frames, paths, strict=True):
         if frame.shape != frames[0].shape:
             raise UserError(
-                f"{path} is {_size(frame)}, the first frame {_size(frames[0])}; a sequence has one size: "
-                f"unpack or download it again"
+                f"{path} is {_size(frame)}, the first frame {_size(frames[0])}; all frames of a sequence have one "
+                f"size: unpack or download it again"
             )
     return np.stack(frames)
 

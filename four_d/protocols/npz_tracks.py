@@ -1,6 +1,6 @@
 """Clips of 3D point tracks in TAPVid-3D's form: WorldTrack (St4RTrack; DePT3R, 4RC) and TAPVid-3D itself.
 
-Key names are those of the files, not of TAPVid-3D's README. Pixels count from the picture's corner, as the code that
+Key names are those of the files, not of TAPVid-3D's README. Pixels count from the image's corner, as the code that
 writes the files has it.
 """
 
@@ -32,21 +32,21 @@ WORLDTRACK_LAYOUT = (
 )
 TAPVID3D_LAYOUT = f"{{adt,drivetrack,pstudio}}/NAME.npz with {_FORM}, queries_xyt n 3"
 WORLDTRACK_FRAMES = 64
-"""The first ones of a clip are scored."""
+"""Number of a clip's first frames that are scored."""
 STILL = "pstudio"
-"""What names of sources begin with whose cameras do not move: their files have no ``extrinsics_w2c``."""
+"""Prefix of sources with static cameras, whose files have no ``extrinsics_w2c``."""
 RATES = {"drivetrack": 10.0}
 """Frames per second of sources that do not have 30."""
-LEAST_DEPTH = 1e-6
+MIN_DEPTH = 1e-6
 
 _IMAGES, _POINTS, _VISIBLE = "images_jpeg_bytes", "tracks_XYZ", "visibility"
 _INTRINSICS, _POSES, _QUERIES = "fx_fy_cx_cy", "extrinsics_w2c", "queries_xyt"
 
 
 def read_worldtrack(root: Path, only: tuple[str, ...] | None) -> list[Sequence]:
-    """First 64 frames of each clip; asked for are the tracks seen in the first, at the pixels that show them.
+    """List the first 64 frames of each clip; queries are the tracks visible in the first frame, at their pixels there.
 
-    ``only`` names clips (``adt_mini/NAME``) or whole sources (``adt_mini``); so it does in `read_tapvid3d`.
+    ``only`` names clips (``adt_mini/NAME``) or whole sources (``adt_mini``), as in `read_tapvid3d`.
     """
     return _Set(
         sources=("adt_mini", "pstudio_mini", "po_mini", "ds_mini"),
@@ -57,7 +57,7 @@ def read_worldtrack(root: Path, only: tuple[str, ...] | None) -> list[Sequence]:
 
 
 def read_tapvid3d(root: Path, only: tuple[str, ...] | None) -> list[Sequence]:
-    """All frames of each clip; asked for are the file's own queries. Poses are known only where a file has them."""
+    """List all frames of each clip; queries are the file's own. Poses are known only where a file has them."""
     return _Set(
         sources=("adt", "drivetrack", "pstudio"),
         layout=TAPVID3D_LAYOUT,
@@ -68,27 +68,29 @@ def read_tapvid3d(root: Path, only: tuple[str, ...] | None) -> list[Sequence]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Set:
-    """What a set of such clips is made of."""
+    """Description of a data set of such clips."""
 
     sources: tuple[str, ...]
     layout: str
     keys: tuple[str, ...]
-    """Those that every file needs, but poses where cameras stand still."""
+    """Keys that every file needs, except poses for static cameras."""
     frames: int | None
 
     def read(self, root: Path, only: tuple[str, ...] | None) -> list[Sequence]:
-        """Lists files and reads their headers."""
-        wanted = [source for source in self.sources if only is None or any(_of(name, source) for name in only)]
-        clips = {source: files.listed(root / source, "*.npz", self.layout) for source in wanted}
+        """List files and read their headers."""
+        chosen_sources = [
+            source for source in self.sources if only is None or any(_is_of(name, source) for name in only)
+        ]
+        clips = {source: files.listed(root / source, "*.npz", self.layout) for source in chosen_sources}
         names = {f"{source}/{path.stem}": path for source, paths in clips.items() for path in paths}
         for name in only or ():
-            if name not in names and name not in wanted:
+            if name not in names and name not in chosen_sources:
                 raise UserError(
-                    f"there is no sequence {name}; choose of {', '.join(self.sources)}, or clips such as "
+                    f"there is no sequence {name}; choose from {', '.join(self.sources)}, or clips such as "
                     f"{next(iter(names), self.sources[0] + '/NAME')}"
                 )
         chosen = [name for name in names if only is None or name in only or name.partition("/")[0] in only]
-        counts = {source: sum(_of(name, source) for name in chosen) for source in wanted}
+        counts = {source: sum(_is_of(name, source) for name in chosen) for source in chosen_sources}
         return [self._sequence(name, names[name], 1 / counts[name.partition("/")[0]]) for name in chosen]
 
     def _sequence(self, name: str, path: Path, weight: float) -> Sequence:
@@ -108,13 +110,13 @@ class _Set:
         )
 
 
-def _of(name: str, source: str) -> bool:
+def _is_of(name: str, source: str) -> bool:
     return name.partition("/")[0] == source
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Clip:
-    """One file. Every error names it and the key."""
+    """Reader of one file. Every error names the file and the key."""
 
     path: Path
     layout: str
@@ -123,39 +125,39 @@ class _Clip:
     still: bool
 
     def count(self) -> int:
-        """Frames, from the file's headers; all keys must be there."""
+        """Number of frames, from the file's headers; all keys must exist."""
         try:
             with zipfile.ZipFile(self.path) as archive:
-                found = [name.removesuffix(".npy") for name in archive.namelist()]
-                stored = archive.read(f"{_VISIBLE}.npy") if _VISIBLE in found else b""
+                keys_in_file = [name.removesuffix(".npy") for name in archive.namelist()]
+                stored = archive.read(f"{_VISIBLE}.npy") if _VISIBLE in keys_in_file else b""
             shape = _header(io.BytesIO(stored))[0] if stored else (0,)
         except (OSError, zipfile.BadZipFile, zlib.error, ValueError) as error:
-            raise UserError(f"{self.path} is no readable npz ({error}); make or download it again") from error
-        missing = [key for key in self.keys if key not in found]
+            raise UserError(f"{self.path} is not a readable npz ({error}); make or download it again") from error
+        missing = [key for key in self.keys if key not in keys_in_file]
         if missing:
-            raise self._error(missing[0], f"is missing (the file has {', '.join(found)})")
+            raise self._error(missing[0], f"is missing (the file has {', '.join(keys_in_file)})")
         self._check(_VISIBLE, shape, (None, None))
         if 0 in shape:
             raise self._error(_VISIBLE, f"has the shape {shape}: no tracks, or no frames")
         return shape[0] if self.frames is None else min(self.frames, shape[0])
 
     def images(self) -> NDArray[np.uint8]:
-        """The pictures, f h w 3."""
+        """Read the images, f h w 3."""
         stored = self._stored(_IMAGES)
         total = self._array(_VISIBLE).shape[0]
         self._check(_IMAGES, stored.shape, (total,))
-        pictures = [self._picture(frame, item) for frame, item in enumerate(stored[: self.count()])]
-        for frame, picture in enumerate(pictures):
-            if picture.shape != pictures[0].shape:
+        images = [self._decode_image(frame, item) for frame, item in enumerate(stored[: self.count()])]
+        for frame, image in enumerate(images):
+            if image.shape != images[0].shape:
                 raise self._error(_IMAGES, f"has frames of several sizes (frame {frame} differs from the first)")
-        return np.stack(pictures)
+        return np.stack(images)
 
     def cameras(self) -> Cameras:
-        """Poses as the file has them; where it has none, the identity, known if the camera stands still."""
+        """Read the poses; without any, the identity, known if the camera is static."""
         count, focal = self.count(), self._array(_INTRINSICS).astype(np.float64)
         self._check(_INTRINSICS, focal.shape, (4,))
         if not (np.isfinite(focal).all() and (focal[:2] > 0).all()):
-            raise self._error(_INTRINSICS, f"is {focal.tolist()}, no camera's")
+            raise self._error(_INTRINSICS, f"is {focal.tolist()}, not fx, fy, cx, cy of a camera")
         fx, fy, cx, cy = focal.tolist()
         intrinsics = files.pinhole(fx, fy, cx, cy, centre_origin=False)
         stored = None if self.still else self._optional(_POSES)
@@ -167,31 +169,31 @@ class _Clip:
         finite = np.isfinite(poses).all((1, 2))
         if _POSES in self.keys and not finite.all():
             raise self._error(_POSES, f"has a pose that is not finite at frame {int((~finite).argmax())}")
-        if not (np.abs(np.linalg.det(poses[finite])) > LEAST_DEPTH).all():
-            raise self._error(_POSES, "has a matrix that is no pose")
+        if not (np.abs(np.linalg.det(poses[finite])) > MIN_DEPTH).all():
+            raise self._error(_POSES, "has a matrix that is not a pose")
         poses[finite] = np.linalg.inv(poses[finite])
         return files.cameras(poses, intrinsics)
 
     def tracks(self, queried: bool) -> TrackTruth:
-        """The tracks whose query is within the clip's frames and the picture."""
+        """Read the tracks whose query is within the clip's frames and the image."""
         points, known, visible = self._points()
         queries = self._queries(points.shape[1]) if queried else self._first_pixels(points[0])
-        kept = (queries[:, 0] < len(points)) & (True if queried else visible[0] & self._inside(queries))
-        if not kept.any():
-            where = _QUERIES if queried else _VISIBLE
-            raise self._error(where, f"asks for no track within the first {len(points)} frames")
-        queries = queries[kept]
+        usable = (queries[:, 0] < len(points)) & (True if queried else visible[0] & self._inside(queries))
+        if not usable.any():
+            key = _QUERIES if queried else _VISIBLE
+            raise self._error(key, f"has no track within the first {len(points)} frames")
+        queries = queries[usable]
         if queried:
             height, width = self._size()
             queries[:, 1:] = queries[:, 1:].clip(0, [width, height])
-        return TrackTruth(queries=queries, points=points[:, kept], known=known[:, kept], visible=visible[:, kept])
+        return TrackTruth(queries=queries, points=points[:, usable], known=known[:, usable], visible=visible[:, usable])
 
     def _points(self) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]:
-        seen, points = self._array(_VISIBLE), self._array(_POINTS).astype(np.float64)
-        self._check(_POINTS, points.shape, (*seen.shape, 3))
-        points, seen = points[: self.count()], seen[: self.count()].astype(bool)
+        visible, points = self._array(_VISIBLE), self._array(_POINTS).astype(np.float64)
+        self._check(_POINTS, points.shape, (*visible.shape, 3))
+        points, visible = points[: self.count()], visible[: self.count()].astype(bool)
         known = np.asarray(np.isfinite(points).all(-1))
-        return np.where(known[..., None], points, 0), known, seen & known
+        return np.where(known[..., None], points, 0), known, visible & known
 
     def _queries(self, count: int) -> NDArray[np.float64]:
         stored = self._array(_QUERIES).astype(np.float64)
@@ -199,17 +201,17 @@ class _Clip:
         total = self._array(_VISIBLE).shape[0]
         frames = stored[:, 2]
         if not (np.isfinite(stored).all() and (frames == frames.round()).all() and (frames >= 0).all()):
-            raise self._error(_QUERIES, "holds something else than x, y and a frame's number")
+            raise self._error(_QUERIES, "holds something other than x, y and a frame number")
         if frames.max() >= total:
             raise self._error(_QUERIES, f"names frame {frames.max():g} of a clip of {total}")
         return stored[:, [2, 0, 1]]
 
     def _first_pixels(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Where the first frame shows the points: queries n 3; behind the camera outside the picture."""
+        """Queries n 3 at the points' pixels in the first frame; those behind the camera lie outside the image."""
         camera = self.cameras()
         first = Cameras(world_from_camera=torch.eye(4).double(), intrinsics=camera.intrinsics[0])
         pixels, z = project(torch.from_numpy(points), first)
-        pixels = torch.where((z > LEAST_DEPTH)[:, None] & pixels.isfinite(), pixels, -1.0)
+        pixels = torch.where((z > MIN_DEPTH)[:, None] & pixels.isfinite(), pixels, -1.0)
         return np.concatenate([np.zeros((len(points), 1)), pixels.numpy()], axis=1)
 
     def _inside(self, queries: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -218,22 +220,22 @@ class _Clip:
         return (x >= 0) & (x < width) & (y >= 0) & (y < height)
 
     def _size(self) -> tuple[int, int]:
-        height, width, _ = self._picture(0, self._stored(_IMAGES)[0]).shape
+        height, width, _ = self._decode_image(0, self._stored(_IMAGES)[0]).shape
         return height, width
 
-    def _picture(self, frame: int, item: object) -> NDArray[np.uint8]:
+    def _decode_image(self, frame: int, item: object) -> NDArray[np.uint8]:
         content = item.tobytes() if isinstance(item, np.ndarray) else bytes(cast(bytes, item))
         try:
-            with Image.open(io.BytesIO(content)) as picture:
-                return np.array(picture.convert("RGB"))
+            with Image.open(io.BytesIO(content)) as opened:
+                return np.array(opened.convert("RGB"))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise self._error(_IMAGES, f"does not hold a readable JPEG at frame {frame} ({error})") from error
 
     def _array(self, key: str) -> NDArray[np.generic]:
-        found = self._optional(key)
-        if found is None:
+        array = self._optional(key)
+        if array is None:
             raise self._error(key, "is missing")
-        return found
+        return array
 
     def _optional(self, key: str) -> NDArray[np.generic] | None:
         try:
@@ -243,7 +245,7 @@ class _Clip:
             raise self._error(key, f"cannot be read ({error})") from error
 
     def _stored(self, key: str) -> NDArray[np.generic]:
-        """An array that may hold objects, of which only bytes and arrays of numbers are let in."""
+        """Load an array that may hold objects, of which only bytes and arrays of numbers are allowed."""
         try:
             with zipfile.ZipFile(self.path) as archive:
                 file = io.BytesIO(archive.read(f"{key}.npy"))
@@ -264,15 +266,15 @@ class _Clip:
 
     def _check(self, key: str, shape: tuple[int, ...], expected: tuple[int | None, ...]) -> None:
         if len(shape) != len(expected) or any(e not in (None, s) for s, e in zip(shape, expected, strict=True)):
-            wanted = " ".join("any" if side is None else str(side) for side in expected)
-            raise self._error(key, f"has the shape {shape}, not {wanted}")
+            expected_shape = " ".join("any" if side is None else str(side) for side in expected)
+            raise self._error(key, f"has the shape {shape}, not {expected_shape}")
 
-    def _error(self, key: str, what: str) -> UserError:
-        return UserError(f"{self.path}: {key} {what}; expected layout: {self.layout}")
+    def _error(self, key: str, problem: str) -> UserError:
+        return UserError(f"{self.path}: {key} {problem}; expected layout: {self.layout}")
 
 
 def _header(file: io.BytesIO) -> tuple[tuple[int, ...], bool]:
-    """Shape of the array in an .npy, and whether it holds objects; the file then stands at its content."""
+    """Read an .npy header: shape, and True if the array holds objects; the file is then at its content."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(file)
@@ -280,7 +282,7 @@ def _header(file: io.BytesIO) -> tuple[tuple[int, ...], bool]:
 
 
 class _Bytes(pickle.Unpickler):
-    """Reads pickled arrays of bytes; anything else in the file is refused and never run."""
+    """Unpickler for arrays of bytes; anything else in the file is refused and never run."""
 
     ALLOWED = frozenset(
         {
@@ -294,9 +296,10 @@ class _Bytes(pickle.Unpickler):
     )
 
     def find_class(self, module_name: str, global_name: str) -> object:
-        """The class of that name, if it is one of the few that arrays of bytes need."""
+        """Look up a class, if it is one of the few that arrays of bytes need."""
         name = module_name.replace("numpy.core", "numpy._core")
         if (name, global_name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"it asks to run {module_name}.{global_name}, and only bytes are read")
+            raise pickle.UnpicklingError(f"it would run {module_name}.{global_name}; only bytes are read")
+        # numpy 2 renamed numpy.core, and files name the module of the version that wrote them
         old = np.lib.NumpyVersion(np.__version__) < "2.0.0"
         return super().find_class(name.replace("numpy._core", "numpy.core") if old else name, global_name)

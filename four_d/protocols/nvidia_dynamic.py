@@ -1,12 +1,12 @@
-"""NVIDIA Dynamic Scenes (Yoon et al. 2020): twelve cameras that stand still, of which a moving one is made.
+"""NVIDIA Dynamic Scenes (Yoon et al. 2020): twelve static cameras, from which a moving one is simulated.
 
-Frame t of the video is camera t mod 12's picture at time t. Two protocols hold out different pictures:
+Frame t of the video is camera t mod 12's image at time t. Two protocols hold out different images:
 
-- **NSFF** (Li et al. 2021, its evaluation.py): 24 times; at each the eleven cameras that the video is not of, 288 rows.
+- **NSFF** (Li et al. 2021, its evaluation.py): 24 times; at each the eleven cameras not in the video, 288 rows.
 - **DynamicNeRF** (Gao et al. 2021; RoDynRF, MoSca): 12 times; the first camera at each of them, 480 × 270.
 
-Both lay cameras down as LLFF's poses_bounds.npy: 3 × 5 numbers and two bounds per frame; axes down, right, backwards,
-and a last column of height, width and focal length in pixels; the principal point is the picture's middle.
+Both store cameras as LLFF's poses_bounds.npy: 3 × 5 numbers and two bounds per frame; axes down, right, backwards,
+and a last column of height, width and focal length in pixels; the principal point is the image's middle.
 The world's unit is COLMAP's.
 """
 
@@ -26,7 +26,7 @@ from four_d.types import Cameras
 
 CAMERAS = 12
 RATE = 30.0
-"""Frames per second; nominal, the sets say none."""
+"""Frames per second; nominal, since the sets give none."""
 
 NSFF_LAYOUT = (
     "Balloon1-2/dense/{images/*.png,poses_bounds.npy,mv_images/00000/cam01.jpg,mv_masks/00000/cam01.png} and so on"
@@ -41,38 +41,38 @@ Size = tuple[int, int]
 
 
 def read_nsff(root: Path, only: tuple[str, ...] | None = None) -> list[Sequence]:
-    """Eight scenes of 24 frames. The cameras of the first twelve frames are those of all."""
+    """List eight scenes of 24 frames. The cameras of the first twelve frames repeat."""
     return [_nsff(root / name / "dense", name) for name in files.chosen(NSFF, only)]
 
 
-def _nsff(where: Path, name: str) -> Sequence:
-    pictures = _pictures(where / "images", NSFF_LAYOUT)[:NSFF_FRAMES]
-    poses = files.file(where / "poses_bounds.npy", NSFF_LAYOUT)
-    held = [(t, c) for t in range(len(pictures)) for c in range(CAMERAS) if c != t % CAMERAS]
+def _nsff(directory: Path, name: str) -> Sequence:
+    image_paths = _image_paths(directory / "images", NSFF_LAYOUT)[:NSFF_FRAMES]
+    poses = files.file(directory / "poses_bounds.npy", NSFF_LAYOUT)
+    held = [(t, c) for t in range(len(image_paths)) for c in range(CAMERAS) if c != t % CAMERAS]
     stems = [f"{t:05d}/cam{c + 1:02d}" for t, c in held]
-    others = [files.file(where / "mv_images" / f"{stem}.jpg", NSFF_LAYOUT) for stem in stems]
-    masks = [files.file(where / "mv_masks" / f"{stem}.png", NSFF_LAYOUT) for stem in stems]
+    held_images = [files.file(directory / "mv_images" / f"{stem}.jpg", NSFF_LAYOUT) for stem in stems]
+    masks = [files.file(directory / "mv_masks" / f"{stem}.png", NSFF_LAYOUT) for stem in stems]
     return Sequence(
         name=name,
-        frames=len(pictures),
-        times=files.frame_times(len(pictures), RATE),
+        frames=len(image_paths),
+        times=files.frame_times(len(image_paths), RATE),
         tasks=("views",),
-        images=partial(_nsff_images, pictures, pictures[0]),
-        cameras=partial(_nsff_cameras, poses, pictures[0], list(range(len(pictures)))),
-        bounds=partial(_bounds, poses, len(pictures)),
-        views=partial(_nsff_views, poses, pictures[0], held, others, masks),
+        images=partial(_nsff_images, image_paths, image_paths[0]),
+        cameras=partial(_nsff_cameras, poses, image_paths[0], list(range(len(image_paths)))),
+        bounds=partial(_bounds, poses, len(image_paths)),
+        views=partial(_nsff_views, poses, image_paths[0], held, held_images, masks),
     )
 
 
-def _pictures(where: Path, layout: str) -> list[Path]:
-    found = [path for path in files.listed(where, "*", layout) if path.suffix.lower() in files.PICTURES]
-    if not found:
-        raise files.missing(where / "*.png", layout)
-    return found
+def _image_paths(directory: Path, layout: str) -> list[Path]:
+    image_paths = [path for path in files.listed(directory, "*", layout) if path.suffix.lower() in files.IMAGE_SUFFIXES]
+    if not image_paths:
+        raise files.missing(directory / "*.png", layout)
+    return image_paths
 
 
 def _nsff_size(first: Path) -> Size:
-    """288 rows, and columns in proportion."""
+    """Size with 288 rows, and columns in proportion."""
     height, width = decode.image_size(first)
     return NSFF_ROWS, round(width * NSFF_ROWS / height)
 
@@ -83,7 +83,7 @@ def _nsff_images(paths: list[Path], first: Path) -> NDArray[np.uint8]:
 
 
 def _nsff_cameras(poses: Path, first: Path, frames: list[int]) -> Cameras:
-    return _cameras(poses, frames, decode.image_size(first)[0], _nsff_size(first))
+    return _scaled_cameras(poses, frames, decode.image_size(first)[0], _nsff_size(first))
 
 
 def _nsff_views(
@@ -101,38 +101,38 @@ def _nsff_views(
 
 
 def read_first_camera(root: Path, only: tuple[str, ...] | None = None) -> list[Sequence]:
-    """Seven scenes of 12 frames; held out are the first camera's pictures at their times, the first frame among them.
+    """List seven scenes of 12 frames; held out are the first camera's images at their times, the first frame included.
 
-    ``root`` is where DynamicNeRF's data.zip and results.zip were unpacked.
+    ``root`` holds DynamicNeRF's unpacked data.zip and results.zip.
     """
     return [_first_camera(root, name) for name in files.chosen(FIRST, only)]
 
 
 def _first_camera(root: Path, name: str) -> Sequence:
-    where = root / "data" / name
-    pictures = _pictures(where / "images", FIRST_LAYOUT)[:CAMERAS]
-    poses = files.file(where / "poses_bounds.npy", FIRST_LAYOUT)
+    directory = root / "data" / name
+    image_paths = _image_paths(directory / "images", FIRST_LAYOUT)[:CAMERAS]
+    poses = files.file(directory / "poses_bounds.npy", FIRST_LAYOUT)
     truth = root / "results" / "gt" / name
-    held = [files.file(truth / f"v000_t{t:03d}.png", FIRST_LAYOUT) for t in range(len(pictures))]
-    times = files.frame_times(len(pictures), RATE)
+    held = [files.file(truth / f"v000_t{t:03d}.png", FIRST_LAYOUT) for t in range(len(image_paths))]
+    times = files.frame_times(len(image_paths), RATE)
     return Sequence(
         name=name,
-        frames=len(pictures),
+        frames=len(image_paths),
         times=times,
         tasks=("views",),
-        images=partial(_first_images, pictures, held[0]),
-        cameras=partial(_first_cameras, poses, pictures[0], held[0], list(range(len(pictures)))),
-        bounds=partial(_bounds, poses, len(pictures)),
-        views=partial(_first_views, poses, pictures[0], held, times),
+        images=partial(_first_images, image_paths, held[0]),
+        cameras=partial(_first_cameras, poses, image_paths[0], held[0], list(range(len(image_paths)))),
+        bounds=partial(_bounds, poses, len(image_paths)),
+        views=partial(_first_views, poses, image_paths[0], held, times),
     )
 
 
-def _first_images(paths: list[Path], like: Path) -> NDArray[np.uint8]:
-    return np.stack([shrink(decode.image(path), decode.image_size(like)) for path in paths])
+def _first_images(paths: list[Path], reference: Path) -> NDArray[np.uint8]:
+    return np.stack([shrink(decode.image(path), decode.image_size(reference)) for path in paths])
 
 
-def _first_cameras(poses: Path, first: Path, like: Path, frames: list[int]) -> Cameras:
-    return _cameras(poses, frames, decode.image_size(first)[0], decode.image_size(like))
+def _first_cameras(poses: Path, first: Path, reference: Path, frames: list[int]) -> Cameras:
+    return _scaled_cameras(poses, frames, decode.image_size(first)[0], decode.image_size(reference))
 
 
 def _first_views(poses: Path, first: Path, held: list[Path], times: tuple[float, ...]) -> ViewTruth:
@@ -144,15 +144,15 @@ def _first_views(poses: Path, first: Path, held: list[Path], times: tuple[float,
     )
 
 
-def shrink(picture: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
-    """At (rows, columns), each the mean of what it covers."""
-    if picture.shape[:2] == size:
-        return picture
-    return np.asarray(Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.BOX))
+def shrink(image: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
+    """Resize to (rows, columns) by averaging the covered area."""
+    if image.shape[:2] == size:
+        return image
+    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BOX))
 
 
-def _cameras(path: Path, frames: list[int], height: int, size: Size) -> Cameras:
-    """Those of ``frames``; ``height`` is of the pictures that focal lengths are for, ``size`` of those."""
+def _scaled_cameras(path: Path, frames: list[int], height: int, size: Size) -> Cameras:
+    """Cameras of ``frames`` for images of ``size``; focal lengths are stored for images of ``height`` rows."""
     poses, focal = poses_bounds(path)
     if max(frames) >= len(poses):
         raise UserError(f"{path} has {len(poses)} poses, none for frame {max(frames)}; unpack the scene again")
@@ -164,7 +164,7 @@ def _cameras(path: Path, frames: list[int], height: int, size: Size) -> Cameras:
 
 
 def _bounds(path: Path, frames: int) -> NDArray[np.float64]:
-    """Those of the first so many frames."""
+    """Depth bounds of the first ``frames`` frames."""
     bounds = _rows(path)[:frames, 15:]
     if len(bounds) < frames or (bounds[:, 0] <= 0).any() or (bounds[:, 1] <= bounds[:, 0]).any():
         raise UserError(f"{path} holds no bounds 0 < near < far for {frames} frames; unpack or download it again")
@@ -172,7 +172,7 @@ def _bounds(path: Path, frames: int) -> NDArray[np.float64]:
 
 
 def poses_bounds(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """LLFF's cameras: world_from_camera f 4 4 with OpenCV's axes, and focal lengths f in pixels of full pictures."""
+    """Read LLFF's cameras: world_from_camera f 4 4 with OpenCV's axes, and focal lengths f in pixels of full images."""
     rows = _rows(path)
     stored = rows[:, :15].reshape(-1, 3, 5)
     poses = np.tile(np.eye(4), (len(rows), 1, 1))
@@ -182,11 +182,11 @@ def poses_bounds(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def _rows(path: Path) -> NDArray[np.float64]:
-    """What the file holds: 17 numbers for each frame."""
+    """Read the file's 17 numbers for each frame."""
     try:
         rows = np.load(path, allow_pickle=False).astype(np.float64)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} is no readable .npy ({error}); unpack or download it again") from error
+        raise UserError(f"{path} is not a readable .npy ({error}); unpack or download it again") from error
     if rows.ndim != 2 or rows.shape[1] != 17 or not np.isfinite(rows).all():
         raise UserError(f"{path} holds {rows.shape}, not 17 finite numbers per frame; unpack or download it again")
     return rows

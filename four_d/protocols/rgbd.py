@@ -1,4 +1,4 @@
-"""TUM RGB-D (dynamic sequences of freiburg3) and Bonn RGB-D Dynamic: folders of time-stamped pictures."""
+"""TUM RGB-D (dynamic sequences of freiburg3) and Bonn RGB-D Dynamic: folders of time-stamped images."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from four_d.protocols.sequence import Depth, Sequence
 from four_d.types import Cameras
 
 WITHIN = 0.02
-"""Seconds between a picture and its pose."""
+"""Maximum seconds between an image and its pose."""
 COUNTS = 5000.0
-"""PNG values to the metre, in both sets."""
+"""PNG counts per metre, in both sets."""
 
 TUM_LAYOUT = "rgbd_dataset_freiburg3_walking_xyz/{rgb.txt,groundtruth.txt,rgb/} and so on"
 TUM = tuple(
@@ -33,7 +33,7 @@ BONN_LAYOUT = "rgbd_bonn_balloon2/{rgb/,depth/,groundtruth.txt} and so on"
 BONN = ("balloon2", "crowd2", "crowd3", "person_tracking2", "synchronous")
 BONN_FRAMES = slice(30, 140)
 BONN_CAMERA = (542.822841, 542.576870, 315.593520, 237.756098)
-"""fx fy cx cy as calibrated; OpenCV counts from pixel centres. The pictures are not rectified (k1 = 0.04)."""
+"""fx fy cx cy as calibrated; OpenCV counts from pixel centres. The images are not rectified (k1 = 0.04)."""
 _AXES = np.array([[-1.0, 0, 0, 0], [0, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
 _MARKERS = np.array(
     [
@@ -46,21 +46,21 @@ _MARKERS = np.array(
 
 
 def read_tum_dynamics(root: Path, only: tuple[str, ...] | None = None) -> list[Sequence]:
-    """Eight sequences: pictures with a pose within 0.02 s, then every third, at most 90."""
+    """List eight sequences: images with a pose within 0.02 s, then every third, at most 90."""
     return [_tum(root / name) for name in files.chosen(TUM, only)]
 
 
-def _tum(where: Path) -> Sequence:
-    files.folder(where, TUM_LAYOUT)
-    times, names = decode.stamped(files.file(where / "rgb.txt", TUM_LAYOUT))
-    pose_times, poses = read_tum(files.file(where / "groundtruth.txt", TUM_LAYOUT))
+def _tum(directory: Path) -> Sequence:
+    files.folder(directory, TUM_LAYOUT)
+    times, names = decode.stamped(files.file(directory / "rgb.txt", TUM_LAYOUT))
+    pose_times, poses = read_tum(files.file(directory / "groundtruth.txt", TUM_LAYOUT))
     frames, matched = decode.associate(times, pose_times.numpy(), WITHIN)
     frames, matched = (index[::TUM_STRIDE][:TUM_FRAMES] for index in (frames, matched))
     if not len(frames):
-        raise UserError(f"no picture of {where / 'rgb.txt'} has a pose within {WITHIN} s; unpack the sequence again")
-    paths = [where / names[i] for i in frames]
+        raise UserError(f"no image of {directory / 'rgb.txt'} has a pose within {WITHIN} s; unpack the sequence again")
+    paths = [directory / names[i] for i in frames]
     return Sequence(
-        name=where.name,
+        name=directory.name,
         frames=len(paths),
         times=tuple((times[frames] - times[frames[0]]).tolist()),
         tasks=("pose",),
@@ -70,7 +70,7 @@ def _tum(where: Path) -> Sequence:
 
 
 def read_bonn(root: Path, only: tuple[str, ...] | None = None, *, by_time: bool = False) -> list[Sequence]:
-    """Five sequences, frames 30 to 139 of the pictures in the order of their names.
+    """List five sequences, frames 30 to 139 of the images in the order of their names.
 
     Args:
         root: holds ``rgbd_bonn_balloon2`` …, or ``rgbd_bonn_dataset`` that holds them.
@@ -85,22 +85,22 @@ def read_bonn(root: Path, only: tuple[str, ...] | None = None, *, by_time: bool 
     return [_bonn(base / f"rgbd_bonn_{name}", name, by_time) for name in files.chosen(BONN, only)]
 
 
-def _bonn(where: Path, name: str, by_time: bool) -> Sequence:
-    pictures = files.listed(where / "rgb", "*.png", BONN_LAYOUT)[BONN_FRAMES]
-    depth = files.listed(where / "depth", "*.png", BONN_LAYOUT)
-    truth = files.file(where / "groundtruth.txt", BONN_LAYOUT)
-    if not pictures:
-        raise UserError(f"{where / 'rgb'} has no frame {BONN_FRAMES.start}; unpack the sequence again")
-    times = _stamps(pictures)
+def _bonn(directory: Path, name: str, by_time: bool) -> Sequence:
+    image_paths = files.listed(directory / "rgb", "*.png", BONN_LAYOUT)[BONN_FRAMES]
+    depth = files.listed(directory / "depth", "*.png", BONN_LAYOUT)
+    truth = files.file(directory / "groundtruth.txt", BONN_LAYOUT)
+    if not image_paths:
+        raise UserError(f"{directory / 'rgb'} has no frame {BONN_FRAMES.start}; unpack the sequence again")
+    times = _stamps(image_paths)
     if not by_time:
         depth = depth[BONN_FRAMES]
-        files.same_length(pictures, depth)
+        files.same_length(image_paths, depth)
     return Sequence(
         name=name,
-        frames=len(pictures),
+        frames=len(image_paths),
         times=tuple((times - times[0]).tolist()),
         tasks=("pose", "video_depth", "depth"),
-        images=partial(files.images, pictures),
+        images=partial(files.images, image_paths),
         cameras=partial(_bonn_matched_cameras, truth, times) if by_time else partial(_bonn_cameras, truth, len(times)),
         depth=partial(_bonn_matched_depth, depth, times) if by_time else partial(files.depth, depth, _bonn_depth),
     )
@@ -115,7 +115,7 @@ def _stamps(paths: list[Path]) -> NDArray[np.float64]:
         return np.array([float(path.stem) for path in paths])
     except ValueError as error:
         raise UserError(
-            f"{paths[0].parent} has a file whose name is no time ({error}); unpack the sequence again"
+            f"{paths[0].parent} has a file whose name is not a time ({error}); unpack the sequence again"
         ) from error
 
 
@@ -136,10 +136,10 @@ def _bonn_matched_cameras(truth: Path, times: NDArray[np.float64]) -> Cameras:
 
 
 def body_from_camera() -> NDArray[np.float64]:
-    """Bonn's tracked body from its camera (OpenCV axes), 4 4: the published matrix with its nearest rotation.
+    """Pose 4 4 of the camera (OpenCV axes) in Bonn's tracked body: the published matrix with its nearest rotation.
 
-    The set's page maps camera points to its laser scan by axes · pose · axes · markers; what stands left of the pose
-    only chooses the world. ``markers`` was fitted with a scale (1.06), which a pose has not.
+    The set's page maps camera points to its laser scan by axes · pose · axes · markers; the factors left of the pose
+    only choose the world. ``markers`` was fitted with a scale (1.06), which a pose cannot have.
     """
     pose = _AXES @ _MARKERS
     left, _, right = np.linalg.svd(pose[:3, :3])
@@ -150,9 +150,9 @@ def body_from_camera() -> NDArray[np.float64]:
 def _bonn_matched_depth(paths: list[Path], times: NDArray[np.float64]) -> Depth:
     frames, matched = decode.associate(times, _stamps(paths), WITHIN)
     if not len(frames):
-        raise UserError(f"{paths[0].parent} has no depth within {WITHIN} s of a picture; unpack the sequence again")
-    found, found_valid = files.depth([paths[i] for i in matched], _bonn_depth)
-    values = np.zeros((len(times), *found.shape[1:]), np.float32)
+        raise UserError(f"{paths[0].parent} has no depth within {WITHIN} s of an image; unpack the sequence again")
+    matched_values, matched_valid = files.depth([paths[i] for i in matched], _bonn_depth)
+    values = np.zeros((len(times), *matched_values.shape[1:]), np.float32)
     valid = np.zeros(values.shape, bool)
-    values[frames], valid[frames] = found, found_valid
+    values[frames], valid[frames] = matched_values, matched_valid
     return values, valid

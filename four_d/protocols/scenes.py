@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from four_d.errors import UserError
+from four_d.ordering import in_order
 from four_d.protocols import decode, files
 from four_d.protocols.sequence import Sequence, Task
 from four_d.types import Cameras
@@ -17,42 +18,42 @@ SCANNET_STRIDE, SCANNET_FRAMES, SCANNET_FPS = 3, 90, 30.0
 
 SEVEN_SCENES_LAYOUT = "chess/{TestSplit.txt,seq-03/frame-000000.{color.png,depth.proj.png,pose.txt}} and so on"
 SEVEN_SCENES_CAMERA = (525.0, 525.0, 320.0, 240.0)
-"""fx fy cx cy that published evaluations take; nominal, the picture's middle, so from the corner."""
+"""fx fy cx cy that published evaluations take; nominal, with the image's middle as centre, so corner origin."""
 
 NRGBD_LAYOUT = "breakfast_room/{images/img0.png,depth/depth0.png,poses.txt} and so on"
 NRGBD_CAMERA = (554.2562584220408, 554.2562584220408, 320.0, 240.0)
-"""Of the renderer, from the corner."""
+"""Intrinsics of the renderer, corner origin."""
 
 FARTHEST = 10.0
-"""Depth beyond this (m) is no truth in either set."""
+"""Largest valid depth (m) in both sets."""
 _POINTS: tuple[Task, ...] = ("points",)
 
 
 def read_scannet(root: Path, only: tuple[str, ...] | None = None) -> list[Sequence]:
-    """Every scene found: frames 0, 3, …, 267. Frames whose pose was lost (-inf) have unknown cameras."""
-    scenes = sorted(path.name for path in files.folder(root, SCANNET_LAYOUT).glob("scene*") if path.is_dir())
+    """List every scene in the folder: frames 0, 3, …, 267. Frames with a lost pose (-inf) have unknown cameras."""
+    scenes = [path.name for path in in_order(files.folder(root, SCANNET_LAYOUT).glob("scene*")) if path.is_dir()]
     if not scenes:
         raise files.missing(root / "scene*", SCANNET_LAYOUT)
     return [_scannet(root / name) for name in files.chosen(scenes, only)]
 
 
-def _scannet(where: Path) -> Sequence:
-    pictures = files.listed(where / "color", "*.jpg", SCANNET_LAYOUT, key=files.number)
-    pictures = pictures[: SCANNET_STRIDE * SCANNET_FRAMES : SCANNET_STRIDE]
-    poses = [files.file(where / "pose" / f"{path.stem}.txt", SCANNET_LAYOUT) for path in pictures]
-    intrinsics = files.file(where / "intrinsic" / "intrinsic_color.txt", SCANNET_LAYOUT)
+def _scannet(directory: Path) -> Sequence:
+    image_paths = files.listed(directory / "color", "*.jpg", SCANNET_LAYOUT, key=files.number)
+    image_paths = image_paths[: SCANNET_STRIDE * SCANNET_FRAMES : SCANNET_STRIDE]
+    poses = [files.file(directory / "pose" / f"{path.stem}.txt", SCANNET_LAYOUT) for path in image_paths]
+    intrinsics = files.file(directory / "intrinsic" / "intrinsic_color.txt", SCANNET_LAYOUT)
     return Sequence(
-        name=where.name,
-        frames=len(pictures),
-        times=files.frame_times(len(pictures), SCANNET_FPS / SCANNET_STRIDE),
+        name=directory.name,
+        frames=len(image_paths),
+        times=files.frame_times(len(image_paths), SCANNET_FPS / SCANNET_STRIDE),
         tasks=("pose",),
-        images=partial(files.images, pictures),
+        images=partial(files.images, image_paths),
         cameras=partial(_scannet_cameras, poses, intrinsics),
     )
 
 
 def _scannet_cameras(poses: list[Path], intrinsics: Path) -> Cameras:
-    """The calibration is OpenCV's: its principal point counts from pixel centres."""
+    """Read cameras; the calibration is OpenCV's, so its principal point counts from pixel centres."""
     k = decode.matrix(intrinsics, 4, 4)[:3, :3].copy()
     k[:2, 2] += 0.5
     return files.cameras(np.stack([decode.matrix(path, 4, 4) for path in poses]), k)
@@ -61,25 +62,25 @@ def _scannet_cameras(poses: list[Path], intrinsics: Path) -> Cameras:
 def read_seven_scenes(
     root: Path, only: tuple[str, ...] | None = None, *, every: int = 200, registered: bool = True
 ) -> list[Sequence]:
-    """The test sequences of every scene found, a key frame every ``every``; named ``chess/seq-03``.
+    """List the test sequences of every scene in the folder, a key frame every ``every``; named ``chess/seq-03``.
 
     Args:
         root: holds the scenes' folders.
         only: names to list; None = all.
         every: frames from one key frame to the next.
-        registered: read ``depth.proj.png``, depth carried into the colour camera (made by scripts that several
-            relocalisation projects share), as published code does. False: ``depth.png`` as downloaded, which is
-            another camera's; figures on it do not compare.
+        registered: read ``depth.proj.png``, depth registered to the colour camera (made by scripts of several
+            relocalisation projects), as published code does. False: ``depth.png`` as downloaded, which is another
+            camera's; figures on it are not comparable.
 
     """
-    splits = files.listed(root, "*/TestSplit.txt", SEVEN_SCENES_LAYOUT, key=lambda path: path.parent.name)
+    splits = files.listed(root, "*/TestSplit.txt", SEVEN_SCENES_LAYOUT)
     names = [f"{path.parent.name}/{name}" for path in splits for name in _split(path)]
     depth = "depth.proj.png" if registered else "depth.png"
     return [_seven_scenes(root / name, name, every, depth) for name in files.chosen(names, only)]
 
 
 def _split(path: Path) -> list[str]:
-    """``sequence3`` of a line → ``seq-03``."""
+    """Read a split: ``sequence3`` in a line → ``seq-03``."""
     try:
         lines = path.read_text().split()
         return [f"seq-{int(''.join(filter(str.isdigit, line))):02d}" for line in lines]
@@ -87,54 +88,54 @@ def _split(path: Path) -> list[str]:
         raise UserError(f"{path} is not a list like 'sequence3' ({error}); unpack it again") from error
 
 
-def _seven_scenes(where: Path, name: str, every: int, depth: str) -> Sequence:
-    pictures = files.listed(where, "frame-*.color.png", SEVEN_SCENES_LAYOUT, key=files.number)[::every]
-    stems = [path.name.removesuffix(".color.png") for path in pictures]
+def _seven_scenes(directory: Path, name: str, every: int, depth: str) -> Sequence:
+    image_paths = files.listed(directory, "frame-*.color.png", SEVEN_SCENES_LAYOUT, key=files.number)[::every]
+    stems = [path.name.removesuffix(".color.png") for path in image_paths]
     layout = SEVEN_SCENES_LAYOUT + "; with depth.png alone use protocol=seven_scenes_raw"
-    maps = [files.file(where / f"{stem}.{depth}", layout) for stem in stems]
-    poses = [files.file(where / f"{stem}.pose.txt", SEVEN_SCENES_LAYOUT) for stem in stems]
+    maps = [files.file(directory / f"{stem}.{depth}", layout) for stem in stems]
+    poses = [files.file(directory / f"{stem}.pose.txt", SEVEN_SCENES_LAYOUT) for stem in stems]
     return Sequence(
         name=name,
-        frames=len(pictures),
-        times=files.frame_times(len(pictures), 30.0 / every),
+        frames=len(image_paths),
+        times=files.frame_times(len(image_paths), 30.0 / every),
         tasks=_POINTS,
-        images=partial(files.images, pictures),
-        cameras=partial(_posed, poses),
+        images=partial(files.images, image_paths),
+        cameras=partial(_seven_scenes_cameras, poses),
         depth=partial(files.depth, maps, files.millimetres(), FARTHEST),
     )
 
 
-def _posed(poses: list[Path]) -> Cameras:
+def _seven_scenes_cameras(poses: list[Path]) -> Cameras:
     k = files.pinhole(*SEVEN_SCENES_CAMERA, centre_origin=False)
     return files.cameras(np.stack([decode.matrix(path, 4, 4) for path in poses]), k)
 
 
 def read_nrgbd(root: Path, only: tuple[str, ...] | None = None, *, every: int = 500) -> list[Sequence]:
-    """Every scene found, a key frame every ``every``, or every half of its frames if that is less."""
-    scenes = files.listed(root, "*/poses.txt", NRGBD_LAYOUT, key=lambda path: path.parent.name)
+    """List every scene in the folder, a key frame every ``every``, or every half of its frames if that is less."""
+    scenes = files.listed(root, "*/poses.txt", NRGBD_LAYOUT)
     names = [path.parent.name for path in scenes]
     return [_nrgbd(root / name, every) for name in files.chosen(names, only)]
 
 
-def _nrgbd(where: Path, every: int) -> Sequence:
-    pictures = files.listed(where / "images", "img*.png", NRGBD_LAYOUT, key=files.number)
-    stride = max(1, min(every, len(pictures) // 2))
-    pictures = pictures[::stride]
-    numbers = [files.number(path) for path in pictures]
-    maps = [files.file(where / "depth" / f"depth{n}.png", NRGBD_LAYOUT) for n in numbers]
+def _nrgbd(directory: Path, every: int) -> Sequence:
+    image_paths = files.listed(directory / "images", "img*.png", NRGBD_LAYOUT, key=files.number)
+    stride = max(1, min(every, len(image_paths) // 2))
+    image_paths = image_paths[::stride]
+    numbers = [files.number(path) for path in image_paths]
+    maps = [files.file(directory / "depth" / f"depth{n}.png", NRGBD_LAYOUT) for n in numbers]
     return Sequence(
-        name=where.name,
-        frames=len(pictures),
-        times=files.frame_times(len(pictures), 30.0 / stride),
+        name=directory.name,
+        frames=len(image_paths),
+        times=files.frame_times(len(image_paths), 30.0 / stride),
         tasks=_POINTS,
-        images=partial(files.images, pictures),
-        cameras=partial(_nrgbd_cameras, where / "poses.txt", numbers),
+        images=partial(files.images, image_paths),
+        cameras=partial(_nrgbd_cameras, directory / "poses.txt", numbers),
         depth=partial(files.depth, maps, files.millimetres(), FARTHEST),
     )
 
 
 def _nrgbd_cameras(path: Path, numbers: list[int]) -> Cameras:
-    """poses.txt holds world_from_camera with OpenGL's axes, four lines a frame; nan where it was lost."""
+    """Read poses.txt: world_from_camera with OpenGL's axes, four lines a frame; nan where lost."""
     poses = decode.matrices(path, 4, 4)
     if len(poses) <= max(numbers):
         raise UserError(f"{path} has {len(poses)} poses, none for img{max(numbers)}; unpack the scene again")

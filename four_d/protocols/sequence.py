@@ -1,4 +1,4 @@
-"""One video of a published evaluation set, as its reader gives it: listed at once, loaded when asked."""
+"""Video of a published evaluation set, as listed by its reader; its data is loaded on demand."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from four_d.types import Cameras
 
 Task = Literal["pose", "video_depth", "depth", "points", "mask", "tracks", "views"]
 """``depth`` is of single frames, each aligned alone; ``video_depth`` has one alignment per sequence; ``views`` are
-pictures that the model does not see, of other cameras or times."""
+images held out from the model, of other cameras or times."""
 
 Depth = tuple[NDArray[np.float32], NDArray[np.bool_]]
-"""z-depths f h w in metres (0 where invalid), and where they are valid (finite and > 0). No cap is applied."""
+"""z-depths f h w in metres (0 where invalid), and their validity (finite and > 0). No cap is applied."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrackTruth:
-    """Points that were followed, and the pixels that they are asked for by."""
+    """Ground-truth tracks of points, and their query pixels."""
 
     queries: NDArray[np.float64]
-    """n 3: frame and (x, y) in pixels of the sequence's images, corner origin, inside the picture."""
+    """n 3: frame and (x, y) in pixels of the sequence's images, corner origin, inside the image."""
     points: NDArray[np.float64]
     """t n 3 in the coordinates of each frame's camera, metres; 0 where not ``known``."""
     known: NDArray[np.bool_]
-    """t n: where ``points`` mean something, seen or not."""
+    """t n: validity of ``points``, visible or not."""
     visible: NDArray[np.bool_]
-    """t n: seen in that frame; only where ``known``."""
+    """t n: visibility in that frame; only where ``known``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViewTruth:
-    """Held-out pictures of the same scene: v of them, each with its own camera and time."""
+    """Held-out images of the same scene: v of them, each with its own camera and time."""
 
     images: NDArray[np.uint8]
     """v h w 3, RGB."""
@@ -43,16 +43,16 @@ class ViewTruth:
     """Seconds on the sequence's clock."""
     camera_ids: tuple[int, ...]
     cameras: Cameras
-    """As the sequence's own, in the same world, for pixels of ``images``; v of them."""
+    """Cameras of the v ``images``, in the sequence's world, in pixels of ``images``."""
     covisible: NDArray[np.bool_] | None = None
     """v h w: pixels that enough frames of the sequence see too."""
     dynamic: NDArray[np.bool_] | None = None
-    """v h w: what moves."""
+    """v h w: moving pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Keypoints:
-    """Points that were marked by hand in some frames of the sequence; a column is one point."""
+    """Points annotated by hand in some frames of the sequence; a column is one point."""
 
     frames: tuple[int, ...]
     """k of the sequence's frames."""
@@ -64,7 +64,7 @@ class Keypoints:
 
 @dataclass(frozen=True, kw_only=True)
 class Sequence:
-    """One video with its truth. What is a function reads files when it is called; nothing is read before.
+    """One video with its ground truth. Fields that are functions read files when called; nothing is read before.
 
     The functions raise `UserError` with the file's name where one is missing, damaged or of a wrong size.
     """
@@ -72,24 +72,24 @@ class Sequence:
     name: str
     frames: int
     times: tuple[float, ...]
-    """Seconds from the first frame; where a set says no rate, that of its publication."""
+    """Seconds from the first frame; at the publication's rate where the set gives none."""
     tasks: tuple[Task, ...]
-    """What this sequence counts for; a part of its protocol's tasks."""
+    """Tasks in which this sequence counts, a subset of its protocol's."""
     images: Callable[[], NDArray[np.uint8]]
     """f h w 3, RGB."""
     cameras: Callable[[], Cameras] | None = None
     """world_from_camera f 4 4 (OpenCV axes, metres), intrinsics f 3 3 in pixels of ``images`` with corner origin, and
     known f: False where the set has no pose of a frame. All of float64."""
     depth: Callable[[], Depth] | None = None
-    """May have another size than ``images``; both show the same field of view."""
+    """Depth, possibly of another size than ``images``, with the same field of view."""
     bounds: Callable[[], NDArray[np.float64]] | None = None
-    """f 2: nearest and farthest depth in each frame, in the cameras' unit, of a set that has no depth."""
+    """f 2: nearest and farthest depth in each frame, in the cameras' unit, for a set without depth."""
     masks: Callable[[], NDArray[np.bool_]] | None = None
-    """f h w: annotated foreground, or what moves in the world."""
+    """f h w: annotated foreground, or pixels that move in the world."""
     mask_frames: int | None = None
-    """How many frames, counted from the first, ``masks`` has a truth for; None = all. The others are False."""
+    """Number of frames, from the first, with ground truth in ``masks``; None = all. The others are False."""
     tracks: Callable[[], TrackTruth] | None = None
     views: Callable[[], ViewTruth] | None = None
     keypoints: Callable[[], Keypoints] | None = None
     weight: float = 1.0
-    """In the mean over sequences, of ``tracks``: 1 / clips of its source where each source counts alike."""
+    """Weight in the mean of ``tracks`` over sequences: 1 / clips of its source where sources count equally."""

@@ -11,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from four_d import geometry
+from four_d import fields, geometry
 from four_d.protocols import decode, files
 from four_d.protocols.sequence import Sequence, Task
 from four_d.types import Cameras
 
 LAYOUT = "training/{final,depth,camdata_left,flow}/alley_1/frame_0001.{png,dpt,cam,flo} and so on"
 FPS = 24.0
-ALL = (
+SEQUENCES = (
     *("alley_1", "alley_2", "ambush_2", "ambush_4", "ambush_5", "ambush_6", "ambush_7", "bamboo_1", "bamboo_2"),
     *("bandage_1", "bandage_2", "cave_2", "cave_4", "market_2", "market_5", "market_6", "mountain_1", "shaman_2"),
     *("shaman_3", "sleeping_1", "sleeping_2", "temple_2", "temple_3"),
@@ -27,16 +27,16 @@ POSE = (
     *("alley_2", "ambush_4", "ambush_5", "ambush_6", "cave_2", "cave_4", "market_2", "market_5", "market_6"),
     *("shaman_3", "sleeping_1", "sleeping_2", "temple_2", "temple_3"),
 )
-"""Those whose camera moves enough."""
+"""Sequences whose camera moves enough."""
 
 
-def read(
-    root: Path, only: tuple[str, ...] | None = None, *, depth: tuple[str, ...] = ALL, threshold: float = 0.1
+def read_sintel(
+    root: Path, only: tuple[str, ...] | None = None, *, depth: tuple[str, ...] = SEQUENCES, threshold: float = 0.1
 ) -> list[Sequence]:
-    """All 23 sequences; ``POSE`` count for poses, ``depth`` for depth, those with flow for masks.
+    """List all 23 sequences; ``POSE`` count for poses, ``depth`` for depth, those with flow for masks.
 
     Depth, cameras and flow come in archives of their own: where a whole folder of them is absent, its task is not
-    offered. The principal point in .cam is (511.5, 217.5), the picture's middle counted from pixel centres.
+    offered. The principal point in .cam is (511.5, 217.5), the image's middle counted from pixel centres.
 
     Args:
         root: holds ``training``, or is it.
@@ -47,39 +47,41 @@ def read(
     """
     training = root / "training" if (root / "training").is_dir() else root
     files.folder(training / "final", LAYOUT)
-    parts = {part for part in ("depth", "camdata_left", "flow") if (training / part).is_dir()}
-    return [_sequence(training, name, parts, name in depth, threshold) for name in files.chosen(ALL, only)]
+    modalities = {modality for modality in ("depth", "camdata_left", "flow") if (training / modality).is_dir()}
+    return [_sequence(training, name, modalities, name in depth, threshold) for name in files.chosen(SEQUENCES, only)]
 
 
-def _sequence(training: Path, name: str, parts: set[str], for_depth: bool, threshold: float) -> Sequence:
-    pictures = files.listed(training / "final" / name, "frame_*.png", LAYOUT)
+def _sequence(training: Path, name: str, modalities: set[str], for_depth: bool, threshold: float) -> Sequence:
+    image_paths = files.listed(training / "final" / name, "frame_*.png", LAYOUT)
     kinds = {"depth": "dpt", "camdata_left": "cam", "flow": "flo"}
     truth: dict[str, list[Path]] = {}
-    for part in parts:
-        stems = [path.stem for path in (pictures[:-1] if part == "flow" else pictures)]
-        truth[part] = [files.file(training / part / name / f"{stem}.{kinds[part]}", LAYOUT) for stem in stems]
+    for modality in modalities:
+        stems = [path.stem for path in (image_paths[:-1] if modality == "flow" else image_paths)]
+        truth[modality] = [
+            files.file(training / modality / name / f"{stem}.{kinds[modality]}", LAYOUT) for stem in stems
+        ]
     tasks: list[Task] = []
-    if "camdata_left" in parts and name in POSE:
+    if "camdata_left" in modalities and name in POSE:
         tasks.append("pose")
-    if "depth" in parts and for_depth:
+    if "depth" in modalities and for_depth:
         tasks.extend(("video_depth", "depth"))
-    moving = parts == kinds.keys()
+    moving = modalities == kinds.keys()
     if moving:
         tasks.append("mask")
     return Sequence(
         name=name,
-        frames=len(pictures),
-        times=files.frame_times(len(pictures), FPS),
+        frames=len(image_paths),
+        times=files.frame_times(len(image_paths), FPS),
         tasks=tuple(tasks),
-        images=partial(files.images, pictures),
-        cameras=partial(_cameras, truth["camdata_left"]) if "camdata_left" in parts else None,
-        depth=partial(files.depth, truth["depth"], decode.depth_dpt) if "depth" in parts else None,
+        images=partial(files.images, image_paths),
+        cameras=partial(_read_cameras, truth["camdata_left"]) if "camdata_left" in modalities else None,
+        depth=partial(files.depth, truth["depth"], decode.depth_dpt) if "depth" in modalities else None,
         masks=partial(_masks, truth["depth"], truth["camdata_left"], truth["flow"], threshold) if moving else None,
-        mask_frames=len(pictures) - 1 if moving else None,
+        mask_frames=len(image_paths) - 1 if moving else None,
     )
 
 
-def _cameras(paths: list[Path]) -> Cameras:
+def _read_cameras(paths: list[Path]) -> Cameras:
     stored = [decode.camera_cam(path) for path in paths]
     intrinsics = np.stack([k for k, _ in stored])
     intrinsics[:, :2, 2] += 0.5
@@ -88,21 +90,17 @@ def _cameras(paths: list[Path]) -> Cameras:
 
 
 def _masks(depth: list[Path], cameras: list[Path], flow: list[Path], threshold: float) -> NDArray[np.bool_]:
-    """What moves in the world: |flow − flow of the rigid scene| > threshold; the last frame, without flow, is False."""
-    frames = [error > threshold for error in _flow_errors(depth, _cameras(cameras), flow)]
+    """Masks of pixels that move in the world: |flow − flow of the rigid scene| > threshold; False in the last frame."""
+    frames = [error > threshold for error in _flow_errors(depth, _read_cameras(cameras), flow)]
     return np.stack([*frames, np.zeros_like(frames[0])])
 
 
 def _flow_errors(depth: list[Path], cameras: Cameras, flow: list[Path]) -> Iterator[NDArray[np.float64]]:
     for at, path in enumerate(flow):
         z = torch.from_numpy(decode.depth_dpt(depth[at])).double()
-        here, there = _camera(cameras, at), _camera(cameras, at + 1)
+        camera, next_camera = fields.unstack(cameras, at), fields.unstack(cameras, at + 1)
         height, width = z.shape
-        pixels, _ = geometry.project(geometry.unproject(z, here).reshape(-1, 3), there)
+        pixels, _ = geometry.project(geometry.unproject(z, camera).reshape(-1, 3), next_camera)
         rigid = pixels.reshape(height, width, 2) - geometry.pixel_centres(height, width, z)
         error: Tensor = torch.from_numpy(decode.flow_flo(path)).double() - rigid
         yield error.norm(dim=-1).numpy()
-
-
-def _camera(cameras: Cameras, at: int) -> Cameras:
-    return Cameras(world_from_camera=cameras.world_from_camera[at], intrinsics=cameras.intrinsics[at])

@@ -1,4 +1,4 @@
-"""Published evaluation protocols: which frames of which set, against what truth, under which caps and alignments."""
+"""Published evaluation protocols: data set, frames, ground truth, depth caps and alignments."""
 
 from __future__ import annotations
 
@@ -14,32 +14,27 @@ from four_d.protocols import davis, depths, dycheck, folder, npz_tracks, nvidia_
 from four_d.protocols.sequence import Sequence, Task
 
 Alignment = Literal["metric", "median", "scale", "scaleshift"]
-"""``scale`` and ``scaleshift`` are least *absolute* errors as published code has them (IRLS; Adam)."""
+"""Alignment of depth; ``scale`` and ``scaleshift`` minimise *absolute* errors as published code does (IRLS; Adam)."""
 TrackProtocol = Literal["world", "tapvid3d"]
-WORLD_SCALINGS = ("median", "sim3_closed", "sim3_ransac", "per_trajectory", "none")
 TAPVID3D_SCALINGS = get_args(tracks.Scaling)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Window:
-    """Long videos in overlapping windows: ``frames`` at a time, the next one ``stride`` later."""
-
-    frames: int
-    stride: int
+CROPPED = 512
+"""Longest side of maps before published code crops them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PointSettings:
-    """How point maps are compared."""
+    """Settings of the comparison of point maps."""
 
     crop: tuple[int, int] | None
-    """Rows and columns of the central crop of each map, at the model's resolution; None = all pixels."""
+    """Rows and columns of the central crop of each map, resized to the longest side `CROPPED`; None = all pixels."""
     alignment: Literal["icp", "trajectory"]
     """``icp``: scale and shift, then rigid ICP; ``trajectory``: the Sim(3) of the camera centres, no ICP."""
     icp_distance: float | None
     """Greatest distance (m) of a correspondence in ICP."""
     normals: bool
-    """Whether normal consistency is part of the protocol."""
+    """True if normal consistency is part of the protocol."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,39 +44,35 @@ class Protocol:
     name: str
     tasks: tuple[Task, ...]
     reader: Callable[[Path, tuple[str, ...] | None], list[Sequence]]
-    """What `open` calls."""
+    """Reader that `open` calls."""
     source: str
-    """Whose published code it follows, and where papers differ."""
+    """Published code that it follows, with the differences between papers."""
     layout: str
-    """What lies under the root, in one line."""
+    """Layout under the root, in one line."""
     sequences: int | None = None
-    """How many videos (NYU: pictures) the published figures are over; None where a user's own."""
+    """Number of videos (NYU: images) behind the published figures; None for a user's own data."""
     max_depth: float | None = None
-    """Truth at or beyond this (m) is not scored."""
+    """Depth (m) at or beyond which truth is not scored."""
     clip_depth: float | None = None
-    """What predictions are clipped to after alignment (m)."""
+    """Largest depth of predictions after alignment (m)."""
     alignments: tuple[Alignment, ...] = ()
-    """Of ``video_depth``: one fit per sequence."""
+    """Alignments of ``video_depth``: one fit per sequence."""
     frame_alignments: tuple[Alignment, ...] = ()
-    """Of ``depth``: one fit per frame."""
-    long_side: int = 518
-    """Longest side of the pictures that the model sees."""
-    window: Window | None = None
-    """None: the whole sequence in one pass."""
+    """Alignments of ``depth``: one fit per frame."""
     points: PointSettings | None = None
     tracks: TrackProtocol | None = None
-    """Whose definitions the scores of tracks follow (`metrics.tracks`)."""
+    """Definitions that the scores of tracks follow (`metrics.tracks`)."""
     scalings: tuple[str, ...] = ()
-    """How predicted tracks may be aligned, the protocol's own first."""
+    """Alignments of predicted tracks, the protocol's own first."""
 
     def open(self, root: Path, only: tuple[str, ...] | None = None) -> list[Sequence]:
-        """The sequences under ``root``, in the set's own layout. Reads no picture and no depth.
+        """List the sequences under ``root``, in the set's own layout, without reading images or depth.
 
-        Several may share a name where a set takes other frames for another task (`Sequence.tasks`). Raises `UserError`
-        that names what is missing and the layout expected; so does a name in ``only`` that the protocol has not.
+        Several may have one name where a set takes other frames for another task (`Sequence.tasks`). UserError names
+        a missing part and the expected layout, or a name in ``only`` that the protocol lacks.
         """
         if not root.is_dir():
-            raise UserError(f"{root} is no folder; {self.name} expects there: {self.layout}")
+            raise UserError(f"{root} is not a folder; {self.name} expects there: {self.layout}")
         return self.reader(root, only)
 
 
@@ -92,7 +83,7 @@ _ICP = PointSettings(crop=(224, 224), alignment="icp", icp_distance=0.1, normals
 _SINTEL = Protocol(
     name="sintel",
     tasks=("pose", "video_depth", "depth", "mask"),
-    reader=sintel.read,
+    reader=sintel.read_sintel,
     source="MonST3R and CUT3R: pose on 14 sequences, depth on all 23 (both launch with the full list), caps 70 m; "
     "masks by MonST3R's recipe with the README's threshold of 0.1 px (the script's default is 13.75)",
     layout=sintel.LAYOUT,
@@ -106,7 +97,7 @@ _BONN = Protocol(
     name="bonn",
     tasks=("pose", "video_depth", "depth"),
     reader=rgbd.read_bonn,
-    source="MonST3R, CUT3R, PAGE-4D (after DepthCrafter): frames 30 to 139; pictures, depth and poses cut by index, "
+    source="MonST3R, CUT3R, PAGE-4D (after DepthCrafter): frames 30 to 139; images, depth and poses cut by index, "
     "not matched in time, and poses those of the tracked body: for pose see bonn_matched",
     layout=rgbd.BONN_LAYOUT,
     sequences=5,
@@ -117,7 +108,7 @@ _BONN = Protocol(
 _DAVIS = Protocol(
     name="davis16",
     tasks=("mask",),
-    reader=partial(davis.read, names=davis.VAL_2016),
+    reader=partial(davis.read_davis, names=davis.VAL_2016),
     source="DAS3R, Easi3R, VGGT4D with the davis2017 evaluator: objects merged, 480p; DAVIS-16 validation",
     layout=davis.LAYOUT,
     sequences=20,
@@ -130,7 +121,6 @@ _SEVEN_SCENES = Protocol(
     "of 512 × 384",
     layout=scenes.SEVEN_SCENES_LAYOUT,
     sequences=18,
-    long_side=512,
     points=_ICP,
 )
 
@@ -139,14 +129,14 @@ _ENTRIES = (
     replace(
         _SINTEL,
         name="sintel_14",
-        reader=partial(sintel.read, depth=sintel.POSE),
+        reader=partial(sintel.read_sintel, depth=sintel.POSE),
         source="depth on the 14 pose sequences only: what MonST3R's and CUT3R's scorers take when given no more",
     ),
     replace(
         _SINTEL,
         name="sintel_page4d",
-        reader=partial(sintel.read, depth=tuple(name for name in sintel.ALL if name != "market_5")),
-        source="PAGE-4D: its video-depth script skips market_5 (22 sequences) and, as released, stretches pictures to "
+        reader=partial(sintel.read_sintel, depth=tuple(name for name in sintel.SEQUENCES if name != "market_5")),
+        source="PAGE-4D: its video-depth script skips market_5 (22 sequences) and, as released, stretches images to "
         "518 × 518; the paper's pose table says 10 frames of each sequence, the script takes all",
     ),
     Protocol(
@@ -163,7 +153,7 @@ _ENTRIES = (
         _BONN,
         name="bonn_matched",
         reader=partial(rgbd.read_bonn, by_time=True),
-        source="ours: the same pictures as bonn, with depth and pose nearest in time (0.02 s) and poses of the camera",
+        source="ours: the same images as bonn, with depth and pose nearest in time (0.02 s) and poses of the camera",
     ),
     Protocol(
         name="scannet",
@@ -187,7 +177,7 @@ _ENTRIES = (
         name="nyu",
         tasks=("depth",),
         reader=depths.read_nyu,
-        source="MonST3R and CUT3R: 654 test pictures, no crop, no cap",
+        source="MonST3R and CUT3R: 654 test images, no crop, no cap",
         layout=depths.NYU_LAYOUT,
         sequences=654,
         frame_alignments=_FRAME,
@@ -195,7 +185,7 @@ _ENTRIES = (
     Protocol(
         name="dycheck",
         tasks=("video_depth", "depth", "pose", "points"),
-        reader=dycheck.read,
+        reader=dycheck.read_dycheck,
         source="PAGE-4D: 13 captures, camera 0; first 120 frames for depth (cap 70 m; none frame by frame, where lidar "
         "ends at 3 m anyway), stride 10 for pose; points as Easi3R, on the pose frames (their choice is not published)",
         layout=dycheck.LAYOUT,
@@ -220,21 +210,20 @@ _ENTRIES = (
         "512 × 384",
         layout=scenes.NRGBD_LAYOUT,
         sequences=9,
-        long_side=512,
         points=_ICP,
     ),
     _DAVIS,
     replace(
         _DAVIS,
         name="davis17",
-        reader=partial(davis.read, names=davis.VAL_2017),
+        reader=partial(davis.read_davis, names=davis.VAL_2017),
         source=_DAVIS.source.replace("DAVIS-16", "DAVIS-17"),
         sequences=30,
     ),
     replace(
         _DAVIS,
         name="davis_all",
-        reader=davis.read,
+        reader=davis.read_davis,
         source=_DAVIS.source.replace("DAVIS-16 validation", "every annotated video found (training and validation)"),
         sequences=90,
     ),
@@ -246,7 +235,7 @@ _ENTRIES = (
         "by medians; 4RC aligns by sim3_ransac. Tables list the four sources apart",
         layout=npz_tracks.WORLDTRACK_LAYOUT,
         tracks="world",
-        scalings=WORLD_SCALINGS,
+        scalings=tuple(tracks.WORLD_ALIGNMENTS),
     ),
     Protocol(
         name="tapvid3d",
@@ -261,8 +250,8 @@ _ENTRIES = (
     Protocol(
         name="folder",
         tasks=("pose", "video_depth", "depth", "points", "mask"),
-        reader=folder.read,
-        source="ours: a folder of one's own; no cap, points without crop",
+        reader=folder.read_folder,
+        source="ours: a folder of your own; no cap, points without crop",
         layout=folder.LAYOUT,
         alignments=_VIDEO,
         frame_alignments=_FRAME,
@@ -274,32 +263,29 @@ _VIEWS = (
         name="dycheck_views",
         tasks=("views",),
         reader=dycheck.read_views,
-        source="DyCheck: camera 0 is seen, the phones that stand still are held out; half of the filmed size; scores "
+        source="DyCheck: camera 0 is the input, the static phones are held out; half of the filmed size; scores "
         "over co-visible pixels (mPSNR, mSSIM, mLPIPS of AlexNet), PCK-T at 5 % of the longer side. Shape of Motion "
         "leaves out space-out and wheel, takes the full size and refines cameras: never in one table",
         layout=dycheck.VIEWS_LAYOUT,
         sequences=7,
-        long_side=480,
     ),
     Protocol(
         name="nvidia_nsff",
         tasks=("views",),
         reader=nvidia_dynamic.read_nsff,
-        source="NSFF: 24 times, the eleven other cameras at each, 288 rows; whole pictures and what moves. Its SSIM is "
-        "scikit-image's (a box of 7 pixels), its LPIPS AlexNet's",
+        source="NSFF: 24 times, the eleven other cameras at each, 288 rows; whole images and moving pixels. Its SSIM "
+        "is scikit-image's (a box of 7 pixels), its LPIPS AlexNet's",
         layout=nvidia_dynamic.NSFF_LAYOUT,
         sequences=8,
-        long_side=544,
     ),
     Protocol(
         name="nvidia_first",
         tasks=("views",),
         reader=nvidia_dynamic.read_first_camera,
-        source="DynamicNeRF, RoDynRF, MoSca: 12 times, the first camera at each, 480 × 270; its picture at the first "
-        "time is seen, and counts. SSIM and LPIPS as nvidia_nsff",
+        source="DynamicNeRF, RoDynRF, MoSca: 12 times, the first camera at each, 480 × 270; its image at the first "
+        "time is an input, and counts. SSIM and LPIPS as nvidia_nsff",
         layout=nvidia_dynamic.FIRST_LAYOUT,
         sequences=7,
-        long_side=480,
     ),
 )
 PROTOCOLS: dict[str, Protocol] = {entry.name: entry for entry in (*_ENTRIES, *_VIEWS)}

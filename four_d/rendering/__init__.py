@@ -1,4 +1,4 @@
-"""Pictures of deformable Gaussians, with gradients, and what made them. Nothing else in `four_d` knows a rasteriser."""
+"""Differentiable renders of deformable Gaussians, and per-pixel contributors. No other part uses a rasteriser."""
 
 from __future__ import annotations
 

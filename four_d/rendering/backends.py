@@ -1,4 +1,4 @@
-"""Which rasteriser a call uses."""
+"""Choice of the rasteriser."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ NAMES = ("gsplat", "compiled", "torch")
 
 
 def choose(backend: str, device: torch.device) -> Rasteriser:
-    """The rasteriser of that name, for tensors on ``device``; "auto" is the fastest that can be had there.
+    """Choose the rasteriser of that name, for tensors on ``device``; "auto" is the fastest available there.
 
-    UserError if there is none of that name, or this machine or device cannot have it: with the reason. "auto" warns
-    once where it has to make do with the slow one on a CPU.
+    UserError, with the reason, if the name is unknown or the backend is not available on this machine or device.
+    "auto" warns once where it falls back to the slow one on a CPU.
     """
     if backend not in ("auto", *NAMES):
         raise UserError(f"backend {backend!r} is unknown; choose one of auto, {', '.join(NAMES)}")
@@ -34,7 +34,7 @@ def choose(backend: str, device: torch.device) -> Rasteriser:
 
 
 def missing(backend: str, device: torch.device) -> str | None:
-    """Why a backend cannot draw tensors on ``device``, and the remedy; None if it can. May compile the kernel."""
+    """Reason and remedy if a backend cannot render on ``device``; None if it can. May compile the kernel."""
     if backend == "compiled":
         return _compiled_missing(device)
     if backend == "gsplat":
@@ -42,16 +42,27 @@ def missing(backend: str, device: torch.device) -> str | None:
     return None
 
 
+def fastest_missing(device: torch.device) -> str | None:
+    """Reason why "auto" falls back to plain torch on ``device``; None if it does not. May build kernels for minutes."""
+    best = _by_speed(device)[0]
+    reason = missing(best, device)
+    return None if reason is None else f"no {best}: {reason}"
+
+
+def _by_speed(device: torch.device) -> list[str]:
+    return [name for name in NAMES if (name == "gsplat") == (device.type == "cuda")]
+
+
 def _gsplat_missing(device: torch.device) -> str | None:
-    found = rasterization()
-    if isinstance(found, str):
-        return found
-    return None if device.type == "cuda" else f"it draws on CUDA, and the tensors are on {device.type}; move them"
+    gsplat = rasterization()
+    if isinstance(gsplat, str):
+        return gsplat
+    return None if device.type == "cuda" else f"it renders on CUDA, and the tensors are on {device.type}; move them"
 
 
 def _compiled_missing(device: torch.device) -> str | None:
     if device.type != "cpu":
-        return f"it draws on the CPU, and the tensors are on {device.type}; move them, or choose another"
+        return f"it renders on the CPU, and the tensors are on {device.type}; move them, or choose another"
     kernel = library()
     if isinstance(kernel, str):
         return f"{kernel}; install a C++ compiler (g++ or clang) and ninja"
@@ -59,20 +70,19 @@ def _compiled_missing(device: torch.device) -> str | None:
 
 
 def _fastest(device: torch.device) -> Rasteriser:
-    likely = [name for name in NAMES if (name == "gsplat") == (device.type == "cuda")]
-    name = next((name for name in likely if missing(name, device) is None), "torch")
+    name = next((name for name in _by_speed(device) if missing(name, device) is None), "torch")
     if name == "torch" and device.type in ("cpu", "cuda"):
-        _warn_slow(likely[0], device)
+        _warn_slow(device)
     return _make(name)
 
 
 @functools.cache
-def _warn_slow(better: str, device: torch.device) -> None:
-    warnings.warn(f"rendering in plain torch, which is slow: no {better}: {missing(better, device)}", stacklevel=2)
+def _warn_slow(device: torch.device) -> None:
+    warnings.warn(f"rendering in plain torch, which is slow: {fastest_missing(device)}", stacklevel=2)
 
 
 def _make(name: str) -> Rasteriser:
-    """The rasteriser of a name that is not `missing`."""
+    """Make the rasteriser of a name that is not `missing`."""
     kernel, function = library() if name == "compiled" else "", rasterization() if name == "gsplat" else ""
     if not isinstance(kernel, str):
         return CompiledRasteriser(kernel=kernel)

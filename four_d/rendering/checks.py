@@ -1,4 +1,4 @@
-"""What cannot be drawn, said before drawing."""
+"""Validation of a renderer's inputs."""
 
 from __future__ import annotations
 
@@ -11,31 +11,32 @@ from four_d.errors import UserError
 from four_d.types import Cameras, Gaussians, map_tensors
 
 RIGID = 1e-2
-"""How far a rotation times its transpose may be from the identity."""
+"""Tolerance on a rotation times its transpose against the identity."""
 
 
-def in_one_type(gaussians: Gaussians, cameras: Cameras, times: Tensor) -> tuple[Gaussians, Cameras, Tensor]:
-    """All in the type of the means, or in float32 if theirs is narrower; but times, in the widest of theirs."""
+def to_common_dtype(gaussians: Gaussians, cameras: Cameras, times: Tensor) -> tuple[Gaussians, Cameras, Tensor]:
+    """Convert all to the means' type, at least float32; times to the widest of their types."""
     dtype = torch.promote_types(gaussians.means.dtype, torch.float32)
     clock = torch.promote_types(times.dtype, torch.float32)
     if gaussians.offset_times is not None:
         clock = torch.promote_types(clock, gaussians.offset_times.dtype)
+    # times keep their own, possibly higher precision, on which interpolation between offset times depends
     cast = map_tensors(gaussians, lambda tensor: tensor.to(dtype))
     if gaussians.offset_times is not None:
         cast = replace(cast, offset_times=gaussians.offset_times.to(clock))
-    seen = map_tensors(cameras, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
-    return cast, seen, times.to(clock)
+    cast_cameras = map_tensors(cameras, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+    return cast, cast_cameras, times.to(clock)
 
 
 def check_gaussians(gaussians: Gaussians) -> None:
-    """UserError unless the Gaussians are ``b n …``, finite, with opacities in [0, 1] and scales ≥ 0."""
+    """Raise UserError unless the Gaussians are ``b n …``, finite, with opacities in [0, 1] and scales ≥ 0."""
     _check_shapes(gaussians)
     named = {
         name: getattr(gaussians, name)
         for name in ("means", "quats", "scales", "opacities", "harmonics", "offsets", "offset_times")
         if getattr(gaussians, name) is not None
     }
-    for name, good in _all_at_once({name: torch.isfinite(value).all() for name, value in named.items()}).items():
+    for name, good in _read_back({name: torch.isfinite(value).all() for name, value in named.items()}).items():
         if not good:
             raise UserError(f"gaussians.{name} has values that are not finite; remove those Gaussians")
     if gaussians.means.shape[1]:
@@ -47,7 +48,7 @@ def _check_ranges(gaussians: Gaussians) -> None:
     checks = {"opacities": (low >= 0) & (high <= 1), "scales": gaussians.scales.amin() >= 0}
     if gaussians.offset_times is not None:
         checks["times"] = (gaussians.offset_times.diff(dim=-1) >= 0).all()
-    good = _all_at_once(checks)
+    good = _read_back(checks)
     if not good["opacities"]:
         raise UserError(
             f"gaussians.opacities are {float(low):.3g} to {float(high):.3g}; give them in [0, 1], not as logits"
@@ -65,29 +66,31 @@ def _check_shapes(gaussians: Gaussians) -> None:
     if (gaussians.offsets is None) != (gaussians.offset_times is None):
         raise UserError("gaussians.offsets and gaussians.offset_times go together; give both or neither")
     for name in ("quats", "scales", "opacities", "harmonics"):
-        other = getattr(gaussians, name).shape
-        if other[:2] != shape[:2]:
-            raise UserError(f"gaussians.{name} is {tuple(other)}, but the means are {tuple(shape)}: b and n must agree")
-    if gaussians.offsets is not None and gaussians.offset_times is not None:
-        given, times = gaussians.offsets.shape, gaussians.offset_times.shape
-        if given != (shape[0], times[-1], shape[1], 3) or times[:-1] != shape[:1]:
+        found_shape = getattr(gaussians, name).shape
+        if found_shape[:2] != shape[:2]:
             raise UserError(
-                f"gaussians.offsets is {tuple(given)}, offset_times {tuple(times)} and the means {tuple(shape)}:"
-                " give b t n 3 and b t"
+                f"gaussians.{name} is {tuple(found_shape)}, but the means are {tuple(shape)}: b and n must agree"
+            )
+    if gaussians.offsets is not None and gaussians.offset_times is not None:
+        offsets_shape, times = gaussians.offsets.shape, gaussians.offset_times.shape
+        if offsets_shape != (shape[0], times[-1], shape[1], 3) or times[:-1] != shape[:1]:
+            raise UserError(
+                f"gaussians.offsets is {tuple(offsets_shape)}, offset_times {tuple(times)}, means"
+                f" {tuple(shape)}: give b t n 3 and b t"
             )
 
 
-def check_cameras(cameras: Cameras, times: Tensor, like: Tensor) -> None:
-    """UserError unless the cameras are ``b v …`` as ``times``, of the Gaussians' batch, and can see."""
+def check_cameras(cameras: Cameras, times: Tensor, means: Tensor) -> None:
+    """Raise UserError unless the cameras are ``b v …`` as ``times``, of the Gaussians' batch, and valid."""
     poses, intrinsics = cameras.world_from_camera, cameras.intrinsics
-    if poses.shape[:-2] != times.shape or intrinsics.shape[:-2] != times.shape or times.shape[:1] != like.shape[:1]:
+    if poses.shape[:-2] != times.shape or intrinsics.shape[:-2] != times.shape or times.shape[:1] != means.shape[:1]:
         raise UserError(
-            f"cameras {tuple(poses.shape[:-2])} and times {tuple(times.shape)} must both be (b, v) with b ="
-            f" {len(like)} as the Gaussians"
+            f"cameras {tuple(poses.shape[:-2])} and times {tuple(times.shape)} must both be (b, v), with the"
+            f" Gaussians' b = {len(means)}"
         )
     rotation = poses[..., :3, :3].detach().to(torch.promote_types(poses.dtype, torch.float32))
     eye = torch.eye(3, dtype=rotation.dtype, device=poses.device)
-    good = _all_at_once(
+    good = _read_back(
         {
             "finite": torch.isfinite(poses).all() & torch.isfinite(intrinsics).all(),
             "times": torch.isfinite(times).all(),
@@ -101,14 +104,14 @@ def check_cameras(cameras: Cameras, times: Tensor, like: Tensor) -> None:
         raise UserError("times has values that are not finite; give seconds")
     if not good["rigid"]:
         raise UserError(
-            "a camera's pose is no rotation and translation; give world_from_camera without scale or reflection"
+            "a camera's pose is not a rotation and a translation; give world_from_camera without scale or reflection"
         )
     if not good["focal"]:
         raise UserError("a camera's focal length is not above 0; give intrinsics in pixels")
 
 
 def check_features(features: Tensor | None, means: Tensor) -> None:
-    """UserError unless the features are finite and there are some for each Gaussian."""
+    """Raise UserError unless the features are finite and there are some for each Gaussian."""
     if features is None:
         return
     if features.shape[:2] != means.shape[:2]:
@@ -120,17 +123,17 @@ def check_features(features: Tensor | None, means: Tensor) -> None:
 
 
 def check_background(background: Tensor | None, batch: tuple[int, ...]) -> None:
-    """UserError unless it is one finite colour, or one for each picture of the batch."""
+    """Raise UserError unless it is one finite colour, or one for each image of the batch."""
     if background is None:
         return
     if background.shape not in ((3,), (*batch, 3)):
         raise UserError(
-            f"background is {tuple(background.shape)}; give one colour (3,), or one per picture {(*batch, 3)}"
+            f"background is {tuple(background.shape)}; give one colour (3,), or one per image {(*batch, 3)}"
         )
     if not torch.isfinite(background).all():
         raise UserError("background has values that are not finite; give colours in [0, 1]")
 
 
-def _all_at_once(checks: dict[str, Tensor]) -> dict[str, bool]:
-    """The same as plain values, with one wait for the device."""
+def _read_back(checks: dict[str, Tensor]) -> dict[str, bool]:
+    """Read all checks back from the device in one synchronisation."""
     return dict(zip(checks, torch.stack(list(checks.values())).tolist()))

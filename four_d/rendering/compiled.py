@@ -1,4 +1,4 @@
-"""The rasteriser for CPUs whose work is compiled C++ (`kernel.cpp`), built the first time it is asked for."""
+"""Rasteriser for CPUs in compiled C++ (`kernel.cpp`), built on first use."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ NATIVE = (*PLAIN, "-march=native")
 
 @functools.cache
 def library() -> ctypes.CDLL | str:
-    """The compiled kernel, or in one line why there is none. Building takes seconds, once for each kind of machine."""
+    """Load the compiled kernel; a one-line reason if that fails. Building takes seconds, once per kind of machine."""
     reason = ""
-    for flags in (NATIVE, PLAIN):
+    for flags in (NATIVE, PLAIN):  # some compilers do not know -march=native
         try:
             return ctypes.CDLL(_build(flags))
         except (RuntimeError, OSError, ImportError) as error:
@@ -41,6 +41,7 @@ def library() -> ctypes.CDLL | str:
 
 def _build(flags: tuple[str, ...]) -> str:
     """Path of the kernel in torch's cache of extensions; RuntimeError or OSError without compiler or ninja."""
+    # its warnings, of a missing CUDA for example, do not concern a CPU kernel
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     from torch.utils import cpp_extension
 
@@ -56,33 +57,33 @@ def _build(flags: tuple[str, ...]) -> str:
 
 
 def _processor() -> str:
-    """What the processor can do: a kernel built for one must not run on another that shares its cache."""
+    """Features of the processor: a kernel built for one must not run on another that shares its cache."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
 
 
 class _Call:
-    """Calls ``name_float`` or ``name_double`` of the kernel; the first argument is the grid, the last the threads."""
+    """Caller of ``name_float`` or ``name_double`` of the kernel; the first argument is the grid, the last threads."""
 
     def __init__(self, kernel: ctypes.CDLL, dtype: torch.dtype, grid: tuple[int, ...]) -> None:
         self._kernel, self._grid = kernel, torch.tensor(grid)
         self._suffix = {torch.float32: "float", torch.float64: "double"}[dtype]
 
     def __call__(self, name: str, *arguments: Tensor | int) -> None:
-        plain = [_plain(argument) for argument in (self._grid, *arguments)]
+        plain = [_as_c_argument(argument) for argument in (self._grid, *arguments)]
         getattr(self._kernel, f"{name}_{self._suffix}")(*plain, ctypes.c_int(torch.get_num_threads()))
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompiledRasteriser:
-    """On the CPU in float32 or float64, on as many threads as torch uses; `rasteriser.Rasteriser`."""
+    """`rasteriser.Rasteriser` for the CPU in float32 or float64, with as many threads as torch uses."""
 
     kernel: ctypes.CDLL
     cost: Cost = COMPILED
 
     def __call__(self, scene: Scene, size: tuple[int, int]) -> Raster:
-        """As `rasteriser.Rasteriser`."""
+        """Render (`rasteriser.Rasteriser`)."""
         grid = make_grid(size, SIDE)
         numbers = (*scene.opacities.shape, grid.rows, grid.columns, *size)
         call = _Call(self.kernel, scene.means.dtype, numbers)
@@ -90,12 +91,12 @@ class CompiledRasteriser:
         parameters, depths, boxes = _Project.apply(call, *inputs)
         values = torch.cat([scene.values, torch.stack([depths, torch.ones_like(depths)], dim=-1)], dim=-1)
         order = depths.detach().argsort(dim=1, stable=True)
-        pictures = _Blend.apply(parameters.flatten(0, 1), values.flatten(0, 1), boxes, order, grid, call)
-        return Raster(values=pictures[:, :-2], depth=expected(pictures[:, -2], pictures[:, -1]), alpha=pictures[:, -1])
+        images = _Blend.apply(parameters.flatten(0, 1), values.flatten(0, 1), boxes, order, grid, call)
+        return Raster(values=images[:, :-2], depth=expected(images[:, -2], images[:, -1]), alpha=images[:, -1])
 
 
 class _Project(torch.autograd.Function):
-    """``(means, quats, scales, opacities, cameras, intrinsics)`` to parameters, depths and boxes of the kernel."""
+    """Map ``(means, quats, scales, opacities, cameras, intrinsics)`` to the kernel's parameters, depths and boxes."""
 
     @staticmethod
     def forward(ctx: Any, call: _Call, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ANN401
@@ -120,7 +121,7 @@ class _Project(torch.autograd.Function):
 
 @dataclass(frozen=True, kw_only=True)
 class _Pairs:
-    """Pairs of tiles and Gaussians, seen from both."""
+    """Pairs of tiles and Gaussians, indexed from both sides."""
 
     tile_starts: Int[Tensor, "t1"]
     members: Int[Tensor, "p"]
@@ -153,14 +154,23 @@ class _Blend(torch.autograd.Function):
         pairs: _Pairs = ctx.pairs
         width = parameters.shape[1] + values.shape[1]
         to_pairs = values.new_zeros(len(pairs.members), width)
-        to = values.new_zeros(len(values), width)
+        gradients_of_members = values.new_zeros(len(values), width)
         lists = (pairs.tile_starts, pairs.members, pairs.member_starts, pairs.slots)
         gradient = gradients[0].contiguous()
-        ctx.call("blend_backward", parameters, values, values.shape[1], *lists, out, gradient, to_pairs, to)
-        return to[:, : parameters.shape[1]], to[:, parameters.shape[1] :], None, None, None, None
+        ctx.call(
+            "blend_backward", parameters, values, values.shape[1], *lists, out, gradient, to_pairs, gradients_of_members
+        )
+        return (
+            gradients_of_members[:, : parameters.shape[1]],
+            gradients_of_members[:, parameters.shape[1] :],
+            None,
+            None,
+            None,
+            None,
+        )
 
 
-def _plain(argument: Tensor | int) -> ctypes.c_void_p | ctypes.c_int64:
+def _as_c_argument(argument: Tensor | int) -> ctypes.c_void_p | ctypes.c_int64:
     if isinstance(argument, int):
         return ctypes.c_int64(argument)
     assert argument.is_contiguous()
@@ -168,7 +178,7 @@ def _plain(argument: Tensor | int) -> ctypes.c_void_p | ctypes.c_int64:
 
 
 def _pairs(call: _Call, parameters: Tensor, boxes: Tensor, order: Tensor, grid: Grid) -> _Pairs:
-    """Which Gaussians each tile needs, nearest first."""
+    """List the Gaussians of each tile, nearest first."""
     tiles, members = len(boxes) * grid.rows * grid.columns, boxes.shape[0] * boxes.shape[1]
     tile_starts, member_starts = torch.zeros(tiles + 1, dtype=torch.int64), torch.zeros(members + 1, dtype=torch.int64)
     order = order.contiguous()
@@ -176,6 +186,6 @@ def _pairs(call: _Call, parameters: Tensor, boxes: Tensor, order: Tensor, grid: 
     tile_starts, member_starts = tile_starts.cumsum(0), member_starts.cumsum(0)
     pairs = int(tile_starts[-1])
     check_memory(COMPILED, (boxes.shape[0], boxes.shape[1]), pairs, parameters)
-    listed, slots = torch.empty(pairs, dtype=torch.int32), torch.empty(pairs, dtype=torch.int64)
-    call("fill", parameters, boxes, order, tile_starts, member_starts, listed, slots)
-    return _Pairs(tile_starts=tile_starts, members=listed, member_starts=member_starts, slots=slots)
+    pair_members, slots = torch.empty(pairs, dtype=torch.int32), torch.empty(pairs, dtype=torch.int64)
+    call("fill", parameters, boxes, order, tile_starts, member_starts, pair_members, slots)
+    return _Pairs(tile_starts=tile_starts, members=pair_members, member_starts=member_starts, slots=slots)

@@ -1,4 +1,4 @@
-"""Colours that depend on the direction they are seen from: real spherical harmonics to degree 3, in 3DGS's order."""
+"""View-dependent colours: real spherical harmonics to degree 3, in 3DGS's order."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 from four_d.errors import UserError
 
 COUNTS = (1, 4, 9, 16)
-"""How many coefficients degree 0, 1, 2 and 3 have."""
+"""Number of coefficients of degree 0, 1, 2 and 3."""
 
 
 def colours(harmonics: Float[Tensor, "*#b n k 3"], directions: Float[Tensor, "*#b n 3"]) -> Float[Tensor, "*b n 3"]:
-    """max(0, ½ + Σ basis·coefficient) for directions of any length > 0, from the eye to the Gaussian."""
+    """Evaluate max(0, ½ + Σ basis·coefficient) for directions of any length > 0, from the eye to the Gaussian."""
     count = harmonics.shape[-2]
     if count not in COUNTS:
         raise UserError(f"{count} harmonics per Gaussian; give 1, 4, 9 or 16 (degree 0 to 3)")
@@ -25,7 +25,7 @@ def colours(harmonics: Float[Tensor, "*#b n k 3"], directions: Float[Tensor, "*#
 
 
 def basis(unit: Float[Tensor, "*b 3"], count: int) -> Float[Tensor, "*b k"]:
-    """The first ``count`` real spherical harmonics at unit directions, degree by degree, order −l to l."""
+    """Evaluate the first ``count`` real spherical harmonics at unit directions, by degree, order −l to l."""
     x, y, z = unit.unbind(-1)
     terms = [torch.full_like(x, _DEGREE_0)]
     if count > 1:

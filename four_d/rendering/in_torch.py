@@ -1,4 +1,4 @@
-"""The rasteriser that runs wherever torch does."""
+"""Rasteriser in plain torch, for every device."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from four_d.rendering.tiles import Grid, make_grid, make_lists, tile_centres
 
 @dataclass(frozen=True, kw_only=True)
 class TorchRasteriser:
-    """Plain torch, any device and floating type; `rasteriser.Rasteriser`."""
+    """`rasteriser.Rasteriser` in plain torch, for any device and floating type."""
 
     tile: int = 8
-    """Pixels along a tile's edge: a matter of speed only."""
+    """Pixels along a tile's edge; affects speed only."""
     cost: Cost = TORCH
 
     def __call__(self, scene: Scene, size: tuple[int, int]) -> Raster:
-        """As `rasteriser.Rasteriser`."""
+        """Render (`rasteriser.Rasteriser`)."""
         splats = project(scene, size)
         grid = make_grid(size, self.tile)
         lists = make_lists(splats, grid)
@@ -38,12 +38,12 @@ class TorchRasteriser:
             ends=lists.starts[1:],
         )
         values, alpha = composite(splats, torch.cat([scene.values, splats.depths[..., None]], dim=-1), cells)
-        pictures = _assemble(torch.cat([values, alpha[..., None]], dim=-1), grid)
-        return Raster(values=pictures[:, :-2], depth=expected(pictures[:, -2], pictures[:, -1]), alpha=pictures[:, -1])
+        images = _assemble(torch.cat([values, alpha[..., None]], dim=-1), grid)
+        return Raster(values=images[:, :-2], depth=expected(images[:, -2], images[:, -1]), alpha=images[:, -1])
 
 
 def _assemble(tiles: Float[Tensor, "t p c"], grid: Grid) -> Float[Tensor, "i c h w"]:
-    """Pictures out of their tiles, without what sticks out over the edge."""
+    """Assemble images from their tiles, cropped at the edge."""
     shape = (-1, grid.rows, grid.columns, grid.tile, grid.tile, tiles.shape[-1])
-    pictures = tiles.reshape(shape).permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
-    return pictures[..., : grid.size[0], : grid.size[1]]
+    images = tiles.reshape(shape).permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+    return images[..., : grid.size[0], : grid.size[1]]

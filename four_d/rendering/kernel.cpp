@@ -37,8 +37,8 @@ constexpr int64_t BLOCK = 2048;  // Gaussians that a thread takes at a time
 constexpr int REVIEW = 16;  // Gaussians after which a tile looks which of its rows are still lit
 
 struct Grid {
-  int64_t pictures, gaussians, rows, columns, height, width;
-  int64_t tiles() const { return pictures * rows * columns; }
+  int64_t images, gaussians, rows, columns, height, width;
+  int64_t tiles() const { return images * rows * columns; }
 };
 
 template <typename Work>
@@ -100,7 +100,7 @@ struct Projected {
   T axes[3][3];         // columns: half axes in the camera's coordinates
   T ratio[2];           // x/z and y/z, no farther than BESIDE
   bool beside[2];
-  T slope[2][3];        // how x and y of the picture change along the half axes
+  T slope[2][3];        // how x and y of the image change along the half axes
   T area[3], xx, xy, yy, determinant;
   bool drawn;
 
@@ -224,37 +224,37 @@ struct Inputs {
   const T *means, *quats, *scales, *opacities, *views, *intrinsics;
 
   Projected<T> project(const Grid& grid, int64_t m) const {
-    const int64_t picture = m / grid.gaussians;
-    return {grid, views + 16 * picture, intrinsics + 9 * picture, means + 3 * m, quats + 4 * m, scales + 3 * m,
+    const int64_t image = m / grid.gaussians;
+    return {grid, views + 16 * image, intrinsics + 9 * image, means + 3 * m, quats + 4 * m, scales + 3 * m,
             opacities[m]};
   }
 };
 
 template <typename T>
 void project(const Grid& grid, const Inputs<T>& in, T* parameters, T* depths, int32_t* boxes, int threads) {
-  const int64_t all = grid.pictures * grid.gaussians;
+  const int64_t all = grid.images * grid.gaussians;
   in_parallel((all + BLOCK - 1) / BLOCK, threads, [&](int64_t block) {
     for (int64_t m = block * BLOCK; m < std::min(all, (block + 1) * BLOCK); ++m)
       in.project(grid, m).write(grid, in.opacities[m], parameters + PARAMETERS * m, depths + m, boxes + 4 * m);
   });
 }
 
-// The gradients come in as zeros. Each block's share of its camera is kept apart and added in order.
+// The gradients come in as zeros. Each block's part of its camera is kept apart and added in order.
 template <typename T>
 void project_backward(const Grid& grid, const Inputs<T>& in, const T* parameters, const T* to_parameters,
                       const T* to_depths, T* to_means, T* to_quats, T* to_scales, T* to_opacities, T* to_views,
                       int threads) {
   const int64_t blocks = (grid.gaussians + BLOCK - 1) / BLOCK;
-  std::vector<T> shares(12 * blocks * grid.pictures, T(0));
-  in_parallel(blocks * grid.pictures, threads, [&](int64_t block) {
+  std::vector<T> partial(12 * blocks * grid.images, T(0));
+  in_parallel(blocks * grid.images, threads, [&](int64_t block) {
     const int64_t first = block / blocks * grid.gaussians, from = block % blocks * BLOCK;
     for (int64_t m = first + from; m < first + std::min(grid.gaussians, from + BLOCK); ++m)
       in.project(grid, m).backward(parameters + PARAMETERS * m, in.means + 3 * m, in.scales + 3 * m, in.opacities[m],
                                    to_parameters + PARAMETERS * m, to_depths[m], to_means + 3 * m, to_quats + 4 * m,
-                                   to_scales + 3 * m, to_opacities + m, shares.data() + 12 * block);
+                                   to_scales + 3 * m, to_opacities + m, partial.data() + 12 * block);
   });
-  for (int64_t block = 0; block < blocks * grid.pictures; ++block)
-    for (int k = 0; k < 12; ++k) to_views[block / blocks * 16 + k] += shares[12 * block + k];
+  for (int64_t block = 0; block < blocks * grid.images; ++block)
+    for (int k = 0; k < 12; ++k) to_views[block / blocks * 16 + k] += partial[12 * block + k];
 }
 
 // The least sigma on a horizontal or vertical stretch: u is fixed, v goes from low to high.
@@ -291,9 +291,9 @@ void each_tile(const T* parameters, const int32_t* boxes, int64_t member, const 
 template <typename T>
 void count(const Grid& grid, const T* parameters, const int32_t* boxes, int64_t* per_tile, int64_t* per_member,
            int threads) {
-  in_parallel(grid.pictures, threads, [&](int64_t picture) {
-    int64_t* tiles = per_tile + picture * grid.rows * grid.columns;
-    for (int64_t m = picture * grid.gaussians; m < (picture + 1) * grid.gaussians; ++m)
+  in_parallel(grid.images, threads, [&](int64_t image) {
+    int64_t* tiles = per_tile + image * grid.rows * grid.columns;
+    for (int64_t m = image * grid.gaussians; m < (image + 1) * grid.gaussians; ++m)
       each_tile(parameters, boxes, m, [&](int64_t row, int64_t column) {
         ++tiles[row * grid.columns + column];
         ++per_member[m];
@@ -305,11 +305,11 @@ void count(const Grid& grid, const T* parameters, const int32_t* boxes, int64_t*
 template <typename T>
 void fill(const Grid& grid, const T* parameters, const int32_t* boxes, const int64_t* order, const int64_t* tile_starts,
           const int64_t* member_starts, int32_t* members, int64_t* slots, int threads) {
-  in_parallel(grid.pictures, threads, [&](int64_t picture) {
+  in_parallel(grid.images, threads, [&](int64_t image) {
     const int64_t tiles = grid.rows * grid.columns;
-    std::vector<int64_t> next(tile_starts + picture * tiles, tile_starts + (picture + 1) * tiles);
+    std::vector<int64_t> next(tile_starts + image * tiles, tile_starts + (image + 1) * tiles);
     for (int64_t rank = 0; rank < grid.gaussians; ++rank) {
-      const int64_t m = picture * grid.gaussians + order[picture * grid.gaussians + rank];
+      const int64_t m = image * grid.gaussians + order[image * grid.gaussians + rank];
       int64_t* slot = slots + member_starts[m];
       each_tile(parameters, boxes, m, [&](int64_t row, int64_t column) {
         const int64_t at = next[row * grid.columns + column]++;
@@ -322,12 +322,12 @@ void fill(const Grid& grid, const T* parameters, const int32_t* boxes, const int
 
 template <typename T>
 struct Tile {
-  int64_t picture, x, y, high, wide;  // the first pixel, and how many rows and columns are inside the picture
+  int64_t image, x, y, high, wide;  // the first pixel, and how many rows and columns are inside the image
   alignas(64) T light[SIDE][SIDE];
   bool lit[SIDE];
 
   Tile(const Grid& grid, int64_t index) {
-    picture = index / (grid.rows * grid.columns);
+    image = index / (grid.rows * grid.columns);
     y = index / grid.columns % grid.rows * SIDE;
     x = index % grid.columns * SIDE;
     high = std::min<int64_t>(SIDE, grid.height - y);
@@ -402,7 +402,7 @@ void blend_tile(const Grid& grid, int64_t index, const T* parameters, const T* v
   for (int64_t k = 0; k < channels; ++k)
     for (int64_t r = 0; r < tile.high; ++r)
       std::copy_n(sums.data() + (r * channels + k) * SIDE, tile.wide,
-                  out + ((tile.picture * channels + k) * grid.height + tile.y + r) * grid.width + tile.x);
+                  out + ((tile.image * channels + k) * grid.height + tile.y + r) * grid.width + tile.x);
 }
 
 template <typename T, int CHANNELS>
@@ -414,7 +414,7 @@ void blend_tile_backward(const Grid& grid, int64_t index, const T* parameters, c
   alignas(64) T behind[SIDE][SIDE] = {};
   for (int64_t k = 0; k < channels; ++k)
     for (int64_t r = 0; r < tile.high; ++r) {
-      const int64_t at = ((tile.picture * channels + k) * grid.height + tile.y + r) * grid.width + tile.x;
+      const int64_t at = ((tile.image * channels + k) * grid.height + tile.y + r) * grid.width + tile.x;
       for (int64_t c = 0; c < tile.wide; ++c) {
         gradient[(r * channels + k) * SIDE + c] = to_out[at + c];
         behind[r][c] += to_out[at + c] * out[at + c];
@@ -505,7 +505,7 @@ void blend_backward(const Grid& grid, const T* parameters, const T* values, int6
 
 }  // namespace
 
-// grid: pictures, Gaussians of each, tile rows, tile columns, height, width.
+// grid: images, Gaussians of each, tile rows, tile columns, height, width.
 #define FOR_TYPE(NAME, T)                                                                                              \
   API void project_##NAME(const int64_t* g, const T* means, const T* quats, const T* scales, const T* opacities,         \
                           const T* views, const T* intrinsics, T* parameters, T* depths, int32_t* boxes,               \

@@ -1,4 +1,4 @@
-"""The rasteriser for NVIDIA GPUs: gsplat, whose kernels are compiled the first time it is asked for."""
+"""Rasteriser for NVIDIA GPUs: gsplat, whose kernels are compiled on first use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Rasterization = Callable[..., tuple[torch.Tensor, torch.Tensor, dict[str, Any]]]
 
 @functools.cache
 def rasterization() -> Rasterization | str:
-    """The function of that name of gsplat, or in one line why not. Without a GPU gsplat is not even imported."""
+    """Load gsplat's function of that name; a one-line reason if that fails. Without a GPU gsplat is not imported."""
     if not torch.cuda.is_available():
         return "torch sees no CUDA device"
     try:
@@ -34,14 +34,14 @@ def rasterization() -> Rasterization | str:
 
 @dataclass(frozen=True, kw_only=True)
 class GsplatRasteriser:
-    """gsplat 1.5.3 or any later one that knows the same arguments, in float32; `rasteriser.Rasteriser`."""
+    """`rasteriser.Rasteriser` by gsplat 1.5, in float32. (1.6 limits alpha to 0.99.)"""
 
     rasterization: Rasterization
     cost: Cost = COMPILED
-    """Not measured; gsplat keeps about what our kernel keeps."""
+    """Memory cost; not measured, but gsplat keeps about as much as our kernel."""
 
     def __call__(self, scene: Scene, size: tuple[int, int]) -> Raster:
-        """As `rasteriser.Rasteriser`."""
+        """Render (`rasteriser.Rasteriser`)."""
         values, alpha, _ = self.rasterization(
             means=scene.means.float(),
             quats=scene.quats.float(),
@@ -57,5 +57,5 @@ class GsplatRasteriser:
             render_mode="RGB+ED",
             packed=False,
         )
-        pictures = values[:, 0].permute(0, 3, 1, 2).to(scene.means.dtype)
-        return Raster(values=pictures[:, :-1], depth=pictures[:, -1], alpha=alpha[:, 0, ..., 0].to(scene.means.dtype))
+        images = values[:, 0].permute(0, 3, 1, 2).to(scene.means.dtype)
+        return Raster(values=images[:, :-1], depth=images[:, -1], alpha=alpha[:, 0, ..., 0].to(scene.means.dtype))

@@ -1,4 +1,4 @@
-"""Which Gaussians make a pixel, and by how much."""
+"""Gaussians that contribute to a pixel, and their weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from four_d.errors import UserError
-from four_d.rendering.checks import check_cameras, check_gaussians, in_one_type
+from four_d.layers import full_precision
+from four_d.rendering.checks import check_cameras, check_gaussians, to_common_dtype
 from four_d.rendering.compositing import Cells, weights_of
 from four_d.rendering.projection import Splats, project
 from four_d.rendering.scene import make_scene
@@ -17,18 +18,18 @@ from four_d.rendering.tiles import Grid, make_grid, make_lists
 from four_d.types import Cameras, Gaussians
 
 TILE = 8
-MOST = 256
-"""Tiles along an edge of what all the pixels span: farther pixels get larger tiles."""
+MAX_TILES = 256
+"""Maximum tiles along an edge of the pixels' bounding box: farther pixels get larger tiles."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contributors:
-    """For each of p pixels the k Gaussians with the largest weights, the largest first."""
+    """Gaussians, k for each of p pixels, with the largest weights, in descending order."""
 
     indices: Int[Tensor, "b v p k"]
-    """Among the n of the Gaussians' batch; −1 where there are fewer."""
+    """Indices into the batch's n Gaussians; −1 where there are fewer."""
     weights: Float[Tensor, "b v p k"]
-    """Share of the pixel's light; 0 where the index is −1. All of a pixel's weights sum to its alpha."""
+    """Blending weights; 0 where the index is −1. All of a pixel's weights sum to its alpha."""
 
 
 @torch.no_grad()
@@ -41,20 +42,21 @@ def contributors(
     *,
     size: tuple[int, int] | None = None,
 ) -> Contributors:
-    """The ``count`` Gaussians that weigh most at pixels (x, y), by the numbers of `render`, without gradient.
+    """Find the ``count`` Gaussians with the largest weights at pixels (x, y), by `render`'s rules, without gradient.
 
-    Pixels have a corner origin, so a pixel's centre is at +½; any point is allowed, also outside the picture. ``size``
-    (height, width) is that of the picture, None if its middle is the principal point: it matters only for Gaussians far
-    outside. UserError as `render`, and if a pixel is not finite or ``count`` is below 1.
+    Pixels have a corner origin, so a pixel's centre is at +½; any point is allowed, also outside the image. ``size``
+    (height, width) is the image's; None: its middle is the principal point. It matters only for Gaussians far outside.
+    UserError as `render`, and if a pixel is not finite or ``count`` is below 1.
     """
     check_gaussians(gaussians)
     check_cameras(cameras, times, gaussians.means)
     _check(pixels, count, times)
-    gaussians, cameras, times = in_one_type(gaussians, cameras, times)
+    gaussians, cameras, times = to_common_dtype(gaussians, cameras, times)
     middle = cameras.intrinsics[..., :2, 2].flatten(0, 1)
-    splats = project(make_scene(gaussians, cameras, times, None), size or (2 * middle[:, 1:], 2 * middle[:, :1]))
-    cells = _cells(splats, pixels.flatten(0, 1).to(splats.centres))
-    members, weights = weights_of(splats, cells, count)
+    with full_precision(gaussians.means.device):
+        splats = project(make_scene(gaussians, cameras, times, None), size or (2 * middle[:, 1:], 2 * middle[:, :1]))
+        cells = _cells(splats, pixels.flatten(0, 1).to(splats.centres))
+        members, weights = weights_of(splats, cells, count)
     indices = torch.where(weights > 0, members % max(gaussians.means.shape[1], 1), -1)
     shape = (*pixels.shape[:-1], count)
     return Contributors(indices=indices.reshape(shape), weights=weights.reshape(shape))
@@ -70,12 +72,12 @@ def _check(pixels: Tensor, count: int, times: Tensor) -> None:
 
 
 def _cells(splats: Splats, pixels: Float[Tensor, "i p 2"]) -> Cells:
-    """Every pixel on its own, with the list of the tile that it lies in."""
+    """Cells of single pixels, with the lists of their tiles."""
     grid = _grid(pixels)
     lists = make_lists(splats, grid)
     column, row = ((pixels - pixels.new_tensor(grid.corner)).floor().long() // grid.tile).unbind(-1)
-    picture = torch.arange(len(pixels), device=pixels.device)[:, None]
-    tiles = ((picture * grid.rows + row) * grid.columns + column).flatten()
+    image = torch.arange(len(pixels), device=pixels.device)[:, None]
+    tiles = ((image * grid.rows + row) * grid.columns + column).flatten()
     return Cells(
         offsets=pixels.new_zeros(1, 2),
         centres=pixels.flatten(0, 1),
@@ -86,9 +88,9 @@ def _cells(splats: Splats, pixels: Float[Tensor, "i p 2"]) -> Cells:
 
 
 def _grid(pixels: Float[Tensor, "i p 2"]) -> Grid:
-    """Tiles over everything from the first pixel to the last."""
+    """Tiles over the pixels' bounding box."""
     if not pixels.numel():
         return make_grid((1, 1), TILE, centred=False)
-    low, high = (ends.floor().long().tolist() for ends in pixels.flatten(0, 1).aminmax(dim=0))
+    low, high = (bound.floor().long().tolist() for bound in pixels.flatten(0, 1).aminmax(dim=0))
     wide, high = high[0] - low[0] + 1, high[1] - low[1] + 1
-    return make_grid((high, wide), max(TILE, -(-max(wide, high) // MOST)), (low[0], low[1]), centred=False)
+    return make_grid((high, wide), max(TILE, -(-max(wide, high) // MAX_TILES)), (low[0], low[1]), centred=False)

@@ -1,4 +1,4 @@
-"""Gaussians as ellipses on the picture: elliptical weighted averaging (Zwicker et al. 2001), with 3DGS's numbers."""
+"""Gaussians as ellipses on the image: elliptical weighted averaging (Zwicker et al. 2001), with 3DGS's numbers."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from four_d.rendering.scene import Scene
 BLUR = 0.3
 """Variance in pixels² added to both axes of every ellipse."""
 NEAR = 0.01
-"""z-depth at or below which a Gaussian is not drawn."""
-BESIDE = 0.3
-"""How far beside the picture, in half pictures, the slope of the projection still follows a Gaussian's centre."""
+"""z-depth at or below which a Gaussian is culled."""
+GUARD_BAND = 0.3
+"""Margin beside the image, in half images, within which the Jacobian is taken at a Gaussian's own centre."""
 FAINTEST = 1 / 255
-"""A Gaussian does not count where its alpha is below this."""
+"""Alpha below which a Gaussian does not count."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Splats:
-    """n ellipses on each of i pictures: alpha(x) = opacity · exp(−½ (x − centre)ᵀ conic (x − centre))."""
+    """n ellipses on each of i images: alpha(x) = opacity · exp(−½ (x − centre)ᵀ conic (x − centre))."""
 
     centres: Float[Tensor, "i n 2"]
     """(x, y) in pixels, corner origin."""
@@ -30,15 +30,15 @@ class Splats:
     """The inverse covariance's xx, xy and yy, in pixels⁻²."""
     opacities: Float[Tensor, "i n"]
     depths: Float[Tensor, "i n"]
-    """z-depth; 1 where not ``drawn``."""
+    """z-depths; 1 where not ``drawn``."""
     reach: Float[Tensor, "i n 2"]
     """Pixels in x and y beyond which alpha is below `FAINTEST`; without gradient."""
     drawn: Bool[Tensor, "i n"]
-    """In front of the camera and not too faint."""
+    """Mask of Gaussians in front of the camera and not too faint."""
 
 
 def project(scene: Scene, size: tuple[int | Tensor, int | Tensor]) -> Splats:
-    """The ellipses of all pictures of ``size`` (height, width), one number or ``i 1``. The reach has no gradient."""
+    """Project to ellipses on images of ``size`` (height, width), each one number or ``i 1``. Reach has no gradient."""
     rotation = scene.camera_from_world[:, :3, :3]
     camera = scene.means @ rotation.mT + scene.camera_from_world[:, None, :3, 3]
     drawn = (camera[..., 2] > NEAR) & (scene.opacities >= FAINTEST)
@@ -60,7 +60,7 @@ def project(scene: Scene, size: tuple[int | Tensor, int | Tensor]) -> Splats:
 
 
 def _axes(quats: Float[Tensor, "i n 4"], scales: Float[Tensor, "i n 3"]) -> Float[Tensor, "i n 3 3"]:
-    """Columns are the ellipsoid's half axes in the world; a quaternion of zeros is the identity."""
+    """Half axes of the ellipsoids in the world, as columns; a quaternion of zeros is the identity."""
     w, x, y, z = torch.nn.functional.normalize(quats, dim=-1).unbind(-1)
     rows = [
         *(1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
@@ -73,8 +73,8 @@ def _axes(quats: Float[Tensor, "i n 4"], scales: Float[Tensor, "i n 3"]) -> Floa
 def _slope(
     across: Tensor, along: Tensor, ratio: Tensor, z: Tensor, focal: Tensor, centre: Tensor, pixels: int | Tensor
 ) -> Float[Tensor, "i n 3"]:
-    """How one pixel coordinate changes along the three half axes, taken at most `BESIDE` beside the picture."""
-    margin = BESIDE * 0.5 * pixels / focal
+    """Derivative of one pixel coordinate along the three half axes, taken at most `BESIDE` beside the image."""
+    margin = GUARD_BAND * 0.5 * pixels / focal
     ratio = torch.minimum(torch.maximum(ratio, -centre / focal - margin), (pixels - centre) / focal + margin)
     return (focal / z)[..., None] * (across - ratio[..., None] * along)
 

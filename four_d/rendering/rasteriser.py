@@ -1,4 +1,4 @@
-"""What a backend must be able to do."""
+"""Interface of a rendering backend."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from four_d.rendering.scene import Scene
 
 @dataclass(frozen=True, kw_only=True)
 class Raster:
-    """i pictures over nothing: Σ weight·value for c values, the expected z-depth, and alpha = Σ weight."""
+    """i images without background: Σ weight·value for c values, the expected z-depth, and alpha = Σ weight."""
 
     values: Float[Tensor, "i c h w"]
     depth: Float[Tensor, "i h w"]
@@ -25,18 +25,18 @@ class Raster:
 
 @runtime_checkable
 class Rasteriser(Protocol):
-    """Draws scenes; gradients reach every tensor of the scene but the intrinsics."""
+    """Rasteriser of scenes; gradients reach every tensor of the scene except the intrinsics."""
 
     @property
     def cost(self) -> Cost:
-        """What it needs of memory."""
+        """Memory cost."""
         ...
 
     def __call__(self, scene: Scene, size: tuple[int, int]) -> Raster:
-        """The pictures, ``size`` (height, width) pixels each. UserError if they need more memory than there is."""
+        """Render images of ``size`` (height, width) pixels. UserError if they exceed the free memory."""
         ...
 
 
 def expected(total: Float[Tensor, "*b"], alpha: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
-    """Σ weight·z / Σ weight, 0 where no weight is."""
+    """Divide Σ weight·z by Σ weight, 0 without weight."""
     return torch.where(alpha > 0, total / torch.where(alpha > 0, alpha, 1), 0)

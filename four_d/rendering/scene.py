@@ -1,4 +1,4 @@
-"""What a rasteriser is given: for each picture the Gaussians at its time, with the colours its camera sees."""
+"""Inputs of a rasteriser: for each image the Gaussians at its time, with their colours seen from its camera."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from four_d.types import Cameras, Gaussians
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """i pictures of n Gaussians each: every picture has its own time, so its own means, and its own camera."""
+    """i images of n Gaussians each: every image has its own time, so its own means, and its own camera."""
 
     means: Float[Tensor, "i n 3"]
-    """World positions at the picture's time."""
+    """World positions at the image's time."""
     quats: Float[Tensor, "i n 4"]
     scales: Float[Tensor, "i n 3"]
     opacities: Float[Tensor, "i n"]
     values: Float[Tensor, "i n c"]
-    """What is composited: the colour as this camera sees it, then any features."""
+    """Values to composite: the colour seen from this camera, then any features."""
     camera_from_world: Float[Tensor, "i 4 4"]
     intrinsics: Float[Tensor, "i 3 3"]
 
@@ -31,8 +31,14 @@ class Scene:
 def make_scene(
     gaussians: Gaussians, cameras: Cameras, times: Float[Tensor, "b v"], features: Float[Tensor, "b n c"] | None
 ) -> Scene:
-    """The pictures of b sets of Gaussians by v cameras each, in row-major order of (b, v)."""
+    """Make the images of b sets of Gaussians by v cameras each, in row-major order of (b, v).
+
+    An unknown camera sees nothing.
+    """
     views = times.shape[1]
+    opacities = _repeat_views(gaussians.opacities, views)
+    if cameras.known is not None:
+        opacities = torch.where(cameras.known.flatten()[:, None], opacities, 0)
     means = means_at(gaussians, times)
     eyes = cameras.world_from_camera[..., None, :3, 3]
     values = harmonics.colours(gaussians.harmonics[:, None], means - eyes)
@@ -40,17 +46,17 @@ def make_scene(
         values = torch.cat([values, features[:, None].expand(-1, views, -1, -1)], dim=-1)
     return Scene(
         means=means.flatten(0, 1),
-        quats=_each_view(gaussians.quats, views),
-        scales=_each_view(gaussians.scales, views),
-        opacities=_each_view(gaussians.opacities, views),
+        quats=_repeat_views(gaussians.quats, views),
+        scales=_repeat_views(gaussians.scales, views),
+        opacities=opacities,
         values=values.flatten(0, 1),
         camera_from_world=invert_pose(cameras.world_from_camera).flatten(0, 1),
         intrinsics=cameras.intrinsics.flatten(0, 1),
     )
 
 
-def _each_view(values: Tensor, views: int) -> Tensor:
-    """``b …`` to ``(b views) …``."""
+def _repeat_views(values: Tensor, views: int) -> Tensor:
+    """Repeat ``b …`` to ``(b views) …``."""
     return values[:, None].expand(-1, views, *values.shape[1:]).flatten(0, 1)
 
 
@@ -58,17 +64,19 @@ def means_at(gaussians: Gaussians, times: Float[Tensor, "b v"]) -> Float[Tensor,
     """Positions at ``times`` (s): between offset times linear, before the first and after the last the nearest."""
     if gaussians.offsets is None or gaussians.offset_times is None:
         return gaussians.means[:, None].expand(-1, times.shape[1], -1, -1)
-    lower, upper, share = _between(gaussians.offset_times, times)
+    lower, upper, fraction = _between(gaussians.offset_times, times)
     rows = torch.arange(times.shape[0], device=times.device)[:, None]
     before, after = gaussians.offsets[rows, lower], gaussians.offsets[rows, upper]
-    return gaussians.means[:, None] + torch.lerp(before, after, share[..., None, None].to(before.dtype))
+    return gaussians.means[:, None] + torch.lerp(before, after, fraction[..., None, None].to(before.dtype))
 
 
-def _between(known: Float[Tensor, "b t"], times: Float[Tensor, "b v"]) -> tuple[Tensor, Tensor, Tensor]:
-    """Indices of the known times around each time and how far it is from the first to the second, 0 to 1."""
-    known = known.contiguous()
-    upper = torch.searchsorted(known, times.to(known.dtype).contiguous()).clamp(0, known.shape[1] - 1)
+def _between(offset_times: Float[Tensor, "b t"], times: Float[Tensor, "b v"]) -> tuple[Tensor, Tensor, Tensor]:
+    """Indices of the known times around each time, and its fraction of the way between them, 0 to 1."""
+    offset_times = offset_times.contiguous()
+    upper = torch.searchsorted(offset_times, times.to(offset_times.dtype).contiguous()).clamp(
+        0, offset_times.shape[1] - 1
+    )
     lower = (upper - 1).clamp_min(0)
-    start, end = known.gather(1, lower), known.gather(1, upper)
+    start, end = offset_times.gather(1, lower), offset_times.gather(1, upper)
     span = torch.where(end > start, end - start, torch.ones_like(end))
     return lower, upper, ((times - start) / span).clamp(0, 1)

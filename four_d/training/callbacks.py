@@ -1,10 +1,10 @@
-"""What happens around the steps: figures, pictures, checkpoints, the clock and signals."""
+"""Callbacks around the steps: figures, images, checkpoints, the clock and signals."""
 # ruff: noqa: ARG002  # Lightning passes a hook all its arguments by position
 
 from __future__ import annotations
 
+import logging
 import signal
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -18,40 +18,45 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
+from four_d.checkpoints import LAST
 from four_d.data.loading import Step
 from four_d.errors import UserError
+from four_d.outputs import new_file
 from four_d.progress import Bar
 from four_d.training import parallel
 from four_d.training.module import Terms, TrainingModule
-from four_d.training.record import RunRecord, read_metrics, write_atomically
-from four_d.training.validation import Means, draw, figures
+from four_d.training.record import RunRecord, read_metrics
+from four_d.training.validation import draw
+from four_d.training.variation import LEAST_STEPS, SAME_FOR, Rows, Variation, rows, stuck, truth, variation
 from four_d.types import Prediction
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-LAST, BEST = Path("checkpoints/last.ckpt"), Path("checkpoints/best.ckpt")
+LOGGER = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+BEST = Path("checkpoints/best.ckpt")
 
 
-class Stopped(Exception):  # noqa: N818  # not an error: the run was asked to stop, and saved first
+class Stopped(Exception):  # noqa: N818  # not an error: a requested stop, after saving
     """A signal ended the run after its checkpoint was written."""
 
 
 class Reporter(Callback):
-    """Figures into the run's record and the progress bar. ``record`` is None on all ranks but the first."""
+    """Reporter of figures to the run's record and the progress bar. ``record`` is None on all ranks but the first."""
 
-    def __init__(self, record: RunRecord | None, bar: Bar, validation_clips: int) -> None:
-        self._record, self._bar, self._clips = record, bar, validation_clips
+    def __init__(self, record: RunRecord | None, bar: Bar) -> None:
+        self._record, self._bar = record, bar
         self._sums: dict[str, Tensor] = {}
         self._steps = self._images = 0
         self._since = time.monotonic()
         self._complained: set[str] = set()
         self._skipped = 0
-        self._means = Means()
+        self._shown: list[tuple[Rows, Rows]] = []
         self._drawn = 0
-        self.loss = float("nan")
-        self.validation: dict[str, float] = {}
+        self.loss: float | None = None
+        """Loss of the last record; None before the first."""
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """The clock of the rates starts."""
+        """Start the clock of the rates."""
         self._since = time.monotonic()
 
     def on_train_batch_end(
@@ -62,25 +67,25 @@ class Reporter(Callback):
         batch: Step,
         batch_idx: int,
     ) -> None:
-        """Add up; every so often write a line."""
+        """Accumulate; write a line every few steps."""
         module = cast(TrainingModule, pl_module)
         for name, value in cast(Terms, outputs).items():
             self._sums[name] = self._sums.get(name, 0) + value.float()
         self._steps += 1
         self._images += sum(example.inputs.images.shape[:2].numel() for example in batch.batches) * trainer.world_size
         self._complain(batch.skipped)
-        if module.step % module.config.logging.every == 0:
+        if module.step % module.config.logging.every == 0 or module.share >= 1:
             self._write_line(module)
         if module.config.loop.max_minutes is not None and module.share > 0:
             self._bar.expect(max(module.step, round(module.step / module.share)))
-        self._bar.advance(1, loss=self.loss)
+        self._bar.advance(1, **({} if self.loss is None else {"loss": self.loss}))
 
     def _complain(self, skipped: tuple[str, ...]) -> None:
-        """Name each corrupt sample once per process; count all."""
+        """Report each corrupt sample once per process; count all."""
         self._skipped += len(skipped)
         for line in skipped:
             if line not in self._complained:
-                print(f"skipped {line}", file=sys.stderr)
+                LOGGER.error(f"skipped {line}")
                 self._complained.add(line)
 
     def _write_line(self, module: TrainingModule) -> None:
@@ -104,50 +109,76 @@ class Reporter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Judge one clip, and draw the first few."""
+        """Draw the first few clips, and collect outputs for their variation."""
         module, targets = cast(TrainingModule, pl_module), batch.batches[0].targets
         judged = cast(Mapping[str, object], outputs)
-        prediction, terms = cast(Prediction, judged["prediction"]), cast(Terms, judged["terms"])
+        prediction = cast(Prediction, judged["prediction"])
         self._complain(batch.skipped)
-        is_repeat = batch.index >= self._clips
-        self._means.add(figures(prediction, terms, targets), 0.0 if is_repeat else 1.0)
+        if not batch.repeat:
+            self._shown.append((rows(prediction, targets), rows(truth(targets), targets)))
         if self._record is not None and self._drawn < module.config.logging.pictures:
             picture = draw(prediction, targets, f"{batch.batches[0].key[0]}, step {module.step}")
             if picture is not None:
                 self._record.picture(f"clip-{self._drawn}", module.step, picture)
             self._drawn += 1
 
-    def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Write the means."""
-        module = cast(TrainingModule, pl_module)
-        self.validation = self._means.take(module.device)
-        self._drawn = 0
-        if self._record is not None:
-            self._record.write("validation", module.step, {**self.validation, "elapsed_s": round(module.elapsed, 3)})
-
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Validation does not count for the rates."""
+        """Write the module's figures. Validation time does not count for the rates."""
+        module = cast(TrainingModule, pl_module)
+        self._drawn = 0
+        shown = [clip for each in parallel.gather(self._shown) for clip in each]
+        self._shown.clear()
+        if self._record is not None:
+            self._record.write("validation", module.step, {**module.validation, "elapsed_s": round(module.elapsed, 3)})
+            self._write_variation(self._record, module.step, variation(*zip(*shown)) if shown else {})
         self._since = time.monotonic()
+
+    def _write_variation(self, record: RunRecord, step: int, found: Mapping[str, Variation]) -> None:
+        """Record the variation of each output, and warn of outputs that do not vary."""
+        line: dict[str, float | str] = {}
+        for name, each in found.items():
+            line |= {f"{name}_clips": each.clips, f"{name}_frames": each.frames}
+            if step >= LEAST_STEPS and each.same_for is not None:
+                line[f"{name}{SAME_FOR}"] = each.same_for
+                LOGGER.warning(f"step {step}: {stuck(name, each.same_for)}")
+        record.write("variation", step, line)
 
 
 class Watch(Callback):
-    """The run's clock, and whether a signal asked it to stop; after each step all ranks know the same."""
+    """Clock and stop signals of the run, synchronised over all ranks after each step."""
 
     def __init__(self) -> None:
         self.stop = self._asked = False
-        self._began = 0.0
+        self._began: float | None = None
+        self._interrupt = signal.getsignal(signal.SIGINT)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Start the clock; take over the signals (Lightning gives back the former handlers in the end)."""
-        self._began = time.monotonic() - cast(TrainingModule, pl_module).elapsed
+        """Install signal handlers (Lightning restores the former ones in the end, except SIGINT's)."""
+        self._asked = trainer.received_sigterm  # during the making of the first batches
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 signal.signal(number, self._ask)
 
     def _ask(self, number: int, _: FrameType | None) -> None:
+        if self._asked and number == signal.SIGINT:
+            raise KeyboardInterrupt  # a second request does not wait for the step
         if not self._asked:
-            print(f"{signal.Signals(number).name}: finishing the step, then saving", file=sys.stderr, flush=True)
+            LOGGER.warning(f"{signal.Signals(number).name}: finishing the step, then saving")
         self._asked = True
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Restore Ctrl-C."""
+        self._give_back()
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        """Restore Ctrl-C."""
+        self._give_back()
+
+    def _give_back(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._interrupt)
 
     def on_train_batch_end(
         self,
@@ -157,14 +188,17 @@ class Watch(Callback):
         batch: Step,
         batch_idx: int,
     ) -> None:
-        """Agree."""
+        """Synchronise. The clock starts at the end of the first step."""
         module = cast(TrainingModule, pl_module)
-        stop, module.elapsed = parallel.maximum([float(self._asked), time.monotonic() - self._began], module.device)
+        now = time.monotonic()
+        if self._began is None:
+            self._began = now - module.elapsed
+        stop, module.elapsed = parallel.maximum([float(self._asked), now - self._began], module.device)
         self.stop = bool(stop)
 
 
 class Keeper(Callback):
-    """Saves the run when due; ends it when its steps or time are over, or when it was asked to stop. Comes last."""
+    """Callback that saves the run when due and ends it by steps, time or a stop signal; must be the last one."""
 
     def __init__(self, folder: Path, watch: Watch) -> None:
         self._folder, self._watch = folder, watch
@@ -177,9 +211,9 @@ class Keeper(Callback):
         batch: Step,
         batch_idx: int,
     ) -> None:
-        """Save, end."""
+        """Save when due; end the run."""
         module = cast(TrainingModule, pl_module)
-        finished = module.share >= 1
+        finished = module.share >= 1 or trainer.should_stop  # which another callback may set
         if self._watch.stop or finished or module.step % module.config.loop.epoch_steps == 0:
             save(trainer, self._folder / LAST)
         if self._watch.stop:
@@ -189,18 +223,18 @@ class Keeper(Callback):
 
 
 class BestKeeper(Callback):
-    """Keeps the weights of the best validation; what is best so far stands in the run's own figures."""
+    """Callback that keeps the weights of the best validation; the best figure so far is in the run's own record."""
 
-    def __init__(self, folder: Path, reporter: Reporter, figure: str) -> None:
-        self._folder, self._reporter, self._figure = folder, reporter, figure
+    def __init__(self, folder: Path, figure: str) -> None:
+        self._folder, self._figure = folder, figure
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Save the weights if no earlier validation had a lower figure."""
-        step = cast(TrainingModule, pl_module).step
-        if self._figure not in self._reporter.validation:
-            known = ", ".join(self._reporter.validation)
+        module = cast(TrainingModule, pl_module)
+        if self._figure not in module.validation:
+            known = ", ".join(module.validation)
             raise UserError(f"loop.best is {self._figure!r}, which no validation gives; choose one of {known}")
-        value = self._reporter.validation[self._figure]
+        step, value = module.step, module.validation[self._figure]
         lines = [line for line in read_metrics(self._folder) if line["split"] == "validation"]
         earlier = [line[self._figure] for line in lines if line["step"] != step and self._figure in line]
         known = [cast(float, other) for other in earlier if other is not None]
@@ -214,7 +248,8 @@ def save(trainer: lightning.Trainer, path: Path, *, weights_only: bool = False) 
     """Write a checkpoint under a temporary name and rename it. All ranks must call it; the first one writes."""
     write = partial(trainer.save_checkpoint, weights_only=weights_only)
     if trainer.is_global_zero:
-        write_atomically(path, write)
+        with new_file(path) as temporary:
+            write(temporary)
     else:
         write(path)
     trainer.strategy.barrier()

@@ -1,59 +1,94 @@
-"""The one training module: a step is forward, terms, backward and update, written out."""
+"""Training module: an explicit step of forward, loss terms, backward and update."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from typing import cast
+from typing import Any, cast
 
 import lightning
 import numpy as np
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from four_d.abilities import ModelModule
 from four_d.checkpoints import WEIGHTS, Checkpoint, fill, sha256_of
-from four_d.config import Plain, RunConfig, WeightsConfig, to_plain
+from four_d.config import RunConfig, WeightsConfig
 from four_d.data.loading import Step
 from four_d.errors import UserError
-from four_d.layers import full_precision, full_type
-from four_d.model import FourD, compile_blocks
-from four_d.rendering import render
+from four_d.layers import full_precision
+from four_d.losses.reduction import nothing
+from four_d.losses.schedule import Ramp, weight_at
+from four_d.losses.supervision import supervised
+from four_d.losses.term import LossInputs
+from four_d.model import compile_blocks
+from four_d.rendering.backends import fastest_missing
+from four_d.schema import Plain, to_plain
+from four_d.training import parallel
 from four_d.training.averaging import Average
-from four_d.training.optimiser import freeze, group_rate, make_optimiser
-from four_d.types import Clip, Example, Prediction, Views, map_tensors
+from four_d.training.optimiser import (
+    LOSSES,
+    check_trains,
+    follow_rows,
+    freeze,
+    group_rate,
+    make_optimiser,
+    with_settings,
+)
+from four_d.training.validation import Means
+from four_d.training.validation import figures as judged
+from four_d.types import Clip, Example, Prediction
+
+LOGGER = logging.getLogger(__name__)
 
 MAX_BAD_STEPS = 20
-"""Steps in a row without finite gradients after which a run gives up."""
+"""Consecutive steps without finite gradients after which a run fails; checked at this interval."""
 
 Terms = dict[str, Tensor]
 
 
 class TrainingModule(lightning.LightningModule):
-    """Model, losses and update. Where a run stands is ``step`` (updates done) and ``elapsed`` (seconds, all starts)."""
+    """Model, losses and update. The progress of a run is ``step`` (updates done) and ``elapsed`` (seconds).
+
+    ``elapsed`` sums over all starts of the run, each from the end of its first step: compiling and starting workers
+    before that vary with the machine and are not training.
+    """
 
     def __init__(self, config: RunConfig, start: Checkpoint | None = None) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.config = config
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
             torch.manual_seed(config.seed)
-            self.model: FourD = config.model.build()
+            self.model: ModelModule = config.model.build()
+            self.losses = nn.ModuleDict({name: loss.build() for name, loss in config.losses.items()})
         self.origin: Plain = {}
         if start is not None:
             self._start_from(start)
-        freeze(self.model, config.optimiser.trainable, config.optimiser.frozen)
+        freeze(self, config.optimiser.trainable, config.optimiser.frozen)
+        # without a gradient these would stop the exchange of gradients between processes, and with one of zero decay
+        self.untaught = self.model.freeze_untaught(
+            frozenset(field for loss in config.losses.values() if loss.weight for field in loss.teaches)
+        )
+        check_trains(self)
         if config.loop.compile:
             compile_blocks(self.model)
         ema = config.loop.ema
-        self.average = None if ema is None else Average(self.model, ema)
+        self.average = None if ema is None else Average(self, ema)
         self._averaged = ExitStack()
-        self.step, self.elapsed, self.bad_steps = 0, 0.0, 0
+        self.step, self.elapsed, self.bad_steps = 0, 0.0, torch.zeros((), dtype=torch.long)
+        self._means = Means()
+        self.validation: dict[str, float] = {}
+        """Figures of the last validation, means over all clips of all processes."""
 
     def _start_from(self, start: Checkpoint) -> None:
-        """Take over another model's weights, and remember whose they are."""
+        """Start from another model's weights, and record their origin."""
         chosen = self.config.weights or WeightsConfig()
         weights = start.model.state_dict()
+        self.model.fit_shapes(weights)
         fill(
             self.model,
             weights,
@@ -70,134 +105,220 @@ class TrainingModule(lightning.LightningModule):
             "trained_on": start.info.trained_on,
         }
 
+    def setup(self, stage: str) -> None:  # noqa: ARG002 - Lightning's name and signature
+        """Compile the rasteriser before the first step, where other ranks would wait for it in a collective."""
+        if self.model.abilities.gives_gaussians:
+            ready_to_render(self.trainer.strategy.root_device, first=self.trainer.local_rank == 0)
+
     @property
     def share(self) -> float:
-        """How much of the run is over, by steps or by time, whichever is further."""
+        """Completed fraction of the run, by steps or by time, whichever is further."""
         loop = self.config.loop
         by_time = 0.0 if loop.max_minutes is None else self.elapsed / (60 * loop.max_minutes)
         return min(1.0, max(self.step / loop.max_steps, by_time))
 
+    @property
+    def progress(self) -> float:
+        """`share` at the end of the current step: at its beginning the first learning rate would be 0."""
+        return min(1.0, max(self.share, (self.step + 1) / self.config.loop.max_steps))
+
     def terms(self, example: Example) -> tuple[Prediction, Terms]:
-        """The prediction and its unweighted loss terms; ``loss`` is their weighted sum."""
+        """Compute the prediction and its unweighted loss terms; ``loss`` is their weighted sum."""
         prediction = self.model(example.inputs)
-        losses, views = self.config.losses, pictures(prediction, example.targets)
-        terms = {name: term(prediction, views, example.targets) for name, term in losses.items()}
-        total = sum(
-            (losses[name].weight * value for name, value in terms.items()), start=torch.zeros((), device=self.device)
-        )
+        progress = self.progress if self.training else 1.0
+        inputs = LossInputs(prediction=prediction, targets=example.targets, step=self.step, progress=progress)
+        terms = {name: _value(term, inputs) for name, term in self.losses.items()}
+        weights = {name: weight_at(loss.weight, progress) for name, loss in self.config.losses.items()}
+        total = sum((weights[name] * value for name, value in terms.items()), start=torch.zeros((), device=self.device))
         return prediction, {"loss": total, **terms}
 
+    def supervised(self, targets: Clip) -> Terms:
+        """Fraction of a batch's clips that have each term's truth."""
+        return {name: supervised(targets, term.needs).float().mean() for name, term in self.config.losses.items()}
+
     def training_step(self, step: Step, _: int) -> Terms:
-        """One update. Its terms, averaged over the accumulated batches, with lr and gradient_norm (before clipping)."""
+        """Perform one update and return its figures, means over its batches.
+
+        They are the terms, ``supervised/TERM``, lr, gradient_norm (before clipping), and ``weight/TERM`` of weights
+        that change over the run.
+        """
         # stochastic layers must not depend on how often a run was resumed
         torch.manual_seed(_seed(self.config.seed, step.index, self.global_rank))
-        self.model.at_step(self.step)
         optimiser = cast(LightningOptimizer, self.optimizers())
+        self._follow_rows(self.model.at_step(self.step), optimiser)
         rate = self._set_rate(optimiser)
         optimiser.zero_grad()
         count, means = len(step.batches), Terms()
         for number, example in enumerate(step.batches, start=1):
             with self._gather_gradients(number == count):
                 terms = self.terms(example)[1]
-                self.manual_backward(terms["loss"] / count)
-            for name, value in terms.items():
+                with full_precision(self.device):  # as torch requires; Lightning's autocast covers this whole method
+                    self.manual_backward(terms["loss"] / count)
+            shares = {f"supervised/{name}": share for name, share in self.supervised(example.targets).items()}
+            for name, value in {**terms, **shares}.items():
                 means[name] = means.get(name, 0) + value.detach() / count
         norm = self._clip()
+        ramps = {name: loss.weight for name, loss in self.config.losses.items() if isinstance(loss.weight, Ramp)}
+        weights = {f"weight/{name}": torch.tensor(weight_at(ramp, self.progress)) for name, ramp in ramps.items()}
         optimiser.step()
         self.step += 1
         if self.average is not None:
-            self.average.update(self.model)
-        return {**means, "lr": torch.tensor(rate), "gradient_norm": norm}
+            self.average.update(self, norm.isfinite())
+        figures = {**means, **weights, "lr": torch.tensor(rate), "gradient_norm": norm}
+        self.log_dict({f"train/{name}": value for name, value in figures.items()})
+        return figures
+
+    def _follow_rows(self, rows: Mapping[str, Tensor], optimiser: LightningOptimizer) -> None:
+        """Let the optimiser and the running average follow parameters that got other rows (`ModelModule.at_step`)."""
+        if rows and parallel.running():
+            raise UserError(f"{next(iter(rows))} changes its rows, which processes cannot share; train in one process")
+        for name, former in rows.items():
+            parameter = self.model.get_parameter(name)
+            parameter.grad = None
+            if not parameter.requires_grad:
+                continue
+            follow_rows(optimiser.optimizer.state[parameter], former)
+            if self.average is not None:
+                self.average.follow_rows(name, parameter, former)
 
     def _set_rate(self, optimiser: LightningOptimizer) -> float:
-        # the end of the step counts: at its beginning the first rate would be 0, and that step lost
-        share = min(1.0, max(self.share, (self.step + 1) / self.config.loop.max_steps))
+        loop = self.config.loop
+        warmed = (self.step + 1) / max(1, min(self.config.optimiser.min_warmup_steps, loop.max_steps // 5))
         for group in optimiser.param_groups:
-            group["lr"] = group_rate(share, self.config.optimiser, group)
+            group["lr"] = group_rate(self.progress, self.config.optimiser, group, warmed)
         return cast(float, optimiser.param_groups[0]["lr"])
 
     def _gather_gradients(self, last: bool) -> AbstractContextManager[None]:
-        """Ranks exchange gradients once per update, in the backward of the last batch."""
+        """Let ranks exchange gradients once per update, in the backward pass of the last batch."""
         wrapped = self.trainer.strategy.model
         return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) and not last else nullcontext()
 
     def _clip(self) -> Tensor:
-        """Clip the gradient; drop it where it is not finite, so that the update does nothing. Its norm before."""
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        """Clip the gradient, and return its norm before; where it is not finite the update does nothing.
+
+        All on the device: waiting for the norm would stall every step. UserError, at the latest `MAX_BAD_STEPS` later,
+        where none was finite for as many steps.
+        """
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         config = self.config.optimiser
         groups = self._parts() if config.clip == "groups" else [trained]
         norm = torch.stack([torch.nn.utils.clip_grad_norm_(group, config.clip_norm) for group in groups]).norm()
-        if bool(norm.isfinite()):
-            self.bad_steps = 0
-            return norm
-        self.bad_steps += 1
-        if self.bad_steps >= MAX_BAD_STEPS:
-            raise UserError(f"{self.bad_steps} steps in a row gave no finite gradient; lower optimiser.lr or use fp32")
-        for parameter in trained:
-            parameter.grad = None
+        bad, optimiser = ~norm.isfinite(), cast(LightningOptimizer, self.optimizers())
+        optimiser.optimizer.found_inf = bad.float()  # pyright: ignore[reportAttributeAccessIssue] - as torch.amp.GradScaler
+        self.bad_steps = torch.where(bad, self.bad_steps.to(norm.device) + 1, 0)
+        if (self.step + 1) % MAX_BAD_STEPS == 0 or self.progress >= 1:
+            count = int(self.bad_steps)
+            if count >= MAX_BAD_STEPS:
+                raise UserError(f"{count} steps in a row gave no finite gradient; lower optimiser.lr or use fp32")
         return norm
 
     def _parts(self) -> list[list[Tensor]]:
-        """The parameters of each of the optimiser's groups."""
+        """Parameters of each of the optimiser's clipping groups."""
         found: dict[str, list[Tensor]] = {}
         for group in cast(LightningOptimizer, self.optimizers()).param_groups:
             found.setdefault(group["part"], []).extend(group["params"])
         return list(found.values())
 
+    def on_fit_start(self) -> None:
+        """Report the heads that learn nothing."""
+        for name, output in self.untaught.items() if self.global_rank == 0 else ():
+            remedy = f"add a loss of {output}, or leave it out: model.{name}=null"
+            LOGGER.warning(f"{name} has no loss, so its weights stay as they are; {remedy}")
+
     def validation_step(self, step: Step, _: int) -> dict[str, Prediction | Terms]:
         """Prediction and terms of one clip, under the averaged weights if there are any."""
+        targets = step.batches[0].targets
         prediction, terms = self.terms(step.batches[0])
+        self._means.add(judged(prediction, terms, self.supervised(targets), targets), 0.0 if step.repeat else 1.0)
         return {"prediction": prediction, "terms": terms}
 
     def on_validation_start(self) -> None:
         """Validate the averaged weights."""
         if self.average is not None:
-            self._averaged.enter_context(self.average.applied(self.model))
+            self._averaged.enter_context(self.average.applied(self))
+
+    def on_validation_epoch_end(self) -> None:
+        """Take the means over the clips; Lightning's loggers and callbacks know them as ``validation/NAME``."""
+        self.validation = self._means.take(self.device)
+        self.log_dict({f"validation/{name}": value for name, value in self.validation.items()}, batch_size=1)
 
     def on_validation_end(self) -> None:
-        """Back to those that train."""
+        """Restore the training weights."""
         self._averaged.close()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW; its rate is set by every step."""
-        return make_optimiser(self.model, self.config.optimiser)
+        """Make AdamW; every step sets its rate."""
+        return make_optimiser(self, self.config.optimiser)
 
     def on_save_checkpoint(self, checkpoint: Plain) -> None:
-        """``state_dict`` holds the weights to use, the averaged ones if there are any; plain containers only."""
+        """Save the weights to use, averaged ones if there are any, as ``state_dict``; plain containers only."""
         run: Plain = {"step": self.step, "elapsed": self.elapsed, "config": to_plain(self.config)}
         if self.origin:
             run["origin"] = self.origin
         if self.average is not None and "optimizer_states" in checkpoint:
             state = cast(dict[str, Tensor], checkpoint["state_dict"])
-            run["trained"] = {name: state[f"model.{name}"] for name in self.average.weights}
-            run["average_updates"] = self.average.updates
+            run["trained"] = {name: state[_key(name)] for name in self.average.weights}
+            run["average_updates"] = int(self.average.updates)
         if self.average is not None:
             state = cast(dict[str, Tensor], checkpoint["state_dict"])
-            averaged = {f"model.{name}": value for name, value in self.average.weights.items()}
+            averaged = {_key(name): value for name, value in self.average.weights.items()}
             checkpoint["state_dict"] = {**state, **averaged}
         checkpoint["run"] = run
 
     def on_load_checkpoint(self, checkpoint: Plain) -> None:
-        """The inverse; a run that began without averaging, or goes on without, is fine."""
+        """Load a checkpoint; a run may begin or continue without averaging."""
         run = cast(Plain, checkpoint["run"])
         self.step, self.elapsed = cast(int, run["step"]), cast(float, run["elapsed"])
         self.origin = cast(Plain, run.get("origin", {}))
         state = cast(dict[str, Tensor], checkpoint["state_dict"])
+        self._check_losses(state)
+        self.model.fit_shapes({name.removeprefix("model."): value for name, value in state.items()})
         if self.average is not None:
             used = {name.removeprefix("model."): value for name, value in state.items()}
             self.average.load(used, cast(int, run.get("average_updates", 0)))
         trained = cast(dict[str, Tensor], run.get("trained", {}))
-        checkpoint["state_dict"] = {**state, **{f"model.{name}": value for name, value in trained.items()}}
+        checkpoint["state_dict"] = {**state, **{_key(name): value for name, value in trained.items()}}
+        if "optimizer_states" in checkpoint:
+            fresh = make_optimiser(self, self.config.optimiser)
+            saved = cast(list[dict[str, Any]], checkpoint["optimizer_states"])
+            checkpoint["optimizer_states"] = [with_settings(each, fresh) for each in saved]
+
+    def _check_losses(self, state: Mapping[str, Tensor]) -> None:
+        """Raise UserError where terms have other learned weights than those that the run began with."""
+        begun = {name: value.shape for name, value in state.items() if name.startswith(LOSSES)}
+        own = {name: value.shape for name, value in self.losses.state_dict(prefix=LOSSES).items()}
+        for name in {**begun, **own}:
+            if begun.get(name) != own.get(name):
+                term = ".".join(name.split(".")[:2])
+                raise UserError(
+                    f"{name} is not as the run began; set {term} as it was then, or choose another name for the run"
+                )
 
 
-def pictures(prediction: Prediction, targets: Clip) -> Views | None:
-    """What the predicted Gaussians look like from where the targets' views were taken; None without either."""
-    shown = targets.views
-    if prediction.gaussians is None or shown is None or shown.cameras is None:
-        return None
-    with full_precision(shown.images.device):
-        gaussians = map_tensors(prediction.gaussians, lambda tensor: tensor.to(full_type(tensor.dtype)))
-        return render(gaussians, shown.cameras, shown.times, (shown.images.shape[-2], shown.images.shape[-1]))
+def _key(name: str) -> str:
+    """Name in ``state_dict`` of a parameter of `optimiser.trained`."""
+    return name if name.startswith(LOSSES) else f"model.{name}"
+
+
+def _value(term: nn.Module, inputs: LossInputs) -> Tensor:
+    """Value of a term, with a gradient path to all its weights, whose gradients processes exchange."""
+    value, weights = term(inputs), [parameter for parameter in term.parameters() if parameter.requires_grad]
+    return value + nothing(*weights) if weights else value
+
+
+def ready_to_render(device: torch.device, *, first: bool) -> None:
+    """Build the rasteriser, on the ``first`` process of each machine before the others.
+
+    UserError, on every process, where any of several would have to render in plain torch while the others wait.
+    """
+    reason = parallel.in_turn(lambda: fastest_missing(device), first=first)
+    lacking = parallel.total([float(reason is not None)], device)[0]
+    if parallel.running() and lacking:
+        count = f"{lacking:.0f} of {torch.distributed.get_world_size()} processes"
+        raise UserError(
+            f"{count} would render in plain torch, which is too slow to share a run ({reason or 'not this one'}); see "
+            "four-d doctor there"
+        )
 
 
 def _seed(*numbers: int) -> int:

@@ -1,20 +1,31 @@
-"""One process or many: who we are by the launcher's environment variables, and what all must agree on."""
+"""Distributed processes: discovery by the launcher's environment variables, collectives and agreement."""
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar, cast
 
 import torch
+from lightning.fabric.plugins import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import Tensor, distributed
 
 from four_d.errors import UserError
 
+LOGGER = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """The place of this process among those of the run, as torchrun's variables tell it."""
+    """Rank of this process among those of the run, by torchrun's variables."""
 
     rank: int = 0
     size: int = 1
@@ -22,21 +33,59 @@ class World:
 
     @property
     def nodes(self) -> int:
-        """How many machines take part."""
+        """Number of machines that take part."""
         return self.size // self.local_size
 
 
+TORCHRUN = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""Variables that torchrun sets beside WORLD_SIZE for each of several processes."""
+TASKS = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+"""Variables in which schedulers state the number of tasks started or requested."""
+
+
 def discover() -> World:
-    """Read RANK, WORLD_SIZE and LOCAL_WORLD_SIZE; without them this process is alone."""
-    if "WORLD_SIZE" not in os.environ:
+    """Read torchrun's variables; without them, or with a WORLD_SIZE of 1, this process is alone.
+
+    UserError for several processes with incomplete or contradictory variables.
+    """
+    size, rank = _number("WORLD_SIZE", 1), _number("RANK", 0)
+    if size == 1 and rank == 0:
         return World()
-    size = int(os.environ["WORLD_SIZE"])
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", size))
-    return World(rank=int(os.environ["RANK"]), size=size, local_size=local)
+    lacking = [name for name in ("WORLD_SIZE", *TORCHRUN) if name not in os.environ]
+    if lacking:
+        given = ", ".join(f"{name}={os.environ[name]}" for name in ("WORLD_SIZE", "RANK") if name in os.environ)
+        raise UserError(f"{given} is set, and {', '.join(lacking)} not; start with torchrun, or unset what is set")
+    local = _number("LOCAL_WORLD_SIZE", size)
+    if not (0 <= rank < size and 0 < local <= size and size % local == 0):
+        told = f"RANK={rank} WORLD_SIZE={size} LOCAL_WORLD_SIZE={local}"
+        raise UserError(f"{told} contradict each other; start with torchrun, with as many processes on every machine")
+    return World(rank=rank, size=size, local_size=local)
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal():
+        raise UserError(f"{name}={text} is not a number from 0 on; unset it, or start with torchrun")
+    return int(text)
+
+
+def tell_tasks(world: World) -> None:
+    """Warn on stderr if a scheduler has several tasks and this process, without torchrun, is alone."""
+    found = {name: os.environ[name] for name in TASKS if os.environ.get(name, "1") != "1"}
+    if world.size > 1 or not found:
+        return
+    name, count = next(iter(found.items()))
+    told = f"{name}={count}, and torchrun started none of them: this process trains alone"
+    LOGGER.warning(f"{told}; to share a run, start torchrun once on every machine (docs/training.md)")
+
+
+def environment(world: World) -> ClusterEnvironment:
+    """Lightning's cluster environment of this world; its default guesses from variables of SLURM, MPI and others."""
+    return TorchElasticEnvironment() if world.size > 1 else LightningEnvironment()
 
 
 def strategy(world: World, accelerator: str) -> Strategy | str:
-    """DDP where there are several processes: gloo on CPUs, NCCL on GPUs."""
+    """Strategy: DDP for several processes, with gloo on CPUs and NCCL on GPUs."""
     if world.size == 1:
         return "auto"
     on_cpu = accelerator == "cpu" or not torch.cuda.is_available()
@@ -44,7 +93,7 @@ def strategy(world: World, accelerator: str) -> Strategy | str:
 
 
 def running() -> bool:
-    """Whether there are other processes to talk to."""
+    """True if several processes take part."""
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
@@ -58,8 +107,17 @@ def total(values: list[float], device: torch.device) -> list[float]:
     return _reduce(values, device, distributed.ReduceOp.SUM) if running() else values
 
 
+def gather(value: T) -> list[T]:
+    """Values of all processes, by rank."""
+    if not running():
+        return [value]
+    values: list[T | None] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return cast(list[T], values)
+
+
 def from_first(values: list[float], device: torch.device) -> list[float]:
-    """The values of rank 0."""
+    """Values of rank 0."""
     if not running():
         return values
     tensor = torch.tensor(values, dtype=torch.float64, device=device)
@@ -73,8 +131,22 @@ def _reduce(values: list[float], device: torch.device, operation: distributed.Re
     return tensor.tolist()
 
 
+def in_turn(work: Callable[[], T], *, first: bool) -> T:
+    """Do ``work`` on the first process of each machine, then on the others, which reuse its result on disk."""
+    if not running():
+        return work()
+    # of gloo, whose wait may take as long as compiling does; a collective of NCCL ends after minutes
+    group = cast(distributed.ProcessGroup, distributed.new_group(backend="gloo", timeout=timedelta(hours=1)))
+    if not first:
+        distributed.barrier(group)
+    found = work()
+    if first:
+        distributed.barrier(group)
+    return found
+
+
 def must_agree(facts: dict[str, int], device: torch.device) -> None:
-    """UserError, on every process, where one of ``facts`` is not the same on all; it names the ranks that differ."""
+    """Raise UserError on every process if one of ``facts`` differs between them; it names the ranks that differ."""
     if not running():
         return
     mine = torch.tensor(list(facts.values()), dtype=torch.int64, device=device)

@@ -6,71 +6,97 @@ import json
 import logging
 import math
 import re
-import sys
 import warnings
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, TypedDict, Unpack, cast
 
 import lightning
 import torch
-from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.pytorch.callbacks import Callback, Checkpoint, ProgressBar
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import Profiler
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from rich.table import Table
 from torch import distributed
 from torch.utils.data import DataLoader
 
 from four_d import checkpoints
-from four_d.checkpoints import Checkpoint
-from four_d.config import Plain, RunConfig, build, diff, load_plain, to_plain
-from four_d.data.loading import FromStep, Step, TrainingSteps, ValidationClips, loader
+from four_d.checkpoints import ENVIRONMENT, LAST, METRICS
+from four_d.config import LoopConfig, RunConfig, check_unit, load_plain
+from four_d.data.loading import FromStep, Sources, Step, TrainingSteps, ValidationClips, loader
+from four_d.devices import emulates_bf16, tensor_cores, told_when_full, usable
 from four_d.errors import UserError
+from four_d.outputs import keep_apart
 from four_d.progress import progress
+from four_d.schema import Plain, build, diff, to_plain, unread
 from four_d.training import parallel
-from four_d.training.callbacks import BEST, LAST, BestKeeper, Keeper, Reporter, Stopped, Watch
+from four_d.training.callbacks import BEST, BestKeeper, Keeper, Reporter, Stopped, Watch
 from four_d.training.module import TrainingModule
 from four_d.training.parallel import World
-from four_d.training.record import CONFIG, ENVIRONMENT, RunRecord, alone, read_metrics
+from four_d.training.record import CONFIG, RunRecord, alone, read_metrics
+from four_d.training.supervision import unsupervised
+from four_d.training.variation import SAME_FOR, stuck
 from four_d.types import map_tensors
+
+LOGGER = logging.getLogger(__name__)
 
 Resume = Literal["auto", "never", "always"]
 STOPPED = 143
 """Exit code of a run that a signal ended: 128 + SIGTERM, which launchers understand."""
 
 _FIXED = ("model", "data", "seed")
-"""What a continued run must not change …"""
+"""Settings that must not change when a run continues …"""
 _FREE = re.compile(r"data\.workers|data\.(sources|validation)\.[^.]+\.path")
-"""… but for these: the clips themselves are compared instead of their path."""
+"""… except these: the clips themselves are compared instead of their path."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """What a run came to. ``exit_code`` is 0, or 143 where a signal ended it after saving."""
+    """Result of a run. ``exit_code`` is 0, or 143 where a signal ended it after saving."""
 
     folder: Path
     checkpoint: Path
     best: Path | None
     steps: int
     seconds: float
-    """Of training and validation, over all starts of the run."""
+    """Seconds of training and validation, over all starts of the run, each from the end of its first step."""
     validation: dict[str, float]
     """Figures of the last validation; empty without one."""
     before: dict[str, float] = field(default_factory=dict[str, float])
-    """Figures of the weights that a run started from; empty where it started from scratch or has no validation."""
+    """Figures of the initial weights; empty for a run from scratch or without validation."""
+    constant: dict[str, str] = field(default_factory=dict[str, str])
+    """Outputs that were constant in the last validation → "clip" or "frame", the index that they do not depend on."""
     exit_code: int = 0
 
     @property
     def worse(self) -> tuple[str, ...]:
-        """Figures that got worse since the start, by more than a thousandth, or infinite; all of them are errors."""
+        """Figures (all of them errors) that got worse since the start by more than a thousandth, or infinite."""
         limits = {name: value + 1e-3 * abs(value) for name, value in self.before.items()}
         return tuple(name for name, most in limits.items() if not self.validation.get(name, math.inf) <= most)
 
 
+class TrainerOptions(TypedDict, total=False):
+    """Options of Lightning's trainer besides those of the config."""
+
+    callbacks: Sequence[Callback]
+    """Callbacks, called after the run's own, but before its checkpoints are written. Their state is stored there, so it
+    must be plain values and tensors."""
+    logger: Logger | Iterable[Logger]
+    """Loggers, beside ``metrics.jsonl``, of ``train/NAME`` every ``logging.every`` steps and of ``validation/NAME``."""
+    profiler: Profiler | str
+    strategy: DDPStrategy
+    """Replacement of our DDP strategy. Gradients are clipped and weights averaged whole: nothing can be sharded."""
+
+
 @dataclass(frozen=True)
 class _Start:
-    """Where a run goes on."""
+    """Starting point of a run."""
 
     step: int = 0
     elapsed: float = 0.0
@@ -78,27 +104,58 @@ class _Start:
 
 
 class RunData(lightning.LightningDataModule):
-    """The run's stream from a given step on, and its validation list."""
+    """The run's stream of steps from the `TrainingModule`'s position, and its validation list.
 
-    def __init__(self, config: RunConfig, world: World, start: int) -> None:
+    ``world`` None: the trainer's ranks, once known.
+    """
+
+    def __init__(self, config: RunConfig, world: World | None = None) -> None:
         super().__init__()
-        data, loop = config.data, config.loop
-        self._workers, self._start = data.workers, start
-        self.training = TrainingSteps(
-            data, config.seed, accumulate=loop.accumulate, rank=world.rank, world_size=world.size
+        self._config, self._given = config, world
+
+    @property
+    def _world(self) -> World:
+        if self._given is not None or self.trainer is None:
+            return self._given or World()
+        return World(rank=self.trainer.global_rank, size=self.trainer.world_size)
+
+    @cached_property
+    def training(self) -> TrainingSteps:
+        """Training stream of this process."""
+        config, world = self._config, self._world
+        steps = TrainingSteps(
+            config.data,
+            config.seed,
+            accumulate=config.loop.accumulate,
+            rank=world.rank,
+            world_size=world.size,
+            patch_size=config.model.abilities.multiple,
         )
-        self.validation = ValidationClips(data, rank=world.rank, world_size=world.size) if data.validation else None
-        gaussian = config.model.gaussian
-        for part in (self.training, self.validation):
-            if part is not None and gaussian is not None:
-                part.sources.check_times(gaussian.frames)
+        self._check_times(steps.sources)
+        return steps
+
+    @cached_property
+    def validation(self) -> ValidationClips | None:
+        """Held-out clips of this process; None without any."""
+        world = self._world
+        if not self._config.data.validation:
+            return None
+        clips = ValidationClips(self._config.data, rank=world.rank, world_size=world.size)
+        self._check_times(clips.sources)
+        return clips
+
+    def _check_times(self, sources: Sources) -> None:
+        times = self._config.model.abilities.times
+        if times is not None:
+            sources.check_times(times)
 
     def train_dataloader(self) -> DataLoader[Step]:
-        """Steps in order, from where the run stands; callbacks end the run, not the stream."""
-        return self._loader(self.training, FromStep(self._start))
+        """Loader of endless steps, in order."""
+        module = None if self.trainer is None else self.trainer.lightning_module
+        return self._loader(self.training, FromStep(module.step if isinstance(module, TrainingModule) else 0))
 
     def val_dataloader(self) -> list[DataLoader[Step]]:
-        """The fixed list."""
+        """Loader of the fixed validation list."""
         return [] if self.validation is None else [self._loader(self.validation, range(len(self.validation)))]
 
     def transfer_batch_to_device(
@@ -107,44 +164,79 @@ class RunData(lightning.LightningDataModule):
         device: torch.device,
         dataloader_idx: int,  # noqa: ARG002  # Lightning passes it
     ) -> Step:
-        """Lightning cannot move frozen dataclasses."""
+        """Move a batch to the device, since Lightning cannot move frozen dataclasses."""
         return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
 
     def _loader(self, data: TrainingSteps | ValidationClips, sampler: Iterable[int]) -> DataLoader[Step]:
-        return loader(data, sampler, self._workers, pin_memory=torch.cuda.is_available())
+        return loader(data, sampler, self._config.data.workers, pin_memory=torch.cuda.is_available())
 
 
-def train(config: RunConfig, *, resume: Resume = "auto") -> TrainResult:
-    """Train what ``config`` says in ``config.run_folder``.
+@told_when_full(
+    "lower data.images_per_batch (loop.accumulate makes up for it), or set model.backbone.checkpointing=true"
+)
+def train(config: RunConfig, *, resume: Resume = "auto", **options: Unpack[TrainerOptions]) -> TrainResult:
+    """Train as configured, in ``config.run_folder``.
 
-    ``auto`` goes on from the folder's checkpoint if it has one, ``always`` insists on one, ``never`` on none. The same
-    call works alone and under torchrun.
+    ``auto`` continues from the folder's checkpoint if it has one, ``always`` requires one, ``never`` requires none. One
+    call works alone and under torchrun. `TrainerOptions` are passed to Lightning's trainer.
 
     Raises:
-        UserError: the folder's checkpoint belongs to another model, seed or data; another process trains there; or bad
+        UserError: the run's folder is, contains or lies in an input, or holds files of its names that no run wrote;
+            its checkpoint belongs to another model, seed or data; another process trains there; or bad
             input of any part.
 
     """
     world = parallel.discover()
+    parallel.tell_tasks(world)
+    _check_folder(config)
+    check_unit(config)
     if config.weights is not None and config.weights.path is None:
         raise UserError("weights.path is missing; give weights=PATH, or weights=null to train from scratch")
     start = _find_start(config, resume, told=world.rank == 0)
-    data = RunData(config, world, start.step)
+    data = RunData(config, world)
     _refuse_other_data(config.run_folder, data.training.sources.fingerprint(), start)
     if _is_over(config, start):
+        if world.rank == 0:
+            told = f"{config.run_folder} is at its end already ({start.step} steps, {start.elapsed / 60:.1f} minutes)"
+            LOGGER.warning(f"{told}: nothing is trained; raise loop.max_steps or loop.max_minutes to go on")
         return _result(config, start.step, start.elapsed, 0)
-    with quiet():
+    if world.rank == 0:
+        for line in (*unsupervised(config.losses, config.data, data.training.sources), *slow_precision(config.loop)):
+            LOGGER.warning(line)
+    with quiet(), tensor_cores(config.loop.precision):
         module = TrainingModule(config, _weights(config, start))
         with alone(config.run_folder) if world.rank == 0 else nullcontext():
             if world.rank == 0 and _find_start(config, resume, told=False) != start:
                 raise UserError(f"{config.run_folder} was trained by another process meanwhile; start again")
-            return _fit(module, world, data, start)
+            return _fit(module, world, data, start, options)
 
 
-def finetune(config: RunConfig, *, resume: Resume = "auto") -> TrainResult:
-    """`train` from given weights, which are scored on the validation data before and after.
+def slow_precision(loop: LoopConfig) -> list[str]:
+    """Line that advises float32 where the processor emulates bfloat16."""
+    device = usable("auto") if loop.accelerator == "auto" else torch.device(loop.accelerator)
+    if loop.precision != "bf16" or not emulates_bf16(device):
+        return []
+    return ["this processor has no AVX-512 and emulates bfloat16, which is far slower; set loop.precision=fp32"]
 
-    Says on stderr which figures got worse.
+
+def _check_folder(config: RunConfig) -> None:
+    """Raise UserError for a run folder that overlaps the inputs, or holds files that no run wrote."""
+    folder, data = config.run_folder, config.data
+    weights = None if config.weights is None else config.weights.path
+    keep_apart(folder, [weights, *(each.path for each in (*data.sources.values(), *data.validation.values()))])
+    if (folder / ENVIRONMENT).is_file() or (folder / LAST).is_file():
+        return
+    for name in (CONFIG, METRICS, BEST):
+        if (folder / name).exists():
+            raise UserError(
+                f"{folder / name} is there, and no run was begun in {folder}; choose another name or folder"
+            )
+
+
+def finetune(config: RunConfig, *, resume: Resume = "auto", **options: Unpack[TrainerOptions]) -> TrainResult:
+    """Train from given weights (`train`), with figures on the validation data before and after.
+
+    Figures that got worse are reported on stderr.
 
     Raises:
         UserError: no weights or no validation data; and what `train` raises.
@@ -154,30 +246,31 @@ def finetune(config: RunConfig, *, resume: Resume = "auto") -> TrainResult:
         raise UserError("fine-tuning starts from weights; give weights=PATH (an exported folder or a run folder)")
     if not config.data.validation:
         raise UserError("fine-tuning is judged on held-out clips; give data.validation.NAME.path=DIR (or use train)")
-    result = train(config, resume=resume)
+    result = train(config, resume=resume, **options)
     if result.exit_code == 0 and parallel.discover().rank == 0:
         compare(result)
     return result
 
 
 def compare(result: TrainResult) -> None:
-    """Print the figures before and after; say on stderr which got worse."""
+    """Print the figures before and after; report those that got worse on stderr."""
     table = Table(title=f"{result.folder}: held-out clips, lower is better")
     for heading in ("", "before", "after"):
         table.add_column(heading, justify="right" if heading else "left")
     for name in {**result.before, **result.validation}:
-        before, after = (figures.get(name, math.nan) for figures in (result.before, result.validation))
-        table.add_row(name, f"{before:.4g}", f"{after:.4g}{' ✗' if name in result.worse else ''}")
+        before, after = (f"{f[name]:.4g}" if name in f else "–" for f in (result.before, result.validation))
+        table.add_row(name, before, f"{after}{' ✗' if name in result.worse else ''}")
     Console().print(table)
+    for output, same_for in result.constant.items():
+        LOGGER.warning(f"warning: {stuck(output, same_for)}")
     if result.worse:
-        print(
+        LOGGER.warning(
             f"warning: worse than the weights it started from: {', '.join(result.worse)}; the best of the run is in "
-            f"{result.best or result.checkpoint}. Train longer, at a lower optimiser.lr, or on more data",
-            file=sys.stderr,
+            f"{result.best or result.checkpoint}. Train longer, at a lower optimiser.lr, or on more data"
         )
 
 
-def _fit(module: TrainingModule, world: World, data: RunData, start: _Start) -> TrainResult:
+def _fit(module: TrainingModule, world: World, data: RunData, start: _Start, options: TrainerOptions) -> TrainResult:
     config = module.config
     folder, loop = config.run_folder, config.loop
     fingerprint = data.training.sources.fingerprint()
@@ -186,11 +279,10 @@ def _fit(module: TrainingModule, world: World, data: RunData, start: _Start) -> 
     try:
         with progress(f"training {config.name}", loop.max_steps, "step", shown=world.rank == 0) as bar:
             bar.resume(start.step)
-            clips = data.validation.total if data.validation is not None else 0
-            reporter = Reporter(record, bar, clips)
-            watch, best = Watch(), BestKeeper(folder, reporter, loop.best)
-            callbacks = [Agreement(start.step, fingerprint), watch, reporter, best, Keeper(folder, watch)]
-            trainer = make_trainer(config, world, callbacks)
+            watch, best = Watch(), BestKeeper(folder, loop.best)
+            first = [Agreement(start.step, fingerprint), watch, Reporter(record, bar), best]
+            callbacks = [*first, *options.get("callbacks", ()), Keeper(folder, watch)]
+            trainer = make_trainer(config, world, {**options, "callbacks": callbacks})
             exit_code = _run(trainer, module, data, start)
     finally:
         if record is not None:
@@ -200,8 +292,8 @@ def _fit(module: TrainingModule, world: World, data: RunData, start: _Start) -> 
     return _result(config, module.step, module.elapsed, exit_code)
 
 
-def _weights(config: RunConfig, start: _Start) -> Checkpoint | None:
-    """What a new run starts from."""
+def _weights(config: RunConfig, start: _Start) -> checkpoints.Checkpoint | None:
+    """Weights that a new run starts from."""
     if start.checkpoint is not None or config.weights is None or config.weights.path is None:
         return None
     return checkpoints.read(config.weights.path)
@@ -213,44 +305,46 @@ def _run(trainer: lightning.Trainer, module: TrainingModule, data: RunData, star
         if module.origin and checkpoint is None and data.validation is not None:
             trainer.validate(module, datamodule=data, verbose=False)
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    except Stopped:
+    except (Stopped, SIGTERMException):  # Lightning's: before the first step there is nothing to save
         return STOPPED
     return 0
 
 
-def make_trainer(config: RunConfig, world: World, callbacks: Sequence[lightning.Callback]) -> lightning.Trainer:
-    """Lightning's Trainer as a thin shell: one endless epoch; figures, checkpoints and the end are our callbacks'."""
-    loop = config.loop
+def make_trainer(config: RunConfig, world: World, options: TrainerOptions) -> lightning.Trainer:
+    """Make Lightning's Trainer as a thin shell: one endless epoch; callbacks do figures, checkpoints and the end."""
+    loop, callbacks = config.loop, list(options.get("callbacks", ()))
     return lightning.Trainer(
         accelerator=loop.accelerator,
         devices=world.local_size,
         num_nodes=world.nodes,
-        strategy=parallel.strategy(world, loop.accelerator),
-        plugins=[TorchElasticEnvironment()] if world.size > 1 else None,
+        strategy=options.get("strategy") or parallel.strategy(world, loop.accelerator),
+        plugins=[parallel.environment(world)],
         precision="bf16-mixed" if loop.precision == "bf16" else "32-true",
-        callbacks=list(callbacks),
+        callbacks=callbacks,
         max_epochs=1,
         val_check_interval=loop.epoch_steps,
         check_val_every_n_epoch=None,
         limit_val_batches=1.0 if config.data.validation else 0,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
+        logger=options.get("logger", False),
+        log_every_n_steps=config.logging.every,
+        profiler=options.get("profiler"),
+        enable_checkpointing=any(isinstance(each, Checkpoint) for each in callbacks),
+        enable_progress_bar=any(isinstance(each, ProgressBar) for each in callbacks),
         enable_model_summary=False,
         default_root_dir=str(config.run_folder),
     )
 
 
-class Agreement(lightning.Callback):
-    """Before the first step all processes must mean the same run: one that does not would hang the others later."""
+class Agreement(Callback):
+    """Check before the first step that all ranks agree on the run: a mismatch would hang them later."""
 
     def __init__(self, step: int, fingerprint: str) -> None:
         self._facts = {"the step to go on from": step, "the list of training clips": int(fingerprint[:15], 16)}
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Compare."""
+        """Compare the facts of all ranks."""
         loop = cast(TrainingModule, pl_module).config.loop
         validation = trainer.num_val_batches
         facts = {
@@ -271,14 +365,15 @@ def _find_start(config: RunConfig, resume: Resume, *, told: bool) -> _Start:
     if resume == "never":
         raise UserError(f"{folder} already has a checkpoint; choose another name, or --resume auto to go on from it")
     # built, not compared as text: settings that did not exist when the run began have their defaults
-    began = build(RunConfig, load_plain([folder / CONFIG]), str(folder / CONFIG))
-    changes = diff(to_plain(began), to_plain(config))
+    began = build(RunConfig, load_plain([folder / CONFIG]), str(folder / CONFIG), recorded=True)
+    idle = unread(began) | unread(config)
+    changes = [change for change in diff(to_plain(began), to_plain(config)) if change[0] not in idle]
     for name, old, new in changes:
         if name.split(".")[0] in _FIXED and not _FREE.fullmatch(name):
             raise UserError(f"{folder} began with {name}={old}, now it is {new}; change it back or choose another name")
     if told:
         for name, old, new in changes:
-            print(f"changed since the run began: {name} {old} -> {new}", file=sys.stderr)
+            LOGGER.warning(f"changed since the run began: {name} {old} -> {new}")
     run = _read_run(path)
     return _Start(cast(int, run["step"]), cast(float, run["elapsed"]), path)
 
@@ -316,6 +411,7 @@ def _result(config: RunConfig, steps: int, seconds: float, exit_code: int) -> Tr
         seconds=seconds,
         validation=_figures(lines[-1:]),
         before=_figures(first),
+        constant=_constant([line for line in read_metrics(folder) if line["split"] == "variation"][-1:]),
         exit_code=exit_code,
     )
 
@@ -325,9 +421,14 @@ def _figures(lines: list[Plain]) -> dict[str, float]:
     return {name: value for name, value in named if isinstance(value, float) and name != "elapsed_s"}
 
 
+def _constant(lines: list[Plain]) -> dict[str, str]:
+    named = [item for line in lines for item in line.items()]
+    return {name.removesuffix(SAME_FOR): str(value) for name, value in named if name.endswith(SAME_FOR)}
+
+
 @contextmanager
 def quiet() -> Generator[None]:
-    """Without Lightning's notes and adverts, and without its warnings of what we chose or cannot mend from here."""
+    """Silence Lightning's notes, and its warnings about deliberate choices or its own code."""
     loggers = [logging.getLogger(name) for name in ("lightning", "lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

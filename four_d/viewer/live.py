@@ -1,4 +1,4 @@
-"""Gaussians in the browser as long as the program runs, with a slider over time: `serve`."""
+"""Live viewer of Gaussians in the browser, with a slider over time: `serve`."""
 
 from __future__ import annotations
 
@@ -24,38 +24,38 @@ if TYPE_CHECKING:
     import viser
 
 STATES = 240
-"""Most places of the slider; they are computed once."""
+"""Maximum number of slider positions, which are computed once."""
 BETWEEN = 4
-"""Places of the slider from one offset time to the next: between them splats go straight on."""
+"""Slider positions per interval of offset times, between which motion is linear."""
 FASTEST = 1 / 20
-"""Seconds from one picture to the next while playing, at least."""
+"""Minimum seconds between images while playing."""
 HELD = 4_000_000
-"""Most positions that are held, of splats that move times places of the slider."""
+"""Maximum number of positions held: moving splats times slider positions."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Live:
-    """A scene that is being served. ``stop`` ends it."""
+    """Scene being served. ``stop`` ends it."""
 
     server: viser.ViserServer
     reels: tuple[Reel, ...]
-    """One for each segment, in order."""
+    """Reels of the segments, in order."""
     slider: viser.GuiSliderHandle[float] | None
-    """Seconds; None where nothing changes."""
+    """Slider over seconds; None for a static scene."""
     ended: threading.Event
 
     @property
     def film(self) -> Film:
-        """Of the first segment."""
+        """Film of the first segment."""
         return self.reels[0].film
 
     @property
     def moving(self) -> viser.GaussianSplatHandle | None:
-        """What moves in the first segment, as it is shown."""
+        """Handle of the first segment's moving splats."""
         return self.reels[0].moving
 
     def stop(self) -> None:
-        """Let go of the port."""
+        """Stop serving, and release the port."""
         self.ended.set()
         self.server.stop()
 
@@ -63,9 +63,9 @@ class Live:
 def serve(gaussians: Gaussians | Sequence[Segment], *, host: str = "127.0.0.1", port: int = 8080) -> Live:
     """Show Gaussians, or segments of them, in any browser that opens ``http://host:port``, until `Live.stop`.
 
-    A slider goes over the offset times of all segments, a button plays them at their own speed. Of many Gaussians as
-    many are shown as `splats.film` takes, seen from the world's origin, which is where the first camera of a prediction
-    is. A port that is taken gives way to the next free one (``server.get_port()``).
+    A slider covers the offset times of all segments, and a button plays them at their own speed. At most as many
+    Gaussians as `splats.film` takes are shown, with colours seen from the world's origin, a prediction's first camera.
+    If the port is taken, the next free one is used (``server.get_port()``).
 
     Raises:
         UserError: without the extra `viz`, no Gaussians, or as `sound`.
@@ -94,47 +94,47 @@ def serve(gaussians: Gaussians | Sequence[Segment], *, host: str = "127.0.0.1", 
 
 
 def _films(segments: Sequence[Segment]) -> list[Film]:
-    """Of each segment at its share of the slider's places, all in the unit of the first."""
+    """Films of the segments, each over its part of the slider, all in the unit of the first."""
     unit = max(float(segments[0].gaussians.means.detach().norm(dim=-1).median()), 1e-9)
     times = _times(segments)
-    parts = [list(part) for _, part in itertools.groupby(times, lambda time: id(segment_at(segments, time)))]
+    groups = [list(group) for _, group in itertools.groupby(times, lambda time: id(segment_at(segments, time)))]
     return [
         splats.film(
-            segment_at(segments, part[0]).gaussians, part, unit=unit, recorded=max(HELD * len(part) // len(times), 1)
+            segment_at(segments, group[0]).gaussians, group, unit=unit, recorded=max(HELD * len(group) // len(times), 1)
         )
-        for part in parts
+        for group in groups
     ]
 
 
 def _times(segments: Sequence[Segment]) -> list[float]:
-    """Places of the slider: the offset times and evenly between them."""
-    known = torch.tensor(
+    """Slider positions: the offset times, and evenly spaced times between them."""
+    offset_times = torch.tensor(
         [time for segment in segments for time in _offset_times(segment)], dtype=torch.float64
     ).unique()
-    if len(known) < 2:
-        return known.tolist()
-    count = min((len(known) - 1) * BETWEEN + 1, STATES)
-    return torch.linspace(float(known[0]), float(known[-1]), count, dtype=torch.float64).tolist()
+    if len(offset_times) < 2:
+        return offset_times.tolist()
+    count = min((len(offset_times) - 1) * BETWEEN + 1, STATES)
+    return torch.linspace(float(offset_times[0]), float(offset_times[-1]), count, dtype=torch.float64).tolist()
 
 
 def _offset_times(segment: Segment) -> list[float]:
-    known = segment.gaussians.offset_times
-    return [segment.start] if known is None else known.tolist()
+    offset_times = segment.gaussians.offset_times
+    return [segment.start] if offset_times is None else offset_times.tolist()
 
 
 def _controls(server: viser.ViserServer, reels: Sequence[Reel], ended: threading.Event) -> viser.GuiSliderHandle[float]:
     times = np.array([time for reel in reels for time in reel.film.times])
-    places = [(reel, index) for reel in reels for index in range(len(reel.film.times))]
+    positions = [(reel, index) for reel in reels for index in range(len(reel.film.times))]
     step = float(times[1] - times[0])
     slider = server.gui.add_slider("Time (s)", float(times[0]), float(times[-1]), step, float(times[0]))
     playing = server.gui.add_checkbox("Play", initial_value=False)
 
     @slider.on_update
     def _(_: object) -> None:
-        shown, index = places[int(np.abs(times - slider.value).argmin())]
-        shown.show(index)
+        reel_there, index = positions[int(np.abs(times - slider.value).argmin())]
+        reel_there.show(index)
         for reel in reels:
-            if reel is not shown:
+            if reel is not reel_there:
                 reel.show(None)
 
     def play() -> None:

@@ -14,7 +14,7 @@
   const interval = Math.max(80, 1000 * (gaps.length ? gaps[gaps.length >> 1] : 1));
   let frame = 0, playing = false, timer = 0, sceneInput = null;
 
-  const pictures = content.panels.map((uris) => uris.map((uri) => {
+  const images = content.panels.map((uris) => uris.map((uri) => {
     const image = new Image();
     image.src = uri;
     return image;
@@ -22,15 +22,16 @@
 
   function draw() {
     canvases.forEach((canvas, panel) => {
-      const image = pictures[panel][frame];
+      const image = images[panel][frame];
       const followed = panel === 0 && trails && trails.flat;
-      // trails are finer than the picture's pixels
+      // trails are finer than the image's pixels
       const fine = followed ? Math.min(8, Math.max(1, canvas.clientWidth * devicePixelRatio / image.naturalWidth)) : 1;
       resize(canvas, Math.round(image.naturalWidth * fine), Math.round(image.naturalHeight * fine));
       const pen = canvas.getContext("2d");
       pen.drawImage(image, 0, 0, canvas.width, canvas.height);
       if (followed) trails.draw(pen, trails.flat(canvas.width, canvas.height), frame, mode(), 1 / shown(canvas).scale);
     });
+    if (trails) document.getElementById("followed").textContent = trails.words(frame, mode());
     slider.value = frame;
     clock.textContent = `frame ${frame + 1}/${count} · ${content.times[frame].toFixed(2)} s`;
     moveScene();
@@ -70,11 +71,6 @@
     const { width, height, left, top } = shown(canvases[0]);
     const x = (event.offsetX - left) / width, y = (event.offsetY - top) / height;
     trails.pick(trails.nearest(frame, mode(), x, y, width / height), event.shiftKey);
-    tell();
-  }
-
-  function tell() {
-    document.getElementById("followed").textContent = trails.words();
     draw();
   }
 
@@ -120,7 +116,7 @@
   slider.addEventListener("input", () => { setPlaying(false); show(Number(slider.value)); });
   all.addEventListener("change", moveScene);
   function reshape() {
-    all.parentElement.hidden = splats();
+    all.parentElement.style.visibility = splats() ? "hidden" : "";
     moveScene();
   }
   if (content.splats) {
@@ -132,7 +128,7 @@
     if (!trails || !["Escape", "n", "p"].includes(key)) return false;
     if (key === "Escape") trails.clear();
     else trails.step(mode(), key === "n" ? 1 : -1);
-    tell();
+    draw();
     return true;
   }
 
@@ -149,10 +145,9 @@
     document.getElementById("trails").addEventListener("change", draw);
     if (trails.flat) canvases[0].addEventListener("click", pickAt);
     addEventListener("resize", draw);
-    document.getElementById("followed").textContent = trails.words();
   }
   if (count < 2) document.getElementById("controls").hidden = true;
-  Promise.all(pictures.flat().map((image) => image.decode())).then(() => {
+  Promise.all(images.flat().map((image) => image.decode())).then(() => {
     draw();
     setPlaying(!matchMedia("(prefers-reduced-motion: reduce)").matches);
     document.documentElement.dataset.video = "ready";

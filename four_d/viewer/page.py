@@ -1,14 +1,12 @@
-"""The report page: video, depth, confidence, what moves, the point cloud, and whatever tables belong to it."""
+"""Report page: video, depth, confidence, moving pixels, point cloud, and tables."""
 
 from __future__ import annotations
 
 import base64
-import contextlib
 import html
 import io
 import itertools
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -16,42 +14,48 @@ from pathlib import Path
 from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
+import torch
 from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from four_d.errors import UserError
+from four_d.drawing import colour_map, depth_image, depth_limits
 from four_d.formats.clouds import PointCloud, fuse
 from four_d.formats.tracks import TrackTable
-from four_d.pictures import colour_map, depth_image, depth_limits
+from four_d.outputs import write_whole
 from four_d.progress import progress
-from four_d.types import Prediction, Segment, segment_at
+from four_d.rendering import render
+from four_d.types import Cameras, Prediction, Segment, map_tensors, segment_at
 from four_d.viewer.scene import POINTS_PER_FRAME, scene_html, scene_unit
+from four_d.viewer.skeletons import skeletons
 from four_d.viewer.splats import RECORDED, Film, film
 from four_d.viewer.trails import Box, trails
 
 PANEL_WIDTH = 640
-"""Widest picture in pixels that is put into the page."""
+"""Maximum width in pixels of an image in the page."""
+MIN_EXPLAINED = 0.75
+"""Fraction of a frame's variance that splats must explain for the page to open on them, 6 dB above constant grey.
+`unified-small`'s explain -0.4 to 0.4 on real videos: fog, where points show the scene."""
 
 
 @runtime_checkable
 class Playable(Protocol):
-    """What a report shows; `inference.Result` is one. f frames, no batch axis, on the CPU."""
+    """Contents of a report; `inference.Result` is one. f frames, no batch axis, on the CPU."""
 
     @property
     def prediction(self) -> Prediction:
-        """At the model's resolution."""
+        """Prediction at the model's resolution."""
         ...
 
     @property
     def images(self) -> Float[Tensor, "f 3 r c"]:
-        """What the model saw, in [0, 1]."""
+        """Images that the model saw, in [0, 1]."""
         ...
 
     @property
-    def frames(self) -> UInt8[np.ndarray, "f h w 3"]:
-        """The original frames, of which the model saw a centred crop."""
+    def frames(self) -> Sequence[UInt8[np.ndarray, "_h _w 3"]]:
+        """Original frames, of which the model saw a centred crop; each camera's of its own size."""
         ...
 
     @property
@@ -62,7 +66,7 @@ class Playable(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows of texts; the first column names the row. ``strong`` rows are set in bold."""
+    """Table of texts; the first column names the row. ``strong`` rows are bold."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -70,8 +74,8 @@ class Table:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A PNG, JPEG or WebP file's bytes and what it shows."""
+class Figure:
+    """Bytes of a PNG, JPEG or WebP file, and its caption."""
 
     data: bytes
     caption: str
@@ -79,12 +83,12 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A further part of the page, under the video: plain text (blank lines part paragraphs), tables, pictures."""
+    """Further section of the page, below the video: plain text (blank lines separate paragraphs), tables, images."""
 
     title: str
     text: str = ""
     tables: Sequence[Table] = ()
-    pictures: Sequence[Picture] = ()
+    figures: Sequence[Figure] = ()
 
 
 def report(
@@ -100,18 +104,18 @@ def report(
     selected: Sequence[int] = (),
     gaussians: Sequence[Segment] = (),
 ) -> None:
-    """Write one HTML file that needs no network: it plays the video, what the model sees in it and its points together.
+    """Write one self-contained HTML file that plays the video, the model's outputs and the points together.
 
     Args:
-        path: the file; appears whole or not at all.
-        playable: the video and what a model says of it. Panels whose data the model does not give are left out.
+        path: the file, written atomically.
+        playable: the video and a model's outputs. Panels without data are left out.
         title: heading, as text.
         summary: one or two sentences under it.
         facts: short label and value pairs beside the title, such as ("parameters", "3.8 M").
-        sections: what follows under the video.
+        sections: sections below the video.
         cloud: the points to show in 3D; None: all reliable ones of the model.
-        tracks: points followed through the video, drawn as trails, if it has more than one frame.
-        selected: which of them are picked out from the start.
+        tracks: point tracks, drawn as trails, if the video has more than one frame.
+        selected: indices of tracks selected at first.
         gaussians: those of the whole video, to show in 3D; none: those of the prediction, if it has any.
 
     Raises:
@@ -128,67 +132,59 @@ def report(
         scene = _scene(playable, cloud, splats)
         drawn = None if tracks is None else _trails(playable, cloud, tracks, selected)
         bar.advance()
-        page = _page(title, summary, facts, panels, scene, playable.times, sections, drawn, splats)
-        _write(path, page)
+        on_splats = bool(splats) and _explained_variance(playable, segments) >= MIN_EXPLAINED
+        page = _page(title, summary, facts, panels, scene, playable.times, sections, drawn, splats, on_splats=on_splats)
+        write_whole(path, page)
         bar.advance()
-
-
-def _write(path: Path, page: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise UserError(f"cannot write {path}: {error.strerror}; free some space or choose another place") from error
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Panel:
-    """One of the pictures that play together."""
+    """Panel of images that plays with the others."""
 
     name: str
     note: str
-    pictures: list[str]
+    uris: list[str]
     """A data URI per frame."""
     legend: tuple[str, str] | None = None
-    """What the colour scale's left and right ends mean."""
+    """Meaning of the colour scale's left and right ends."""
 
 
 def _panels(playable: Playable) -> list[_Panel]:
     rows, columns = playable.images.shape[-2:]
-    height, width = playable.frames.shape[1:3]
-    shown = [_fit(_crop(frame, rows / columns)) for frame in playable.frames]
-    panels = [_Panel(name="Video", note=f"{width} × {height}", pictures=[_uri(f, "JPEG") for f in shown])]
+    sizes = dict.fromkeys(f"{frame.shape[1]} × {frame.shape[0]}" for frame in playable.frames)
+    frames = [_fit(_crop(frame, rows / columns)) for frame in playable.frames]
+    panels = [_Panel(name="Video", note=", ".join(sizes), uris=[_uri(f, "JPEG") for f in frames])]
     size = f"model's grid, {columns} × {rows}"
     depth, confidence = playable.prediction.depth, playable.prediction.depth_confidence
     if depth is not None:
         values = depth.float().numpy()
         near, far = depth_limits(values)
-        pictures = [_uri(depth_image(frame, limits=(near, far)), "PNG") for frame in values]
-        panels.append(_Panel(name="Depth", note=size, pictures=pictures, legend=(f"far {far:.2g}", f"near {near:.2g}")))
+        uris = [_uri(depth_image(frame, limits=(near, far)), "PNG") for frame in values]
+        panels.append(_Panel(name="Depth", note=size, uris=uris, legend=(f"far {far:.2g}", f"near {near:.2g}")))
     if confidence is not None:
         values = confidence.float().numpy()
         low, high = (float(q) for q in np.quantile(values, (0.02, 0.98)))
-        pictures = [_uri(colour_map((frame - low) / max(high - low, 1e-9)), "PNG") for frame in values]
+        uris = [_uri(colour_map((frame - low) / max(high - low, 1e-9)), "PNG") for frame in values]
         legend = (f"{low:.3g} unsure", f"sure {high:.3g}")
-        panels.append(_Panel(name="Confidence", note=size, pictures=pictures, legend=legend))
+        panels.append(_Panel(name="Confidence", note=size, uris=uris, legend=legend))
     if playable.prediction.dynamic is not None:
-        pictures = [_uri(colour_map(frame), "PNG") for frame in playable.prediction.dynamic.float().numpy()]
-        panels.append(_Panel(name="What moves", note=size, pictures=pictures, legend=("still", "moves")))
+        uris = [_uri(colour_map(frame), "PNG") for frame in playable.prediction.dynamic.float().numpy()]
+        panels.append(_Panel(name="What moves", note=size, uris=uris, legend=("still", "moves")))
+    drawn = skeletons(playable.images, playable.prediction, getattr(playable, "keypoint_edges", ()))
+    if drawn:
+        panels.append(_Panel(name="Keypoints", note=size, uris=[_uri(each, "JPEG") for each in drawn]))
     return panels
 
 
 def _segments(playable: Playable, gaussians: Sequence[Segment]) -> Sequence[Segment]:
-    """Those given, or else the prediction's own, if it has any."""
+    """Given segments, or else the prediction's own, if it has any."""
     single = playable.prediction.gaussians
     return gaussians or ([] if single is None else [Segment(gaussians=single, start=0.0)])
 
 
 def _cloud(playable: Playable, segments: Sequence[Segment]) -> PointCloud | None:
-    """All reliable points of the model; where it gives only Gaussians, their centres at each frame's time."""
+    """Reliable points of the model; for a model of Gaussians only, their centres at each frame's time."""
     cloud = fuse(playable.images, playable.prediction)
     if cloud is not None or not segments:
         return cloud
@@ -196,17 +192,17 @@ def _cloud(playable: Playable, segments: Sequence[Segment]) -> PointCloud | None
 
 
 def _centres(segments: Sequence[Segment], time: float, frame: int) -> PointCloud:
-    seen = film(segment_at(segments, time).gaussians, [time], most=POINTS_PER_FRAME).still
+    visible = film(segment_at(segments, time).gaussians, [time], most=POINTS_PER_FRAME).still
     return PointCloud(
-        points=seen.centres,
-        colours=np.rint(seen.colours * 255).astype(np.uint8),
-        frames=np.full(len(seen.centres), frame, np.int32),
-        confidence=seen.opacities[:, 0],
+        points=visible.centres,
+        colours=np.rint(visible.colours * 255).astype(np.uint8),
+        frames=np.full(len(visible.centres), frame, np.int32),
+        confidence=visible.opacities[:, 0],
     )
 
 
 def _scene(playable: Playable, cloud: PointCloud | None, splats: Sequence[Film]) -> str | None:
-    """The recorded scene; None if the model gives no geometry."""
+    """Record the scene; None if the model gives no geometry."""
     cameras = playable.prediction.cameras
     if cloud is None or cameras is None:
         return None
@@ -215,38 +211,54 @@ def _scene(playable: Playable, cloud: PointCloud | None, splats: Sequence[Film])
 
 
 def _splats(playable: Playable, cloud: PointCloud | None, segments: Sequence[Segment]) -> list[Film]:
-    """The model's Gaussians at the frames' times, segment by segment; none without a scene to put them in."""
+    """Films of the Gaussians at the frames' times, by segment; none without a scene."""
     cameras = playable.prediction.cameras
     if not segments or cloud is None or cameras is None:
         return []
     unit, eye, times = scene_unit(cloud, cameras), cameras.world_from_camera[0, :3, 3], playable.times
-    parts = [list(part) for _, part in itertools.groupby(times, lambda time: id(segment_at(segments, time)))]
+    groups = [list(group) for _, group in itertools.groupby(times, lambda time: id(segment_at(segments, time)))]
     return [
         film(
-            segment_at(segments, part[0]).gaussians,
-            part,
+            segment_at(segments, group[0]).gaussians,
+            group,
             eye=eye,
             unit=unit,
-            recorded=RECORDED * len(part) // len(times),
+            recorded=RECORDED * len(group) // len(times),
         )
-        for part in parts
+        for group in groups
     ]
+
+
+def _explained_variance(playable: Playable, segments: Sequence[Segment]) -> float:
+    """Fraction of the first frame's variance explained by the render from its camera; below 0 for fog."""
+    cameras, time = playable.prediction.cameras, torch.tensor([[playable.times[0]]])
+    assert cameras is not None
+    camera = Cameras(
+        world_from_camera=cameras.world_from_camera[None, :1].float(), intrinsics=cameras.intrinsics[None, :1].float()
+    )
+    image = playable.images[0]
+    batch = map_tensors(segment_at(segments, playable.times[0]).gaussians, lambda tensor: tensor.detach()[None].cpu())
+    with torch.no_grad():
+        rendered = render(batch, camera, time, (image.shape[-2], image.shape[-1])).colour[0, 0]
+    varies = (image - image.mean((1, 2), keepdim=True)).square().mean()
+    return 1 - float((rendered - image).square().mean() / varies.clamp_min(1e-9))
 
 
 def _trails(
     playable: Playable, cloud: PointCloud | None, tracks: TrackTable, selected: Sequence[int]
 ) -> dict[str, object] | None:
-    """The page's data of followed points; None where there is no time to follow them through, or none."""
+    """Page data of point tracks; None without tracks or for a single frame."""
     if len(playable.times) < 2 or len(tracks) == 0:
         return None
     rows, columns = playable.images.shape[-2:]
     cameras = playable.prediction.cameras
     unit = 1.0 if cloud is None or cameras is None else scene_unit(cloud, cameras)
-    return trails(tracks, _box(playable.frames.shape[1:3], rows / columns), unit, selected)
+    boxes = [_box(frame.shape[:2], rows / columns) for frame in playable.frames]
+    return trails(tracks, boxes, unit, selected)
 
 
 def _box(size: tuple[int, ...], shape: float) -> Box:
-    """The centred part of this height / width, which is what the model saw."""
+    """Centred box of this height / width, the crop that the model saw."""
     height, width = size
     rows, columns = min(height, round(width * shape)), min(width, round(height / shape))
     return (width - columns) // 2, (height - rows) // 2, columns, rows
@@ -278,7 +290,7 @@ def _data_uri(data: bytes) -> str:
     kinds = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"RIFF": "webp"}
     kind = next((kind for head, kind in kinds.items() if data.startswith(head)), None)
     if kind is None:
-        raise ValueError(f"a picture begins with {data[:4]!r}; give the bytes of a PNG, JPEG or WebP file")
+        raise ValueError(f"an image begins with {data[:4]!r}; give the bytes of a PNG, JPEG or WebP file")
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
@@ -292,22 +304,25 @@ def _page(
     sections: Sequence[Section],
     drawn: dict[str, object] | None,
     splats: Sequence[Film],
+    *,
+    on_splats: bool,
 ) -> str:
-    """Fill the template; every text from outside is escaped."""
+    """Fill the template, escaping all external text. ``on_splats``: open on them."""
     content = {
         "times": list(times),
-        "panels": [panel.pictures for panel in panels],
+        "panels": [panel.uris for panel in panels],
         "trails": drawn,
         "splats": bool(splats),
     }
-    parts = {
+    values = {
         "TITLE": html.escape(title),
         "SUMMARY": html.escape(summary),
         "STYLE": _resource("page.css"),
         "FACTS": "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in facts),
         "PANELS": "".join(_panel(i, panel, drawn if i == 0 else None) for i, panel in enumerate(panels)),
-        "SCENE": _frame(scene, watched=drawn is not None),
-        "SWITCH": (_shape_switch(splats) if splats else "") + ("" if drawn is None else _switch(drawn)),
+        "SCENE": _frame(scene, trails=drawn is not None),
+        "SWITCH": (_shape_switch(splats, on_splats=on_splats) if splats else "")
+        + ("" if drawn is None else _switch(drawn)),
         "LAST": str(len(times) - 1),
         "SECTIONS": "".join(_section(section) for section in sections),
         # </script> in a string would end the script
@@ -315,7 +330,7 @@ def _page(
         "SCRIPT": "\n".join(_resource(name) for name in ("trails.js", "page.js")),
     }
     pieces = _resource("page.html").split("%%")
-    return "".join(parts[piece] if index % 2 else piece for index, piece in enumerate(pieces))
+    return "".join(values[piece] if index % 2 else piece for index, piece in enumerate(pieces))
 
 
 def _resource(name: str) -> str:
@@ -342,14 +357,14 @@ def _panel(index: int, panel: _Panel, drawn: dict[str, object] | None) -> str:
 
 _STATUS = '<p id="followed" role="status"></p>'
 _HELP = (
-    "<p>Click on the video to pick out the nearest followed point; again or <kbd>Esc</kbd> lets go, <kbd>shift</kbd> "
-    "adds, <kbd>n</kbd> and <kbd>p</kbd> go on and back. This page has no model, only these points: "
-    "<code>four-d infer --points X,Y</code> follows others.</p>"
+    "<p>Click on the video to select the nearest tracked point; again or <kbd>Esc</kbd> deselects, <kbd>shift</kbd> "
+    "adds, <kbd>n</kbd> and <kbd>p</kbd> step through them. This page holds only these points, not the model: "
+    "<code>four-d infer --points X,Y</code> tracks others.</p>"
 )
 
 
 def _switch(drawn: dict[str, object]) -> str:
-    """Which trails to draw; none where nothing moves, lest noise be taken for motion."""
+    """Switch of the trails to draw; none at first in a static scene, so that noise is not mistaken for motion."""
     moves = any(cast(list[bool], drawn["moving"]))
     at_first = "moving" if moves else "none"
     names = {"all": "all", "moving": "moving only", "none": "none"}
@@ -361,26 +376,35 @@ def _switch(drawn: dict[str, object]) -> str:
     return f'<div id="trails" class="choice" role="radiogroup" aria-label="Trails"><span>Trails</span>{choices}</div>'
 
 
-def _shape_switch(splats: Sequence[Film]) -> str:
-    """Points or splats, with a word on how many of them there are at once."""
-    most = max(splats, key=len)
-    some = "" if most.kept > 0.995 else f", {100 * most.kept:.0f} % of the model's"
-    names = {"splats": f"{len(most):,} splats{some}", "points": "points"}
-    checked = {"splats": " checked", "points": ""}
+def _shape_switch(splats: Sequence[Film], *, on_splats: bool) -> str:
+    """Switch between points and splats, with a note on their number; checked: splats if ``on_splats``, else points."""
+    largest = max(splats, key=len)
+    kept = "" if largest.kept > 0.995 else f", {100 * largest.kept:.0f} % of the model's"
+    names = {"splats": f"{len(largest):,} splats{kept}", "points": "points"}
+    opened = "splats" if on_splats else "points"
+    checked = {opened: " checked"}
     choices = "".join(
-        f'<label><input type="radio" name="shape" value="{value}"{checked[value]}> {name}</label>'
+        f'<label><input type="radio" name="shape" value="{value}"{checked.get(value, "")}> {name}</label>'
         for value, name in names.items()
     )
     return f'<div id="shape" class="choice" role="radiogroup" aria-label="Shape"><span>Shape</span>{choices}</div>'
 
 
-_WATCH = """<script>
+_VIEW_HOOK = """<script>
 window.__THREE_DEVTOOLS__ = new EventTarget();
 window.__THREE_DEVTOOLS__.addEventListener("observe", ({ detail: renderer }) => {
   if (!renderer.isWebGLRenderer) return;
   const render = renderer.render;
   let anchor = null;
   renderer.render = function (scene, camera) {
+    scene.traverse((node) => {
+      const flat = node.isMesh && node.geometry.getAttribute("position");
+      if (!flat || flat.itemSize !== 2) return;
+      const corners = Array.from({ length: flat.count }, (_, i) => [flat.getX(i), flat.getY(i), 0]).flat();
+      node.geometry.setAttribute("position", new flat.constructor(new Float32Array(corners), 3));
+      node.geometry.computeBoundingSphere();
+      node.geometry.boundingSphere.radius = Infinity;
+    });
     render.apply(this, arguments);
     if (!camera.isPerspectiveCamera) return;
     if (!anchor) scene.traverse((node) => { if (node.isPoints) anchor = node; });
@@ -391,12 +415,13 @@ window.__THREE_DEVTOOLS__.addEventListener("observe", ({ detail: renderer }) => 
   };
 });
 </script>"""
-"""Tells the page from where the scene is seen, by way of three.js's hook for developers' tools. Any point cloud of the
-scene lies in world coordinates, so its matrix is that of the world."""
+"""Script that reports the scene's view to the page, through three.js's hook for developer tools. Any point cloud of the
+scene is in world coordinates, so its matrix is the world's. The positions of viser's splats are corners in two
+dimensions, for which three.js computes a bounding sphere of NaN: they get a third, and an always visible sphere."""
 
 
-def _frame(scene: str | None, *, watched: bool) -> str:
-    """The scene in a frame of its own, told the colour scheme of the page's reader; a canvas over it if ``watched``."""
+def _frame(scene: str | None, *, trails: bool) -> str:
+    """Iframe of the scene, in the reader's colour scheme; a canvas over it if ``trails``."""
     if scene is None:
         return '<p class="none">This model gives no cameras with depth or points, so there is no scene to show.</p>'
     scheme = (
@@ -404,8 +429,8 @@ def _frame(scene: str | None, *, watched: bool) -> str:
         "<style>html,body{overflow:hidden}.mantine-Notifications-root{display:none}</style>"
     )
     end = scene.index("</head>")
-    document = scene[:end] + scheme + (_WATCH if watched else "") + scene[end:]
-    over = '<canvas id="space"></canvas>' if watched else ""
+    document = scene[:end] + scheme + _VIEW_HOOK + scene[end:]
+    over = '<canvas id="space"></canvas>' if trails else ""
     return (
         f'<div id="view"><iframe id="scene" title="Point cloud" srcdoc="{html.escape(document)}"></iframe>{over}</div>'
     )
@@ -414,12 +439,12 @@ def _frame(scene: str | None, *, watched: bool) -> str:
 def _section(section: Section) -> str:
     paragraphs = "".join(f"<p>{html.escape(p.strip())}</p>" for p in section.text.split("\n\n") if p.strip())
     tables = "".join(_table(table) for table in section.tables)
-    pictures = "".join(
+    figures = "".join(
         f'<figure class="picture"><img src="{_data_uri(p.data)}" alt="{html.escape(p.caption)}">'
         f"<figcaption>{html.escape(p.caption)}</figcaption></figure>"
-        for p in section.pictures
+        for p in section.figures
     )
-    return f'<section class="card"><h2>{html.escape(section.title)}</h2>{paragraphs}{tables}{pictures}</section>'
+    return f'<section class="card"><h2>{html.escape(section.title)}</h2>{paragraphs}{tables}{figures}</section>'
 
 
 def _table(table: Table) -> str:

@@ -1,8 +1,7 @@
-"""The moving point cloud, recorded with viser as one stand-alone HTML document.
+"""Moving point cloud, recorded with viser as one stand-alone HTML document.
 
-The recording's clock counts frames: of f frames, during second k frame k is shown, in second f all frames at once, and
-where there are splats, in second f + 1 + k those of frame k in place of points. The page around it moves that clock
-(`page.js`).
+The recording's clock counts frames: for f frames, second k shows frame k, second f all frames at once, and with splats
+second f + 1 + k shows those of frame k in place of points. The page around it drives that clock (`page.js`).
 """
 
 from __future__ import annotations
@@ -27,23 +26,23 @@ from four_d.viewer.splats import Film, Reel
 if TYPE_CHECKING:
     import viser
 
-_Shown: TypeAlias = "tuple[viser.PointCloudHandle | None, viser.CameraFrustumHandle]"
-"""Of a frame; no points where it has none, for a browser cannot draw an empty cloud."""
+_FrameNodes: TypeAlias = "tuple[viser.PointCloudHandle | None, viser.CameraFrustumHandle]"
+"""Handles of a frame; None for an empty cloud, which a browser cannot draw."""
 
 POINTS_PER_FRAME = 20_000
 FIELD_OF_VIEW = math.radians(50)
 DRAWN_FOV = math.radians(10), math.radians(120)
-NOW_COLOUR, OTHER_COLOUR = (240, 90, 40), (120, 130, 145)
+CURRENT_COLOUR, OTHER_COLOUR = (240, 90, 40), (120, 130, 145)
 LARGEST_POINT = 0.03
 FAR = 20.0
-"""Points farther than this many times the median distance are left out: they only shrink the view."""
+"""Factor of the median distance beyond which points are left out: they only shrink the view."""
 
 
 def scene_html(cloud: PointCloud, cameras: Cameras, size: tuple[int, int], films: Sequence[Film] = ()) -> str:
-    """Record a cloud that plays over its frames, and every camera's frustum, as an HTML document.
+    """Record a cloud, played over its frames, and every camera's frustum as an HTML document.
 
     Args:
-        cloud: points with the frame that saw each; the world is the first frame's camera.
+        cloud: points with their frames; the world is the first frame's camera.
         cameras: f of them, intrinsics in pixels of ``size``.
         size: height and width of the frames.
         films: splats over the frames, one film after the other, in units of `scene_unit`.
@@ -55,7 +54,7 @@ def scene_html(cloud: PointCloud, cameras: Cameras, size: tuple[int, int], films
     check_viser("the report page")
     import viser
 
-    # viser greets and says goodbye on stdout; it listens on a free port of this machine for the time of the recording
+    # viser prints to stdout, and listens on a free port of this machine during the recording
     with contextlib.redirect_stdout(io.StringIO()):
         server = viser.ViserServer(host="127.0.0.1", port=0, verbose=False)
         try:
@@ -65,15 +64,15 @@ def scene_html(cloud: PointCloud, cameras: Cameras, size: tuple[int, int], films
 
 
 def check_viser(what: str) -> None:
-    """UserError without the extra `viz`."""
+    """Raise UserError without the extra `viz`."""
     try:
         importlib.import_module("viser")
     except ImportError as error:
-        raise UserError(f"{what} takes viser; install it with: pip install 'four_d[viz]'") from error
+        raise UserError(f"{what} needs viser; install it with: pip install 'four_d[viz]'") from error
 
 
 def scene_unit(cloud: PointCloud, cameras: Cameras) -> float:
-    """What lengths are divided by in the scene: the points' median distance to the first camera; 1 without points."""
+    """Divisor of lengths in the scene: the points' median distance to the first camera; 1 without points."""
     return max(float(np.median(_distances(cloud, cameras))), 1e-9) if len(cloud) else 1.0
 
 
@@ -86,21 +85,21 @@ def _record(
 ) -> str:
     poses = cameras.world_from_camera.double().cpu().numpy()
     unit = scene_unit(cloud, cameras)
-    _look(server, poses[0], unit)
-    lenses = [_lens(matrix, size) for matrix in cameras.intrinsics.double().cpu().numpy()]
-    _add_cameras(server, poses, lenses, unit)
-    # a point covers about one pixel of the camera that saw it, at the median distance
+    _set_view(server, poses[0], unit)
+    views = [_field_and_aspect(matrix, size) for matrix in cameras.intrinsics.double().cpu().numpy()]
+    _add_cameras(server, poses, views, unit)
+    # a point covers about one pixel of its camera at the median distance
     point_size = min(1.3 / float(cameras.intrinsics[:, 0, 0].median()), LARGEST_POINT)
     near = cloud.take(_distances(cloud, cameras) <= FAR * unit)
-    nodes: list[_Shown] = []
-    for k, (pose, lens) in enumerate(zip(poses, lenses, strict=True)):
+    nodes: list[_FrameNodes] = []
+    for k, (pose, view) in enumerate(zip(poses, views, strict=True)):
         points = _add_points(server, k, _frame_cloud(near, k, unit), point_size)
-        nodes.append((points, _add_frustum(server, f"/frames/{k}/camera", pose, lens, unit, now=True)))
+        nodes.append((points, _add_frustum(server, f"/frames/{k}/camera", pose, view, unit, current=True)))
     return _play(server, nodes, films)
 
 
-def _play(server: viser.ViserServer, nodes: Sequence[_Shown], films: Sequence[Film]) -> str:
-    """Show what belongs to a frame, one frame a second, then all points for a second, then the splats likewise."""
+def _play(server: viser.ViserServer, nodes: Sequence[_FrameNodes], films: Sequence[Film]) -> str:
+    """Play one frame a second, then all points for a second, then the splats frame by frame."""
     for later in nodes[1:]:
         _show(later, points=False, frustum=False)
     serializer = server.get_scene_serializer()
@@ -117,8 +116,8 @@ def _play(server: viser.ViserServer, nodes: Sequence[_Shown], films: Sequence[Fi
     return serializer.as_html()
 
 
-def _show(node: _Shown, *, points: bool, frustum: bool | None = None) -> None:
-    """Or hide; ``frustum`` None: leave it."""
+def _show(node: _FrameNodes, *, points: bool, frustum: bool | None = None) -> None:
+    """Show or hide; ``frustum`` None: unchanged."""
     cloud, camera = node
     if cloud is not None:
         cloud.visible = points
@@ -127,9 +126,9 @@ def _show(node: _Shown, *, points: bool, frustum: bool | None = None) -> None:
 
 
 def _play_splats(
-    server: viser.ViserServer, sleep: Callable[[float], None], nodes: Sequence[_Shown], films: Sequence[Film]
+    server: viser.ViserServer, sleep: Callable[[float], None], nodes: Sequence[_FrameNodes], films: Sequence[Film]
 ) -> None:
-    """In place of the points, one frame a second. All splats are there from the start: viser loses later ones."""
+    """Play splats in place of the points, one frame a second. All are added at the start: viser loses later ones."""
     for node in nodes:
         _show(node, points=False, frustum=False)
     reels = [Reel.add(server, f"/splats/{index}", film) for index, film in enumerate(films)]
@@ -147,13 +146,13 @@ def _play_splats(
             frustum.visible = False
 
 
-def _add_points(server: viser.ViserServer, k: int, part: PointCloud, size: float) -> viser.PointCloudHandle | None:
-    if not len(part):
+def _add_points(server: viser.ViserServer, k: int, cloud: PointCloud, size: float) -> viser.PointCloudHandle | None:
+    if not len(cloud):
         return None
     return server.scene.add_point_cloud(
         f"/frames/{k}/points",
-        part.points,
-        part.colours,
+        cloud.points,
+        cloud.colours,
         point_size=size,
         point_shape="rounded",
         point_shading="flat",
@@ -164,26 +163,26 @@ def _add_frustum(
     server: viser.ViserServer,
     name: str,
     pose: NDArray[np.float64],
-    lens: tuple[float, float],
+    view: tuple[float, float],
     unit: float,
     *,
-    now: bool,
+    current: bool,
 ) -> viser.CameraFrustumHandle:
-    """A camera: orange and larger for the frame that is shown, small and grey for the rest."""
+    """Add a camera: large and orange for the current frame, small and grey for the others."""
     return server.scene.add_camera_frustum(
         name,
-        fov=lens[0],
-        aspect=lens[1],
-        scale=0.06 if now else 0.025,
-        thickness=0.004 if now else 0.0015,
-        color=NOW_COLOUR if now else OTHER_COLOUR,
+        fov=view[0],
+        aspect=view[1],
+        scale=0.06 if current else 0.025,
+        thickness=0.004 if current else 0.0015,
+        color=CURRENT_COLOUR if current else OTHER_COLOUR,
         wxyz=_quaternion(pose),
         position=pose[:3, 3] / unit,
     )
 
 
-def _look(server: viser.ViserServer, first: NDArray[np.float64], unit: float) -> None:
-    """From behind and above the first camera to the middle of the scene, a median distance away."""
+def _set_view(server: viser.ViserServer, first: NDArray[np.float64], unit: float) -> None:
+    """Set the view from behind and above the first camera to the middle of the scene, a median distance away."""
     rotation, centre = first[:3, :3], first[:3, 3] / unit
     server.scene.set_up_direction(-rotation[:, 1])
     server.initial_camera.position = rotation @ np.array([0.2, -0.3, -0.55]) + centre
@@ -191,7 +190,7 @@ def _look(server: viser.ViserServer, first: NDArray[np.float64], unit: float) ->
     server.initial_camera.fov = FIELD_OF_VIEW
 
 
-def _lens(intrinsics: NDArray[np.float64], size: tuple[int, int]) -> tuple[float, float]:
+def _field_and_aspect(intrinsics: NDArray[np.float64], size: tuple[int, int]) -> tuple[float, float]:
     """Vertical field of view and width per height to draw.
 
     Both have bounds: a spike or a plane, as an untrained model has it, would fill the view.
@@ -203,11 +202,11 @@ def _lens(intrinsics: NDArray[np.float64], size: tuple[int, int]) -> tuple[float
 
 
 def _add_cameras(
-    server: viser.ViserServer, poses: NDArray[np.float64], lenses: list[tuple[float, float]], unit: float
+    server: viser.ViserServer, poses: NDArray[np.float64], views: list[tuple[float, float]], unit: float
 ) -> None:
-    """Small grey frusta of all frames and the line through their centres, which stay."""
-    for k, (pose, lens) in enumerate(zip(poses, lenses, strict=True)):
-        _add_frustum(server, f"/cameras/{k}", pose, lens, unit, now=False)
+    """Add permanent small grey frusta of all frames and the line through their centres."""
+    for k, (pose, view) in enumerate(zip(poses, views, strict=True)):
+        _add_frustum(server, f"/cameras/{k}", pose, view, unit, current=False)
     centres = (poses[:, :3, 3] / unit).astype(np.float32)
     if len(centres) > 1:
         segments = np.stack([centres[:-1], centres[1:]], axis=1)
@@ -215,9 +214,12 @@ def _add_cameras(
 
 
 def _frame_cloud(cloud: PointCloud, frame: int, unit: float) -> PointCloud:
-    part = cloud.take(cloud.frames == frame).thin(POINTS_PER_FRAME)
+    points = cloud.take(cloud.frames == frame).thin(POINTS_PER_FRAME)
     return PointCloud(
-        points=part.points / np.float32(unit), colours=part.colours, frames=part.frames, confidence=part.confidence
+        points=points.points / np.float32(unit),
+        colours=points.colours,
+        frames=points.frames,
+        confidence=points.confidence,
     )
 
 

@@ -1,4 +1,4 @@
-// Trails of followed points over a picture, flat or in space. `data` is what trails.py makes.
+// Trails of tracked points over an image, flat or in space. `data` is what trails.py makes.
 function makeTrails(data) {
   const LENGTH = 8;
   const decode = (Kind, text) => text && new Kind(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
@@ -127,7 +127,7 @@ function makeTrails(data) {
 
   const choice = (mode) => (moving.length && mode === "moving" ? moving : all);
 
-  // The point nearest to a place in shares of the picture, seen ones before hidden ones; -1 if none is in the picture.
+  // The point nearest to a place as fractions of the image, visible ones before hidden ones; -1 if none is in the image.
   function nearest(frame, mode, x, y, aspect) {
     let best = -1, least = Infinity;
     for (const i of choice(mode)) {
@@ -153,7 +153,8 @@ function makeTrails(data) {
     selected.add(order[at < 0 ? (by > 0 ? 0 : order.length - 1) : (at + by + order.length) % order.length]);
   }
 
-  function words() {
+  // The selected points, or how many move and how many of those this frame shows.
+  function words(frame, mode) {
     if (selected.size > 1) return `${selected.size} points picked out.`;
     for (const i of selected) {
       const [frame, x, y] = starts.subarray(3 * i, 3 * i + 3);
@@ -161,7 +162,9 @@ function makeTrails(data) {
       const how = data.moving[i] ? "it moves" : "it rests";
       return `The point at ${x.toFixed(0)}, ${y.toFixed(0)} of frame ${frame + 1}: ${how}, seen in ${often} of ${frames} frames.`;
     }
-    return moving.length ? `${moving.length} of ${count} followed points move.` : "Nothing moves in this video.";
+    if (!moving.length) return "Nothing moves in this video.";
+    const drawn = mode === "none" ? "no trails are drawn" : `${moving.filter((i) => seen[i * frames + frame]).length} of them are seen in this frame`;
+    return `${moving.length} of ${count} followed points move; ${drawn}.`;
   }
 
   return {

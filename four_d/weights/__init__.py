@@ -1,4 +1,4 @@
-"""Weights of other projects: what is known of them, reading them safely, and maps between their names and ours."""
+"""Weights of other projects: known files, safe reading, and maps between their names and ours."""
 
 from four_d.weights.convert import KINDS, convert, convert_back
 from four_d.weights.reading import read_state

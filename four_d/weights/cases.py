@@ -1,4 +1,4 @@
-"""Golden cases: directories with a small model's sizes, weights, inputs and outputs, made by other code.
+"""Golden cases: directories with a small model's sizes, weights, inputs and outputs, produced by other code.
 
 ``case.json`` gives sizes and the noise floor of every output; ``weights``, ``inputs``, ``outputs`` and, optionally,
 ``outputs_fp64`` are safetensors beside it. Names, layouts and conventions are VGGT's (PAGE-4D's).
@@ -17,7 +17,6 @@ from torch import Tensor
 from four_d.backbones.alternating import AlternatingConfig
 from four_d.backbones.dynamics import DynamicsConfig
 from four_d.backbones.patches import ConvPatchConfig, PatchConfig
-from four_d.config import Plain
 from four_d.errors import UserError
 from four_d.heads import HeadConfig
 from four_d.heads.camera import CameraHeadConfig
@@ -25,9 +24,10 @@ from four_d.heads.dense import DenseHeadConfig
 from four_d.heads.dynamic import DynamicHeadConfig
 from four_d.heads.track import TrackHeadConfig
 from four_d.model import ModelConfig
+from four_d.schema import Plain
 from four_d.weights import page_4d, vggt
 from four_d.weights.adapter import State
-from four_d.weights.dinov2 import REGISTERS, encoder_config
+from four_d.weights.dinov2 import encoder_config
 from four_d.weights.reading import read_state
 
 DESCRIPTION = "case.json"
@@ -36,23 +36,23 @@ FIXED = {"norm_eps": 1e-5, "aa_order": ["frame", "global"]}
 FIXED_ENCODER = {"norm_eps": 1e-6, "mlp_ratio": 4.0, "interpolate_antialias": True, "interpolate_offset": 0.0}
 FIXED_CAMERA = {"pose_encoding": "absT_quaR_FoV"}
 FIXED_TRACK = {"max_scale": 518}
-"""What our parts do not let one choose."""
+"""Settings that are fixed in our parts."""
 ALPHAS = {"mask_on": 1.0, "mask_half": 0.5, "mask_off": 0.0}
-"""How much of the mask PAGE-4D's groups of outputs use."""
+"""Mask strength of each of PAGE-4D's groups of outputs."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One directory, read."""
+    """Contents of one directory."""
 
     name: str
     model: ModelConfig
     alphas: dict[str, float] | None
-    """With a mask: prefix of outputs → α, how much of the mask is used. None: the model has no mask."""
+    """Prefix of outputs → α, the strength of the mask. None: the model has no mask."""
     weights: dict[str, Tensor]
-    """In the published checkpoint's names."""
+    """Weights in the published checkpoint's names."""
     images: Tensor
     query_points: Tensor | None
     outputs: dict[str, Tensor]
@@ -61,7 +61,7 @@ class Case:
 
 
 class Sizes:
-    """One section of ``case.json``; what is missing or of the wrong type is a UserError that names it."""
+    """Section of ``case.json``; a missing value or one of the wrong type is a UserError that names it."""
 
     def __init__(self, content: object, where: str) -> None:
         if not isinstance(content, Mapping):
@@ -72,44 +72,44 @@ class Sizes:
         return self.content.get(name) is not None
 
     def section(self, name: str) -> Sizes:
-        """A section within."""
+        """Get a nested section."""
         if name not in self:
             raise UserError(f"{self.where} lacks the section {name}")
         return Sizes(self.content[name], f"{self.where}: {name}")
 
     def get(self, name: str, kind: type[T], default: T | None = None, *, least: int = 1) -> T:
-        """A string, a list, a number, or a whole number from ``least`` on."""
+        """Get a string, a list, a number, or a whole number of at least ``least``."""
         value = self.content.get(name, default)
         if value is None:
             raise UserError(f"{self.where} lacks {name}")
         if kind is float and isinstance(value, int):
             value = float(value)
         if not isinstance(value, kind) or (kind is int and (isinstance(value, bool) or cast(int, value) < least)):
-            wanted = f"a whole number from {least} on" if kind is int else f"a {kind.__name__}"
-            raise UserError(f"{self.where}: {name} is {value!r}; it must be {wanted}")
+            expected = f"a whole number from {least} on" if kind is int else f"a {kind.__name__}"
+            raise UserError(f"{self.where}: {name} is {value!r}; it must be {expected}")
         if kind is float and cast(float, value) < 0:
             raise UserError(f"{self.where}: {name} is {value!r}; it must not be negative")
         return cast(T, value)
 
     def numbers(self, name: str) -> tuple[int, ...]:
-        """A list of whole numbers."""
+        """Get a list of whole numbers."""
         values = self.get(name, list)
         if not all(isinstance(value, int) for value in values):
             raise UserError(f"{self.where}: {name} is {values!r}; it must be whole numbers")
         return tuple(cast(list[int], values))
 
     def expect(self, fixed: Mapping[str, object]) -> None:
-        """UserError if a value is given that our parts do not offer."""
+        """Raise UserError if a value is given that our parts do not offer."""
         for name, value in fixed.items():
             if name in self and self.content[name] != value:
-                raise UserError(f"{self.where}: {name} is {self.content[name]!r}; four_d knows only {value!r}")
+                raise UserError(f"{self.where}: {name} is {self.content[name]!r}; four_d supports only {value!r}")
 
 
 def read_case(folder: str | Path) -> Case:
     """Read a directory of that format.
 
     Raises:
-        UserError: a file is missing or damaged, sizes are missing, or something is asked for that no part of ours does.
+        UserError: a file is missing or damaged, sizes are missing, or a setting is not supported by our parts.
 
     """
     folder = Path(folder)
@@ -120,7 +120,7 @@ def read_case(folder: str | Path) -> Case:
     )
     exact = folder / files["outputs_fp64"]
     inputs = read_state(folder / files["inputs"])
-    weights = vggt.whole(read_state(folder / files["weights"]))
+    weights = vggt.with_aggregator_prefix(read_state(folder / files["weights"]))
     outputs, noise = read_state(folder / files["outputs"]), sizes.section(FLOOR)
     return Case(
         name=sizes.get("name", str, folder.name),
@@ -136,7 +136,7 @@ def read_case(folder: str | Path) -> Case:
 
 
 def model_config(sizes: Sizes, weights: State) -> ModelConfig:
-    """The model that ``case.json`` describes, with the heads that have weights."""
+    """Config of the model in ``case.json``, with the heads that have weights."""
     aggregator = sizes.section("aggregator")
     aggregator.expect(FIXED)
     dynamics = _dynamics(sizes.section("mask"), weights) if "mask" in sizes else None
@@ -174,26 +174,21 @@ def _heads(sizes: Sizes, parts: set[str]) -> dict[str, HeadConfig]:
 
 
 def _patches(sizes: Sizes, aggregator: Sizes) -> PatchConfig:
-    """A convolution or an encoder: a section of its own, or one word among the aggregator's sizes."""
+    """Config of a convolution or an encoder: a section of its own, or one word among the aggregator's sizes."""
     if "patch_embed" not in sizes:
         kind = aggregator.get("patch_embed", str, "conv")
         if kind != "conv":
-            raise UserError(f"{aggregator.where}: patch_embed is {kind!r}, without a section of its sizes")
+            raise UserError(f"{aggregator.where}: patch_embed is {kind!r}, and there is no section with its sizes")
         return ConvPatchConfig()
     encoder = sizes.section("patch_embed")
     if encoder.get("kind", str) == "conv":
         return ConvPatchConfig()
     encoder.expect(FIXED_ENCODER)
-    registers = encoder.get("num_register_tokens", int, 0, least=0)
-    if registers not in (0, REGISTERS):
-        raise UserError(
-            f"{encoder.where}: num_register_tokens is {registers}; there are encoders with 0 or {REGISTERS}"
-        )
     return encoder_config(
         aggregator.get("embed_dim", int),
         encoder.get("depth", int),
         encoder.get("img_size", int),
-        registered=registers > 0,
+        registers=encoder.get("num_register_tokens", int, 0, least=0),
         heads=encoder.get("num_heads", int),
     )
 
@@ -239,7 +234,7 @@ def _track(track: Sizes, dpt: Sizes) -> TrackHeadConfig:
 def _dynamics(mask: Sizes, weights: State) -> DynamicsConfig:
     rounds = mask.numbers("used_in_global_blocks")
     if not rounds or list(rounds) != list(range(rounds[0], rounds[-1] + 1)):
-        raise UserError(f"{mask.where}: used_in_global_blocks is {list(rounds)}; four_d knows only rounds in a row")
+        raise UserError(f"{mask.where}: used_in_global_blocks is {list(rounds)}; four_d supports only rounds in a row")
     return DynamicsConfig(
         after=mask.get("predicted_after_frame_block", int, least=0),
         rounds=(rounds[0], rounds[-1]),
@@ -250,16 +245,18 @@ def _dynamics(mask: Sizes, weights: State) -> DynamicsConfig:
 
 
 def _alphas(mask: Sizes, outputs: State) -> dict[str, float]:
-    """α by prefix of the outputs: as ``mask.alpha`` says, by `ALPHAS`, or from what a group's ``mask_rows`` are."""
-    given = mask.content.get("alpha")
-    table = Sizes(cast(object, given), f"{mask.where}: alpha") if isinstance(given, Mapping) else Sizes(ALPHAS, "")
+    """α by prefix of the outputs: from ``mask.alpha``, from `ALPHAS`, or from a group's ``mask_rows``."""
+    by_group = mask.content.get("alpha")
+    table = (
+        Sizes(cast(object, by_group), f"{mask.where}: alpha") if isinstance(by_group, Mapping) else Sizes(ALPHAS, "")
+    )
     groups = sorted({name.split(".")[0] for name in outputs if name.startswith("mask_") and "." in name})
     if not groups:
         return {"": mask.get("alpha", float, 1.0)}
     rows = {group: outputs.get(f"{group}.mask_rows") for group in groups}
     scale = mask.get("scale", float) or 1.0
-    known = {group: float(each.max()) / scale for group, each in rows.items() if each is not None}
-    return {f"{group}.": table.get(group, float, known.get(group)) for group in groups}
+    measured = {group: float(each.max()) / scale for group, each in rows.items() if each is not None}
+    return {f"{group}.": table.get(group, float, measured.get(group)) for group in groups}
 
 
 def _images(inputs: Mapping[str, Tensor], sizes: Sizes, file: Path) -> Tensor:
@@ -267,10 +264,16 @@ def _images(inputs: Mapping[str, Tensor], sizes: Sizes, file: Path) -> Tensor:
         raise UserError(f"{file} lacks images")
     images = inputs["images"]
     if "input" in sizes:
-        given = sizes.section("input")
-        wanted = (given.get("B", int), given.get("S", int), 3, given.get("H", int), given.get("W", int))
-        if tuple(images.shape) != wanted:
-            raise UserError(f"{file}: images are {tuple(images.shape)}, {DESCRIPTION} says {wanted} (B, S, 3, H, W)")
+        sizes_of_input = sizes.section("input")
+        expected = (
+            sizes_of_input.get("B", int),
+            sizes_of_input.get("S", int),
+            3,
+            sizes_of_input.get("H", int),
+            sizes_of_input.get("W", int),
+        )
+        if tuple(images.shape) != expected:
+            raise UserError(f"{file}: images are {tuple(images.shape)}, {DESCRIPTION} says {expected} (B, S, 3, H, W)")
     if images.ndim != 5 or images.shape[2] != 3:
         raise UserError(f"{file}: images are {tuple(images.shape)}; they must be (B, S, 3, H, W)")
     return images

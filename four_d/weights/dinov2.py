@@ -1,4 +1,4 @@
-"""DINOv2's image encoder: its authors' names and timm's, and a VGGT built around it."""
+"""DINOv2's image encoder, in its authors' names and timm's, and a VGGT built around it."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from four_d.heads.dense import DenseHeadConfig
 from four_d.model import ModelConfig
 from four_d.weights.adapter import Adapter, Dropped, Fresh, Rule, State, same, under
 
-OURS = "backbone.patches.encoder."
+ENCODER_PREFIX = "backbone.patches.encoder."
 SIZES = {384: ("small", 12), 768: ("base", 12), 1024: ("large", 24)}
 """Width → name and depth of the encoders that timm has under DINOv2's name."""
 HEAD_WIDTH = 64
 REGISTERS = 4
-"""Of the encoders with registers; there are none with another number."""
+"""Number of register tokens in timm's encoders that have any; others may have another number."""
 
 ENCODER = (
     Rule(theirs="register_tokens", ours="reg_token"),
     *same("reg_token", "cls_token", "pos_embed", "patch_embed.proj.{rest}", "blocks.{n}.{rest}", "norm.{rest}"),
 )
-"""Their names (the authors', and timm's where they differ) ↔ timm's, which are ours."""
+"""Rules from their names (the authors', and timm's where they differ) to timm's, which are ours."""
 UNUSED = Dropped(theirs="mask_token", reason="only pretraining hides patches")
 
 
 def fold(state: State, prefix: str = "") -> dict[str, Tensor]:
-    """Timm's encoders with registers keep the class token's position within the class token."""
+    """Add the class token's position to the class token, as in timm's encoders with registers."""
     names = [f"{prefix}{name}" for name in ("register_tokens", "cls_token", "pos_embed")]
     if any(name not in state for name in names):
         return dict(state)
@@ -43,7 +43,7 @@ def fold(state: State, prefix: str = "") -> dict[str, Tensor]:
 
 
 def unfold(state: State, prefix: str = "") -> dict[str, Tensor]:
-    """A class position of zeros, the token being where it belongs already; and a mask token, used by nobody."""
+    """Add a class position of zeros, since the token includes it, and an unused mask token."""
     token, position = f"{prefix}cls_token", f"{prefix}pos_embed"
     if token not in state:
         return dict(state)
@@ -54,8 +54,8 @@ def unfold(state: State, prefix: str = "") -> dict[str, Tensor]:
 
 
 def encoder_rules(prefix: str) -> tuple[Rule, ...]:
-    """`ENCODER` where it sits under ``prefix`` in their names."""
-    return under(prefix, OURS, ENCODER)
+    """Rules of `ENCODER` under ``prefix`` in their names."""
+    return under(prefix, ENCODER_PREFIX, ENCODER)
 
 
 ADAPTER = Adapter(
@@ -77,11 +77,11 @@ ADAPTER = Adapter(
 )
 
 
-def common(state: State, *places: tuple[str, int]) -> int | None:
-    """The most frequent size at some places: tensors whose names match, and an axis. What is misshapen is outvoted."""
+def common(state: State, *locations: tuple[str, int]) -> int | None:
+    """Most frequent size at some places (name pattern and axis), so that malformed tensors are outvoted."""
     sizes = Counter(
         value.shape[axis]
-        for pattern, axis in places
+        for pattern, axis in locations
         for name, value in state.items()
         if re.fullmatch(pattern, name) and axis < value.ndim
     )
@@ -89,38 +89,45 @@ def common(state: State, *places: tuple[str, int]) -> int | None:
 
 
 def count(state: State, prefix: str) -> int:
-    """Modules of a list: one more than its highest number."""
-    numbers = [int(found[1]) for name in state if (found := re.match(rf"{re.escape(prefix)}(\d+)\.", name))]
+    """Number of modules in a list: one more than its highest index."""
+    numbers = [int(match[1]) for name in state if (match := re.match(rf"{re.escape(prefix)}(\d+)\.", name))]
     return max(numbers, default=-1) + 1
 
 
 def infer_encoder(
-    state: State, prefix: str = "", head_width: int = HEAD_WIDTH, *, registered: bool | None = None
+    state: State, prefix: str = "", head_width: int = HEAD_WIDTH, *, registers: int = 0
 ) -> tuple[TimmPatchConfig, int, int]:
-    """Config, patch size and width of the encoder under ``prefix``; ``registered``: it must have registers."""
+    """Infer config, patch size and width of the encoder under ``prefix``; ``registers`` is their number where it has
+    none.
+    """
     at = re.escape(prefix)
     width, depth = common(state, (rf"{at}blocks\.\d+\.norm[12]\.weight", 0)), count(state, f"{prefix}blocks.")
     if width is None:
-        raise UserError(f"these weights have no {prefix}blocks.0.norm1.weight: no DINOv2 encoder; give other weights")
+        raise UserError(
+            f"these weights have no {prefix}blocks.0.norm1.weight: not a DINOv2 encoder; give other weights"
+        )
     patch = common(state, (rf"{at}patch_embed\.proj\.weight", 3)) or 14
-    if registered is None:
-        registered = f"{prefix}register_tokens" in state or f"{prefix}reg_token" in state
+    stored_registers = common(state, (rf"{at}register_tokens", 1), (rf"{at}reg_token", 1))
     cells = common(state, (rf"{at}pos_embed", 1)) or 1370
     side = patch * max(round(max(cells - (f"{prefix}reg_token" not in state), 0) ** 0.5), 1)
-    return encoder_config(width, depth, side, registered=registered, heads=width // head_width), patch, width
+    stored_registers = registers if stored_registers is None else stored_registers
+    return encoder_config(width, depth, side, registers=stored_registers, heads=width // head_width), patch, width
 
 
-def encoder_config(width: int, depth: int, side: int, *, registered: bool, heads: int) -> TimmPatchConfig:
-    """Timm's encoder of these sizes; position embeddings of a square image of ``side`` pixels."""
-    name, usual = SIZES.get(width, ("large", 0))
-    model = f"vit_{name}_patch14{'_reg4' if registered else ''}_dinov2"
-    if (depth, heads * HEAD_WIDTH) == (usual, width):
-        return TimmPatchConfig(model=model, image_size=side)
-    return TimmPatchConfig(model=model, image_size=side, depth=depth, embed_width=width, heads=heads)
+def encoder_config(width: int, depth: int, side: int, *, registers: int, heads: int) -> TimmPatchConfig:
+    """Config of timm's encoder of these sizes, with position embeddings of a square image of ``side`` pixels."""
+    name, usual_depth = SIZES.get(width, ("large", 0))
+    model = f"vit_{name}_patch14{'_reg4' if registers else ''}_dinov2"
+    register_override = None if registers in (0, REGISTERS) else registers
+    if (depth, heads * HEAD_WIDTH) == (usual_depth, width):
+        return TimmPatchConfig(model=model, image_size=side, registers=register_override)
+    return TimmPatchConfig(
+        model=model, image_size=side, depth=depth, embed_width=width, heads=heads, registers=register_override
+    )
 
 
 def infer(state: State) -> ModelConfig:
-    """VGGT's design around the encoder: as many rounds as it has blocks, of its width."""
+    """Infer VGGT's design around the encoder: as many rounds as it has blocks, of its width."""
     patches, patch_size, width = infer_encoder(state)
     rounds = count(state, "blocks.")
     dense = dense_rounds(rounds)
@@ -137,5 +144,5 @@ def infer(state: State) -> ModelConfig:
 
 
 def dense_rounds(rounds: int) -> tuple[int, ...] | None:
-    """What VGGT-1B's dense heads read; None: evenly spaced."""
+    """Rounds that VGGT-1B's dense heads read; None: evenly spaced."""
     return (4, 11, 17, 23) if rounds == 24 else None

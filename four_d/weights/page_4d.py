@@ -1,4 +1,4 @@
-"""PAGE-4D's checkpoints: VGGT's names, and those of the head that says what moves."""
+"""PAGE-4D's checkpoints: VGGT's names, and those of the mask head."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ ADAPTER = dataclasses.replace(
 
 
 def mask_width(state: State) -> int | None:
-    """Channels within the mask head; None if there is no such head."""
+    """Number of channels in the mask head; None if there is none."""
     at = MASK_HEAD.replace(".", r"\.")
     return common(state, (at + r"2\.\w+", 0), (at + r"4\.weight", 1))
 
 
 def infer(state: State) -> ModelConfig:
-    """`vggt.infer`, and the released rounds of the mask where the weights have its head (one checkpoint has none)."""
+    """Infer as `vggt.infer`, with the mask's released rounds if there is a mask head (one checkpoint has none)."""
     plain, hidden = vggt.infer(state), mask_width(state)
     if hidden is None:
         return plain
-    backbone = dataclasses.replace(plain.backbone, dynamics=DynamicsConfig(hidden=hidden, hold=None))
+    backbone = dataclasses.replace(vggt.infer_backbone(state), dynamics=DynamicsConfig(hidden=hidden, hold=None))
     return ModelConfig(backbone=backbone, heads={**plain.heads, "dynamic": DynamicHeadConfig()})

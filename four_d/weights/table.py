@@ -1,13 +1,15 @@
-"""Published weights that an adapter reads. Nothing here is ever downloaded: the user brings the file."""
+"""Published weights that an adapter reads. Nothing is ever downloaded: the user provides the file."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
 
+from four_d import checkpoints
 from four_d.checkpoints import CONFIG, read_info
 
 AdapterKind = Literal["vggt", "page_4d", "dinov2"]
@@ -15,18 +17,18 @@ AdapterKind = Literal["vggt", "page_4d", "dinov2"]
 
 @dataclass(frozen=True, kw_only=True)
 class KnownWeights:
-    """What is known of one published weight file."""
+    """Facts of one published weight file."""
 
     name: str
     kind: AdapterKind
-    """Which adapter reads it: the KIND of ``four-d weights convert``."""
+    """Adapter that reads it: the KIND of ``four-d weights convert``."""
     what: str
     source: str
-    """Who publishes it, in words."""
+    """Publisher, in words."""
     licence: str
-    """Of the weights, in words; not of the code."""
+    """Licence of the weights, in words; not of the code."""
     sha256: str | None = None
-    """None: not recorded, so the file cannot be recognised."""
+    """Checksum; None: not recorded, so the file cannot be recognised."""
 
 
 KNOWN: tuple[KnownWeights, ...] = (
@@ -69,23 +71,24 @@ KNOWN: tuple[KnownWeights, ...] = (
         for size in ("small", "base", "large")
     ),
 )
-"""In order of strictness within a kind: the first one's licence is assumed where the user does not say which it is."""
-REFERENCES = Path("checkpoints")
-"""Where models of ours lie, one export folder each."""
+"""Known weights, by strictness within a kind: the first one's licence is assumed unless the user names another."""
 
 
-def show(references: Path = REFERENCES, console: Console | None = None) -> None:
-    """Print the known weights, and our own models in the folder ``references`` (which may be missing).
+def show(references: Sequence[Path] | None = None, console: Console | None = None) -> None:
+    """Print the known weights, and our own models in the first of the folders ``references`` that has any.
 
     UserError if one of those is damaged.
     """
     console = console or Console()
+    references = checkpoints.REFERENCES if references is None else references
     console.print("Weights that can be converted (four-d weights convert KIND SRC OUT):")
     for each in KNOWN:
         console.print(f"\n[bold]{each.name}[/bold]  KIND {each.kind}\n  {each.what}\n  published by {each.source}")
         console.print(f"  licence of the weights: {each.licence}; sha256: {each.sha256 or 'not recorded'}")
-    console.print(f"\nModels of ours in {references}/:")
-    for file in sorted(references.glob(f"*/{CONFIG}")):
+    models = {folder: sorted(folder.glob(f"*/{CONFIG}")) for folder in references}
+    folder_used = next((folder for folder, files in models.items() if files), references[0])
+    console.print(f"\nOur models in {folder_used}/:")
+    for file in models[folder_used]:
         info = read_info(file)
         data = ", ".join(f"{source} ({licence})" for source, licence in info.trained_on.items()) or "not recorded"
         console.print(f"\n[bold]{file.parent}[/bold]  {info.name}\n  trained on {data}, {info.steps} steps")

@@ -1,4 +1,4 @@
-"""Our numbers beside those of other code, for the same weights and inputs: one row per output."""
+"""Comparison of our outputs with other code's, for equal weights and inputs: one row per output."""
 
 from __future__ import annotations
 
@@ -18,31 +18,32 @@ from four_d.backbones.alternating import AlternatingBackbone
 from four_d.geometry import invert_pose
 from four_d.heads.track import TrackHead
 from four_d.model import FourD
+from four_d.parts import Backbone
 from four_d.types import Clip, Prediction, Tokens
 from four_d.weights import vggt
 from four_d.weights.cases import Case, read_case
 from four_d.weights.convert import KINDS
 
-FLOORS, LEAST = 5.0, 1e-5
-"""Tolerance in float32: so many noise floors, and at least so much."""
+FLOORS, MIN_TOLERANCE = 5.0, 1e-5
+"""Tolerance in float32: multiple of the noise floor, and its minimum."""
 EXACT = 1e-6
 """Tolerance in float64, relative to the output's largest entry (the reference rounds its embeddings to float32)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One output: the largest absolute difference, infinite where it is missing or of another shape."""
+    """Comparison of one output by the largest absolute difference, infinite where missing or of another shape."""
 
     name: str
     error: float
     tolerance: float
     exact: bool = False
-    """Both in float64."""
+    """True if both are in float64."""
     note: str = ""
 
     @property
     def good(self) -> bool:
-        """False for NaN too."""
+        """True if within tolerance; NaN never is."""
         return self.error <= self.tolerance
 
 
@@ -55,14 +56,14 @@ class Report:
 
     @property
     def good(self) -> bool:
-        """Whether every output is within its tolerance, and there is one."""
+        """True if there are outputs and every one is within its tolerance."""
         return bool(self.rows) and all(row.good for row in self.rows)
 
     def print(self, console: Console | None = None) -> None:
-        """A table, and a line that says the result."""
+        """Print a table and the result in one line."""
         table = Table("output", "numbers", "largest error", "tolerance", "", title=self.case)
         for row in self.rows:
-            verdict = "ok" if row.good else f"[red]too far {row.note}[/red]"
+            verdict = "ok" if row.good else f"[red]differs {row.note}[/red]"
             table.add_row(
                 row.name, "fp64" if row.exact else "fp32", f"{row.error:.2e}", f"{row.tolerance:.2e}", verdict
             )
@@ -84,7 +85,7 @@ def verify(folder: str | Path) -> Report:
 
 
 def compare(case: Case) -> Report:
-    """The same for a case that was read. UserError if its weights do not fit its sizes."""
+    """Compare our outputs with those of a golden case. UserError if its weights do not fit its sizes."""
     model = build(case)
     rows = _compare(case, case.outputs, run_case(model, case), exact=False)
     if case.outputs_fp64:
@@ -93,24 +94,24 @@ def compare(case: Case) -> Report:
 
 
 class Headless(nn.Module):
-    """A backbone that nobody reads: what a case of the aggregator alone describes."""
+    """Backbone without heads, for cases of the aggregator alone."""
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, backbone: Backbone) -> None:
         super().__init__()
-        self.backbone, self.heads = backbone, nn.ModuleDict()
+        self.backbone, self.heads, self.rounds = backbone, nn.ModuleDict(), tuple[int, ...]()
 
     def forward(self, clip: Clip) -> Prediction:
-        """Says nothing; hooks on the backbone do."""
-        self.backbone(clip)
+        """Run the backbone; hooks collect its outputs."""
+        self.backbone(clip, self.rounds)
         return Prediction()
 
 
 def build(case: Case) -> FourD | Headless:
-    """The case's model with its weights, in eval mode, its backbone giving every round's tokens."""
+    """Build the case's model with its weights, in eval mode, with the backbone returning every round's tokens."""
     model = case.model.build() if case.model.heads else Headless(case.model.backbone.build())
     adapter = KINDS["vggt" if case.alphas is None else "page_4d"].adapter
     model.load_state_dict(adapter.to_ours(case.weights, model.state_dict(), case.name))
-    _backbone(model).keep(range(_backbone(model).rounds))
+    model.rounds = tuple(range(case.model.backbone.shape.rounds))
     return model.eval().requires_grad_(False)
 
 
@@ -121,7 +122,7 @@ def _backbone(model: FourD | Headless) -> AlternatingBackbone:
 
 
 def clip_of(case: Case, dtype: torch.dtype) -> Clip:
-    """The case's inputs as ours: query points are of the first frame, counted from the image's corner."""
+    """Convert the case's inputs to ours: query points are of the first frame, corner origin."""
     b, f = case.images.shape[:2]
     queries = case.query_points
     if queries is not None:
@@ -135,20 +136,20 @@ def clip_of(case: Case, dtype: torch.dtype) -> Clip:
 
 
 def run_case(model: FourD | Headless, case: Case) -> dict[str, Tensor]:
-    """Everything we can say of the case, under the published names."""
+    """Compute all outputs of a case, under the published names."""
     clip, dynamics = clip_of(case, next(model.parameters()).dtype), _backbone(model).dynamics
     if dynamics is None:
         return _run(model, clip)
-    result: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
     for prefix, alpha in (case.alphas or {}).items():
         dynamics.alpha.fill_(alpha)
-        result |= {prefix + name: value for name, value in _run(model, clip).items()}
-    return result
+        outputs |= {prefix + name: value for name, value in _run(model, clip).items()}
+    return outputs
 
 
 @torch.no_grad()
 def _run(model: FourD | Headless, clip: Clip) -> dict[str, Tensor]:
-    """One forward pass; what lies within the model is caught on the way."""
+    """Run one forward pass, collecting inner outputs by hooks."""
     backbone, frames = _backbone(model), clip.images.shape[:2]
     watched = {"patch_tokens": backbone.patches, "tokens": backbone}
     if backbone.dynamics is not None:
@@ -168,7 +169,7 @@ def _run(model: FourD | Headless, clip: Clip) -> dict[str, Tensor]:
 
 @contextmanager
 def _catching(modules: Mapping[str, nn.Module]) -> Generator[dict[str, object]]:
-    """Collect what the modules give, by name, while the block runs."""
+    """Collect the modules' outputs by name within the block."""
     caught: dict[str, object] = {}
 
     def keep(name: str) -> Callable[[nn.Module, object, object], None]:
@@ -204,8 +205,8 @@ def _blocks(tokens: Tokens) -> dict[str, Tensor]:
 
 
 def in_their_terms(prediction: Prediction) -> dict[str, Tensor]:
-    """A prediction under VGGT's names and in its conventions."""
-    found: dict[str, Tensor | None] = {
+    """Convert a prediction to VGGT's names and conventions."""
+    outputs: dict[str, Tensor | None] = {
         "depth": None if prediction.depth is None else prediction.depth[..., None],
         "depth_conf": prediction.depth_confidence,
         "world_points": prediction.points,
@@ -213,7 +214,7 @@ def in_their_terms(prediction: Prediction) -> dict[str, Tensor]:
         "vis": prediction.pixel_tracks_visible,
         "conf": prediction.pixel_tracks_confidence,
     }
-    result = {name: value for name, value in found.items() if value is not None}
+    result = {name: value for name, value in outputs.items() if value is not None}
     if prediction.pose_encodings is not None:
         result |= _stages("pose_enc", vggt.POSE.to_theirs(prediction.pose_encodings, -1))
     if prediction.pixel_track_stages is not None:
@@ -234,7 +235,7 @@ def _compare(case: Case, theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor
 
 def _row(name: str, ours: Tensor | None, theirs: Tensor, noise: float, *, exact: bool) -> Row:
     largest = float(theirs.abs().max()) if theirs.numel() else 0.0
-    tolerance = EXACT * max(1.0, largest) if exact else max(FLOORS * noise, LEAST)
+    tolerance = EXACT * max(1.0, largest) if exact else max(FLOORS * noise, MIN_TOLERANCE)
     if ours is None or ours.shape != theirs.shape:
         note = "(the model does not give it)" if ours is None else f"({list(ours.shape)}, not {list(theirs.shape)})"
         return Row(name=name, error=math.inf, tolerance=tolerance, exact=exact, note=note)

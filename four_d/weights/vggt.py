@@ -1,4 +1,4 @@
-"""VGGT's checkpoints: the one place that knows their names."""
+"""Names of VGGT's checkpoints, in one place."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from four_d.weights.dinov2 import common, count
 
 ENCODER = "aggregator.patch_embed."
 POSE = Order(theirs=(0, 1, 2, 6, 3, 4, 5, 7, 8))
-"""Our pose encoding (translation, quaternion wxyz, two fields of view) out of theirs, whose quaternion is xyzw."""
+"""Order of our pose encoding (translation, quaternion wxyz, two fields of view) in theirs, with quaternion xyzw."""
 RADII = (4, 3, 2, 1)
-"""Of correlation windows, the likeliest first: weights give only levels · (2 · radius + 1)²."""
+"""Radii of correlation windows, the likeliest first: weights give only levels · (2 · radius + 1)²."""
 
 AGGREGATOR = (
     Rule(theirs=f"{ENCODER}proj.{{rest}}", ours="backbone.patches.proj.{rest}"),
@@ -62,7 +62,7 @@ BLOCKS = {
     "space_virtual2point_blocks": ("virtual_from_points", "cross_attn"),
     "space_point2virtual_blocks": ("points_from_virtual", "cross_attn"),
 }
-"""The tracker's blocks: their name → ours, and what they call the attention in them."""
+"""Blocks of the tracker: their name → ours, and their name of the attention in them."""
 UPDATE = (
     Rule(theirs="virual_tracks", ours="virtual_tracks"),
     Rule(theirs="input_norm.{rest}", ours="norm_in.{rest}"),
@@ -103,15 +103,15 @@ ADAPTER = Adapter(
 )
 
 
-def whole(state: State) -> dict[str, Tensor]:
-    """The names of an aggregator that was saved alone get its prefix; others stay."""
-    alone = any(name.startswith("frame_blocks.") for name in state)
-    return {f"aggregator.{name}": value for name, value in state.items()} if alone else dict(state)
+def with_aggregator_prefix(state: State) -> dict[str, Tensor]:
+    """Add the aggregator's prefix to names of one saved alone; others stay."""
+    saved_alone = any(name.startswith("frame_blocks.") for name in state)
+    return {f"aggregator.{name}": value for name, value in state.items()} if saved_alone else dict(state)
 
 
 def infer(state: State) -> ModelConfig:
-    """Sizes by the shapes of VGGT's tensors. Shapes do not tell the numbers of attention heads in the encoder and the
-    camera head (taken to be the backbone's), the rounds that dense heads read, iterations, nor ``group``: VGGT-1B's.
+    """Infer sizes from the shapes of VGGT's tensors. Shapes do not determine the numbers of attention heads in encoder
+    and camera head (taken as the backbone's), nor the dense heads' rounds, iterations and ``group``: as VGGT-1B's.
 
     UserError if there are no blocks of VGGT's.
     """
@@ -130,15 +130,16 @@ def infer(state: State) -> ModelConfig:
 
 
 def infer_backbone(state: State) -> AlternatingConfig:
-    """Sizes of the aggregator."""
+    """Infer the aggregator's sizes."""
     blocks = r"aggregator\.(frame|global)_blocks\.\d+\."
     width = common(state, (blocks + r"norm[12]\.weight", 0))
     if width is None:
-        raise UserError("these weights have no aggregator.frame_blocks: no VGGT checkpoint; give other weights")
+        raise UserError("these weights have no aggregator.frame_blocks: not a VGGT checkpoint; give other weights")
     head_width = common(state, (blocks + r"attn\.[qk]_norm\.weight", 0))
     heads = 16 if head_width is None else max(width // head_width, 1)
-    patches, patch_size = _patches(state, width // heads)
-    registers = common(state, (r"aggregator\.register_token", 2))
+    stored_registers = common(state, (r"aggregator\.register_token", 2))
+    registers = 4 if stored_registers is None else stored_registers
+    patches, patch_size = _patches(state, width // heads, registers)
     return AlternatingConfig(
         patches=patches,
         patch_size=patch_size,
@@ -146,15 +147,16 @@ def infer_backbone(state: State) -> AlternatingConfig:
         rounds=max(count(state, f"aggregator.{each}_blocks.") for each in ("frame", "global")),
         heads=heads,
         mlp_ratio=_mlp_ratio(state, blocks, width),
-        registers=4 if registers is None else registers,
+        registers=registers,
         qk_norm=head_width is not None,
         layer_scale=None if common(state, (blocks + r"ls[12]\.gamma", 0)) is None else 0.01,
     )
 
 
-def _patches(state: State, head_width: int) -> tuple[PatchConfig, int]:
+def _patches(state: State, head_width: int, registers: int) -> tuple[PatchConfig, int]:
+    """Infer the patch embedding; an encoder without registers in its weights gets the aggregator's number."""
     if count(state, f"{ENCODER}blocks."):
-        encoder, patch_size, _ = dinov2.infer_encoder(state, ENCODER, head_width, registered=True)
+        encoder, patch_size, _ = dinov2.infer_encoder(state, ENCODER, head_width, registers=registers)
         return encoder, patch_size
     return ConvPatchConfig(), common(state, (r"aggregator\.patch_embed\.proj\.weight", 3)) or 14
 
@@ -173,11 +175,11 @@ def _camera(state: State, heads: int) -> CameraHeadConfig:
 
 def _channels(state: State, head: str) -> tuple[int, ...]:
     usual = DenseHeadConfig().channels
-    found = (
+    widths = (
         common(state, (rf"{head}\.projects\.{i}\.\w+", 0), (rf"{head}\.scratch\.layer{i + 1}_rn\.weight", 1))
         for i in range(len(usual))
     )
-    return tuple(each or usual[i] for i, each in enumerate(found))
+    return tuple(each or usual[i] for i, each in enumerate(widths))
 
 
 def _dense(state: State, head: str, rounds: int) -> DenseHeadConfig:
@@ -193,14 +195,16 @@ def _dense(state: State, head: str, rounds: int) -> DenseHeadConfig:
 
 def _track(state: State, rounds: int) -> TrackHeadConfig:
     usual, extractor, tracker = TrackHeadConfig(), "track_head.feature_extractor", "track_head.tracker"
-    seen = common(state, (tracker + r"\.corr_mlp\.fc1\.weight", 1)) or usual.levels * (2 * usual.radius + 1) ** 2
-    radius = next(radius for radius in (*RADII, 0) if seen % (2 * radius + 1) ** 2 == 0)
+    inputs_of_window = (
+        common(state, (tracker + r"\.corr_mlp\.fc1\.weight", 1)) or usual.levels * (2 * usual.radius + 1) ** 2
+    )
+    radius = next(radius for radius in (*RADII, 0) if inputs_of_window % (2 * radius + 1) ** 2 == 0)
     former = f"{tracker}.updateformer"
     return TrackHeadConfig(
         rounds=dinov2.dense_rounds(rounds),
         channels=_channels(state, extractor),
         features=common(state, (extractor + r"\.scratch\.layer\d_rn\.weight", 0)) or usual.features,
-        levels=seen // (2 * radius + 1) ** 2,
+        levels=inputs_of_window // (2 * radius + 1) ** 2,
         radius=radius,
         hidden=common(state, (former + r"\.(time|space)\w*_blocks\.\d+\.norm1\.weight", 0)) or usual.hidden,
         depth=count(state, f"{former}.time_blocks."),

@@ -12,9 +12,10 @@ import pytest
 from numpy.typing import NDArray
 
 from four_d.data.check import CheckReport, check
-from four_d.data.contract import RawClip, SurfaceArrays
+from four_d.data.contract import ClipInfo, RawClip, SurfaceArrays
 from four_d.data.shards import ShardReader, finalise, write_shard
 from four_d.errors import UserError
+from tests.data.test_agreement import room
 from tests.helpers import box_clip, without_surface
 
 
@@ -65,7 +66,7 @@ class TestSound:
         assert {"pixel centres", "depth across frames", "colours across frames", "tracks keep colour", "units"} <= {
             measure.check for measure in report.measures
         }
-        assert "all is well" in report.table()
+        assert "no failures" in report.table()
 
     @pytest.mark.parametrize("seed", range(4))
     def test_whatever_the_scene(self, tmp_path: Path, seed: int) -> None:
@@ -346,3 +347,99 @@ def test_a_failure_says_where_what_and_how(tmp_path: Path, clip: RawClip) -> Non
 
 def test_helper_surface_is_what_the_layout_says(clip: RawClip) -> None:
     assert isinstance(clip.surface, SurfaceArrays)
+
+
+@pytest.fixture(scope="module")
+def scan() -> RawClip:
+    """A bare grey room, gone through and looked about in, as depth alone."""
+    cameras, depth = room(8, (48, 64))
+    count, height, width = depth.shape
+    info = ClipInfo(
+        source="scan",
+        licence="CC0-1.0",
+        metric=False,
+        width=width,
+        height=height,
+        times=[0.1 * i for i in range(count)],
+        camera_ids=[0] * count,
+        depth_unit=1e-4,
+    )
+    return RawClip(
+        key="scan",
+        info=info,
+        images=np.full((count, height, width, 3), 128, np.uint8),
+        world_from_camera=cameras.world_from_camera.numpy(),
+        intrinsics=cameras.intrinsics.numpy(),
+        depth=depth.float().numpy(),
+    )
+
+
+def noisy(clip: RawClip, share: float) -> RawClip:
+    """Depth as a sensor gives it: off by a share of itself, patch by patch, with holes."""
+    rng = np.random.default_rng(0)
+    assert clip.depth is not None
+    count, height, width = clip.depth.shape
+    patches = rng.standard_normal((count, height // 8, width // 8)).repeat(8, 1).repeat(8, 2)
+    factor = np.where(rng.random(clip.depth.shape) < 0.02, 0, 1 + share * patches)
+    return dataclasses.replace(clip, depth=(clip.depth * factor).astype(np.float32))
+
+
+def along_rays(clip: RawClip) -> NDArray[np.floating]:
+    assert clip.intrinsics is not None
+    k = clip.intrinsics[:, :, :, None, None]
+    y, x = np.mgrid[: clip.info.height, : clip.info.width] + 0.5
+    return np.sqrt(((x - k[:, 0, 2]) / k[:, 0, 0]) ** 2 + ((y - k[:, 1, 2]) / k[:, 1, 1]) ** 2 + 1)
+
+
+def in_unit(clip: RawClip, factor: float | NDArray[np.floating]) -> RawClip:
+    assert clip.depth is not None
+    info = dataclasses.replace(clip.info, depth_unit=clip.info.depth_unit * float(np.max(factor)))
+    return dataclasses.replace(clip, info=info, depth=(clip.depth * factor).astype(np.float32))
+
+
+class TestSensors:
+    """Depth with noise passes where its tolerance is said; a wrong unit is named all the same."""
+
+    def test_noise_needs_its_tolerance_and_is_called_noise(self, tmp_path: Path, scan: RawClip) -> None:
+        report = checked(tmp_path, noisy(scan, 0.03))
+        assert names(report) == {"depth across frames"}
+        remedy = remedies(report, "depth across frames")
+        assert "half of the depths are off by more than" in remedy
+        assert "no usual mistake explains it" in remedy
+        assert "--depth-tolerance" in remedy
+        report = check(tmp_path, depth_tolerance=0.08, shown=False)
+        assert report.ok, report.table()
+
+    def test_what_is_exact_passes_as_it_is(self, tmp_path: Path, scan: RawClip) -> None:
+        report = checked(tmp_path, scan, dataclasses.replace(noisy(scan, 0.005), key="good"))
+        assert report.ok, report.table()
+
+    @pytest.mark.parametrize("tolerance", [0.02, 0.05])
+    @pytest.mark.parametrize("noise", [0, 0.02])
+    @pytest.mark.parametrize(
+        ("factor", "remedy"),
+        [
+            (1000, "times 0.001 fits"),
+            (0.001, "times 1000 fits"),
+            (5, "times 0.2 fits"),
+            (1 / 0.256, "times 0.256 fits"),
+        ],
+    )
+    def test_other_units_of_depth_are_named(
+        self, tmp_path: Path, scan: RawClip, factor: float, remedy: str, noise: float, tolerance: float
+    ) -> None:
+        write_shard(tmp_path, 0, [in_unit(noisy(scan, noise), factor)])
+        finalise(tmp_path, "test")
+        report = check(tmp_path, depth_tolerance=tolerance, shown=False)
+        assert remedy in remedies(report, "other readings"), report.table()
+
+    @pytest.mark.parametrize("factor", [1000, 0.001])
+    def test_other_units_of_poses_are_named(self, tmp_path: Path, scan: RawClip, factor: float) -> None:
+        scale = np.ones((4, 4))
+        scale[:3, 3] = factor
+        report = checked(tmp_path, posed(scan, lambda pose: pose * scale))
+        assert f"depth times {factor:g} fits" in remedies(report, "other readings"), report.table()
+
+    def test_depth_along_the_ray_is_named(self, tmp_path: Path, scan: RawClip) -> None:
+        report = checked(tmp_path, in_unit(scan, along_rays(scan)))
+        assert "along the ray: store z-depth" in remedies(report, "depth across frames"), report.table()

@@ -21,6 +21,7 @@ from four_d.data.loading import (
     TrainingSteps,
     ValidationClips,
     loader,
+    shape,
 )
 from four_d.data.sampling import SamplingConfig
 from four_d.data.shards import ShardReader, finalise, write_shard
@@ -68,6 +69,39 @@ def same(a: Step, b: Step) -> bool:
         map_tensors(step, lambda tensor, found=found: found.append(tensor) or tensor)
         tensors.append(found)
     return all(torch.equal(x, y) for x, y in zip(*tensors, strict=True))
+
+
+def test_images_of_a_batch_share_an_aspect_that_depends_on_seed_and_step_alone(config: DataConfig) -> None:
+    wide = dataclasses.replace(config, aspect=(0.3, 1.0), image_size=(40, 40))
+    steps = TrainingSteps(wide, 7, accumulate=2, patch_size=8)
+    parts = [TrainingSteps(wide, 7, accumulate=2, rank=rank, world_size=2, patch_size=8) for rank in range(2)]
+    seen = set[tuple[int, int]]()
+    for index in (3, 0, 1, 2):
+        shapes = [batch.inputs.images.shape[-2:] for batch in steps[index].batches]
+        assert all([b.inputs.images.shape[-2:] for b in part[index].batches] == shapes for part in parts)
+        targets = steps[index].batches[0].targets
+        assert targets.depth.shape[-2:] == shapes[0]
+        centre = targets.cameras.intrinsics[..., :2, 2]
+        assert torch.allclose(centre, torch.tensor([shapes[0][1], shapes[0][0]]) / 2)
+        seen |= {(rows, columns) for rows, columns in shapes}
+    assert {columns for _, columns in seen} == {40}
+    assert {rows for rows, _ in seen} <= {8, 16, 24, 32, 40}
+    assert len(seen) > 2
+    assert ValidationClips(wide)[0].batches[0].inputs.images.shape[-2:] == (40, 40)
+
+
+def test_aspects_are_even_between_their_ends_and_portraits_fill_the_other_side() -> None:
+    sources = {"a": SourceConfig(path="nowhere")}
+    batches = Batches(DataConfig(sources=sources, image_size=(518, 518), aspect=(0.33, 1.0)), 0, 14)
+    rows, columns = np.array([batches.size(number) for number in range(600)]).T
+    assert set(columns) == {518}
+    assert set(rows) == set(range(168, 518, 14)), "VGGT's: 168 to 518, in multiples of 14, rounded down"
+    assert abs(rows.mean() / 518 - 0.65) < 0.02
+    assert shape((518, 518), 2.0, 14) == (518, 252)
+    assert shape((128, 256), 0.5, 8) == (128, 256)
+    assert shape((64, 64), 0.01, 8) == (8, 64)
+    with pytest.raises(UserError, match=r"aspect is \[1.0, 0.5\]; give rows over columns"):
+        DataConfig(sources=sources, aspect=(1.0, 0.5))
 
 
 def test_every_clip_comes_once_a_round_and_sources_by_weight() -> None:
@@ -185,7 +219,7 @@ def test_a_source_of_nothing_but_corrupt_clips_ends_the_run(config: DataConfig, 
     folder = write(tmp_path / "d", range(2))
     damage(folder, [0, 1])
     broken = dataclasses.replace(config, sources={"d": SourceConfig(path=str(folder))})
-    with pytest.raises(UserError, match="2 clips in a row cannot be used"):
+    with pytest.raises(UserError, match="2 consecutive clips cannot be used"):
         TrainingSteps(broken, 0)[0]
 
 

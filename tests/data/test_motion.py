@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from four_d import geometry, surface
-from four_d.data.motion import choose_times, with_motion
-from four_d.data.sampling import HintShares, collate, hinted, normalise, to_clip, to_example
+from four_d.backbones.spacetime import split_cubes
+from four_d.data.motion import choose_times, key_frames, with_motion
+from four_d.data.sampling import HintProbabilities, collate, model_inputs, normalise, to_clip, to_example
 from four_d.errors import UserError
 from four_d.types import Cameras, Clip, Tracks, map_tensors
 from tests.helpers import box_clip, without_surface
@@ -84,6 +85,28 @@ def test_two_cameras_see_more_than_one(clip: Clip) -> None:
         clip.surface.faces.flatten(),
     )[0].view(clip.valid.shape)
     assert (first.motion_visible[0] & ~only_first).any(), "the second camera sees points that the first does not"
+
+
+@pytest.mark.parametrize("truth", ["surface", "tracks"])
+def test_motion_of_some_frames_is_made_of_those_alone(clip: Clip, truth: str) -> None:
+    if truth == "tracks":
+        clip = normalise(to_clip(without_surface(box_clip(3, frames=5, cameras=2, size=(24, 32)))))
+    frames = torch.tensor([7, 0, 4])
+    every, some = with_motion(clip, clip.times[:3]), with_motion(clip, clip.times[:3], frames)
+    for name in ("motion", "motion_valid", "motion_visible"):
+        assert torch.equal(getattr(some, name), getattr(every, name)[:, frames]), name
+    assert bool(some.motion_valid.any())
+    assert torch.equal(some.motion_frames, frames)
+    assert every.motion_frames is None
+
+
+def test_key_frames_are_those_of_the_spacetime_backbone() -> None:
+    times = torch.tensor([0.2, 0.0, 0.3, 0.1, 0.1, 0.3, 0.0, 0.2, 9.0])
+    cameras = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 0])
+    references = torch.arange(9) == 8
+    rig = Clip(images=torch.zeros(9, 3, 8, 8), times=times, camera_ids=cameras, references=references)
+    cubes, _ = split_cubes(map_tensors(rig, lambda tensor: tensor[None]), 2)
+    assert key_frames(rig, 2).tolist() == cubes[0, :, 0].tolist() == [1, 0, 6, 7]
 
 
 def test_sparse_tracks_give_what_correspondence_gives_where_they_fall(clip: Clip) -> None:
@@ -170,16 +193,16 @@ def test_times_are_drawn_alike_and_none_twice_while_there_are_others(clip: Clip)
 
 def test_hints_show_the_model_what_is_named_and_nothing_else(clip: Clip) -> None:
     eye = torch.eye(4)
-    lens = hinted(clip, ("intrinsics",))
+    lens = model_inputs(clip, ("intrinsics",))
     assert torch.equal(lens.cameras.intrinsics, clip.cameras.intrinsics)
     assert torch.equal(lens.cameras.world_from_camera, eye.expand(10, -1, -1))
     assert (lens.cameras.known.any(), lens.cameras.intrinsics_known.all()) == (False, True)
     assert lens.depth is lens.dynamic is None
-    pose = hinted(clip, ("poses",))
+    pose = model_inputs(clip, ("poses",))
     assert torch.equal(pose.cameras.world_from_camera, clip.cameras.world_from_camera)
     assert not pose.cameras.intrinsics_known.any()
     assert torch.equal(pose.cameras.intrinsics, torch.eye(3).expand(10, -1, -1))
-    rest = hinted(clip, ("depth", "masks"))
+    rest = model_inputs(clip, ("depth", "masks"))
     assert rest.cameras is None
     assert torch.equal(rest.depth, clip.depth)
     assert torch.equal(rest.dynamic, clip.dynamic)
@@ -196,10 +219,10 @@ def test_a_batch_flags_which_of_its_clips_have_a_hint(clip: Clip) -> None:
 
 def test_shares_of_hints() -> None:
     rng = np.random.default_rng(0)
-    shares = HintShares(intrinsics=0.5, masks=1.0)
-    drawn = [shares.draw(rng) for _ in range(200)]
+    hints = HintProbabilities(intrinsics=0.5, masks=1.0)
+    drawn = [hints.draw(rng) for _ in range(200)]
     assert 70 < sum("intrinsics" in each for each in drawn) < 130
     assert all("masks" in each and "depth" not in each for each in drawn)
-    assert shares.most() == ("intrinsics", "masks")
-    with pytest.raises(UserError, match="shares"):
-        HintShares(poses=1.5)
+    assert hints.likely() == ("intrinsics", "masks")
+    with pytest.raises(UserError, match="probability"):
+        HintProbabilities(poses=1.5)

@@ -10,12 +10,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from four_d import geometry, surface
+from four_d import fields, geometry, surface
 from four_d.data.contract import RawClip
-from four_d.data.sampling import SamplingConfig, choose_frames, collate, normalise, to_clip, to_example
+from four_d.data.motion import with_motion
+from four_d.data.sampling import (
+    HINTS,
+    SamplingConfig,
+    choose_frames,
+    collate,
+    model_inputs,
+    normalise,
+    to_clip,
+    to_example,
+)
 from four_d.errors import UserError
-from four_d.types import Cameras, Clip
-from tests.helpers import box_clip, without_surface
+from four_d.types import Cameras, Clip, Keypoints, Tracks
+from tests.helpers import box_clip, full, without_surface
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +44,7 @@ def bare(raw: RawClip) -> RawClip:
     return dataclasses.replace(raw, world_from_camera=None, intrinsics=None, surface=None)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(
     count=st.integers(1, 30),
     times=st.integers(1, 12),
@@ -86,7 +96,7 @@ def test_the_first_frame_carries_the_coordinates_and_the_scale_is_the_mean_dista
     torch.testing.assert_close(points_of(clip) * clip.scale, expected, atol=2e-4, rtol=0)
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 10**6), scale=st.floats(0.01, 100))
 def test_a_moved_and_scaled_world_gives_the_same_example(seed: int, scale: float) -> None:
     raw = box_clip(3, frames=3, cameras=2, size=16)
@@ -182,6 +192,57 @@ def test_a_batch_flags_what_its_clips_lack(raw: RawClip) -> None:
     assert torch.equal(targets.depth[0], full.depth)  # pyright: ignore[reportArgumentType]
     given_fields = {f.name for f in dataclasses.fields(Clip) if getattr(batch.inputs, f.name) is not None}
     assert given_fields == {"images", "times", "camera_ids"}
+
+
+def test_hints_that_only_some_clips_have_are_flagged(raw: RawClip) -> None:
+    """A clip without a mask says that it has none; not that nothing in it moves."""
+    clip = normalise(to_clip(raw))
+    inputs = collate([to_example(clip, "told", ("masks", "depth")), to_example(clip, "not")]).inputs
+    assert inputs.dynamic_known is not None
+    assert inputs.dynamic_known.all(-1).tolist() == [True, False]
+    assert inputs.valid is not None
+    assert inputs.valid.flatten(1).any(-1).tolist() == [True, False]
+    assert inputs.cameras is None
+
+
+def test_points_to_follow_reach_the_model_and_the_losses(raw: RawClip) -> None:
+    asked = torch.tensor([[0.0, 3, 4], [1, 5, 6]])
+    clip = dataclasses.replace(normalise(to_clip(raw)), query_points=asked)
+    batch = collate([to_example(clip, "a"), to_example(clip, "b")])
+    for part in (batch.inputs, batch.targets):
+        assert part.query_points is not None
+        assert torch.equal(part.query_points, asked.expand(2, -1, -1))
+    with pytest.raises(ValueError, match="1 of 2 values have query_points"):
+        collate([to_example(clip, "a"), to_example(to_clip(raw), "b")])
+
+
+def test_every_field_of_a_clip_survives_collating(raw: RawClip) -> None:
+    """Whatever a clip holds, its batch of one holds; and the model sees of it what is declared an input, and hints."""
+    clip = with_motion(to_clip(raw, with_surface=True), torch.tensor([0.0]), torch.tensor([0, 2]))
+    frames = torch.zeros(len(clip.times), dtype=torch.bool)
+    count = len(clip.times)
+    named = full(Keypoints, f=count)
+    clip = dataclasses.replace(
+        clip,
+        tracks=full(Tracks),
+        references=frames,
+        query_points=torch.ones(1, 3),
+        keypoints=named,
+        keypoint_names=named.names,
+        keypoint_boxes=torch.ones(len(named.names), 2, 2),
+        views=clip,
+    )
+    batch = collate([to_example(clip, "a")])
+    names = {field.name for field in dataclasses.fields(Clip)}
+    assert {name for name in names if getattr(batch.targets, name) is not None} == names
+    for name, value in fields.named(clip).items():
+        assert torch.equal(fields.named(fields.unstack(batch.targets, 0))[name], value), name
+    shown = {name for name in names if getattr(batch.inputs, name) is not None}
+    asked = {"query_times", "query_points", "keypoint_names", "keypoint_boxes"}
+    assert shown == {"images", "times", "camera_ids", "references", *asked}
+    assert HINTS == ("intrinsics", "poses", "depth", "masks")
+    hinted = {name for name in names if getattr(model_inputs(clip, HINTS), name) is not None} - shown
+    assert hinted <= {"cameras", "depth", "valid", "dynamic", "dynamic_known"}
 
 
 def test_surfaces_and_tracks_of_unequal_size_share_a_batch(raw: RawClip) -> None:

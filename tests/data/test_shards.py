@@ -6,16 +6,18 @@ import dataclasses
 import errno
 import gc
 import json
-import multiprocessing
 import pickle
+import re
+import tarfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
+from four_d import workers
+from four_d.data.check import check
 from four_d.data.contract import RawClip
 from four_d.data.encoding import BadMemberError, decode_gzip, decode_info, decode_npy, encode_gzip, encode_npy
 from four_d.data.shards import CorruptSample, ShardReader, finalise, load_manifest, shard_done, write_shard
@@ -146,19 +148,13 @@ class TestProcesses:
         reader.read(0, [0])
         assert_same(reader.read(2), pickle.loads(pickle.dumps(reader)).read(2))
 
-    def test_a_reader_survives_a_fork(self, folder: Path) -> None:
+    def test_a_reader_that_was_used_goes_to_other_processes(self, folder: Path) -> None:
         reader = ShardReader(folder)
-        reader.read(0, [0])
-        context = multiprocessing.get_context("fork")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # torch has threads; the child uses none of them
-            with context.Pool(2) as pool:
-                sums = pool.map(_Sum(reader), [0, 1, 2, 0, 1, 2])
-        assert sums == [int(reader.read(i).images.sum()) for i in (0, 1, 2)] * 2
-
-    def test_in_a_loader(self, folder: Path) -> None:
-        loader = torch.utils.data.DataLoader(_Indexed(ShardReader(folder)), batch_size=None, num_workers=1)  # pyright: ignore
-        assert [int(x) for x in loader] == [int(ShardReader(folder).read(i).images.sum()) for i in range(3)]
+        expected = [int(reader.read(i).images.sum()) for i in (0, 1, 2)]
+        with workers.context().Pool(2) as pool:
+            assert pool.map(_Sum(reader), [0, 1, 2, 0, 1, 2]) == expected * 2
+            pool.close()  # leaving the block sends SIGTERM, which these workers hold back
+            pool.join()
 
     def test_files_stay_few(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("four_d.data.shards.OPEN_FILES", 1)
@@ -178,17 +174,6 @@ class _Sum:
 
     def __call__(self, index: int) -> int:
         return int(self.reader.read(index).images.sum())
-
-
-class _Indexed(torch.utils.data.Dataset[int]):
-    def __init__(self, reader: ShardReader) -> None:
-        self.sum = _Sum(reader)
-
-    def __len__(self) -> int:
-        return 3
-
-    def __getitem__(self, index: int) -> int:
-        return self.sum(index)
 
 
 class TestWriting:
@@ -216,7 +201,7 @@ class TestWriting:
             raise OSError(errno.ENOSPC, "No space left on device")
 
         monkeypatch.setattr("os.fsync", full)
-        with pytest.raises(UserError, match="no space left"):
+        with pytest.raises(UserError, match="No space left"):
             write_shard(tmp_path, 0, clips)
         assert list(tmp_path.iterdir()) == []
 
@@ -303,7 +288,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            ("{", "is not whole JSON"),
+            ("{", "is not valid JSON"),
             ("[]", "not a JSON object"),
             ('{"version": 9}', "layout version 9"),
             ('{"version": 1}', "lacks 'shards'"),
@@ -397,7 +382,7 @@ class TestDecoders:
             decode_npy(data[:-1], "<f4", (2, 3))
 
     def test_a_gzip_bomb_stops(self) -> None:
-        with pytest.raises(BadMemberError, match="more bytes"):
+        with pytest.raises(BadMemberError, match="decodes to more than 100000 bytes"):
             decode_gzip(encode_gzip(bytes(10**6)), limit=10**5)
 
     @pytest.mark.parametrize(
@@ -421,3 +406,47 @@ class TestDecoders:
         del content["times"]
         with pytest.raises(BadMemberError, match="'times'"):
             decode_info(json.dumps(content).encode())
+
+
+class TestDocs:
+    def test_the_page_s_example_runs(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """With arrays as its comment says, once and again: then the shard is there, and that is said."""
+        page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+        code = next(part.split("```")[0] for part in page.split("```python\n")[1:] if "write_shard(" in part)
+        comment = next(line.split("#")[1] for line in code.splitlines() if "my_videos()" in line)
+        kinds = [np.dtype(word) for word in re.findall(r"u?int\d+|float\d+", comment)]
+        assert len(kinds) == 3
+        images = np.full((2, 32, 48, 3), 90, kinds[0])
+        poses = np.broadcast_to(np.eye(4, dtype=kinds[1]), (2, 4, 4))
+        intrinsics = np.broadcast_to(np.array([[40, 0, 24], [0, 40, 16], [0, 0, 1]], kinds[1]), (2, 3, 3))
+        depth = np.full((2, 32, 48), 3, kinds[2])
+        monkeypatch.chdir(tmp_path)
+        for _ in range(2):
+            exec(code, {"my_videos": lambda: [("mine", images, poses, intrinsics, depth)]})
+        assert "shard-000000.tar already exists and is kept" in capsys.readouterr().err
+        assert check(tmp_path / "my_data", shown=False).ok
+
+
+class TestOthersFiles:
+    def test_a_manifest_of_other_software_stays(self, tmp_path: Path, clips: list[RawClip]) -> None:
+        (tmp_path / "manifest.json").write_text('{"name": "a web page"}')
+        with pytest.raises(UserError, match="not a manifest that four_d wrote"):
+            write_shard(tmp_path, 0, clips[:1])
+        assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+    def test_a_tar_of_other_software_stays_and_one_cut_off_is_written_again(
+        self, tmp_path: Path, clips: list[RawClip]
+    ) -> None:
+        tar = tmp_path / "shard-000000.tar"
+        with tarfile.open(tar, "w") as file:
+            file.addfile(tarfile.TarInfo("photo.jpg"))
+        for held in (tar.read_bytes(), b"something else"):
+            tar.write_bytes(held)
+            with pytest.raises(UserError, match="not a shard that four_d wrote"):
+                write_shard(tmp_path, 0, clips[:1])
+            assert tar.read_bytes() == held
+        tar.unlink()
+        write_shard(tmp_path, 0, clips[:1]).unlink()
+        write_shard(tmp_path, 0, clips[:1])

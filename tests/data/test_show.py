@@ -12,8 +12,10 @@ from PIL import Image
 from four_d.data.contract import RawClip
 from four_d.data.shards import finalise, write_shard
 from four_d.data.show import draw, show
+from four_d.drawing import draw_skeleton, point_colours
 from four_d.errors import UserError
 from tests.helpers import box_clip, without_surface
+from tests.keypoint_scene import NAMES, chain_clip
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,25 @@ def test_the_frames_are_in_the_sheet(clip: RawClip) -> None:
 
 def test_sources_without_a_surface(clip: RawClip) -> None:
     assert set(draw(without_surface(clip))) == {"frames", "tracks", "cameras"}
+
+
+def test_skeletons_are_drawn_over_the_frames() -> None:
+    raw = chain_clip(2, frames=4, size=48)
+    drawn = draw(raw)
+    assert set(drawn) == {"frames", "keypoints", "cameras"}
+    assert raw.keypoints is not None
+    inks = point_colours(len(NAMES))
+    for ink in inks[1:]:
+        assert (drawn["keypoints"] == ink).all(-1).sum() > 60, "dots, bones and the legend"
+    image, known = np.zeros((40, 40, 3), np.uint8), np.array([True, True, False])
+    pixels = np.array([[5.0, 5], [30, 5], [20, 30]])
+    plain = draw_skeleton(image, pixels, known, np.array([True, False, True]), [(0, 1), (1, 2), (0, 0)])
+    first, second, third = (np.argwhere((plain == ink).all(-1)) for ink in point_colours(3))
+    assert len(first) > 5
+    assert second[:, 1].max() > 29
+    assert second[:, 1].min() < 10, "its bone reaches to the first"
+    assert len(third) == 0, "unknown, and so is its bone"
+    assert not plain[6, 30].any(), "a ring"
 
 
 def test_images_alone(clip: RawClip) -> None:

@@ -55,19 +55,19 @@ def test_the_same_with_and_without_a_surface(clip: RawClip) -> None:
     """Depth, mask and cameras are the same world, stored in another way."""
     a, b = clip_stats(clip), clip_stats(without_surface(clip))
     np.testing.assert_allclose(a.depth_ratio, b.depth_ratio, rtol=1e-4)
-    np.testing.assert_allclose(a.dynamic_share, b.dynamic_share)
-    assert (a.rotation_deg, a.invalid_share, a.contrast) == (b.rotation_deg, b.invalid_share, b.contrast)
+    np.testing.assert_allclose(a.dynamic_fraction, b.dynamic_fraction)
+    assert (a.rotation_deg, a.invalid_fraction, a.contrast) == (b.rotation_deg, b.invalid_fraction, b.contrast)
 
 
 def test_dynamic_share_is_the_moving_boxes(clip: RawClip) -> None:
     assert clip.surface is not None
     objects = clip.surface.instances[clip.surface.faces]
-    np.testing.assert_allclose(clip_stats(clip).dynamic_share, (objects >= 2).mean((1, 2)), atol=0.01)
+    np.testing.assert_allclose(clip_stats(clip).dynamic_fraction, (objects >= 2).mean((1, 2)), atol=0.01)
 
 
 def test_the_flying_box_hides_points(clip: RawClip) -> None:
     found = clip_stats(clip)
-    assert found.occluded_share > 0.02
+    assert found.occluded_fraction > 0.02
     assert clip.surface is not None
     room = dataclasses.replace(
         clip.surface,
@@ -76,9 +76,9 @@ def test_the_flying_box_hides_points(clip: RawClip) -> None:
         faces=np.where(clip.surface.instances[clip.surface.faces] == 0, clip.surface.faces, -1).astype(np.int32),
     )
     empty = clip_stats(dataclasses.replace(clip, surface=room))
-    assert (empty.occluded_share, empty.reappearing_share) == (0, 0)
-    assert empty.invalid_share > 0.05
-    assert max(empty.dynamic_share) == 0
+    assert (empty.occluded_fraction, empty.reappearing_fraction) == (0, 0)
+    assert empty.invalid_fraction > 0.05
+    assert max(empty.dynamic_fraction) == 0
 
 
 def test_images_alone(clip: RawClip) -> None:
@@ -87,8 +87,8 @@ def test_images_alone(clip: RawClip) -> None:
     assert found.brightness == pytest.approx(0.2)
     assert found.contrast == pytest.approx(0, abs=1e-6)
     assert (found.depth_ratio, found.rotation_deg, found.fov_deg) == ([], [], [])
-    assert math.isnan(found.occluded_share)
-    assert math.isnan(found.invalid_share)
+    assert math.isnan(found.occluded_fraction)
+    assert math.isnan(found.invalid_fraction)
 
 
 def test_of_a_folder(tmp_path: Path) -> None:
@@ -108,9 +108,9 @@ def test_of_a_folder(tmp_path: Path) -> None:
 
 def test_shares_count_what_they_say(clip: RawClip) -> None:
     one = clip_stats(clip)
-    near = dataclasses.replace(one, depth_ratio=[2.9, 3.0], dynamic_share=[0.02], rotation_deg=[4.0, 6.0])
-    far = dataclasses.replace(one, depth_ratio=[3.1, 3.2], dynamic_share=[0.1], rotation_deg=[1.0, 2.0])
-    far = dataclasses.replace(far, occluded_share=0.0, reappearing_share=0.5)
+    near = dataclasses.replace(one, depth_ratio=[2.9, 3.0], dynamic_fraction=[0.02], rotation_deg=[4.0, 6.0])
+    far = dataclasses.replace(one, depth_ratio=[3.1, 3.2], dynamic_fraction=[0.1], rotation_deg=[1.0, 2.0])
+    far = dataclasses.replace(far, occluded_fraction=0.0, reappearing_fraction=0.5)
     shares = list(summarise([near, far]).shares.values())
     assert shares == [0.75, 0.5, 0.5, 0.25, 0.5, 1.0]
 

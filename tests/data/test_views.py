@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from four_d import geometry
+from four_d import config as configs
+from four_d import fields, geometry
 from four_d.data.augment import NO_AUGMENT
 from four_d.data.loading import DataConfig, SourceConfig, TrainingSteps
-from four_d.data.sampling import HintShares, SamplingConfig, disparity_scale, normalise, scale_lengths, to_clip
+from four_d.data.sampling import HintProbabilities, SamplingConfig, disparity_scale, normalise, to_clip
 from four_d.data.shards import finalise, write_shard
-from four_d.data.views import ViewsConfig, choose_references, choose_views
+from four_d.data.views import ViewsConfig, choose_references, choose_views, split
 from four_d.errors import UserError
 from four_d.types import Clip
-from tests.helpers import box_clip
+from tests.helpers import box_clip, full
 
 TIMES = [0.0, 0.1, 0.2, 0.3, 0.4] * 2
 CAMERAS = [0] * 5 + [1] * 5
@@ -69,7 +70,7 @@ def make_config(folder: Path, **more: object) -> DataConfig:
         image_size=(16, 16),
         images_per_batch=6,
         query_times=5,
-        hints=HintShares(poses=1.0, intrinsics=1.0),
+        hints=HintProbabilities(poses=1.0, intrinsics=1.0),
         augment=NO_AUGMENT,
         **more,  # pyright: ignore[reportArgumentType]
     )
@@ -99,12 +100,60 @@ def test_an_example_has_its_views_in_its_own_coordinates_and_unit(folder: Path) 
     assert set(targets.query_times[0].tolist()) == set(targets.times[0, :3].tolist()), "references ask for no motion"
 
 
+def test_splitting_splits_all_that_belongs_to_frames() -> None:
+    clip = full(Clip, k=5)
+    clip = dataclasses.replace(clip, motion_frames=None)
+    main = split(clip, 1, 2)
+    assert clip.motion is not None
+    assert main.motion is not None
+    assert torch.equal(main.motion, clip.motion[:, :3])
+    assert main.references is not None
+    assert main.references.tolist() == [False, False, True]
+    assert main.views is not None
+    assert main.views.motion is not None
+    assert torch.equal(main.views.motion, clip.motion[:, 3:])
+
+
+def test_motion_is_made_of_key_frames_alone_where_no_others_are_read(folder: Path) -> None:
+    """As DGS-LRM's recipe: a quarter of the frames, a quarter of the memory."""
+    config = make_config(folder, views=ViewsConfig(count=2), references=1)
+    every = TrainingSteps(config, 3)[0].batches[0].targets
+    some = TrainingSteps(dataclasses.replace(config, motion_every=3), 3)[0].batches[0].targets
+    assert some.motion_frames.shape == (2, 1)
+    assert some.motion.shape == (2, 5, 1, 16, 16, 3)
+    for clip, frame in enumerate(some.motion_frames[:, 0]):
+        assert torch.equal(some.motion[clip, :, 0], every.motion[clip, :, frame])
+    assert every.motion.shape == (2, 5, 4, 16, 16, 3)
+
+
+@pytest.mark.parametrize("recipe", ["dgs_lrm", "unified"])
+def test_a_view_shows_what_the_input_shows_of_the_same_frame_to_the_bit(folder: Path, recipe: str) -> None:
+    """Under the augmentation that the recipe ships: what a picture is compared with is not recoloured by itself."""
+    shipped = configs.load([recipe], ["data.sources.boxes.path=none"]).data
+    config = dataclasses.replace(make_config(folder, views=shipped.views), augment=shipped.augment)
+    assert config.augment.per_frame_share > 0, "or nothing is tested"
+    steps, compared, recoloured = TrainingSteps(config, 3), 0, 0
+    plain = TrainingSteps(dataclasses.replace(config, augment=dataclasses.replace(NO_AUGMENT, zoom=0.8)), 3)
+    for number in range(12):
+        example, before = steps[number].batches[0], plain[number].batches[0]
+        inputs, views = example.inputs, example.targets.views
+        recoloured += int((inputs.images - before.inputs.images).abs().amax() > 0.05)
+        same = (inputs.times[:, :, None] == views.times[:, None]) & (
+            inputs.camera_ids[:, :, None] == views.camera_ids[:, None]
+        )
+        for clip, frame, view in same.nonzero().tolist():
+            assert torch.equal(inputs.images[clip, frame], views.images[clip, view])
+            compared += 1
+    assert compared > 20
+    assert recoloured > 6, "inputs and pictures change their colours, together"
+
+
 def test_disparity_fixes_the_unit_whatever_it_was() -> None:
     clip = to_clip(box_clip(0, frames=3, cameras=1, size=24))
     unit = normalise(clip, "disparity")
     assert float((1 / unit.depth[unit.valid]).quantile(0.2)) == pytest.approx(2.0, rel=1e-5)
     assert float(disparity_scale(unit)) == pytest.approx(1.0, rel=1e-5), "nothing is left to do"
-    large = normalise(scale_lengths(clip, torch.tensor(0.1)), "disparity")
+    large = normalise(fields.divide(clip, torch.tensor(0.1)), "disparity")
     torch.testing.assert_close(large.depth, unit.depth)
     torch.testing.assert_close(large.cameras.world_from_camera, unit.cameras.world_from_camera)
     torch.testing.assert_close(unit.depth * unit.scale, clip.depth)

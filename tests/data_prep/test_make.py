@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +15,14 @@ import pytest
 pytest.importorskip("embreex", reason="needs the extra synth")
 pytest.importorskip("mujoco", reason="needs the extra synth")
 
+import importlib
+
 from data_prep.synthetic import HELD_OUT_SEED, WorldSettings, clip_seed, generate, make
+from data_prep.synthetic.make import Job, _work, make_shard
 from four_d.data.shards import ShardReader
 from four_d.errors import UserError
 
+making = importlib.import_module("data_prep.synthetic.make")  # the package's name `make` is the function
 TINY = WorldSettings(cameras=1, frames=3, width=24, height=16, antialias=False)
 
 
@@ -112,10 +119,55 @@ def test_a_worker_s_error_reaches_the_parent(tmp_path: Path) -> None:
     assert not (tmp_path / "manifest.json").exists()
 
 
+def killing_at_the_second_clip(job: Job, index: int, done: Callable[[], None]) -> Path:
+    """As `make_shard`, in a worker that the system kills while it writes shard 1, once."""
+
+    def clip_done() -> None:
+        done()
+        if index == 1 and not (job.folder / "killed").exists():
+            (job.folder / "killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return make_shard(job, index, clip_done)
+
+
+def killed_worker(job: Job, pipe: Connection) -> None:
+    making.make_shard = killing_at_the_second_clip
+    _work(job, pipe)
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_a_killed_worker_is_named_and_loses_its_own_shard_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(making, "_work", killed_worker)
+        with pytest.raises(UserError, match=r"^the worker that made shard-000001.tar was killed by SIGKILL; most"):
+            make(tmp_path, range(4), 1, clips_per_shard=2, settings=TINY, workers=workers)
+    (tmp_path / "killed").unlink()
+    whole = contents(tmp_path)
+    assert sorted(whole) == [f"shard-{i:06d}.{e}" for i in (0, 2, 3) for e in ("json", "tar")]
+    assert not list(tmp_path.glob(".*")), "nothing half-written"
+    manifest = make(tmp_path, range(4), 1, clips_per_shard=2, settings=TINY, workers=workers)
+    assert manifest is not None
+    assert manifest.clips == 8
+    assert whole.items() < contents(tmp_path).items()
+
+
+def test_shards_that_nobody_is_left_to_make_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(making, "_work", dead_worker)
+    with pytest.raises(UserError, match=r"shard-000000.tar was .* shard-000001.tar was .*shards 2, 3 were not begun"):
+        make(tmp_path, range(4), 1, clips_per_shard=1, settings=TINY, workers=2)
+
+
+def dead_worker(job: Job, pipe: Connection) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def test_shards_made_otherwise_are_refused(tmp_path: Path) -> None:
     small = WorldSettings(width=16, height=16, cameras=2, frames=2)
     make(tmp_path, range(1), 1, clips_per_shard=1, settings=small)
     make(tmp_path, range(1), 1, clips_per_shard=1, settings=small)
     for seed, held_out in ((2, False), (1, True)):
-        with pytest.raises(UserError, match="another seed, size or count"):
+        with pytest.raises(UserError, match="another seed, size or number of clips"):
             make(tmp_path, range(1), seed, clips_per_shard=1, held_out=held_out, settings=small)

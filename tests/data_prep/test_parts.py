@@ -12,7 +12,7 @@ pytest.importorskip("mujoco", reason="needs the extra synth")
 
 from data_prep.synthetic import meshes, textures
 from data_prep.synthetic.bodies import make_bodies, turn
-from data_prep.synthetic.cameras import Action, beside, look_at, make_intrinsics, propose
+from data_prep.synthetic.cameras import Action, look_at, make_intrinsics, on_rig, propose
 from data_prep.synthetic.physics import Body, MotionWord, rotation_matrix, simulate
 from data_prep.synthetic.raycast import EmbreeRays
 from data_prep.synthetic.render import ray_directions
@@ -218,7 +218,7 @@ def test_cameras_on_a_rig_move_with_the_first_and_look_where_it_looks() -> None:
     rng, settings = np.random.default_rng(0), WorldSettings(paths=("handheld",), rig_m=0.5)
     first = propose(rng, action, np.linspace(0, 1, 5), settings)
     for _ in range(10):
-        second = beside(rng, first, action.centre, settings)
+        second = on_rig(rng, first, action.centre, settings)
         apart = np.linalg.inv(first.world_from_camera) @ second.world_from_camera
         distance = np.linalg.norm(apart[:, :3, 3], axis=-1)
         assert ((distance > 0.1) & (distance <= 0.5)).all()

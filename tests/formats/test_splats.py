@@ -25,6 +25,7 @@ from four_d.formats.splats import (
     read_usd,
     sound,
     state_at,
+    take,
     write_gltf,
     write_ply,
     write_spz,
@@ -307,7 +308,7 @@ def test_usd_without_openusd_is_one_clear_line(tmp_path: Path, monkeypatch: pyte
 
 @needs_usd
 def test_usd_of_another_suffix_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"x\.ply is no name for USD"):
+    with pytest.raises(UserError, match=r"x\.ply cannot be the name of a USD file"):
         write_usd(tmp_path / "x.ply", standing())
 
 
@@ -509,3 +510,132 @@ def test_usd_is_in_metres_and_its_extent_takes_in_all_that_shows(tmp_path: Path)
 def test_pictures_have_the_size_that_is_meant() -> None:
     shown = pictures(standing(3), Cameras(world_from_camera=torch.eye(4)[None], intrinsics=cameras().intrinsics[:1]))
     assert shown.shape == (len(TIMES), 3, *SIZE)
+
+
+def broken(gaussians: Gaussians) -> Gaussians:
+    """The same with a third that is not finite in one value."""
+    scales = gaussians.scales.clone()
+    scales[2, 1] = torch.inf
+    return dataclasses.replace(gaussians, scales=scales)
+
+
+@pytest.mark.parametrize(("write", "read", "name"), STANDING[2:])
+def test_broken_gaussians_are_left_out_of_every_format(
+    write: Callable[..., None],
+    read: Callable[[Path], Gaussians],
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for module in ("gltf", "usd"):  # another program's writer, which does not look
+        monkeypatch.setattr(f"four_d.formats.splats.{module}.sound", broken)
+    write(tmp_path / name, standing(5))
+    torch.testing.assert_close(read(tmp_path / name).means, standing(5).means[[0, 1, 3, 4]], atol=2e-6, rtol=0)
+    assert f"{name}: 1 of 5 Gaussians are not finite and left out" in capsys.readouterr().err
+
+
+def rewritten(path: Path, change: Callable[[Any], None], body: bytes = b"") -> Path:
+    """A GLB with other JSON, and more behind its arrays."""
+    document = read_glb(path)
+    content: Any = json.loads(json.dumps(document.content))
+    change(content)
+    Builder(content=content, body=bytearray(document.body + body)).write(path)
+    return path
+
+
+def test_gltf_of_several_primitives_reads_the_first_aloud(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_gltf(tmp_path / "x.glb", standing(5))
+    rewritten(tmp_path / "x.glb", lambda c: c["meshes"].append(c["meshes"][0]))
+    assert len(read_gltf(tmp_path / "x.glb").means) == 5
+    assert "of 2 primitives of Gaussians only the first is read" in capsys.readouterr().err
+
+
+def _pack(content: Any) -> None:
+    said = content["meshes"][0]["primitives"][0]["extensions"]["KHR_gaussian_splatting"]
+    said["extensions"] = {"KHR_gaussian_splatting_compression_spz_2": {"bufferView": 0}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_pack, "packed with KHR_gaussian_splatting_compression_spz_2; save them without"),
+        (lambda c: c["bufferViews"][0].update(extensions={"EXT_meshopt_compression": {}}), "packed or in another file"),
+        (lambda c: c["bufferViews"][0].update(buffer=1), "packed or in another file"),
+        (lambda c: c["accessors"][0].update(count=2), "2 positions but 5 KHR"),
+        (lambda c: c["animations"][0]["samplers"][0].update(interpolation="STEP"), "interpolation STEP"),
+        (lambda c: c["animations"][0]["channels"][0]["target"].update(path="translation"), "node that moves"),
+    ],
+)
+def test_gltf_that_is_packed_or_moves_otherwise_is_named(
+    change: Callable[[Any], None], message: str, tmp_path: Path
+) -> None:
+    write_gltf(tmp_path / "x.glb", take(moving(), torch.arange(5)))
+    with pytest.raises(UserError, match=message):
+        read_gltf(rewritten(tmp_path / "x.glb", change))
+
+
+def test_gltf_takes_signed_integers_as_they_are(tmp_path: Path) -> None:
+    """KHR_mesh_quantization stores positions so."""
+    write_gltf(tmp_path / "x.glb", standing(2))
+    places = np.array([[1, -2, 3, 0], [-300, 5, -6, 0]], "<i2")
+
+    def change(content: Any) -> None:
+        view = {"buffer": 0, "byteOffset": len(body), "byteLength": 16, "byteStride": 8}
+        content["bufferViews"].append(view)
+        at = content["meshes"][0]["primitives"][0]["attributes"]["POSITION"]
+        content["accessors"][at] |= {"bufferView": len(content["bufferViews"]) - 1, "componentType": 5122}
+
+    body = read_glb(tmp_path / "x.glb").body
+    found = read_gltf(rewritten(tmp_path / "x.glb", change, places.tobytes()))
+    assert found.means.tolist() == [[1, 2, -3], [-300, -5, 6]]
+
+
+@needs_usd
+@pytest.mark.parametrize("change", ["half", "z", "above", "several", "package"])
+def test_usd_as_other_programs_write_it(change: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from pxr import Gf, Usd, UsdGeom, UsdUtils, UsdVol
+
+    scene, path = standing(3, 0), tmp_path / "x.usda"
+    write_usd(path, scene)
+    stage: Any = Usd.Stage.Open(str(path))
+    field = UsdVol.ParticleField3DGaussianSplat(stage.GetDefaultPrim())
+    if change == "half":
+        for name in ("Positions", "Scales", "Orientations", "Opacities", "RadianceSphericalHarmonicsCoefficients"):
+            attribute = getattr(field, f"Get{name}Attr")()
+            values = np.array(attribute.Get())
+            attribute.Clear()
+            kind = type(getattr(field, f"Create{name}hAttr")().GetTypeName().type.pythonClass())
+            getattr(field, f"Get{name}hAttr")().Set(kind.FromNumpy(values.astype(np.float16)))
+    elif change == "z":
+        UsdGeom.SetStageUpAxis(stage, UsdGeom.Tokens.z)
+    elif change == "several":
+        UsdVol.ParticleField3DGaussianSplat.Define(stage, "/other")
+    elif change == "above":
+        UsdGeom.Xform.Define(stage, "/world").AddTranslateOp().Set(Gf.Vec3d(0, 0, 1))
+        editor = Usd.NamespaceEditor(stage)
+        editor.MovePrimAtPath("/gaussians", "/world/gaussians")
+        assert editor.ApplyEdits()
+    stage.Save()
+    if change == "package":
+        UsdUtils.CreateNewUsdzPackage(str(path), str(tmp_path / "x.usdz"))
+        path = tmp_path / "x.usdz"
+    if change == "above":
+        with pytest.raises(UserError, match="particle field with a transform"):
+            read_gaussians(path)
+        return
+    found, expected = read_gaussians(path), scene
+    rough = 2e-3 if change == "half" else 2e-6
+    if change == "z":  # its (x, y, z) are right, away, up, and were written as right, up, back
+        turned = flip(scene).means @ torch.tensor([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
+        expected = dataclasses.replace(scene, means=turned)
+    torch.testing.assert_close(found.means, expected.means, atol=rough, rtol=0)
+    torch.testing.assert_close(found.opacities, expected.opacities, atol=rough, rtol=0)
+    assert ("of 2 particle fields only /gaussians" in capsys.readouterr().err) == (change == "several")
+
+
+@pytest.mark.parametrize("suffix", [".splat", ".ksplat", ".sog", ".SPLAT", ".gltf"])
+def test_formats_that_are_not_read_are_named(suffix: str, tmp_path: Path) -> None:
+    (tmp_path / f"x{suffix}").write_bytes(b"\0" * 64)
+    with pytest.raises(UserError, match=rf"x{suffix} is .* not supported; (convert it to PLY|save it as one)"):
+        read_gaussians(tmp_path / f"x{suffix}")

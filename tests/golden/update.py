@@ -16,9 +16,10 @@ from four_d.backbones.patches import StemPatchConfig
 from four_d.geometry import make_pose
 from four_d.heads.camera import CameraHeadConfig
 from four_d.heads.dense import DenseHeadConfig
-from four_d.losses import CameraLoss, DepthLoss, PointsLoss
+from four_d.losses import CameraLossConfig, DepthLossConfig, PointsLossConfig
 from four_d.model import ModelConfig
 from four_d.types import Cameras, Clip
+from tests.helpers import loss_value
 
 PATH = Path(__file__).with_name("model.json")
 DENSE = {"channels": (8, 12, 16, 16), "features": 16, "last_features": 8}
@@ -74,9 +75,9 @@ def measure() -> dict[str, float]:
     )
     prediction = model(clip)
     losses = {
-        "camera": CameraLoss()(prediction, None, targets),
-        "depth": DepthLoss()(prediction, None, targets),
-        "points": PointsLoss()(prediction, None, targets),
+        "camera": loss_value(CameraLossConfig(), prediction, targets),
+        "depth": loss_value(DepthLossConfig(), prediction, targets),
+        "points": loss_value(PointsLossConfig(), prediction, targets),
     }
     sum(losses.values(), start=torch.zeros(())).backward()
     outputs = {

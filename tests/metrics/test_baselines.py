@@ -50,7 +50,7 @@ TIMES = torch.tensor([0.0, 1, 2, 3])
 def test_the_mean_map_is_the_mean_of_depth_over_the_frames_median() -> None:
     first = torch.tensor([[1.0, 2, 3], [1, 2, 3]]).expand(4, 2, 3)  # median 2
     second = torch.tensor([[30.0, 10, 0], [30, 10, 0]]).expand(4, 2, 3)  # median 20, last column unknown
-    models = baselines.fit(example(d, forward(1, TIMES), TIMES) for d in (first, second))
+    models = baselines.fit_baselines(example(d, forward(1, TIMES), TIMES) for d in (first, second))
     clip = example(first, forward(1, TIMES), TIMES).inputs
     predicted = models["mean_depth"](clip).depth
     assert predicted is not None
@@ -79,7 +79,7 @@ def test_the_median_map_has_the_least_absrel_of_all_maps() -> None:
 
 def test_maps_fit_other_image_sizes() -> None:
     ramp = torch.linspace(1, 3, 8).expand(4, 6, 8)
-    models = baselines.fit([example(ramp, forward(1, TIMES), TIMES)])
+    models = baselines.fit_baselines([example(ramp, forward(1, TIMES), TIMES)])
     small = example(torch.ones(2, 3, 4), forward(1, TIMES[:2]), TIMES[:2]).inputs
     predicted = models["mean_depth"](small).depth
     assert predicted is not None
@@ -94,14 +94,14 @@ def test_frames_of_another_size_and_without_depth_are_fine() -> None:
         example(torch.full((4, 3, 4), 4.0), forward(1, TIMES), TIMES),
         example(torch.zeros(4, 6, 8), forward(1, TIMES), TIMES),
     ]
-    predicted = baselines.fit(clips)["mean_depth"](clips[0].inputs).depth
+    predicted = baselines.fit_baselines(clips)["mean_depth"](clips[0].inputs).depth
     assert predicted is not None
     torch.testing.assert_close(predicted, torch.full((1, 4, 6, 8), 3.0))
 
 
 def test_the_static_camera_stands_and_has_the_mean_focal_length() -> None:
     clip = example(torch.ones(4, 10, 20), forward(1, TIMES), TIMES)
-    cameras = baselines.fit([clip])["static_camera"](clip.inputs).cameras
+    cameras = baselines.fit_baselines([clip])["static_camera"](clip.inputs).cameras
     assert cameras is not None
     assert torch.equal(cameras.world_from_camera, torch.eye(4).expand(1, 4, 4, 4))
     torch.testing.assert_close(cameras.intrinsics[0, 0], torch.tensor([[16.0, 0, 10], [0, 12, 5], [0, 0, 1]]))
@@ -109,7 +109,7 @@ def test_the_static_camera_stands_and_has_the_mean_focal_length() -> None:
 
 def test_the_line_takes_direction_and_speed_from_training_and_place_from_time() -> None:
     sideways = path(TIMES[:, None] * torch.tensor([2.0, 0, 0]))
-    line = baselines.fit([example(torch.ones(4, 2, 2), sideways, TIMES)])["line_camera"]
+    line = baselines.fit_baselines([example(torch.ones(4, 2, 2), sideways, TIMES)])["line_camera"]
     uneven = torch.tensor([5.0, 5.5, 9.0])
     cameras = line(example(torch.ones(3, 2, 2), forward(1, uneven), uneven).inputs).cameras
     assert cameras is not None
@@ -122,7 +122,7 @@ def test_the_mean_trajectory_is_relative_to_the_first_frame_and_its_rotation_the
     turns = [torch.tensor([0.0, 10, 20, 30]), torch.tensor([0.0, 30, 40, 50])]
     ends = [path(TIMES[:, None] * torch.tensor([0.0, y, 1.0]), a) for y, a in zip((1, -1), turns)]
     world = path(torch.tensor([[5.0, 6, 7]]), torch.tensor([77.0]))
-    models = baselines.fit(example(torch.ones(4, 2, 2), world @ end, TIMES) for end in ends)
+    models = baselines.fit_baselines(example(torch.ones(4, 2, 2), world @ end, TIMES) for end in ends)
     cameras = models["mean_trajectory"](
         example(torch.ones(6, 2, 2), forward(1, torch.arange(6.0)), torch.arange(6.0)).inputs
     ).cameras
@@ -135,7 +135,7 @@ def test_the_mean_trajectory_is_relative_to_the_first_frame_and_its_rotation_the
 def test_no_image_free_predictor_looks_at_the_image() -> None:
     clip = example(torch.rand(4, 6, 8) + 1, forward(1, TIMES), TIMES)
     noise = dataclasses.replace(clip.inputs, images=torch.rand(1, 4, 3, 6, 8))
-    for model in baselines.fit([clip]).values():
+    for model in baselines.fit_baselines([clip]).values():
         a, b = model(clip.inputs), model(noise)
         for left, right in ((a.depth, b.depth), (a.cameras, b.cameras)):
             if isinstance(left, Tensor) and isinstance(right, Tensor):
@@ -149,15 +149,15 @@ def test_unknown_cameras_teach_nothing_and_no_clip_at_all_is_an_error() -> None:
     assert clip.targets.cameras is not None
     unknown = dataclasses.replace(clip.targets.cameras, known=torch.zeros(1, 4, dtype=torch.bool))
     blind = dataclasses.replace(clip, targets=dataclasses.replace(clip.targets, cameras=unknown))
-    assert "mean_trajectory" not in baselines.fit([blind])
-    assert "mean_depth" in baselines.fit([blind])
+    assert "mean_trajectory" not in baselines.fit_baselines([blind])
+    assert "mean_depth" in baselines.fit_baselines([blind])
     with pytest.raises(UserError, match="no training clip"):
-        baselines.fit([])
+        baselines.fit_baselines([])
 
 
 def test_a_clip_whose_camera_stands_still_gives_no_direction() -> None:
     still = example(torch.ones(4, 2, 2), path(torch.zeros(4, 3)), TIMES)
-    cameras = baselines.fit([still])["line_camera"](still.inputs).cameras
+    cameras = baselines.fit_baselines([still])["line_camera"](still.inputs).cameras
     assert cameras is not None
     assert cameras.world_from_camera[0, :, 2, 3].tolist() == [0, 1, 2, 3]  # forward, as untrained
 
@@ -169,6 +169,6 @@ def test_the_usual_direction_is_a_line_that_most_follow_not_the_mean() -> None:
     sideways = [path(TIMES[:, None] * torch.tensor([sign, 0.0, 0])) for sign in (1.0, -1.0, -1.0)]
     onward = forward(1, TIMES)
     clips = [example(torch.ones(4, 2, 2), poses, TIMES) for poses in (*sideways, onward)]
-    cameras = baselines.fit(clips)["line_camera"](clips[0].inputs).cameras
+    cameras = baselines.fit_baselines(clips)["line_camera"](clips[0].inputs).cameras
     assert cameras is not None
     assert cameras.world_from_camera[0, 1, :3, 3].tolist() == pytest.approx([-1, 0, 0])

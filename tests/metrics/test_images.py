@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from four_d.errors import UserError
-from four_d.evaluation.pictures import score_pictures
 from four_d.metrics import images
+from four_d.metrics.catalogue import METRICS
+from four_d.metrics.renders import score_renders
 from four_d.similarity import LPIPS
 from four_d.types import Clip, Views, map_tensors
 
@@ -131,6 +132,11 @@ def target(truth: Tensor, dynamic: Tensor | None = None) -> Clip:
     return Clip(images=truth, times=ids.float(), camera_ids=ids, dynamic=dynamic)
 
 
+def names(scores: dict[str, float]) -> set[str]:
+    assert scores.keys() <= METRICS.keys()
+    return {name.removeprefix("render_") for name in scores}
+
+
 def test_scores_of_pictures_and_their_names() -> None:
     truth = drawn(2, 3, 40, 40, seed=13).float() * 0.5
     colour = truth + torch.tensor([0.1, 0.01])[:, None, None, None]
@@ -138,31 +144,33 @@ def test_scores_of_pictures_and_their_names() -> None:
     moves[1, 0, 0] = True
     seen = torch.zeros_like(moves)
     seen[0, :20] = True
-    scores = score_pictures(views(colour), target(truth, moves), seen)
-    assert set(scores) == {"psnr", "ssim", "structure", "psnr_dynamic", "mpsnr", "mssim", "mstructure"}
-    assert scores["psnr"] == pytest.approx(30, abs=1e-3), "the mean of 20 and 40 dB"
-    assert scores["psnr_dynamic"] == pytest.approx(40, abs=1e-3), "only the second picture has anything that moves"
-    assert scores["mpsnr"] == pytest.approx(20, abs=1e-3), "only the first picture has a mask"
-    assert scores["structure"] == pytest.approx((1 - scores["ssim"]) / 2, abs=1e-5)
+    scores = score_renders(views(colour), target(truth, moves), seen)
+    assert names(scores) == {"psnr", "ssim", "structure", "psnr_dynamic", "mpsnr", "mssim", "mstructure"}
+    assert scores["render_psnr"] == pytest.approx(30, abs=1e-3), "the mean of 20 and 40 dB"
+    assert scores["render_psnr_dynamic"] == pytest.approx(40, abs=1e-3), (
+        "only the second picture has anything that moves"
+    )
+    assert scores["render_mpsnr"] == pytest.approx(20, abs=1e-3), "only the first picture has a mask"
+    assert scores["render_structure"] == pytest.approx((1 - scores["render_ssim"]) / 2, abs=1e-5)
 
 
 def test_the_name_lpips_needs_its_network() -> None:
     truth = drawn(1, 3, 40, 40, seed=14).float()
     network = LPIPS("alex")
     full = torch.ones(1, 40, 40, dtype=torch.bool)
-    scores = score_pictures(views(truth.flip(-1)), target(truth), full, network)
-    assert set(scores) == {"psnr", "ssim", "lpips", "mpsnr", "mssim", "mlpips"}
-    assert scores["lpips"] == pytest.approx(network(truth.flip(-1), truth).item(), rel=1e-5)
-    assert scores["mpsnr"] == pytest.approx(scores["psnr"], abs=1e-4)
+    scores = score_renders(views(truth.flip(-1)), target(truth), full, network)
+    assert names(scores) == {"psnr", "ssim", "lpips", "mpsnr", "mssim", "mlpips"}
+    assert scores["render_lpips"] == pytest.approx(network(truth.flip(-1), truth).item(), rel=1e-5)
+    assert scores["render_mpsnr"] == pytest.approx(scores["render_psnr"], abs=1e-4)
 
 
 def test_many_pictures_are_scored_as_each_alone() -> None:
     """More than are taken at once."""
     truth, colour = drawn(11, 3, 12, 12, seed=15).float(), drawn(11, 3, 12, 12, seed=16).float()
     masks = drawn(11, 12, 12, seed=17) > 0.5
-    every = score_pictures(views(colour), target(truth, masks), masks)
+    every = score_renders(views(colour), target(truth, masks), masks)
     alone = [
-        score_pictures(views(colour[i : i + 1]), target(truth[i : i + 1], masks[i : i + 1]), masks[i : i + 1])
+        score_renders(views(colour[i : i + 1]), target(truth[i : i + 1], masks[i : i + 1]), masks[i : i + 1])
         for i in range(11)
     ]
     for name, value in every.items():
@@ -175,16 +183,16 @@ def test_scores_leave_out_what_is_not_known_and_store_colours_as_pictures_do() -
     clip = dataclasses.replace(
         target(truth, torch.ones(2, 12, 12, dtype=torch.bool)), dynamic_known=torch.tensor([False, False])
     )
-    scores = score_pictures(bright, clip, torch.zeros(2, 12, 12, dtype=torch.bool))
-    assert set(scores) == {"psnr", "ssim", "structure"}
-    assert scores["psnr"] == pytest.approx(100)
+    scores = score_renders(bright, clip, torch.zeros(2, 12, 12, dtype=torch.bool))
+    assert names(scores) == {"psnr", "ssim", "structure"}
+    assert scores["render_psnr"] == pytest.approx(100)
     batched, clips = (map_tensors(each, lambda tensor: tensor[None]) for each in (bright, clip))
-    assert score_pictures(batched, clips) == scores
+    assert score_renders(batched, clips) == scores
 
 
 def test_pictures_that_do_not_belong_together_or_are_not_finite_are_errors() -> None:
     truth = torch.zeros(1, 3, 12, 12)
     with pytest.raises(UserError, match=r"\(2, 3, 12, 12\), the true ones \(1, 3, 12, 12\)"):
-        score_pictures(views(truth.repeat(2, 1, 1, 1)), target(truth))
+        score_renders(views(truth.repeat(2, 1, 1, 1)), target(truth))
     with pytest.raises(UserError, match="not finite"):
-        score_pictures(views(truth + torch.inf), target(truth))
+        score_renders(views(truth + torch.inf), target(truth))

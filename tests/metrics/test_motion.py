@@ -24,17 +24,16 @@ def clip(moved: Tensor, times: list[float], query_times: list[float], scale: flo
 
 
 def test_a_path_is_as_long_as_its_steps_in_order_of_time() -> None:
-    x = torch.tensor([0.0, 3.0, 1.0])  # at 0, 2 and 1 s: 0 → 1 → 3, so 3 in all
     moved = torch.zeros(3, 1, 1, 1, 3)
-    moved[..., 0] = x[:, None, None, None]
-    valid = torch.ones(3, 1, 1, 1, dtype=torch.bool)
-    times = torch.tensor([0.0, 2, 1])
-    assert motion.path_length(moved, valid, times).item() == 3
-    there_and_back = moved.clone()
-    there_and_back[1] = 0  # 0 → 1 → 0: ends where it began and moved all the same
-    assert motion.path_length(there_and_back, valid, times).item() == 2
-    valid[2] = False  # both steps lead over it
-    assert motion.path_length(moved, valid, times).item() == 0
+    moved[:, 0, 0, 0, 0] = torch.tensor([0.0, 0.009, 0.003])  # at 0, 2 and 1 s: 0.009 in all
+    truth = clip(moved, [0.0], [0.0, 2.0, 1.0])
+    assert not bool(motion.dynamic(truth))
+    there_and_back = dataclasses.replace(
+        truth, motion=torch.tensor([0.0, 0.0, 0.006]).view(3, 1, 1, 1, 1).expand_as(moved)
+    )
+    assert bool(motion.dynamic(there_and_back)), "ends where it began and moved all the same"
+    valid = torch.tensor([True, True, False]).view(3, 1, 1, 1)
+    assert not bool(motion.dynamic(dataclasses.replace(there_and_back, motion_valid=valid))), "steps lead over it"
 
 
 def test_dynamic_is_more_than_a_centimetre_in_source_units() -> None:

@@ -55,7 +55,7 @@ def test_static_says_zero_and_nothing_where_it_is_not_asked() -> None:
 
 def test_the_prior_knows_the_common_drift_per_signed_gap() -> None:
     clips = [example(drift(1.0, -0.5), noise=0.2, seed=seed) for seed in range(10)]
-    prior = said(baselines.fit(clips)["prior_motion"], clips[0].inputs)
+    prior = said(baselines.fit_baselines(clips)["prior_motion"], clips[0].inputs)
     truth = example(drift(1.0, -0.5)).targets.motion
     assert truth is not None
     torch.testing.assert_close(prior, truth, atol=0.05, rtol=0)
@@ -65,8 +65,8 @@ def test_the_prior_knows_the_common_drift_per_signed_gap() -> None:
 def test_the_prior_has_cells_where_places_differ_and_few_where_they_do_not() -> None:
     sides = torch.zeros(*SIZE, 3)
     sides[:, :4, 0], sides[:, 4:, 0] = 1, -1
-    apart = baselines.fit([example(sides, noise=0.3, seed=seed) for seed in range(10)])["prior_motion"]
-    alike = baselines.fit([example(drift(1), noise=0.3, seed=seed) for seed in range(10)])["prior_motion"]
+    apart = baselines.fit_baselines([example(sides, noise=0.3, seed=seed) for seed in range(10)])["prior_motion"]
+    alike = baselines.fit_baselines([example(drift(1), noise=0.3, seed=seed) for seed in range(10)])["prior_motion"]
     assert isinstance(apart, motions.MotionPrior)
     assert isinstance(alike, motions.MotionPrior)
     assert apart.table.shape == (6, 2, 2, 3)
@@ -80,7 +80,7 @@ def samples(motion: Tensor, weights: Tensor | None = None) -> motions.Samples:
     return motions.Samples(
         motion=motion,
         gaps=torch.ones(count),
-        place=torch.full((count, 2), 0.1),
+        position=torch.full((count, 2), 0.1),
         weights=torch.ones(count) if weights is None else weights,
         video=torch.zeros(count, dtype=torch.long),
     )
@@ -114,19 +114,19 @@ def test_an_empty_cell_takes_the_median_of_its_gap() -> None:
 def test_videos_count_alike_and_by_their_scale() -> None:
     near, far = example(drift(1.0), scale=1.0), example(drift(-1.0), scale=5.0)
     clips = [near, near, far, near, near]  # metres: 5 × far beats 4 × near
-    prior = said(baselines.fit(clips)["prior_motion"], near.inputs)
+    prior = said(baselines.fit_baselines(clips)["prior_motion"], near.inputs)
     assert prior[0, 1, 0, 0, 0, 0].item() == pytest.approx(-0.5, abs=1e-3)
 
 
 def test_still_pixels_and_unknown_motion_teach_nothing() -> None:
     half = torch.zeros(*SIZE, 3)
     half[:4] = torch.tensor([1.0, 0, 0])
-    prior = said(baselines.fit([example(half)])["prior_motion"], example(half).inputs)
+    prior = said(baselines.fit_baselines([example(half)])["prior_motion"], example(half).inputs)
     assert prior[0, 1, 0, 7, 7, 0].item() == pytest.approx(0.5)  # the rows that stand still said nothing
-    assert "prior_motion" not in baselines.fit([example(drift(0))])
+    assert "prior_motion" not in baselines.fit_baselines([example(drift(0))])
     blind = example(drift(1))
     targets = dataclasses.replace(blind.targets, motion_valid=torch.zeros(1, 3, 3, *SIZE, dtype=torch.bool))
-    assert "prior_motion" not in baselines.fit([dataclasses.replace(blind, targets=targets)])
+    assert "prior_motion" not in baselines.fit_baselines([dataclasses.replace(blind, targets=targets)])
 
 
 def test_of_very_many_gaps_quantiles_are_told_apart() -> None:
@@ -139,5 +139,5 @@ def test_of_very_many_gaps_quantiles_are_told_apart() -> None:
 
 def test_two_fits_are_equal() -> None:
     clips = [example(drift(1), noise=1.0, seed=seed) for seed in range(6)]
-    first, second = (baselines.fit(clips)["prior_motion"] for _ in range(2))
+    first, second = (baselines.fit_baselines(clips)["prior_motion"] for _ in range(2))
     assert torch.equal(said(first, clips[0].inputs), said(second, clips[0].inputs))

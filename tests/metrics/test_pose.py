@@ -164,7 +164,7 @@ def test_everything_equals_a_plain_implementation() -> None:
 
 
 @given(seed=st.integers(0, 10_000), scale=st.floats(0.01, 100))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_world_frame_and_unit_of_the_prediction_do_not_matter_under_sim3(seed: int, scale: float) -> None:
     truth = _trajectory(seed, 7)
     prediction = _near(truth, seed + 1)
@@ -179,7 +179,7 @@ def test_world_frame_and_unit_of_the_prediction_do_not_matter_under_sim3(seed: i
 
 
 @given(seed=st.integers(0, 10_000), scale=st.floats(0.1, 10))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_errors_after_alignment_are_in_the_truths_unit_and_blind_to_its_frame(seed: int, scale: float) -> None:
     truth = _trajectory(seed, 6)
     prediction = _near(truth, seed + 1)

@@ -84,7 +84,7 @@ def test_ransac_is_not_moved_by_outliers() -> None:
     two = tracks.align_world(predicted[:1, :2], truth[:1, :2], "sim3", _generator())
     torch.testing.assert_close(two, truth[:1, :2])
     many = torch.rand(tracks.RANSAC_POINTS + 500, 3, generator=_generator(), dtype=torch.float64)
-    scale, _, _ = tracks.ransac(_turned(many), many, _generator(), rounds=5)
+    scale, _, _ = tracks.ransac(_turned(many), many, _generator(), iterations=5)
     assert float(scale) == pytest.approx(2.5)
 
 
@@ -204,7 +204,7 @@ def test_ransac_fits_again_to_what_is_within_five_centimetres() -> None:
 def test_a_sample_is_of_three_different_points() -> None:
     three = _walk(3)[:, 0]
     for seed in range(20):
-        scale, _, _ = tracks.ransac(_turned(three), three, torch.Generator().manual_seed(seed), rounds=1)
+        scale, _, _ = tracks.ransac(_turned(three), three, torch.Generator().manual_seed(seed), iterations=1)
         assert float(scale) == pytest.approx(2.5)
 
 

@@ -26,16 +26,6 @@ def test_tagged_files(rng: np.random.Generator, tmp_path: Path) -> None:
     np.testing.assert_array_equal(decode.flow_flo(written.tagged(tmp_path / "a.flo", flow)), flow)
 
 
-@pytest.mark.parametrize("order", ["<", ">"])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_pfm(order: str, channels: int, rng: np.random.Generator, tmp_path: Path) -> None:
-    values = rng.normal(size=(4, 6, channels)).astype(np.float32)
-    head = f"{'PF' if channels == 3 else 'Pf'}\n6 4\n{'-' if order == '<' else ''}1.0\n".encode()
-    path = tmp_path / "a.pfm"
-    path.write_bytes(head + values[::-1].astype(f"{order}f4").tobytes())
-    np.testing.assert_array_equal(decode.pfm(path), values if channels == 3 else values[..., 0])
-
-
 @pytest.mark.parametrize("counts", [5000.0, 1000.0, 256.0])
 def test_depth_png(counts: float, tmp_path: Path) -> None:
     values = np.array([[0, 1, 1000], [5000, 256, 65535]], np.uint16)
@@ -125,7 +115,6 @@ DECODERS: list[tuple[str, Callable[[Path], object]]] = [
     ("a.dpt", decode.depth_dpt),
     ("a.flo", decode.flow_flo),
     ("a.cam", decode.camera_cam),
-    ("a.pfm", decode.pfm),
     ("a.png", decode.image),
     ("d.png", lambda path: decode.depth_png(path, 1000.0)),
     ("m.png", decode.mask),
@@ -145,8 +134,6 @@ def _write(path: Path) -> None:
             written.tagged(path, values.reshape(40, 25, 2))
         case "a.cam":
             written.binary(path, np.float32([202021.25]), np.arange(21.0))
-        case "a.pfm":
-            path.write_bytes(b"Pf\n50 40\n-1.0\n" + values.tobytes())
         case "a.npy":
             np.save(path, values)
         case "a.txt":
@@ -185,7 +172,7 @@ def test_eight_bit_depth_is_refused(tmp_path: Path) -> None:
 def test_npy_of_objects_is_never_unpickled(tmp_path: Path) -> None:
     path = tmp_path / "a.npy"
     np.save(path, np.array([{"code": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(UserError, match="no readable"):
+    with pytest.raises(UserError, match="not a readable"):
         decode.depth_npy(path)
     np.save(path, np.zeros((2, 3, 4), np.float32))
     with pytest.raises(UserError, match="not depth"):
@@ -194,14 +181,14 @@ def test_npy_of_objects_is_never_unpickled(tmp_path: Path) -> None:
 
 def test_a_header_of_nonsense_size_is_refused(tmp_path: Path) -> None:
     path = written.binary(tmp_path / "a.dpt", np.float32([202021.25]), np.int32([-4, 2**30]))
-    with pytest.raises(UserError, match="says it is -4 × 1073741824"):
+    with pytest.raises(UserError, match="implausible size, -4 × 1073741824"):
         decode.depth_dpt(path)
 
 
 def test_a_distorted_camera_is_refused(tmp_path: Path) -> None:
     content = written._nerfies(written.world(), 0) | {"radial_distortion": [0.1, 0, 0]}
     path = written.text(tmp_path / "a.json", json.dumps(content))
-    with pytest.raises(UserError, match="undistort the pictures first"):
+    with pytest.raises(UserError, match="undistort the images first"):
         decode.camera_nerfies(path)
 
 

@@ -122,7 +122,7 @@ def test_a_folder_that_is_missing_is_named(world: Path) -> None:
     with pytest.raises(UserError, match="po_mini is missing; expected layout"):
         opened(world, "worldtrack")
     assert len(opened(world, "worldtrack", "adt_mini", "ds_mini")) == 2
-    with pytest.raises(UserError, match="there is no sequence tum; choose of adt_mini"):
+    with pytest.raises(UserError, match="there is no sequence tum; choose from adt_mini"):
         opened(world, "worldtrack", "tum")
     with pytest.raises(UserError, match=r"no sequence adt_mini/x; .* such as adt_mini/clip"):
         opened(world, "worldtrack", "adt_mini/x")
@@ -153,11 +153,11 @@ WRONG = {
     "fewer pictures": ("images_jpeg_bytes", lambda v: v[:-1], "images_jpeg_bytes has the shape"),
     "no picture": ("images_jpeg_bytes", lambda v: np.array([b"x", *v[1:]]), "no.* readable JPEG at frame 0"),
     "a matrix": ("fx_fy_cx_cy", lambda v: np.diag(v[:3]), r"fx_fy_cx_cy has the shape \(3, 3\), not 4"),
-    "no focal": ("fx_fy_cx_cy", lambda v: 0 * v, "no camera's"),
+    "no focal": ("fx_fy_cx_cy", lambda v: 0 * v, "not fx, fy, cx, cy"),
     "rows of poses": ("extrinsics_w2c", lambda v: v[:, :3], "not 5 4 4"),
-    "no poses": ("extrinsics_w2c", lambda v: 0 * v, "no pose"),
+    "no poses": ("extrinsics_w2c", lambda v: 0 * v, "not a pose"),
     "a pose lost": ("extrinsics_w2c", lambda v: np.concatenate([v[:3], v[3:] * np.nan]), "not finite at frame 3"),
-    "nothing seen": ("visibility", lambda v: v & False, "visibility asks for no track"),
+    "nothing seen": ("visibility", lambda v: v & False, "visibility has no track"),
 }
 
 
@@ -175,7 +175,7 @@ def test_what_is_wrong_is_named_with_file_and_key(world: Path, case: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("value", "message"), [(99.0, "names frame 99 of a clip of 5"), (0.5, "a frame's number"), (-1.0, "a frame's")]
+    ("value", "message"), [(99.0, "names frame 99 of a clip of 5"), (0.5, "a frame number"), (-1.0, "a frame number")]
 )
 def test_queries_of_no_frame_are_named(tmp_path: Path, value: float, message: str) -> None:
     tracked.tapvid3d(tmp_path)
@@ -192,7 +192,7 @@ def test_damaged_files_are_named(world: Path) -> None:
     whole = path.read_bytes()
     for content in (b"nothing", whole[: len(whole) // 2], b""):
         path.write_bytes(content)
-        with pytest.raises(UserError, match=r"adt_mini/clip.npz is no readable npz"):
+        with pytest.raises(UserError, match=r"adt_mini/clip.npz is not a readable npz"):
             opened(world, "worldtrack")
 
 

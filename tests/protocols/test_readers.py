@@ -85,7 +85,7 @@ def test_an_empty_root_is_an_error_that_shows_the_layout(name: str, tmp_path: Pa
         protocol.open(tmp_path)
     assert str(tmp_path) in str(caught.value)
     assert protocol.layout in str(caught.value)
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         protocol.open(tmp_path / "nowhere")
 
 
@@ -109,7 +109,7 @@ def test_opening_reads_no_picture_and_loading_names_a_broken_one(name: str, tmp_
 @pytest.mark.parametrize("name", WRITERS)
 def test_an_unknown_sequence_is_an_error(name: str, tmp_path: Path) -> None:
     WRITERS[name][0](tmp_path)
-    with pytest.raises(UserError, match="there is no sequence alley_22; choose of"):
+    with pytest.raises(UserError, match="there is no sequence alley_22; choose from"):
         PROTOCOLS[name].open(tmp_path, ("alley_22",))
 
 
@@ -139,9 +139,9 @@ def test_sintels_mask_is_what_moves(tmp_path: Path) -> None:
 
 
 def test_sintels_lists() -> None:
-    assert len(sintel.ALL) == len(set(sintel.ALL)) == PROTOCOLS["sintel"].sequences
+    assert len(sintel.SEQUENCES) == len(set(sintel.SEQUENCES)) == PROTOCOLS["sintel"].sequences
     assert len(sintel.POSE) == 14
-    assert set(sintel.POSE) < set(sintel.ALL)
+    assert set(sintel.POSE) < set(sintel.SEQUENCES)
 
 
 @pytest.mark.parametrize(
@@ -377,9 +377,9 @@ def test_folder_of_pictures_alone_and_with_wrong_counts(tmp_path: Path) -> None:
     (tmp_path / "poses.txt").write_text("".join((tmp_path / "poses.txt").read_text().splitlines(keepends=True)[:3]))
     (sequence,) = PROTOCOLS["folder"].open(tmp_path)
     assert sequence.cameras is not None
-    with pytest.raises(UserError, match="3 poses for 4 pictures"):
+    with pytest.raises(UserError, match="3 poses for 4 images"):
         sequence.cameras()
-    (tmp_path / "depth" / "002.png").unlink()
+    (tmp_path / "masks" / "002.png").unlink()
     with pytest.raises(UserError, match=r"002\.png is missing"):
         PROTOCOLS["folder"].open(tmp_path)
     for name in ("depth", "masks", "poses.txt"):
@@ -394,3 +394,34 @@ def test_frames_of_two_sizes_are_an_error(tmp_path: Path) -> None:
     (sequence,) = PROTOCOLS["davis_all"].open(tmp_path)
     with pytest.raises(UserError, match=r"00002\.jpg is 9 × 8, the first frame 32 × 24"):
         sequence.images()
+
+
+@pytest.mark.parametrize("size", ["480p", "Full-Resolution"])
+def test_davis_of_png_frames_of_which_the_first_are_marked(size: str, tmp_path: Path) -> None:
+    known = written.world()
+    for index in range(4):
+        written.picture(tmp_path / "JPEGImages" / size / "mine" / f"{index * 4 + 2}.png", known.images[index])
+        if index < 2:
+            marked = known.dynamic[index].astype(np.uint8) * 255
+            written.picture(tmp_path / "Annotations" / size / "mine" / f"{index * 4 + 2}.png", marked)
+    (sequence,) = PROTOCOLS["davis_all"].open(tmp_path)
+    assert (sequence.images() == known.images).all()  # 2, 6, 10, 14
+    assert sequence.mask_frames == 2
+    assert sequence.masks is not None
+    assert (sequence.masks()[:2] == known.dynamic[:2]).all()
+    assert sequence.masks().shape == known.dynamic.shape
+
+
+def test_a_folder_with_depth_of_some_pictures_counts_those(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    written.folder(tmp_path / "set")
+    (tmp_path / "set" / "depth" / "000.png").unlink()
+    (sequence,) = PROTOCOLS["folder"].open(tmp_path / "set")
+    assert "has no file for 1 of 4 images (000): these are not scored" in capsys.readouterr().err
+    assert sequence.depth is not None
+    values, valid = sequence.depth()
+    assert valid.any((1, 2)).tolist() == [False, True, True, True]
+    assert values.shape == written.world().depth.shape
+    for path in (tmp_path / "set" / "depth").iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match=r"000\.png is missing"):
+        PROTOCOLS["folder"].open(tmp_path / "set")

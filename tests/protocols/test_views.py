@@ -93,9 +93,9 @@ def test_dychecks_keypoints_count_from_the_corner(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "content", "match"),
     [
-        ("splits/val.json", "{}", r"val\.json is no split of DyCheck"),
+        ("splits/val.json", "{}", r"val\.json is not a split of DyCheck"),
         ("splits/val.json", '{"frame_names": ["a"], "time_ids": [], "camera_ids": [1]}', "not as many times"),
-        ("extra.json", '{"fps": 30}', r"extra\.json says no factor"),
+        ("extra.json", '{"fps": 30}', r"extra\.json has no readable factor"),
         ("covisible/2x/val/2_00004.png", None, r"2_00004\.png is missing; expected layout"),
         ("rgb/2x/0_00007.png", None, r"0_00007\.png is missing; expected layout"),
     ],
@@ -190,11 +190,11 @@ def test_what_poses_bounds_lacks_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not 17 finite numbers"):
         nvidia_dynamic.poses_bounds(path)
     path.write_bytes(b"no array")
-    with pytest.raises(UserError, match=r"no readable \.npy"):
+    with pytest.raises(UserError, match=r"not a readable \.npy"):
         nvidia_dynamic.poses_bounds(path)
     bounds(path, 3, HEIGHT, 30.0)
     with pytest.raises(UserError, match="3 poses, none for frame 4"):
-        nvidia_dynamic._cameras(path, [0, 4], HEIGHT, (HEIGHT, WIDTH))
+        nvidia_dynamic._scaled_cameras(path, [0, 4], HEIGHT, (HEIGHT, WIDTH))
 
 
 @pytest.mark.parametrize("name", ["dycheck_views", "nvidia_nsff", "nvidia_first"])

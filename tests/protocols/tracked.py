@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from four_d import geometry, surface
+from four_d.abilities import Abilities, Hint, Model, Use
 from four_d.types import Cameras, Clip, Prediction
 from tests.helpers import box_clip, torch_cameras
 
@@ -64,7 +65,7 @@ def scene() -> Scene:
 
 
 @dataclass
-class Oracle:
+class Oracle(Model):
     """Says the truth of the scene's first frames in a unit of its own, or that nothing moves; keeps what it was shown.
 
     ``frozen``: the camera stands still, as in files without poses.
@@ -74,7 +75,14 @@ class Oracle:
     moving: bool = True
     frozen: bool = False
     moves: bool = True
+    hints: dict[Hint, Use] = field(default_factory=dict[Hint, Use])
     shown: list[Clip] = field(default_factory=list[Clip])
+
+    @property
+    def abilities(self) -> Abilities:
+        return Abilities(
+            outputs=frozenset({"motion"} if self.moves else ()), queried=frozenset({"motion"}), hints=self.hints
+        )
 
     def passes(self, clip: Clip) -> Iterator[Prediction]:
         self.shown.append(clip)

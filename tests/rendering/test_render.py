@@ -10,7 +10,7 @@ from gsplat.cuda import _torch_impl as gsplat_torch
 from torch import Tensor
 
 from four_d.rendering import compositing, harmonics, render
-from four_d.rendering.compiled import library
+from four_d.rendering.compiled import CompiledRasteriser, library
 from four_d.rendering.in_torch import TorchRasteriser
 from four_d.rendering.projection import project
 from four_d.rendering.scene import make_scene, means_at
@@ -293,6 +293,19 @@ def test_each_scene_and_view_is_drawn_as_if_alone(backend: str) -> None:
     torch.testing.assert_close(view.depth[1, 2], alone.depth[0, 0])
 
 
+def test_a_camera_that_is_not_known_sees_nothing(backend: str) -> None:
+    gaussians, cameras, times = cloud(20, batch=2, views=2, size=0.3)
+    gaussians = dataclasses.replace(gaussians, means=gaussians.means.requires_grad_())
+    known = torch.tensor([[True, False], [False, False]])
+    some = dataclasses.replace(cameras, known=known)
+    view = render(gaussians, some, times, (9, 11), backend=backend)
+    assert torch.equal(view.alpha.flatten(2).amax(-1) > 0, known)
+    every = render(gaussians, cameras, times, (9, 11), backend=backend)
+    torch.testing.assert_close(view.colour[0, 0], every.colour[0, 0])
+    view.colour.sum().backward()
+    assert torch.equal(gaussians.means.grad[1], torch.zeros(20, 3).double())
+
+
 def test_nothing_to_draw_is_the_background(backend: str) -> None:
     gaussians, cameras, times = cloud(3)
     none = Gaussians(**{name: getattr(gaussians, name)[:, :0] for name in INPUTS[:5]})
@@ -373,3 +386,46 @@ def test_reach_is_where_alpha_becomes_too_faint() -> None:
     extreme = torch.tensor([splats.reach[0, 0, 0], -xy / yy * splats.reach[0, 0, 0]])
     sigma = 0.5 * (xx * extreme[0] ** 2 + yy * extreme[1] ** 2) + xy * extreme[0] * extreme[1]
     assert math.isclose(float(splats.opacities[0, 0] * torch.exp(-sigma)), 1 / 255, rel_tol=1e-6)
+
+
+def test_autocast_changes_neither_pictures_nor_gradients(backend: str) -> None:
+    """Half precision is for networks: the loop's autocast is on around rendering, a caller's around the backward."""
+    gaussians, cameras, times = (map_tensors(each, lambda x: x.float()) for each in cloud(20, k=4))
+
+    def drawn(*, autocast: bool) -> tuple[Tensor, Tensor]:
+        leaf = dataclasses.replace(gaussians, means=gaussians.means.clone().requires_grad_())
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            colour = render(leaf, cameras, times, (9, 11), backend=backend).colour
+            colour.square().sum().backward()
+        assert leaf.means.grad is not None
+        return colour.detach(), leaf.means.grad
+
+    exact, found = drawn(autocast=False), drawn(autocast=True)
+    assert found[0].dtype == torch.float32
+    torch.testing.assert_close(found[0], exact[0])
+    error = (found[1] - exact[1]).norm() / exact[1].norm()
+    assert float(error) < (
+        1e-4 if backend == "compiled" else 2e-2
+    )  # torch's own backward of the projection follows autocast
+
+
+def test_no_gaussians_at_all_have_a_gradient_path(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gsplat 1.5.3 would divide by zero: no kernel is asked."""
+    for rasteriser in (TorchRasteriser, CompiledRasteriser):
+        monkeypatch.setattr(rasteriser, "__call__", _never)
+    few, cameras, times = cloud(3, batch=2, views=2)
+    none = map_tensors(few, lambda tensor: tensor[:, :0].requires_grad_())
+    background = torch.tensor([0.2, 0.4, 0.6], dtype=torch.float64)
+    features = torch.zeros(2, 0, 5, dtype=torch.float64)
+    views = render(none, cameras, times, (5, 7), background=background, features=features, backend=backend)
+    assert torch.equal(views.colour, background[:, None, None].expand(2, 2, 3, 5, 7))
+    assert views.features is not None
+    assert views.features.shape == (2, 2, 5, 5, 7)
+    assert not views.alpha.any()
+    assert not views.depth.any()
+    (views.colour.sum() + views.depth.sum()).backward()
+    assert all(getattr(none, name).grad is not None for name in ("means", "quats", "scales", "opacities", "harmonics"))
+
+
+def _never(*_: object) -> None:
+    raise AssertionError("a kernel was asked to draw nothing")

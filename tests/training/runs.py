@@ -4,10 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import cast
 
-from four_d.config import RunConfig, build
+from four_d.config import RunConfig
 from four_d.data.shards import finalise, write_shard
+from four_d.schema import Plain, build, to_plain
 from tests.helpers import box_clip
+
+TRACKS: Plain = {
+    "channels": (8, 8, 8, 8),
+    "features": 8,
+    "levels": 2,
+    "radius": 1,
+    "hidden": 16,
+    "depth": 1,
+    "heads": 2,
+    "virtual": 2,
+    "iterations": 2,
+    "grid": (3, 3),
+}
+"""Sizes of the smallest track head."""
 
 
 def make_data(folder: Path, seeds: range = range(4), frames: int = 6, size: int = 32, bare: int | None = None) -> Path:
@@ -53,6 +69,14 @@ def tiny(shards: Path, folder: Path, features: int = 16, **sections: object) -> 
     nested = {name: value for name, value in sections.items() if isinstance(value, dict)}
     merged = {name: {**plain.get(name, {}), **nested.get(name, {})} for name in {*plain, *nested}}
     return build(RunConfig, {"name": "test", "folder": str(folder), **merged, **scalars}, "config")
+
+
+def with_more_heads(shards: Path, folder: Path, **sections: object) -> RunConfig:
+    """`tiny` with heads that no loss teaches: as ``vggt overlays/large``, which has VGGT's track head."""
+    points = {"kind": "dense", "output": "points", "channels": [8, 8, 16, 16], "features": 16}
+    more = {"points": points, "track": {"kind": "track", **TRACKS, "grid": None}}
+    model = to_plain(tiny(shards, folder).model)
+    return tiny(shards, folder, model={"heads": {**cast(Plain, model["heads"]), **more}}, **sections)
 
 
 def validated(shards: Path, folder: Path, data: dict[str, object] | None = None, **sections: object) -> RunConfig:

@@ -11,15 +11,16 @@ import torch
 from torch import nn
 
 from four_d import checkpoints, cli
-from four_d.config import GroupConfig, OptimiserConfig, RunConfig, WeightsConfig, build, to_yaml
+from four_d.config import GroupConfig, OptimiserConfig, RunConfig, WeightsConfig, to_yaml
 from four_d.errors import UserError
+from four_d.schema import build
 from four_d.training import TrainResult, finetune, train
 from four_d.training.module import TrainingModule
 from four_d.training.optimiser import group_rate, make_optimiser, parts
 from tests.training.runs import make_data, tiny, validated
 from tests.training.test_run import assert_same, crash_at, last
 
-DYNAMICS = {"kind": "dynamics", "after": 0, "rounds": [1, 1], "hidden": 4, "hold": [2, 4]}
+DYNAMICS = {"after": 0, "rounds": [1, 1], "hidden": 4, "hold": [2, 4]}
 
 
 def small() -> nn.Module:
@@ -55,6 +56,14 @@ def test_what_is_fresh_stays_and_what_is_dropped_is_left_out() -> None:
         ({"two.weight": torch.zeros(2, 2)}, [], [], r"file: two\.weight is \(2, 2\) instead of \(3, 2\)"),
         ({}, ["four.*"], [], r"weights\.fresh: pattern 'four\.\*' matches no name"),
         ({}, [], ["four.*"], r"weights\.dropped: pattern 'four\.\*' matches no name"),
+        ({}, ["two.*"], [], r"two\.weight is there and in the model, .* give 'weights\.fresh=\[\]'"),
+        (
+            {"two.bias": None},
+            ["two.bias", "two.w*"],
+            [],
+            r"two\.weight is there .* give 'weights\.fresh=\[two\.bias\]'; to begin anew .* in weights\.dropped too",
+        ),
+        ({}, [], ["two.*"], r"weights\.dropped would .* give 'weights\.dropped=\[\]'; .* in weights\.fresh too"),
     ],
 )
 def test_what_does_not_fit_is_one_error_and_changes_nothing(
@@ -176,7 +185,7 @@ def test_finetuning_starts_from_the_weights_and_trains_only_what_it_should(
     assert all(name.startswith("backbone.global_blocks.1.") for name in changed)
     lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["split"] == "validation"] == [0, 4, 6]
-    assert result.before["depth_absrel_median"] > 0
+    assert result.before["depth_absrel_median_frame"] > 0
     assert result.before.keys() == result.validation.keys()
     table = capsys.readouterr().out
     assert "before" in table
@@ -233,13 +242,14 @@ def test_the_verb_takes_weights_as_one_word(
     assert cli.main(["finetune", str(file)]) == 2
     assert "give weights=PATH" in capsys.readouterr().err
     assert cli.main(["finetune", str(file), f"weights={source}"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "test")  # even a short run says where it is
     assert f"path: {source}" in (tmp_path / "test" / "config.yaml").read_text()
 
 
 def test_what_is_no_number_any_more_is_worse() -> None:
-    figures = {"validation": {"loss": 1.0}, "before": {"loss": 2.0, "rotation_deg": 3.0}}
+    figures = {"validation": {"loss": 1.0}, "before": {"loss": 2.0, "pose_rot_pairs_deg": 3.0}}
     result = TrainResult(folder=Path(), checkpoint=Path(), best=None, steps=1, seconds=0.0, **figures)
-    assert result.worse == ("rotation_deg",)
+    assert result.worse == ("pose_rot_pairs_deg",)
 
 
 def test_finetuning_needs_weights_and_held_out_clips(shards: Path, source: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,14 @@ import torch
 
 from four_d.config import OptimiserConfig
 from four_d.errors import UserError
+from four_d.heads.track import TrackHeadConfig
+from four_d.losses.track import TrackLossConfig
+from four_d.schema import build
 from four_d.training import train
-from four_d.training.module import MAX_BAD_STEPS, TrainingModule
+from four_d.training.module import MAX_BAD_STEPS, TrainingModule, _seed
 from four_d.training.record import read_metrics
-from four_d.training.run import RunData, World
-from tests.training.runs import make_data, tiny, validated
+from four_d.training.run import RunData
+from tests.training.runs import TRACKS, make_data, tiny, validated, with_more_heads
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +35,20 @@ def test_weights_are_those_of_the_seed_and_leave_the_callers_randomness_alone(da
     assert not all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
+def test_drawing_weights_leaves_gpus_alone(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.random, "_fork_rng_warned_already", False)
+    TrainingModule(tiny(data, tmp_path))
+
+
 def test_every_weight_gets_a_gradient_even_from_clips_without_truth(data: Path, tmp_path: Path) -> None:
     module = TrainingModule(tiny(data, tmp_path))
-    stream = RunData(module.config, World(), 0).training
-    batches = [batch for n in range(8) for batch in stream[n].batches]
-    bare = [batch for batch in batches if batch.targets.valid is not None and not batch.targets.valid.any()]
-    for batch in [*batches[:2], *bare[:1]]:
+    batches = RunData(module.config).training[0].batches
+    bare = [
+        dataclasses.replace(batch, targets=dataclasses.replace(batch.targets, depth=None, valid=None, cameras=None))
+        for batch in batches
+    ]
+    for batch in [*batches, *bare]:
         module.zero_grad()
         _, terms = module.terms(batch)
         terms["loss"].backward()
@@ -44,9 +56,26 @@ def test_every_weight_gets_a_gradient_even_from_clips_without_truth(data: Path, 
         assert terms["loss"].isfinite()
 
 
+def test_heads_without_a_loss_stay_as_they_are_and_are_named(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = with_more_heads(data, tmp_path, loop={"max_steps": 2})
+    module = TrainingModule(config)
+    module.terms(RunData(config).training[0].batches[0])[1]["loss"].backward()
+    assert [name for name, p in module.model.named_parameters() if p.requires_grad and p.grad is None] == []
+    train(config)
+    said = capsys.readouterr().err
+    assert "heads.points has no loss, so its weights stay as they are; add a loss of points, or leave it out" in said
+    assert "heads.track has no loss" in said
+    assert "heads.depth" not in said
+    trained = torch.load(config.run_folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    for name, value in TrainingModule(config).model.state_dict().items():
+        assert torch.equal(trained[f"model.{name}"], value) == name.startswith(("heads.points", "heads.track")), name
+
+
 def test_the_loss_is_the_weighted_sum_of_its_terms(data: Path, tmp_path: Path) -> None:
     module = TrainingModule(tiny(data, tmp_path))
-    example = RunData(module.config, World(), 0).training[0].batches[0]
+    example = RunData(module.config).training[0].batches[0]
     _, terms = module.terms(example)
     expected = sum(module.config.losses[name].weight * float(terms[name].detach()) for name in ("camera", "depth"))
     assert float(terms["loss"].detach()) == pytest.approx(expected, rel=1e-6)
@@ -78,7 +107,7 @@ def test_a_step_without_finite_gradients_changes_nothing_and_many_end_the_run(
     with pytest.raises(UserError, match="no finite gradient"):
         train(config)
     run = torch.load(config.run_folder / "checkpoints/last.ckpt", weights_only=True)
-    assert run["run"]["step"] == 2 + MAX_BAD_STEPS - 1
+    assert run["run"]["step"] == 2 * MAX_BAD_STEPS - 1, "the first of the steps it looks at with as many behind it"
     assert all(value.isfinite().all() for value in run["state_dict"].values())
     lines = read_metrics(config.run_folder)
     assert lines[1]["loss"] is not None
@@ -100,6 +129,36 @@ def test_bf16_trains_and_validates(data: Path, tmp_path: Path) -> None:
     config = validated(data, tmp_path, loop={"precision": "bf16"})
     result = train(config)
     assert result.steps == 6
-    assert {"depth_absrel_median", "rotation_deg"} <= result.validation.keys()
+    assert {"depth_absrel_median_frame", "pose_rot_pairs_deg"} <= result.validation.keys()
     weights = torch.load(result.checkpoint, weights_only=True)["state_dict"]
     assert {value.dtype for value in weights.values() if value.is_floating_point()} == {torch.float32}
+
+
+def test_the_backward_of_full_precision_is_in_full_precision(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning holds a training step in autocast: without care, products of the backward pass are in bfloat16."""
+    heads = {**tiny(data, tmp_path).model.heads, "track": build(TrackHeadConfig, TRACKS, "track")}
+    found: dict[str, torch.Tensor] = {}
+
+    def note(self: TrainingModule) -> torch.Tensor:
+        found.update({name: p.grad.clone() for name, p in self.model.named_parameters() if p.grad is not None})
+        return torch.zeros(())
+
+    config = tiny(data, tmp_path, loop={"precision": "bf16", "max_steps": 1, "accelerator": "cpu"})
+    losses = {**config.losses, "track": TrackLossConfig()}
+    model, stream = dataclasses.replace(config.model, heads=heads), dataclasses.replace(config.data, surface=True)
+    config = dataclasses.replace(config, model=model, data=stream, losses=losses)
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingModule, "_clip", note)
+        train(config)
+    module = TrainingModule(config)
+    step = RunData(config).training[0]
+    torch.manual_seed(_seed(config.seed, step.index, 0))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = module.terms(step.batches[0])[1]["loss"]
+    loss.backward()
+    expected = {name: p.grad for name, p in module.model.named_parameters() if p.grad is not None}
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-6 * float(gradient.norm()), msg=name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 from four_d.config import OptimiserConfig
 from four_d.errors import UserError
 from four_d.training.averaging import Average
-from four_d.training.optimiser import freeze, learning_rate, make_optimiser
+from four_d.training.optimiser import freeze, learning_rate, make_optimiser, trained
 
 
 class Small(nn.Module):
@@ -34,12 +35,26 @@ def test_patterns_choose_what_trains_and_freezing_wins() -> None:
     assert names(model) == {"head.weight", "encoder.0.weight"}
 
 
+def test_weights_of_terms_can_be_frozen() -> None:
+    """They train beside a model of which only a part does; what a term itself holds fast stays so."""
+
+    def both() -> nn.ModuleDict:
+        terms = nn.ModuleDict({"path": nn.Linear(2, 1), "looks": nn.Linear(2, 1).requires_grad_(False)})
+        return nn.ModuleDict({"model": Small(), "losses": terms})
+
+    one, two = both(), both()
+    freeze(one, ["head.*"], ["losses.path.bias"])
+    assert set(trained(one)) == {"head.weight", "head.bias", "losses.path.weight"}
+    with pytest.raises(UserError, match="leave nothing to train"):
+        freeze(two, ["*"], ["encoder.*", "head.*", "token"])
+
+
 def test_a_pattern_without_a_match_is_an_error_with_near_names() -> None:
     with pytest.raises(UserError, match=r"'haed\.weight' matches no parameter; names look like head\.weight"):
         freeze(Small(), ["haed.weight"], [])
     with pytest.raises(UserError, match="'nothing' matches no parameter"):
         freeze(Small(), ["*"], ["nothing"])
-    with pytest.raises(UserError, match="leaves nothing to train"):
+    with pytest.raises(UserError, match="leave nothing to train"):
         freeze(Small(), ["*"], ["*"])
 
 
@@ -67,6 +82,18 @@ def test_the_rate_rises_to_its_peak_and_falls_to_its_end() -> None:
     assert learning_rate(0.0, OptimiserConfig(lr=1.0, warmup_share=0.0)) == 1.0
 
 
+def test_warm_up_is_also_a_number_of_steps() -> None:
+    config = OptimiserConfig(lr=1.0, warmup_share=0.1, final_lr_share=0.0)
+    # a tenth of the run is over before the second step: without the least number the rate would be at its peak
+    assert learning_rate(0.1, config) == 1
+    assert learning_rate(0.1, config, warmed=2 / 50) == pytest.approx(2 / 50)
+    assert learning_rate(0.05, config, warmed=40 / 50) == pytest.approx(0.5), "a share that lasts longer goes on"
+    assert learning_rate(0.55, config, warmed=25 / 50) == pytest.approx(0.25), "and the cosine is not put off"
+    assert learning_rate(0.55, config, warmed=500 / 50) == learning_rate(0.55, config)
+    without = dataclasses.replace(config, warmup_share=0.0)
+    assert learning_rate(0.0, without, warmed=0.01) == 1, "who wants none has none"
+
+
 def test_the_average_follows_its_formula_and_leaves_frozen_weights() -> None:
     model = Small()
     freeze(model, ["head.*"], [])
@@ -76,11 +103,15 @@ def test_the_average_follows_its_formula_and_leaves_frozen_weights() -> None:
         with torch.no_grad():
             model.head.weight += 1
             model.token += 1
-        average.update(model)
+        average.update(model, torch.tensor(True))
+        with torch.no_grad():  # a step that was not taken, whatever the weights, counts as none
+            model.token += 1
+        average.update(model, torch.tensor(False))
         decay = min(0.5, (1 + update) / (10 + update))
         expected = decay * expected + (1 - decay) * model.head.weight.detach()
     torch.testing.assert_close(average.weights["head.weight"], expected)
     assert set(average.weights) == {"head.weight", "head.bias"}
+    assert int(average.updates) == 20
     trained = model.head.weight.detach().clone()
     with average.applied(model):
         torch.testing.assert_close(model.head.weight.detach(), expected)

@@ -24,7 +24,7 @@ def overfitting(folder: Path) -> RunConfig:
             "backbone": {
                 "kind": "alternating",
                 "patches": {"kind": "stem", "channels": [16, 32, 64]},
-                "matching": {"kind": "matching"},
+                "matching": {},
                 "patch_size": 8,
                 "width": 96,
                 "rounds": 2,
@@ -77,5 +77,5 @@ def test_two_clips_are_learnt(tmp_path: Path) -> None:
         loop=dataclasses.replace(config.loop, max_steps=1),
     )
     before, after = train(begin).validation, train(config).validation
-    assert after["depth_absrel_median"] < before["depth_absrel_median"] / 10
-    assert after["rotation_deg"] < before["rotation_deg"] / 10
+    assert after["depth_absrel_median_frame"] < before["depth_absrel_median_frame"] / 10
+    assert after["pose_rot_pairs_deg"] < before["pose_rot_pairs_deg"] / 10

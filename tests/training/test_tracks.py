@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from four_d.config import RunConfig, build, to_plain
+from four_d.config import RunConfig
 from four_d.errors import UserError
+from four_d.schema import build, to_plain
 from four_d.training import train
 from tests.training.runs import make_data, tiny
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from four_d import checkpoints, config
+from four_d import checkpoints, config, schema
 from four_d.backbones.hints import HintsConfig
 from four_d.config import WeightsConfig
 from four_d.heads.dense import DenseHeadConfig
@@ -21,11 +21,11 @@ from four_d.types import Cameras, Clip, Prediction
 from four_d.weights import KINDS
 from four_d.weights.cases import Case, read_case
 from four_d.weights.convert import target_of
-from four_d.weights.verify import FLOORS, LEAST, clip_of, in_their_terms
+from four_d.weights.verify import FLOORS, MIN_TOLERANCE, clip_of, in_their_terms
 from tests.weights.test_weights import noisy, sizes
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "reference" / "vggt_tiny"
-VARIANTS = {"early": (), "late": ("overlays/dept3r_late",)}
+VARIANTS = {"early": "dept3r", "late": "overlays/dept3r_late"}
 EVERYTHING = HintsConfig(intrinsics="optional", poses="optional", depth="optional", masks="optional")
 
 
@@ -43,8 +43,8 @@ def parts(vggt: ModelConfig, variant: str) -> ModelConfig:
 
 def recipe(variant: str) -> WeightsConfig:
     """What the shipped configs say of weights; of both phases at once, here."""
-    plain = config.load_plain(["dept3r", *VARIANTS[variant]])["weights"]
-    chosen = config.build(WeightsConfig, plain, "weights")
+    plain = config.load_plain([VARIANTS[variant]])["weights"]
+    chosen = schema.build(WeightsConfig, plain, "weights")
     return replace(chosen, fresh=(*chosen.fresh, "backbone.hints.*"))
 
 
@@ -186,4 +186,4 @@ def test_at_the_start_it_gives_the_published_codes_outputs(golden: Case, variant
             assert compared.keys() >= {"pose_enc", "depth", "depth_conf", "world_points", "world_points_conf", "track"}
             for key, value in compared.items():
                 error = (value - golden.outputs[key]).abs().max()
-                assert error <= max(FLOORS * golden.noise.get(key, 0.0), LEAST), (name, key)
+                assert error <= max(FLOORS * golden.noise.get(key, 0.0), MIN_TOLERANCE), (name, key)

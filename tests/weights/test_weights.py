@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from four_d import checkpoints, cli, config
+from four_d import checkpoints, cli, schema
 from four_d.backbones.alternating import AlternatingConfig
 from four_d.backbones.dynamics import DynamicsConfig
 from four_d.backbones.patches import ConvPatchConfig, TimmPatchConfig
@@ -26,7 +26,9 @@ from four_d.model import FourD, ModelConfig
 from four_d.weights import KINDS, KNOWN, convert, convert_back, read_state, verify
 from four_d.weights.cases import read_case
 from four_d.weights.convert import target_of
+from four_d.weights.dinov2 import encoder_config, infer_encoder
 from four_d.weights.verify import build, run_case
+from four_d.weights.vggt import infer_backbone
 
 CHANNELS = (8, 8, 12, 12)
 TIMM = TimmPatchConfig(model="vit_large_patch14_reg4_dinov2", image_size=28, depth=1, embed_width=16, heads=2)
@@ -121,28 +123,43 @@ def test_a_bare_aggregator_and_a_config_of_its_own(tmp_path: Path) -> None:
     named = KINDS["page_4d"].adapter.to_theirs(noisy(model).state_dict(), "ours")
     save_file({k.removeprefix("aggregator."): v for k, v in named.items()}, tmp_path / "a.safetensors")
     file = tmp_path / "sizes.yaml"
-    file.write_text(json.dumps({"model": config.to_plain(model)}))
+    file.write_text(json.dumps({"model": schema.to_plain(model)}))
     out = convert("page_4d", tmp_path / "a.safetensors", tmp_path / "out", configs=[str(file)])
     assert checkpoints.read(out).info.model == model
     assert checkpoints.read(out).model.state_dict()["backbone.dynamics.alpha"] == 1
 
 
-@pytest.mark.parametrize("registered", [True, False])
-def test_dinov2_becomes_the_encoder_of_a_new_model(registered: bool, tmp_path: Path) -> None:
-    model = f"vit_small_patch14{'_reg4' if registered else ''}_dinov2"
-    patches = TimmPatchConfig(model=model, image_size=28, depth=1, embed_width=64, heads=1)
+@pytest.mark.parametrize("registers", [0, 1, 4, 7])
+def test_a_vggt_has_any_number_of_registers(registers: int) -> None:
+    """In the encoder and beside the patches; both are read off the tensors' shapes."""
+    patches = encoder_config(16, 4, 28, registers=registers, heads=2)
+    backbone = AlternatingConfig(patches=patches, width=16, rounds=4, heads=2, registers=registers)
+    model = ModelConfig(backbone=backbone, heads={"camera": CameraHeadConfig(depth=1, heads=2)})
+    mine = noisy(model).state_dict()
+    state = KINDS["vggt"].adapter.to_theirs(mine, "ours")
+    inferred = infer_backbone(state)
+    assert (inferred.registers, inferred.patches) == (registers, patches)
+    found = KINDS["vggt"].adapter.to_ours(state, mine, "theirs")
+    for name, value in mine.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("registers", [0, 2, 4])
+def test_dinov2_becomes_the_encoder_of_a_new_model(registers: int, tmp_path: Path) -> None:
+    patches = encoder_config(64, 1, 28, registers=registers, heads=1)
+    assert infer_encoder(dict(patches.build(14, 64).encoder.state_dict()))[0] == patches
     encoder = patches.build(14, 64).encoder.requires_grad_(False)
     for index, value in enumerate(encoder.parameters()):
         value.copy_(torch.randn(value.shape, generator=torch.Generator().manual_seed(index)))
     mine = {f"backbone.patches.encoder.{k}": v for k, v in encoder.state_dict().items()}
     state = KINDS["dinov2"].adapter.to_theirs(mine, "ours")
-    assert ("register_tokens" in state) == registered
+    assert ("register_tokens" in state) == (registers > 0)
     assert state["pos_embed"].shape == (1, 5, 64)
     backbone = AlternatingConfig(patches=patches, width=64, rounds=4, heads=1)
     depth = DenseHeadConfig(channels=(8, 8, 8, 8), features=8, last_features=8)
     sizes_file = tmp_path / "sizes.yaml"
     sizes_file.write_text(
-        json.dumps({"model": config.to_plain(ModelConfig(backbone=backbone, heads={"depth": depth}))})
+        json.dumps({"model": schema.to_plain(ModelConfig(backbone=backbone, heads={"depth": depth}))})
     )
     for file, content in (("meta.pth", state), ("timm.safetensors", dict(encoder.state_dict()))):
         path = tmp_path / file
@@ -165,13 +182,13 @@ def missing(state: dict[str, Tensor]) -> str:
 
 def misshapen(state: dict[str, Tensor]) -> str:
     state["camera_head.token_norm.bias"] = torch.zeros(5)
-    return "camera_head.token_norm.bias is 5, the model wants 32"
+    return "camera_head.token_norm.bias is 5, the model's is 32"
 
 
 def another(state: dict[str, Tensor]) -> str:
     state.clear()
     state["layers.0.weight"] = torch.zeros(2, 2)
-    return "no aggregator.frame_blocks: no VGGT checkpoint"
+    return "no aggregator.frame_blocks: not a VGGT checkpoint"
 
 
 @pytest.mark.parametrize("damage", [renamed, missing, misshapen, another])
@@ -213,14 +230,14 @@ def write_bad(path: Path, kind: str) -> None:
     [
         ("a.pt", "code", "holds code or objects"),
         ("a.pt", "pickle", "holds code or objects"),
-        ("a.pt", "cut early", "cut short"),
-        ("a.pt", "cut late", "cut short"),
-        ("a.pt", "empty", "cut short"),
+        ("a.pt", "cut early", "truncated"),
+        ("a.pt", "cut late", "truncated"),
+        ("a.pt", "empty", "truncated"),
         ("a.pt", "list", "holds a list, not a state dict"),
         ("a.pt", "numbers", "'weight' in it is a int"),
-        ("a.safetensors", "cut early", "cut short"),
-        ("a.safetensors", "cut late", "cut short"),
-        ("a.safetensors", "empty", "cut short"),
+        ("a.safetensors", "cut early", "truncated"),
+        ("a.safetensors", "cut late", "truncated"),
+        ("a.safetensors", "empty", "truncated"),
         ("a.onnx", "empty", "is not a weight file"),
         ("a.pt", "none", "does not exist"),
     ],
@@ -241,7 +258,7 @@ def test_files_in_parts(tmp_path: Path) -> None:
     index.write_text(json.dumps({"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}))
     assert set(read_state(tmp_path)) == {"a", "b"}
     (tmp_path / "two.safetensors").unlink()
-    with pytest.raises(UserError, match=re.escape("names the part two.safetensors")):
+    with pytest.raises(UserError, match=re.escape("names the shard two.safetensors")):
         read_state(index)
 
 
@@ -296,7 +313,7 @@ def test_verify_says_whether_outputs_agree(mask: bool, tmp_path: Path, capsys: p
     save_file(weights, folder / "weights.safetensors")
     capsys.readouterr()
     assert cli.main(["weights", "verify", str(folder)]) == 1
-    assert "too far" in capsys.readouterr().out
+    assert "differs" in capsys.readouterr().out
     good = {row.name for row in verify(folder).rows if row.good}
     assert {name.removeprefix("mask_on.") for name in good} >= {"patch_tokens", "block_02"}
     assert "block_03" not in {name.removeprefix("mask_on.") for name in good}
@@ -346,8 +363,8 @@ def changed(section: str, name: str, value: object, message: str) -> Callable[[P
         no_inputs,
         changed("aggregator", "embed_dim", None, "aggregator lacks embed_dim"),
         changed("aggregator", "num_heads", 0, "num_heads is 0; it must be a whole number from 1 on"),
-        changed("aggregator", "embed_dim", 32, "the model wants"),
-        changed("aggregator", "norm_eps", 1e-3, "four_d knows only 1e-05"),
+        changed("aggregator", "embed_dim", 32, "the model's is"),
+        changed("aggregator", "norm_eps", 1e-3, "four_d supports only 1e-05"),
         changed("input", "H", 56, "case.json says"),
     ],
 )

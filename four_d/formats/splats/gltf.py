@@ -1,10 +1,10 @@
 """Gaussians as binary glTF with ``KHR_gaussian_splatting``; programs that do not know it show coloured points.
 
 Scales are linear, opacities in [0, 1], quaternions (x, y, z, w), harmonics as ours; colours are display-referred sRGB;
-axes y up and z back, so the scene is turned on the way. Motion is morph targets of the positions, one per offset time,
-and an animation of their weights that goes linearly from one target to the next: what glTF means by it is exactly what
-the offsets mean, between times and beyond the first and last, the file holds each position once, and the points of
-programs that know no splats move too. One primitive per time would repeat every other attribute and jump.
+axes y up and z back, so the scene is converted. Motion is morph targets of the positions, one per offset time, and an
+animation of their weights, linear from one target to the next. That is exactly the offsets' interpolation, also beyond
+the first and last time; the file holds each position once, and programs without splats show moving points. One
+primitive per time would repeat every other attribute and jump.
 
 Source: github.com/KhronosGroup/glTF, extensions/2.0/Khronos/KHR_gaussian_splatting, release candidate.
 """
@@ -12,6 +12,7 @@ Source: github.com/KhronosGroup/glTF, extensions/2.0/Khronos/KHR_gaussian_splatt
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,20 +24,22 @@ from torch import Tensor
 
 from four_d.errors import UserError
 from four_d.formats.glb import POINTS, UNLIT, Builder, Document, Json, read_glb, to_linear
-from four_d.formats.splats.state import COEFFICIENTS, flip, sound
+from four_d.formats.splats.state import COEFFICIENTS, finite, flip, sound
 from four_d.types import Gaussians
 
+LOGGER = logging.getLogger(__name__)
+
 EXTENSION = "KHR_gaussian_splatting"
-SAID = {"kernel": "ellipse", "colorSpace": "srgb_rec709_display"}
-"""What kind of Gaussians the extension is told that these are."""
-_STILL = {
+DECLARED = {"kernel": "ellipse", "colorSpace": "srgb_rec709_display"}
+"""Values of the extension that declare the kind of Gaussians."""
+_IDENTITY = {
     "translation": [0, 0, 0],
     "rotation": [0, 0, 0, 1],
     "scale": [1, 1, 1],
     "matrix": [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1],
 }
 SH_CONSTANT = 0.28209479177387814
-"""The harmonic of degree 0."""
+"""Constant spherical harmonic, of degree 0."""
 
 
 def write_gltf(path: Path, gaussians: Gaussians) -> None:
@@ -78,25 +81,25 @@ def _primitive(builder: Builder, gaussians: Gaussians) -> Json:
         },
         "mode": POINTS,
         "material": material,
-        "extensions": {EXTENSION: SAID},
+        "extensions": {EXTENSION: DECLARED},
     }
 
 
 def _names(count: int) -> list[str]:
-    """Of the harmonics' attributes in order."""
+    """Attribute names of the harmonics, in order."""
     degrees = range(COEFFICIENTS.index(count) + 1)
     return [f"SH_DEGREE_{degree}_COEF_{order}" for degree in degrees for order in range(2 * degree + 1)]
 
 
 def _fallback(gaussians: Gaussians) -> NDArray[np.uint16]:
-    """Linear colour and opacity of plain points."""
+    """Linear colour and opacity for programs that show plain points."""
     colours = (SH_CONSTANT * gaussians.harmonics[:, 0] + 0.5).clamp(0, 1).numpy()
     values = np.concatenate([to_linear(colours), gaussians.opacities[:, None].numpy()], axis=-1)
     return np.rint(values * 65535).astype(np.uint16)
 
 
 def _animate(builder: Builder, node: int, times: Tensor) -> None:
-    """At each time the weight of its own target is 1 and of all others 0, linear in between."""
+    """Animate the weights: at each time that of its own target is 1 and all others 0, linear in between."""
     seconds = builder.array(times.numpy(), bounds=True, target=None)
     weights = builder.array(np.eye(len(times), dtype=np.float32).reshape(-1), target=None)
     sampler = {"input": seconds, "output": weights, "interpolation": "LINEAR"}
@@ -105,44 +108,60 @@ def _animate(builder: Builder, node: int, times: Tensor) -> None:
 
 
 def read_gltf(path: Path) -> Gaussians:
-    """The Gaussians of the first primitive with the extension, in our axes, with motion as `write_gltf` writes it.
+    """Read the Gaussians of the first primitive with the extension, in our axes, with motion as `write_gltf`'s.
+
+    Further primitives are skipped, with a note on stderr. Gaussians that are not finite are left out (`finite`).
 
     Raises:
-        UserError: not a GLB, no such primitive, another kernel or colour space, a node that moves them, or arrays that
-            are missing.
+        UserError: not a GLB, no such primitive, a packed one, another kernel or colour space, a node that moves
+            them, motion that is not linear, or arrays that are missing or of different lengths.
 
     """
     document = read_glb(path)
     meshes = enumerate(document.content.get("meshes", []))
     primitives = [(index, p) for index, mesh in meshes for p in mesh.get("primitives", [])]
-    mesh, primitive = next(((m, p) for m, p in primitives if EXTENSION in p.get("extensions", {})), (0, None))
-    if primitive is None:
+    primitives = [(index, p) for index, p in primitives if EXTENSION in p.get("extensions", {})]
+    if not primitives:
         raise UserError(f"{path} holds no Gaussians; give a GLB with {EXTENSION}")
-    said = primitive["extensions"][EXTENSION]
-    for name, known in SAID.items():
-        if said.get(name) != known:
-            raise UserError(f"{path} has Gaussians of {name} {said.get(name)}; only {known} is known")
-    if _moved(document.content.get("nodes", []), mesh):
+    if len(primitives) > 1:
+        LOGGER.warning(f"{path}: of {len(primitives)} primitives of Gaussians only the first is read")
+    mesh, primitive = primitives[0]
+    declared = primitive["extensions"][EXTENSION]
+    if declared.get("extensions"):
+        raise UserError(f"{path} has Gaussians packed with {', '.join(declared['extensions'])}; save them without")
+    for name, expected in DECLARED.items():
+        if declared.get(name) != expected:
+            raise UserError(f"{path} has Gaussians of {name} {declared.get(name)}; only {expected} is known")
+    nodes = _nodes(document, mesh)
+    if any(
+        document.content["nodes"][node].get(key, still) != still for node in nodes for key, still in _IDENTITY.items()
+    ):
         raise UserError(f"{path} has Gaussians in a node with a transform; bake it into positions")
-    return flip(_with_motion(document, primitive, _gaussians(document, primitive["attributes"])))
+    still = _gaussians(document, primitive["attributes"])
+    return finite(flip(_with_motion(document, primitive, nodes, still)), path)
 
 
-def _moved(nodes: Sequence[Mapping[str, Any]], mesh: int) -> bool:
-    """Whether a node that shows the mesh, or one above it, has a transform."""
+def _nodes(document: Document, mesh: int) -> list[int]:
+    """Nodes that show the mesh, and their ancestors."""
+    nodes: Sequence[Mapping[str, Any]] = document.content.get("nodes", [])
     above = {child: index for index, node in enumerate(nodes) for child in node.get("children", [])}
-    way = [index for index, node in enumerate(nodes) if node.get("mesh") == mesh]
-    for index in way:
-        if index in above and above[index] not in way:
-            way.append(above[index])
-    return any(nodes[index].get(key, still) != still for index in way for key, still in _STILL.items())
+    chain = [index for index, node in enumerate(nodes) if node.get("mesh") == mesh]
+    for index in chain:
+        if index in above and above[index] not in chain:
+            chain.append(above[index])
+    return chain
 
 
 def _gaussians(document: Document, attributes: Mapping[str, int]) -> Gaussians:
     def get(name: str) -> Tensor:
         if name not in attributes:
             raise UserError(f"{document.path} has no {name}; write the file again")
-        return torch.from_numpy(document.array(attributes[name]).astype(np.float32))
+        values = torch.from_numpy(document.array(attributes[name]).astype(np.float32))
+        if len(values) != count:
+            raise UserError(f"{document.path} has {count} positions but {len(values)} {name}; write the file again")
+        return values
 
+    count = len(document.array(attributes["POSITION"])) if "POSITION" in attributes else 0
     degrees = max((int(name.split("_")[-3]) for name in attributes if ":SH_DEGREE_" in name), default=0)
     names = _names(COEFFICIENTS[min(degrees, 3)])
     return Gaussians(
@@ -154,17 +173,23 @@ def _gaussians(document: Document, attributes: Mapping[str, int]) -> Gaussians:
     )
 
 
-def _with_motion(document: Document, primitive: Mapping[str, Any], still: Gaussians) -> Gaussians:
+def _with_motion(document: Document, primitive: Mapping[str, Any], nodes: Sequence[int], still: Gaussians) -> Gaussians:
     targets, animations = primitive.get("targets", []), document.content.get("animations", [])
-    channels = [(a, c) for a in animations for c in a["channels"] if c["target"]["path"] == "weights"]
+    channels = [(a, c) for a in animations for c in a["channels"] if c["target"].get("node") in nodes]
+    if any(channel["target"]["path"] != "weights" for _, channel in channels):
+        raise UserError(f"{document.path} has Gaussians in a node that moves; bake its motion into positions")
     if not targets or not channels:
         return still
     animation, channel = channels[0]
     sampler = animation["samplers"][channel["sampler"]]
+    if (kind := sampler.get("interpolation", "LINEAR")) != "LINEAR":
+        raise UserError(f"{document.path} has motion of interpolation {kind}; save it as LINEAR")
     weights = document.array(sampler["output"]).reshape(-1, len(targets))
-    each = torch.from_numpy(np.stack([document.array(target["POSITION"]) for target in targets]).astype(np.float32))
+    positions = torch.from_numpy(
+        np.stack([document.array(target["POSITION"]) for target in targets]).astype(np.float32)
+    )
     return dataclasses.replace(
         still,
-        offsets=torch.einsum("ik,knd->ind", torch.from_numpy(weights.astype(np.float32)), each),
+        offsets=torch.einsum("ik,knd->ind", torch.from_numpy(weights.astype(np.float32)), positions),
         offset_times=torch.from_numpy(document.array(sampler["input"]).astype(np.float32)),
     )

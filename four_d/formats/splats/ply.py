@@ -7,97 +7,94 @@ blue). Axes are ours. The format has no time: a file holds one state.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from four_d.errors import UserError
-from four_d.formats.splats.state import COEFFICIENTS, sound, state_at
-from four_d.formats.whole import read_whole, write_whole
+from four_d.formats.ply import Columns, header, read_vertices
+from four_d.formats.splats.state import COEFFICIENTS, finite, sound, state_at
+from four_d.outputs import write_whole
 from four_d.types import Gaussians
 
-CERTAIN = 1e-7
-"""Opacities are kept so far from 0 and 1, whose logits are infinite."""
+LOGGER = logging.getLogger(__name__)
+
+OPACITY_MARGIN = 1e-7
+"""Least distance of opacities from 0 and 1, whose logits are infinite."""
 SMALLEST = 1e-12
-"""Scale that stands for 0, whose logarithm is infinite."""
-_NUMBERS = ("char", "i1"), ("uchar", "u1"), ("short", "<i2"), ("ushort", "<u2"), ("int", "<i4"), ("uint", "<u4")
-_SIZED = ("int8", "i1"), ("uint8", "u1"), ("int16", "<i2"), ("uint16", "<u2"), ("int32", "<i4"), ("uint32", "<u4")
-_FLOATS = ("float", "<f4"), ("double", "<f8"), ("float32", "<f4"), ("float64", "<f8")
-_KINDS = dict((*_NUMBERS, *_SIZED, *_FLOATS))
-_PLACE, _SCALE, _TURN = ("x", "y", "z"), ("scale_0", "scale_1", "scale_2"), ("rot_0", "rot_1", "rot_2", "rot_3")
-_CONSTANT = ("f_dc_0", "f_dc_1", "f_dc_2")
+"""Scale written for 0, whose logarithm is infinite."""
+_POSITION, _NORMAL, _CONSTANT = ("x", "y", "z"), ("nx", "ny", "nz"), ("f_dc_0", "f_dc_1", "f_dc_2")
+_SCALE, _ROTATION = ("scale_0", "scale_1", "scale_2"), ("rot_0", "rot_1", "rot_2", "rot_3")
+_REPEATED = ("red", "green", "blue", "alpha")
+"""Properties that some programs add for point viewers: the constant colour and opacity again."""
 
 
 def write_ply(path: Path, gaussians: Gaussians, time: float = 0.0) -> None:
-    """Write the Gaussians as they are at a time in seconds; `write_times` writes all of a deformable scene's.
+    """Write the Gaussians' state at a time in seconds; `write_times` writes all times of a deformable scene.
 
     Raises:
         UserError: Gaussians that are not sound (`sound`), or a file that cannot be written.
 
     """
-    fixed = state_at(sound(gaussians), time)
-    opacities = fixed.opacities.double().clamp(CERTAIN, 1 - CERTAIN)
-    rest = fixed.harmonics[:, 1:].transpose(1, 2).flatten(1)
+    state = state_at(sound(gaussians), time)
+    opacities = state.opacities.double().clamp(OPACITY_MARGIN, 1 - OPACITY_MARGIN)
+    higher = state.harmonics[:, 1:].transpose(1, 2).flatten(1)
     columns = [
-        *(fixed.means, torch.zeros_like(fixed.means), fixed.harmonics[:, 0], rest),
-        *(opacities.logit()[:, None].float(), fixed.scales.clamp_min(SMALLEST).log(), fixed.quats),
+        *(state.means, torch.zeros_like(state.means), state.harmonics[:, 0], higher),
+        *(opacities.logit()[:, None].float(), state.scales.clamp_min(SMALLEST).log(), state.quats),
     ]
     values = torch.cat(columns, dim=-1).numpy().astype("<f4")
-    write_whole(path, _header(len(values), rest.shape[1]).encode("ascii") + values.tobytes())
+    write_whole(path, header(len(values), [(name, "f4") for name in _names(higher.shape[1])]) + values.tobytes())
 
 
-def _header(count: int, rest: int) -> str:
-    names = [*_PLACE, "nx", "ny", "nz", *_CONSTANT, *(f"f_rest_{i}" for i in range(rest)), "opacity", *_SCALE, *_TURN]
-    properties = "".join(f"property float {name}\n" for name in names)
-    return f"ply\nformat binary_little_endian 1.0\ncomment four_d\nelement vertex {count}\n{properties}end_header\n"
+def _names(higher: int) -> list[str]:
+    return [*_POSITION, *_NORMAL, *_CONSTANT, *(f"f_rest_{i}" for i in range(higher)), "opacity", *_SCALE, *_ROTATION]
 
 
 def read_ply(path: Path) -> Gaussians:
-    """The Gaussians of a binary little-endian PLY of this layout, whoever wrote it; other properties are passed over.
+    """Read the Gaussians of a PLY of this layout, of any program, in any encoding.
+
+    Unknown properties are skipped, and Gaussians that are not finite left out (`finite`), both with a note on stderr.
+    Without a third scale (2D Gaussian splatting) they are flat.
 
     Raises:
-        UserError: no such file, another layout, or a file that is cut short.
+        UserError: no such file, no PLY (`read_vertices`), another layout, or no Gaussian that is finite.
 
     """
-    records = _records(path)
-    names = records.dtype.names or ()
-    missing = [n for n in (*_PLACE, *_CONSTANT, "opacity", *_SCALE, *_TURN) if n not in names]
+    return finite(read_all(path), path)
+
+
+def read_all(path: Path) -> Gaussians:
+    """Read as `read_ply`, including Gaussians that are not finite."""
+    columns = read_vertices(path)
+    if "packed_position" in columns:
+        raise UserError(f"{path} is a compressed PLY (of SuperSplat), which is not supported; save it as a plain PLY")
+    if "scale_1" in columns and "scale_2" not in columns:
+        columns["scale_2"] = np.full(len(columns["scale_1"]), -np.inf)
+    missing = [n for n in (*_POSITION, *_CONSTANT, "opacity", *_SCALE, *_ROTATION) if n not in columns]
     if missing:
         raise UserError(f"{path} has no {missing[0]}: it holds no Gaussians; give a PLY of 3D Gaussian splatting")
-    rest = [f"f_rest_{i}" for i in range(sum(n.startswith("f_rest_") for n in names))]
-    if len(rest) not in [3 * count - 3 for count in COEFFICIENTS] or any(n not in names for n in rest):
-        raise UserError(f"{path} has {len(rest)} f_rest properties; 0, 9, 24 or 45 are known")
-    higher = _columns(records, rest).reshape(len(records), 3, len(rest) // 3).transpose(1, 2)
+    count = sum(name.startswith("f_rest_") for name in columns)
+    if count not in [3 * c - 3 for c in COEFFICIENTS] or any(f"f_rest_{i}" not in columns for i in range(count)):
+        raise UserError(
+            f"{path} has {count} f_rest properties where 0, 9, 24 or 45 are known; save it with one of these"
+        )
+    if further := [name for name in columns if name not in {*_names(count), *_REPEATED}]:
+        LOGGER.warning(f"{path}: ignoring {', '.join(further[:5])}{' …' * (len(further) > 5)}")
+    # constant and higher harmonics of red, then of green, then of blue
+    channels = [[f"f_dc_{c}", *(f"f_rest_{c * count // 3 + i}" for i in range(count // 3))] for c in range(3)]
     return Gaussians(
-        means=_columns(records, _PLACE),
-        quats=_columns(records, _TURN),
-        scales=_columns(records, _SCALE).exp(),
-        opacities=_columns(records, ["opacity"])[:, 0].sigmoid(),
-        harmonics=torch.cat([_columns(records, _CONSTANT)[:, None], higher], dim=1),
+        means=_stack(columns, _POSITION),
+        quats=_stack(columns, _ROTATION),
+        scales=_stack(columns, _SCALE).exp(),
+        opacities=_stack(columns, ["opacity"])[:, 0].sigmoid(),
+        harmonics=torch.stack([_stack(columns, names) for names in channels], dim=-1),
     )
 
 
-def _columns(records: NDArray[Any], names: tuple[str, ...] | list[str]) -> torch.Tensor:
-    columns = [torch.from_numpy(records[name].astype(np.float32)) for name in names]
-    return torch.stack(columns, dim=-1) if columns else torch.zeros(len(records), 0)
-
-
-def _records(path: Path) -> NDArray[Any]:
-    content = read_whole(path)
-    end = content.find(b"end_header\n")
-    lines = content[: max(end, 0)].decode("ascii", "replace").splitlines()
-    if end < 0 or lines[:1] != ["ply"] or "format binary_little_endian 1.0" not in lines:
-        raise UserError(f"{path} is not a binary little-endian PLY; save it as one")
-    elements = [line.split() for line in lines if line.startswith("element ")]
-    properties = [line.split() for line in lines if line.startswith("property ")]
-    known = elements and all(len(p) == 3 and p[1] in _KINDS for p in properties)
-    if not known or elements[0][1] != "vertex" or len(elements) > 1 or not elements[0][2].isdigit():
-        raise UserError(f"{path} holds more than vertices of numbers; save it as an uncompressed PLY of 3D Gaussians")
-    kind = np.dtype([(p[2], _KINDS[p[1]]) for p in properties])
-    body, count = content[end + len(b"end_header\n") :], int(elements[0][2])
-    if len(body) != count * kind.itemsize:
-        raise UserError(f"{path} is cut short: {len(body)} bytes for {count} Gaussians; copy or write it again")
-    return np.frombuffer(body, dtype=kind)
+def _stack(columns: Columns, names: Sequence[str]) -> torch.Tensor:
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite, and are left out as such
+        return torch.stack([torch.from_numpy(columns[name].astype(np.float32)) for name in names], dim=-1)

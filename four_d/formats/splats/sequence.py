@@ -11,23 +11,24 @@ from typing import Literal
 import torch
 
 from four_d.errors import UserError
-from four_d.formats.folders import new_folder
-from four_d.formats.splats.ply import read_ply, write_ply
+from four_d.formats.splats.ply import read_all as read_all_ply
+from four_d.formats.splats.ply import write_ply
 from four_d.formats.splats.spz import read_spz, write_spz
-from four_d.formats.splats.state import sound
+from four_d.formats.splats.state import finite, sound
+from four_d.outputs import new_folder
 from four_d.types import Gaussians
 
 KIND, TIMES = "splats", "times.json"
 _WRITERS: dict[str, Callable[[Path, Gaussians, float], None]] = {"ply": write_ply, "spz": write_spz}
-_READERS: dict[str, Callable[[Path], Gaussians]] = {"ply": read_ply, "spz": read_spz}
+_READERS: dict[str, Callable[[Path], Gaussians]] = {"ply": read_all_ply, "spz": read_spz}
 
 
 def write_times(
     folder: Path, gaussians: Gaussians, kind: Literal["ply", "spz"] = "ply", *, overwrite: bool = False
 ) -> None:
-    """Write one file per offset time, ``0000.ply`` …, and ``times.json`` with the seconds of each; all or nothing.
+    """Write one file per offset time, ``0000.ply`` …, and ``times.json`` with the seconds of each, atomically.
 
-    Gaussians that stand still give one file at 0 s.
+    Static Gaussians give one file at 0 s.
 
     Raises:
         UserError: as the writer of the format, or a folder that holds something else (`new_folder`).
@@ -44,25 +45,32 @@ def write_times(
 
 
 def read_times(folder: Path) -> Gaussians:
-    """The inverse of `write_times`: the first file's Gaussians with an offset to each file's positions.
+    """Read `write_times`' folder: the first file's Gaussians with an offset to each file's positions.
+
+    Gaussians that are not finite in one of the files are left out of all (`finite`).
 
     Raises:
-        UserError: no ``times.json`` of ours there, a file that is missing or damaged, or files of different counts.
+        UserError: no ``times.json`` of ours, a missing or damaged file, or files of different counts.
 
     """
+    if not (folder / TIMES).is_file():
+        raise UserError(f"{folder} holds no {TIMES}: no Gaussians over time of four_d; give one file of Gaussians")
     try:
         content = json.loads((folder / TIMES).read_text())
         frames = [(str(frame["file"]), float(frame["time"])) for frame in content["frames"]]
         states = [_READERS[name.rsplit(".", 1)[-1]](folder / name) for name, _ in frames]
         first = states[0]
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise UserError(f"{folder} holds no Gaussians over time of four_d ({error}); give another folder") from error
+        raise UserError(
+            f"{folder} does not hold Gaussians over time as four_d writes them ({error}); give another folder"
+        ) from error
     if any(len(state.means) != len(first.means) for state in states):
         raise UserError(f"files in {folder} hold different counts of Gaussians; write the folder again")
     if len(states) == 1:
-        return first
-    return dataclasses.replace(
+        return finite(first, folder)
+    moving = dataclasses.replace(
         first,
         offsets=torch.stack([state.means - first.means for state in states]),
         offset_times=torch.tensor([time for _, time in frames]),
     )
+    return finite(moving, folder)

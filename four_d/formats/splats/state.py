@@ -1,25 +1,29 @@
-"""What every format of Gaussians needs: sound values, their state at one time, and axes that point up and back."""
+"""Common operations of all formats of Gaussians: validation, state at one time, and axes that point up and back."""
 
 from __future__ import annotations
 
 import dataclasses
+import logging
+from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from four_d.errors import UserError
 from four_d.rendering.scene import means_at
 from four_d.types import Gaussians, map_tensors
 
+LOGGER = logging.getLogger(__name__)
+
 COEFFICIENTS = (1, 4, 9, 16)
-"""Spherical harmonics of degree 0, 1, 2 and 3."""
+"""Number of spherical harmonics to degree 0, 1, 2 and 3."""
 _FLIPS = (1, -1, -1, 1, -1, 1, 1, -1, 1, -1, 1, -1, -1, 1, -1, 1)
-"""Sign of each basis function at (x, -y, -z) as against (x, y, z)."""
+"""Sign of each basis function at (x, -y, -z) relative to (x, y, z)."""
 
 
 def sound(gaussians: Gaussians) -> Gaussians:
-    """The same Gaussians on the CPU in float32 with unit quaternions, fit to be written.
+    """Validate Gaussians and bring them to the CPU in float32 with unit quaternions, ready to be written.
 
     A quaternion of zeros is the identity. Opacities are clamped to [0, 1].
 
@@ -34,7 +38,10 @@ def sound(gaussians: Gaussians) -> Gaussians:
     values = {name: v.detach().to("cpu", torch.float32) for name, v in fields.items() if v is not None}
     for name, value in values.items():
         if not value.isfinite().all():
-            raise UserError(f"{name} of the Gaussians are not finite; train the model further or take other weights")
+            raise UserError(
+                f"{name} of the Gaussians are not finite; leave such Gaussians out or, if they are a model's, train it "
+                "further"
+            )
     if (values["scales"] < 0).any():
         raise UserError("scales of the Gaussians are negative; give standard deviations, not their logarithms")
     count = values["harmonics"].shape[-2]
@@ -45,6 +52,35 @@ def sound(gaussians: Gaussians) -> Gaussians:
     return Gaussians(**values)
 
 
+def finite(gaussians: Gaussians, path: Path) -> Gaussians:
+    """Leave out a file's Gaussians with values that are not finite, with their number on stderr.
+
+    UserError if none are left, or if a file that should hold standard deviations holds negative ones.
+    """
+    good = gaussians.opacities.isfinite() & gaussians.harmonics.isfinite().all(-1).all(-1)
+    for rows in (gaussians.means, gaussians.quats, gaussians.scales):
+        good &= rows.isfinite().all(-1)
+    if gaussians.offsets is not None:
+        good &= gaussians.offsets.isfinite().all(-1).all(0)
+    if (gaussians.scales[good] < 0).any():
+        raise UserError(f"{path} has negative scales where the format has standard deviations; write it again, as PLY")
+    if good.all():
+        return gaussians
+    summary = f"{int((~good).sum()):,} of {len(good):,} Gaussians are not finite"
+    if not good.any():
+        raise UserError(f"{path} has no Gaussian left: {summary}; write it again")
+    LOGGER.warning(f"{path}: {summary} and left out")
+    return take(gaussians, good.nonzero()[:, 0])
+
+
+def take(gaussians: Gaussians, index: Int[Tensor, "m"]) -> Gaussians:
+    """Select unbatched Gaussians by index."""
+    names = ("means", "quats", "scales", "opacities", "harmonics")
+    fields = {name: getattr(gaussians, name)[index] for name in names}
+    offsets = None if gaussians.offsets is None else gaussians.offsets[:, index]
+    return dataclasses.replace(gaussians, **fields, offsets=offsets)
+
+
 def _unit(quats: Float[Tensor, "n 4"]) -> Float[Tensor, "n 4"]:
     length = quats.norm(dim=-1, keepdim=True)
     identity = torch.tensor([1.0, 0, 0, 0]).expand_as(quats)
@@ -52,9 +88,9 @@ def _unit(quats: Float[Tensor, "n 4"]) -> Float[Tensor, "n 4"]:
 
 
 def state_at(gaussians: Gaussians, time: float) -> Gaussians:
-    """Unbatched Gaussians where they are at a time in seconds, without offsets.
+    """State of unbatched Gaussians at a time in seconds, without offsets.
 
-    Between two offset times linear in time; before the first and after the last as there.
+    Motion is linear between offset times, and constant before the first and after the last.
     """
     batch = map_tensors(gaussians, lambda tensor: tensor[None])
     means = means_at(batch, torch.tensor([[time]], device=gaussians.means.device))[0, 0]
@@ -62,9 +98,9 @@ def state_at(gaussians: Gaussians, time: float) -> Gaussians:
 
 
 def flip(gaussians: Gaussians) -> Gaussians:
-    """The same scene in axes (x, -y, -z): from ours, y down and z forward, to y up and z back, or from there to ours.
+    """Convert a scene to axes (x, -y, -z): from ours, y down and z forward, to y up and z back, or vice versa.
 
-    Quaternions and harmonics turn with the axes, so that every camera that is turned likewise sees the same.
+    Quaternions and harmonics turn with the axes, so that a camera turned with them sees the same image.
     """
     axes = gaussians.means.new_tensor([1, -1, -1])
     signs = gaussians.harmonics.new_tensor(_FLIPS[: gaussians.harmonics.shape[-2]])

@@ -1,9 +1,9 @@
 """Gaussians as USD with time samples (``UsdVol.ParticleField3DGaussianSplat``); takes the extra `usd`.
 
-Scales are linear, opacities in [0, 1], harmonics as ours, axes y up and z back, so the scene is turned on the way, and
-a unit is a metre. The schema names no colour space: the coefficients are those of 3D Gaussian splatting unchanged.
-Positions have a time sample per offset time; USD goes linearly from one to the next and stays at the first and last, as
-the offsets do. The time code is counted in the median gap between them, so that players step through the samples.
+Scales are linear, opacities in [0, 1], harmonics as ours, axes y up and z back, so the scene is converted, and a unit
+is a metre. The schema names no colour space: the coefficients are those of 3D Gaussian splatting unchanged. Positions
+have a time sample per offset time; USD interpolates linearly and holds the first and last, as the offsets do. The time
+code's unit is the median gap between them, so that players step through the samples.
 
 Source: github.com/PixarAnimationStudios/OpenUSD, pxr/usd/usdVol/schema.usda, 26.03 and later.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import logging
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,15 +21,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from four_d import fields
 from four_d.errors import UserError
-from four_d.formats.splats.state import COEFFICIENTS, flip, sound
-from four_d.formats.whole import new_file
+from four_d.formats.splats.state import COEFFICIENTS, finite, flip, sound
+from four_d.geometry import Similarity
+from four_d.outputs import new_file
 from four_d.types import Gaussians
 
+LOGGER = logging.getLogger(__name__)
+
 SUFFIXES = (".usd", ".usda", ".usdc")
+PACKAGE = ".usdz"
+"""Suffix of a stage packed with its references, which is only read."""
 ROOT = "/gaussians"
+_Y_UP_FROM_Z_UP = torch.tensor([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
 EXTENT = 3.0
-"""Standard deviations that the extent takes in, so that nothing that shows is cut off."""
+"""Standard deviations within the extent, so that nothing visible is cut off."""
 
 
 def write_usd(path: Path, gaussians: Gaussians) -> None:
@@ -41,7 +49,7 @@ def write_usd(path: Path, gaussians: Gaussians) -> None:
     """
     pxr = _library()
     if path.suffix not in SUFFIXES:
-        raise UserError(f"{path} is no name for USD; end it in one of {' '.join(SUFFIXES)}")
+        raise UserError(f"{path} cannot be the name of a USD file; end it in one of {' '.join(SUFFIXES)}")
     gaussians = flip(sound(gaussians))
     with new_file(path) as partial:
         stage = pxr.Usd.Stage.CreateNew(str(partial))
@@ -55,11 +63,13 @@ def write_usd(path: Path, gaussians: Gaussians) -> None:
 
 
 def _library() -> Any:  # noqa: ANN401  OpenUSD has no types
-    """OpenUSD's modules that are used here; UserError if they are not there."""
+    """Import OpenUSD's modules; UserError if they are missing."""
     try:
-        modules = {name: importlib.import_module(f"pxr.{name}") for name in ("Tf", "Usd", "UsdGeom", "UsdVol", "Vt")}
+        modules = {
+            name: importlib.import_module(f"pxr.{name}") for name in ("Gf", "Tf", "Usd", "UsdGeom", "UsdVol", "Vt")
+        }
     except ImportError as error:
-        raise UserError("USD files take OpenUSD; install it with: pip install 'four_d[usd]'") from error
+        raise UserError("USD files need OpenUSD; install it with: pip install 'four_d[usd]'") from error
     if not hasattr(modules["UsdVol"], "ParticleField3DGaussianSplat"):
         raise UserError("this OpenUSD knows no Gaussians; install a newer one with: pip install 'four_d[usd]'")
     return SimpleNamespace(**modules)
@@ -79,14 +89,14 @@ def _set_fixed(arrays: Any, field: Any, gaussians: Gaussians) -> None:  # noqa: 
 def _set_positions(pxr: Any, stage: Any, field: Any, gaussians: Gaussians) -> None:  # noqa: ANN401
     reach = EXTENT * gaussians.scales.amax(dim=-1, keepdim=True)
 
-    def put(means: Tensor, code: Any) -> None:  # noqa: ANN401
+    def set_state(means: Tensor, code: Any) -> None:  # noqa: ANN401
         field.CreatePositionsAttr().Set(pxr.Vt.Vec3fArray.FromNumpy(means.contiguous().numpy()), code)
-        ends = [(means - reach).amin(dim=0), (means + reach).amax(dim=0)] if len(means) else [torch.zeros(3)] * 2
-        field.CreateExtentAttr().Set(pxr.Vt.Vec3fArray.FromNumpy(torch.stack(ends).numpy()), code)
+        extent = [(means - reach).amin(dim=0), (means + reach).amax(dim=0)] if len(means) else [torch.zeros(3)] * 2
+        field.CreateExtentAttr().Set(pxr.Vt.Vec3fArray.FromNumpy(torch.stack(extent).numpy()), code)
 
     offsets, times = gaussians.offsets, gaussians.offset_times
     if offsets is None or times is None:
-        put(gaussians.means, pxr.Usd.TimeCode.Default())
+        set_state(gaussians.means, pxr.Usd.TimeCode.Default())
         return
     rate = _rate(times)
     stage.SetTimeCodesPerSecond(rate)
@@ -94,22 +104,25 @@ def _set_positions(pxr: Any, stage: Any, field: Any, gaussians: Gaussians) -> No
     stage.SetStartTimeCode(round(float(times[0]) * rate, 5))
     stage.SetEndTimeCode(round(float(times[-1]) * rate, 5))
     for time, offset in zip(times.tolist(), offsets, strict=True):
-        put(gaussians.means + offset, pxr.Usd.TimeCode(round(time * rate, 5)))
+        set_state(gaussians.means + offset, pxr.Usd.TimeCode(round(time * rate, 5)))
 
 
 def _rate(times: Tensor) -> float:
-    """Time codes a second: one each median gap."""
+    """Time codes per second: one per median gap."""
     gaps = times.double().diff()
     gap = float(gaps.median()) if len(gaps) else 0.0
     return round(1 / gap, 6) if gap > 0 else 1.0
 
 
 def read_usd(path: Path) -> Gaussians:
-    """The Gaussians of a stage's first particle field, in our axes: those at the first time and offsets to each sample.
+    """Read the Gaussians of a stage's first particle field, in our axes: first state, and offsets to each sample.
+
+    Further fields are skipped, with a note on stderr. Gaussians that are not finite are left out (`finite`). A stage
+    whose z points up is rotated.
 
     Raises:
         UserError: without the extra `usd`, a file that OpenUSD does not open, no particle field, a field with a
-            transform, or arrays of different lengths.
+            transform, arrays of different lengths, or a stage to be rotated whose colours depend on the direction.
 
     """
     pxr = _library()
@@ -117,35 +130,61 @@ def read_usd(path: Path) -> Gaussians:
         stage = pxr.Usd.Stage.Open(str(path))
     except pxr.Tf.ErrorException as error:
         raise UserError(f"{path} does not open as USD; check the path or write it again") from error
-    prim = next((p for p in stage.Traverse() if p.IsA(pxr.UsdVol.ParticleField3DGaussianSplat)), None)
-    if prim is None:
+    prims = [p for p in stage.Traverse() if p.IsA(pxr.UsdVol.ParticleField3DGaussianSplat)]
+    if not prims:
         raise UserError(f"{path} holds no Gaussians; give a stage with a ParticleField3DGaussianSplat")
-    field = pxr.UsdVol.ParticleField3DGaussianSplat(prim)
-    return flip(_read(path, field, stage.GetTimeCodesPerSecond()))
+    if len(prims) > 1:
+        LOGGER.warning(f"{path}: of {len(prims)} particle fields only {prims[0].GetPath()} is read")
+    if _has_transform(pxr, prims[0]):
+        raise UserError(f"{path} has a particle field with a transform; bake it into positions")
+    field = pxr.UsdVol.ParticleField3DGaussianSplat(prims[0])
+    gaussians = _read(path, field, stage.GetTimeCodesPerSecond())
+    if pxr.UsdGeom.GetStageUpAxis(stage) == pxr.UsdGeom.Tokens.z:
+        gaussians = fields.move(gaussians, Similarity.of_pose(_Y_UP_FROM_Z_UP))
+    return finite(flip(gaussians), path)
+
+
+def _has_transform(pxr: Any, prim: Any) -> bool:  # noqa: ANN401
+    """True if the prim, or one above it, has a transform other than the identity."""
+    while prim and not prim.IsPseudoRoot():
+        xformable = pxr.UsdGeom.Xformable(prim)
+        if xformable and (
+            xformable.TransformMightBeTimeVarying() or xformable.GetLocalTransformation() != pxr.Gf.Matrix4d(1)
+        ):
+            return True
+        prim = prim.GetParent()
+    return False
 
 
 def _read(path: Path, field: Any, rate: float) -> Gaussians:  # noqa: ANN401
-    codes = field.GetPositionsAttr().GetTimeSamples()
-    states = [field.GetPositionsAttr().Get(code) for code in codes] or [field.GetPositionsAttr().Get()]
-    if states[0] is None or field.GetOrderedXformOps():
-        raise UserError(f"{path} has a particle field with a transform or without positions; bake it into positions")
-    means = torch.stack([_array(state, 3) for state in states])
+    positions = _attribute(field, "Positions")
+    codes = positions.GetTimeSamples()
+    states = [positions.Get(code) for code in codes] or [positions.Get()]
+    if states[0] is None:
+        raise UserError(f"{path} has a particle field without positions; write it again")
+    means = [_array(state, 3) for state in states]
     degree = int(field.GetRadianceSphericalHarmonicsDegreeAttr().Get())
-    harmonics = _array(field.GetRadianceSphericalHarmonicsCoefficientsAttr().Get(), 3)
-    still = Gaussians(
-        means=means[0],
-        quats=_quats(field.GetOrientationsAttr().Get()),
-        scales=_array(field.GetScalesAttr().Get(), 3),
-        opacities=_array(field.GetOpacitiesAttr().Get(), 1)[:, 0],
-        harmonics=harmonics.reshape(-1, (degree + 1) ** 2, 3),
-    )
-    lengths = {len(value) for value in (still.means, still.quats, still.scales, still.opacities, still.harmonics)}
+    harmonics = _array(_attribute(field, "RadianceSphericalHarmonicsCoefficients").Get(), 3)
+    values = {
+        "quats": _quats(_attribute(field, "Orientations").Get()),
+        "scales": _array(_attribute(field, "Scales").Get(), 3),
+        "opacities": _array(_attribute(field, "Opacities").Get(), 1)[:, 0],
+    }
+    lengths = {len(harmonics) / (degree + 1) ** 2, *map(len, means), *map(len, values.values())}
     if len(lengths) > 1:
-        raise UserError(f"{path} has arrays of {sorted(lengths)} Gaussians; write it again")
+        counts = ", ".join(f"{length:g}" for length in sorted(lengths))
+        raise UserError(f"{path} has arrays of {counts} Gaussians; write it again")
+    still = Gaussians(means=means[0], harmonics=harmonics.reshape(-1, (degree + 1) ** 2, 3), **values)
     if not codes:
         return still
     times = torch.tensor([code / rate for code in codes])
-    return dataclasses.replace(still, offsets=means - means[0], offset_times=times)
+    return dataclasses.replace(still, offsets=torch.stack(means) - means[0], offset_times=times)
+
+
+def _attribute(field: Any, name: str) -> Any:  # noqa: ANN401
+    """Value of the attribute of this name, of single or of half precision."""
+    single = getattr(field, f"Get{name}Attr")()
+    return single if single.HasValue() else getattr(field, f"Get{name}hAttr")()
 
 
 def _array(values: Any, width: int) -> Tensor:  # noqa: ANN401
@@ -153,6 +192,6 @@ def _array(values: Any, width: int) -> Tensor:  # noqa: ANN401
 
 
 def _quats(values: Any) -> Tensor:  # noqa: ANN401
-    """(w, x, y, z) of OpenUSD's array."""
+    """Convert OpenUSD's array to (w, x, y, z)."""
     parts = [] if values is None else [(q.GetReal(), *q.GetImaginary()) for q in values]
     return torch.tensor(parts, dtype=torch.float32).reshape(-1, 4)

@@ -1,0 +1,1 @@
+"""Importers: other projects' data into shards."""

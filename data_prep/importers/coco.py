@@ -1,0 +1,274 @@
+"""Import of keypoint annotations in COCO's form: a clip per image, or per video where images name theirs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import torch
+from numpy.typing import NDArray
+from PIL import ImageOps, UnidentifiedImageError
+
+from data_prep.importers.vocabulary import Vocabulary, canonical
+from four_d.data.contract import ClipInfo, KeypointArrays, KeypointInfo, ObjectInfo, RawClip
+from four_d.data.manifest import Manifest, load_sidecar, refuse_foreign, shard_names
+from four_d.data.shards import finalise, shard_done, write_shard
+from four_d.errors import UserError
+from four_d.formats.coco import Base, Image, Instance, Skeleton, read_coco
+from four_d.keypoints import check_skeleton, knn_edges
+from four_d.outputs import write_json
+from four_d.progress import progress
+
+VOCABULARY = "vocabulary.json"
+FRAME_RATE = 30.0
+"""Frames per second of videos: the annotations do not tell."""
+MOST_FRAMES = 999
+"""Frames of a clip in the layout; longer videos become several."""
+MOST_EXAMPLES = 1000
+"""Instances of a category from which bones are derived where the file has none."""
+FOLDERS = (".", "images", "data", "..", "../images", "../data")
+"""Folders, from the annotation file's, in which images are looked for where none are given; AP-10K's are in ../data."""
+_KEY = re.compile(r"[^A-Za-z0-9_-]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One annotation file with its images."""
+
+    annotations: Path
+    images: Path | None = None
+    """Folder that its file names are relative to; None: look in `FOLDERS`."""
+    name: str | None = None
+    """Name in the manifest; None: the file's own without its ending."""
+    licence: str | None = None
+    """Licence of annotations and images; None: what the file says, else "unknown"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Video:
+    """Frames of one clip, in their order."""
+
+    key: str
+    source: str
+    licence: str
+    folder: Path
+    frames: list[Image]
+    edges: Mapping[Skeleton, tuple[tuple[int, int], ...]]
+
+
+def import_coco(
+    sources: Sequence[Source], out: Path, *, clips_per_shard: int = 256, skeleton_base: Base | None = None
+) -> Manifest:
+    """Write all annotated images as shards in ``out``, with ``vocabulary.json``: names, counts, spellings.
+
+    Names get one spelling (`vocabulary.canonical`). Bones are the file's; where it has none, each point is joined with
+    its four nearest. Safe to run again: finished shards stay.
+
+    Args:
+        sources: the annotation files.
+        out: folder of the shards.
+        clips_per_shard: clips of each shard but the last.
+        skeleton_base: see `formats.coco.read_coco`.
+
+    Raises:
+        UserError: what `read_coco` refuses; images that are missing or of another size than the file says; two sources
+            of one name; shards in ``out`` that other settings made. Nothing is written before all files are found.
+
+    """
+    if clips_per_shard < 1:
+        raise UserError(f"clips per shard is {clips_per_shard}; choose 1 or more")
+    videos: list[_Video] = []
+    vocabulary = Vocabulary()
+    for source in sources:
+        videos += _videos(source, skeleton_base, vocabulary, {video.source for video in videos})
+    out.mkdir(parents=True, exist_ok=True)
+    refuse_foreign(out)
+    parts = [videos[start : start + clips_per_shard] for start in range(0, len(videos), clips_per_shard)]
+    for index, part in enumerate(parts):
+        _require_same(out, index, part)
+    with progress("importing keypoints", len(videos), "clip") as bar:
+        bar.resume(sum(len(part) for index, part in enumerate(parts) if shard_done(out, index)))
+
+        def clips(part: Sequence[_Video]) -> Iterator[RawClip]:
+            for video in part:
+                yield _clip(video)
+                bar.advance()
+
+        for index, part in enumerate(parts):
+            if not shard_done(out, index):
+                write_shard(out, index, clips(part))
+    write_json(out / VOCABULARY, vocabulary.to_dict())
+    return finalise(out, "keypoints")
+
+
+def _videos(source: Source, base: Base | None, vocabulary: Vocabulary, taken: set[str]) -> list[_Video]:
+    """Clips of one source, whose files all exist; counts its instances."""
+    name = _KEY.sub("-", source.name or source.annotations.stem)[:24]
+    if name in taken:
+        raise UserError(f"two sources are called {name}; give each its own name (--names)")
+    images = [each for image in read_coco(source.annotations, base) if (each := _annotated(image)).instances]
+    if not images:
+        raise UserError(f"{source.annotations} labels no keypoint of any image")
+    folder = _folder(source, images)
+    skeletons = {instance.skeleton: None for image in images for instance in image.instances}
+    edges = {skeleton: skeleton.edges or _nearest(skeleton, images) for skeleton in skeletons}
+    for skeleton in skeletons:
+        _check(source, skeleton, edges[skeleton])
+    for image in images:
+        for instance in image.instances:
+            vocabulary.add(name, instance.skeleton.names, instance.labelled.tolist())
+    licence = source.licence or "; ".join(sorted({image.licence for image in images if image.licence})) or "unknown"
+    grouped: dict[str, list[Image]] = {}
+    for image in images:
+        grouped.setdefault(f"{image.file}" if image.video is None else f"video {image.video}", []).append(image)
+    found: list[_Video] = []
+    for number, frames in enumerate(grouped.values()):
+        ordered = sorted(frames, key=lambda image: image.frame)
+        _check_video(source, ordered)
+        for start in range(0, len(ordered), MOST_FRAMES):
+            key = f"{name}-{number:07d}" + (f"-{start // MOST_FRAMES}" if len(ordered) > MOST_FRAMES else "")
+            part = ordered[start : start + MOST_FRAMES]
+            found.append(_Video(key=key, source=name, licence=licence, folder=folder, frames=part, edges=edges))
+    return found
+
+
+def _check_video(source: Source, frames: Sequence[Image]) -> None:
+    """Raise UserError for frames of two sizes, two frames of one number, or a frame with two things of one identity."""
+    video = f"{source.annotations}: video {frames[0].video}"
+    if len({(frame.width, frame.height) for frame in frames}) > 1:
+        raise UserError(f"{video} has frames of different sizes; a clip has one: give each size its own video_id")
+    numbers = [frame.frame for frame in frames]
+    if len(set(numbers)) < len(numbers):
+        raise UserError(f"{video} has two frames with one frame_id; number them")
+    for frame in frames if len(frames) > 1 else ():
+        tracks = [(each.track, each.skeleton) for each in frame.instances if each.track is not None]
+        if len(set(tracks)) < len(tracks):
+            raise UserError(
+                f"{video}: frame {frame.frame} has two annotations of one category with one track_id; give each thing "
+                "its own, or none"
+            )
+
+
+def _annotated(image: Image) -> Image:
+    return replace(image, instances=tuple(each for each in image.instances if each.labelled.any()))
+
+
+def _folder(source: Source, images: Sequence[Image]) -> Path:
+    """Folder of the images. UserError if some are missing."""
+    if source.images is None:
+        own = source.annotations.parent
+        found = [own / name for name in FOLDERS if (own / name / images[0].file).is_file()]
+        if not found:
+            raise UserError(f"{images[0].file} is not beside {source.annotations}; say --images FOLDER")
+        folder = found[0]
+    else:
+        folder = source.images
+    missing = [image.file for image in images if not (folder / image.file).is_file()]
+    if missing:
+        raise UserError(
+            f"{folder} lacks {len(missing)} of the {len(images)} images of {source.annotations}, as {missing[0]}; add "
+            "them, or say another folder with --images"
+        )
+    return folder
+
+
+def _nearest(skeleton: Skeleton, images: Sequence[Image]) -> tuple[tuple[int, int], ...]:
+    """Bones between neighbours, by mean distances over instances of equal size."""
+    same = [each for image in images for each in image.instances if each.skeleton == skeleton][:MOST_EXAMPLES]
+    points = torch.from_numpy(np.stack([_unit(instance) for instance in same]))
+    labelled = torch.from_numpy(np.stack([instance.labelled for instance in same]))
+    return tuple((int(a), int(b)) for a, b in knn_edges(points.float(), labelled).tolist())
+
+
+def _unit(instance: Instance) -> NDArray[np.float64]:
+    """Pixels over the longer side of the labelled ones' box."""
+    own = instance.pixels[instance.labelled]
+    return instance.pixels / max(float(np.ptp(own, axis=0).max()), 1e-6)
+
+
+def _check(source: Source, skeleton: Skeleton, edges: Sequence[tuple[int, int]]) -> None:
+    names = [canonical(name) for name in skeleton.names]
+    try:
+        check_skeleton(names, [1] * len(names), edges, [False] * len(edges))
+    except ValueError as error:
+        raise UserError(f"{source.annotations}: category {skeleton.category}: {error}") from error
+
+
+def _require_same(out: Path, index: int, part: Sequence[_Video]) -> None:
+    """Raise UserError if an existing shard holds other clips."""
+    if not shard_done(out, index):
+        return
+    file = out / shard_names(index)[1]
+    if [sample.key for sample in load_sidecar(file).samples] != [video.key for video in part]:
+        raise UserError(f"{file} is of other annotations or counts of clips; choose another folder, or empty it")
+
+
+def _clip(video: _Video) -> RawClip:
+    """Read the images of a clip and its keypoints."""
+    images = np.stack([_read(video.folder / frame.file, frame) for frame in video.frames])
+    first = video.frames[0]
+    things = _things(video)
+    starts = np.cumsum([0, *(len(skeleton.names) for skeleton, _ in things)])
+    shape = (len(video.frames), int(starts[-1]))
+    arrays = KeypointArrays(
+        points=np.zeros((*shape, 3), np.float32),
+        valid=np.zeros(shape, np.bool_),
+        pixels=np.zeros((*shape, 2), np.float32),
+        pixels_valid=np.zeros(shape, np.bool_),
+        visible=np.zeros(shape, np.bool_),
+    )
+    size = np.array([first.width, first.height])
+    for (_, seen), start in zip(things, starts):
+        for frame, instance in seen.items():
+            own = frame, slice(int(start), int(start) + len(instance.labelled))
+            inside = ((instance.pixels >= 0) & (instance.pixels < size)).all(-1)
+            arrays.pixels[own], arrays.pixels_valid[own] = instance.pixels, instance.labelled
+            arrays.visible[own] = instance.visible & inside
+    edges = [(int(a + s), int(b + s)) for (skeleton, _), s in zip(things, starts) for a, b in video.edges[skeleton]]
+    info = ClipInfo(
+        source=video.source,
+        licence=video.licence,
+        metric=False,
+        width=first.width,
+        height=first.height,
+        times=[(frame.frame - first.frame) / FRAME_RATE for frame in video.frames],
+        camera_ids=[0] * len(video.frames),
+        objects=[ObjectInfo(name="surroundings"), *(ObjectInfo(name=skeleton.category) for skeleton, _ in things)],
+        keypoints=KeypointInfo(
+            names=[canonical(name) for skeleton, _ in things for name in skeleton.names],
+            instances=[thing + 1 for thing, (skeleton, _) in enumerate(things) for _ in skeleton.names],
+            edges=edges,
+            rigid=[False] * len(edges),
+        ),
+    )
+    return RawClip(key=video.key, info=info, images=images, keypoints=arrays)
+
+
+def _things(video: _Video) -> list[tuple[Skeleton, dict[int, Instance]]]:
+    """Things of a clip, with what each frame shows of them; without identities, or in a single image, each annotation
+    is a thing.
+    """
+    found: dict[object, tuple[Skeleton, dict[int, Instance]]] = {}
+    for frame, image in enumerate(video.frames):
+        for number, instance in enumerate(image.instances):
+            alone = instance.track is None or len(video.frames) == 1
+            name = (frame, number) if alone else (instance.track, instance.skeleton)
+            found.setdefault(name, (instance.skeleton, {}))[1][frame] = instance
+    return list(found.values())
+
+
+def _read(path: Path, image: Image) -> NDArray[np.uint8]:
+    """Read an image of the size that its annotation says; turned as EXIF says only if the size asks for it."""
+    try:
+        picture = PIL.Image.open(path)
+        size = (image.width, image.height)
+        turned = picture if picture.size == size else ImageOps.exif_transpose(picture)
+        if turned.size != size:
+            raise UserError(f"{path} is {picture.width} × {picture.height}, its annotation says {size[0]} × {size[1]}")
+        return np.asarray(turned.convert("RGB"))
+    except (OSError, UnidentifiedImageError) as error:
+        raise UserError(f"{path} cannot be read as an image ({error}); mend it, or remove its annotations") from error

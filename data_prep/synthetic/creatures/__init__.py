@@ -1,0 +1,1 @@
+"""Articulated creatures (chains, animals, people): their build, their motion, their place in a room."""

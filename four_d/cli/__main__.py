@@ -1,0 +1,9 @@
+"""Entry point of `python -m four_d.cli`, equivalent to `four-d`."""
+
+import sys
+
+from four_d.cli import main
+
+if __name__ == "__main__":
+    sys.argv[0] = "four-d"  # so that records of runs name the command
+    sys.exit(main())

@@ -1,0 +1,176 @@
+"""Verbs for shards: data make, check, stats, show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from four_d.cli.common import Verb, Verbs, add_verb, check_figures
+from four_d.cli.flags import Form
+from four_d.cli.values import count, counts, first_index, names, shares, tolerance
+from four_d.errors import UserError
+
+if TYPE_CHECKING:
+    from four_d.cli.world import Make
+
+HIDDEN = Form(hidden=True)
+WORLD = {
+    "width": HIDDEN,
+    "height": HIDDEN,
+    "antialias": HIDDEN,
+    "objects": Form(parse=counts, metavar="A:B"),
+    "creatures": Form(parse=counts, metavar="A:B"),
+    "species": Form(parse=names, metavar="KIND,…", several=False, separator=","),
+    "obstacles": Form(parse=counts, metavar="A:B"),
+    "moving": Form(parse=shares, metavar="A:B"),
+    "duration_s": Form(parse=shares, metavar="A:B", name="seconds"),
+    "paths": Form(parse=names, metavar="KIND,…", several=False, separator=","),
+    "starts": Form(parse=names, metavar="KIND,…", several=False, separator=","),
+    "rig_m": Form(metavar="METRES", name="rig"),
+}
+"""Command-line forms of the fields of `WorldSettings`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """Flags of data check."""
+
+    folder: Annotated[Path, Form(positional=True)]
+    """Folder of shards."""
+    clips: Annotated[int | None, Form(parse=count)] = None
+    """Number of clips to read, evenly spaced (default: all)."""
+    depth_tolerance: Annotated[float, Form(parse=tolerance, metavar="SHARE")] = 0.02
+    """Relative difference up to which depths of two frames agree; for an RGB-D sensor, 0.05."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stats:
+    """Flags of data stats."""
+
+    folder: Annotated[Path, Form(positional=True)]
+    """Folder of shards."""
+    clips: Annotated[int | None, Form(parse=count)] = None
+    """Number of clips to read, evenly spaced (default: all)."""
+    json: Annotated[Path | None, Form(metavar="FILE")] = None
+    """Write all statistics to this file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Show:
+    """Flags of data show."""
+
+    folder: Annotated[Path, Form(positional=True)]
+    """Folder of shards."""
+    clip: Annotated[str, Form(metavar="INDEX|KEY")] = "0"
+    """Clip to draw: its place in the manifest, from 0, or its key."""
+    out: Annotated[Path, Form(metavar="DIR")] = Path()
+    """Folder to write the pictures to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportCoco:
+    """Flags of data import coco."""
+
+    annotations: Annotated[tuple[Path, ...], Form(positional=True, metavar="JSON")]
+    """Annotation files."""
+    out: Annotated[Path, Form(positional=True, metavar="OUT")]
+    """Folder of the shards."""
+    images: Annotated[tuple[Path, ...], Form(metavar="DIR")] = ()
+    """Folder of each file's images (default: beside it)."""
+    names: Annotated[tuple[str, ...], Form(metavar="NAME")] = ()
+    """Name of each source (default: the file's)."""
+    licences: Annotated[tuple[str, ...], Form(metavar="TEXT")] = ()
+    """Licence of each source (default: what the file says)."""
+    skeleton_base: Annotated[Literal[0, 1] | None, Form(parse=first_index, metavar="0|1")] = None
+    """Number of the first keypoint in skeletons, where the files do not tell."""
+    clips_per_shard: int = 256
+    """Number of clips of a shard."""
+
+
+def add_verbs(verbs: Verbs[Verb]) -> None:
+    """Add data make, import, check, stats and show."""
+    data = verbs.add_parser("data", help="make, import, check, count and show shards")
+    data = data.add_subparsers(required=True, metavar="VERB")
+    text = "Make shards of synthetic multi-view video; whole ones are not made again."
+    add_verb(data, "make", _data_make, text, _make, WORLD)
+    imports = data.add_parser("import", help="turn other projects' data into shards")
+    imports = imports.add_subparsers(required=True, metavar="FORM")
+    text = "Turn keypoint annotations in COCO's form into shards with one vocabulary of names."
+    add_verb(imports, "coco", _import_coco, text, lambda: ImportCoco)
+    text = "Verify shards against the layout and their geometry; exit 1 if wrong."
+    add_verb(data, "check", _data_check, text, lambda: Check)
+    add_verb(data, "stats", _data_stats, "Count what is in the shards.", lambda: Stats)
+    add_verb(data, "show", _data_show, "Draw a clip: frames, depth, mask, tracks, camera frusta.", lambda: Show)
+
+
+def _make() -> type[Make]:
+    from four_d.cli.world import Make
+
+    return Make
+
+
+def _data_make(arguments: Make) -> int:
+    from data_prep.synthetic import make
+
+    width, height = arguments.size
+    manifest = make(
+        arguments.out,
+        shards=arguments.shards,
+        seed=arguments.seed,
+        clips_per_shard=arguments.clips_per_shard,
+        workers=arguments.workers,
+        settings=replace(arguments.world, width=width, height=height),
+        held_out=arguments.held_out,
+    )
+    if manifest is None:
+        print(f"{arguments.out}: other shards are still missing; whoever makes the last one writes the manifest")
+    else:
+        print(f"{arguments.out}: {manifest.clips} clips, {manifest.frames} frames, {manifest.bytes / 1e6:.0f} MB")
+    return 0
+
+
+def _import_coco(arguments: ImportCoco) -> int:
+    from data_prep.importers.coco import VOCABULARY, Source, import_coco
+
+    files = arguments.annotations
+    for name in ("images", "names", "licences"):
+        given = getattr(arguments, name)
+        if given and len(given) != len(files):
+            raise UserError(f"--{name} has {len(given)} entries for {len(files)} annotation files; give one for each")
+    rows = zip_longest(files, arguments.images, arguments.names, arguments.licences)
+    sources = [Source(annotations=a, images=i, name=n, licence=t) for a, i, n, t in rows]
+    manifest = import_coco(
+        sources, arguments.out, clips_per_shard=arguments.clips_per_shard, skeleton_base=arguments.skeleton_base
+    )
+    print(f"{arguments.out}: {manifest.clips} clips, {manifest.frames} frames; names and counts in {VOCABULARY}")
+    return 0
+
+
+def _data_check(arguments: Check) -> int:
+    from four_d.data.check import check
+
+    report = check(arguments.folder, clips=arguments.clips, depth_tolerance=arguments.depth_tolerance)
+    print(report.table())
+    return 0 if report.ok else 1
+
+
+def _data_stats(arguments: Stats) -> int:
+    from four_d.data.stats import stats
+    from four_d.outputs import write_json
+
+    check_figures(arguments.json, "distributions", [arguments.folder])
+    found = stats(arguments.folder, clips=arguments.clips)
+    print(found.table())
+    if arguments.json is not None:
+        write_json(arguments.json, found.to_dict())
+    return 0
+
+
+def _data_show(arguments: Show) -> int:
+    from four_d.data.show import show
+
+    clip = int(arguments.clip) if arguments.clip.isdigit() else arguments.clip
+    print(*show(arguments.folder, clip, arguments.out), sep="\n")
+    return 0

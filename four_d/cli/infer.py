@@ -1,0 +1,95 @@
+"""Verb infer: outputs of a model for a video."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from four_d.cli.common import Verb, Verbs, add_verb, placed
+from four_d.cli.flags import Form
+from four_d.cli.values import bones, names, path, pinhole, point
+
+if TYPE_CHECKING:
+    from four_d.cli.request import Infer
+    from four_d.inference import LoadedModel, Result
+
+FORMS = {
+    "video": Form(parse=path, metavar="VIDEO", several=True, positional=True),
+    "intrinsics": Form(parse=pinhole, metavar="FX,FY,CX,CY"),
+    "cameras": Form(metavar="FILE"),
+    "depth": Form(metavar="DIR"),
+    "depth_unit": Form(metavar="UNIT"),
+    "mask": Form(metavar="PATH"),
+    "points": Form(parse=point, metavar="X,Y"),
+    "keypoints": Form(parse=names, metavar="NAME,NAME", several=False),
+    "keypoint_edges": Form(parse=bones, metavar="NAME:NAME,NAME:NAME", several=False),
+    "window": Form(metavar="N"),
+    "overlap": Form(metavar="K"),
+    "start": Form(metavar="SECONDS"),
+}
+"""Command-line forms of the fields of `Request`."""
+
+
+def add_verbs(verbs: Verbs[Verb]) -> None:
+    """Add infer."""
+    add_verb(verbs, "infer", _infer, "Cameras, depth, points and a report page of one video.", _flags, FORMS)
+
+
+def _flags() -> type[Infer]:
+    from four_d.cli.request import Infer
+
+    return Infer
+
+
+def _infer(arguments: Infer) -> int:
+    from four_d.checkpoints import best_reference
+    from four_d.devices import usable
+    from four_d.inference import check_output, infer, load
+
+    device = usable(arguments.device)
+    source, reference = (arguments.model, None) if arguments.model is not None else best_reference()
+    request = arguments.request
+    check_output(arguments.out, request, source, overwrite=arguments.overwrite)
+    request.check()
+    if reference is not None:
+        print(f"no --model given: taking {source} ({reference.summary}; {reference.licence})", file=sys.stderr)
+    model = placed(load(source), device, arguments.precision)
+    infer(
+        model,
+        request,
+        arguments.out,
+        static_points=arguments.static_points,
+        novel_views=arguments.novel_views,
+        page=_page(arguments, model, source),
+        overwrite=arguments.overwrite,
+    )
+    print(arguments.out)
+    return 0
+
+
+def _page(arguments: Infer, model: LoadedModel, source: Path) -> Callable[[Result, Path], None]:
+    """Function that writes the report page of a result into its folder."""
+    from four_d.viewer import report
+
+    def page(result: Result, folder: Path) -> None:
+        report(
+            folder / "report.html",
+            result,
+            title=", ".join(Path(str(video)).name for video in arguments.request.videos),
+            summary=f"Seen by {source}",
+            facts=_sizes(model.info.image_size, result.fits.model),
+            cloud=result.cloud(static=arguments.static_points),
+            tracks=result.track_table,
+            selected=range(0 if result.queries is None else len(result.queries)),
+            gaussians=result.gaussians,
+        )
+
+    return page
+
+
+def _sizes(trained: tuple[int, int], shown: tuple[int, int]) -> list[tuple[str, str]]:
+    """Lines of the report about the training size and the input size (height, width) of a model."""
+    names = ("model trained at", "sees this video at")
+    return [(name, f"{width} × {height}") for name, (height, width) in zip(names, (trained, shown), strict=True)]

@@ -1,0 +1,148 @@
+"""Keypoints: pixels, depth and positions in space, visibility, and confidence in the pixel (ours)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, cast
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from four_d.errors import UserError
+from four_d.geometry import NEAREST, inside, project
+from four_d.keypoints import named
+from four_d.layers import full_precision
+from four_d.losses.reduction import Over, cross_entropy, kept_mean, nothing
+from four_d.losses.schedule import Weight
+from four_d.losses.supervision import Need
+from four_d.losses.term import LossInputs, LossSpec, LossTerm
+from four_d.types import Clip, Keypoints, Prediction
+
+OUTPUTS = (
+    "keypoints",
+    "keypoint_pixels",
+    "keypoint_depth",
+    "keypoint_visible_logits",
+    "keypoint_confidence_logits",
+)
+"""Fields of a prediction that the term reads."""
+LEAST_SIDE = 0.1
+"""Least side of a thing's box as a fraction of the image's longer side: a thing of one point has none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeypointLossConfig(LossSpec):
+    """Distances of keypoints in the images, in log depth and in space, and two cross-entropies.
+
+    The predicted keypoints are the targets', in their order.
+    """
+
+    needs: ClassVar[tuple[Need, ...]] = ("keypoints",)
+    teaches: ClassVar[tuple[str, ...]] = OUTPUTS
+    kind: Literal["keypoints"] = "keypoints"
+    weight: Weight = 1.0
+    """Factor of the term in the total loss."""
+    pixels: float = 1.0
+    """Weight of the distance in the image, of points inside it, seen or not."""
+    by: Literal["box", "image"] = "box"
+    """Unit of that distance: the longer side of the box of the thing's known points inside the image, at least a tenth
+    of the image's (a thing far away counts as one that is near); or the image's longer side."""
+    depth: float = 1.0
+    """Weight of the difference of the logarithms of depth, of points before a known camera."""
+    points: float = 1.0
+    """Weight of the distance in space, in the clip's unit."""
+    visibility: float = 0.1
+    """Weight of the cross-entropy of being seen, of points with a known pixel."""
+    confidence: float = 0.1
+    """Weight of the cross-entropy of being within ``near``, which does not move the points."""
+    near: float = 0.1
+    """Distance, in the unit of ``by``, up to which a pixel counts as right."""
+    over: Over = "clip"
+    """Domain of the means: each clip alone, or the batch."""
+
+    @property
+    def without_effect(self) -> dict[str, str]:
+        """Settings that nothing reads → why."""
+        unread = {} if self.confidence else {"near": "where confidence is 0"}
+        return unread if self.confidence or self.pixels else {**unread, "by": "where pixels and confidence are 0"}
+
+    def build(self) -> KeypointLoss:
+        """Build the term."""
+        return KeypointLoss(self)
+
+
+class KeypointLoss(LossTerm[KeypointLossConfig]):
+    """The term of `KeypointLossConfig`."""
+
+    def forward(self, inputs: LossInputs) -> Float[Tensor, ""]:
+        """Compute the term. UserError without a head or for keypoints other than the targets'; 0 without truth."""
+        outputs, truth = keypoint_outputs(inputs.prediction), inputs.targets.keypoints
+        if truth is None or not truth.points.shape[-2] or not outputs:
+            return nothing(inputs.targets.images, *outputs.values())
+        points, pixels = outputs["keypoints"], outputs["keypoint_pixels"]
+        if points.shape != truth.points.shape:
+            raise UserError(
+                f"the keypoints loss compares the {truth.points.shape[-2]} keypoints of its targets, and "
+                f"{points.shape[-2]} others were asked for; leave Clip.keypoint_names to data.sampling.model_inputs"
+            )
+        config, size = self.config, (inputs.targets.images.shape[-2], inputs.targets.images.shape[-1])
+        here = truth.pixels_valid & inside(truth.pixels, torch.ones_like(truth.pixels[..., 0]), size)
+        unit = torch.full_like(pixels[..., 0], max(size)) if config.by == "image" else box_sides(truth, here, size)
+        away = _length(pixels - truth.pixels, here) / unit
+        right = away.detach() < config.near
+        depth, before = true_depth(inputs.targets, truth)
+        logs = (outputs["keypoint_depth"].clamp_min(NEAREST).log() - depth.log()).abs()
+        parts = (
+            config.pixels * kept_mean(away, here, config.over),
+            config.depth * kept_mean(logs, before, config.over),
+            config.points * kept_mean(_length(points - truth.points, truth.valid), truth.valid, config.over),
+            config.visibility
+            * kept_mean(
+                cross_entropy(outputs["keypoint_visible_logits"], truth.visible), truth.pixels_valid, config.over
+            ),
+            config.confidence
+            * kept_mean(cross_entropy(outputs["keypoint_confidence_logits"], right), here, config.over),
+        )
+        return sum(parts, start=nothing(*outputs.values()))
+
+
+def keypoint_outputs(prediction: Prediction) -> dict[str, Tensor]:
+    """Fields of a prediction that `OUTPUTS` names; none where nothing was asked for. UserError without a head."""
+    lacking = [name for name in OUTPUTS if not hasattr(prediction, name)]
+    if lacking:
+        raise UserError(
+            f"the keypoints loss needs {lacking[0]}; add a head {{kind: keypoints}} to model.heads, or remove the loss"
+        )
+    found = {name: cast(Tensor | None, getattr(prediction, name)) for name in OUTPUTS}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def box_sides(truth: Keypoints, known: Bool[Tensor, "b f n"], size: tuple[int, int]) -> Float[Tensor, "b f n"]:
+    """Longer side in pixels of the box of the known points of each point's thing: at least `LEAST_SIDE` of the longer
+    one of an image of ``size`` (rows, columns).
+    """
+    alike = truth.instances[:, :, None] == truth.instances[:, None]
+    own = alike[:, None, ..., None] & (known & named(truth.names)[:, None])[:, :, None, :, None]
+    pixels = truth.pixels[:, :, None]
+    most, least = torch.where(own, pixels, -torch.inf), torch.where(own, pixels, torch.inf)
+    side = (most.amax(-2) - least.amin(-2)).amax(-1)
+    return side.clamp_min(LEAST_SIDE * max(size))
+
+
+def true_depth(targets: Clip, truth: Keypoints) -> tuple[Float[Tensor, "b f n"], Bool[Tensor, "b f n"]]:
+    """z-depth of the true points in each frame's camera, 1 where unknown, and where it is known."""
+    cameras = targets.cameras
+    if cameras is None:
+        return torch.ones_like(truth.points[..., 0]), torch.zeros_like(truth.valid)
+    with full_precision(truth.points.device):
+        depth = project(truth.points, cameras)[1]
+    known = truth.valid & (depth > NEAREST)
+    if cameras.known is not None:
+        known = known & cameras.known[..., None]
+    return torch.where(known, depth, 1), known
+
+
+def _length(difference: Float[Tensor, "*b c"], keep: Bool[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    """Norm, without the gradient NaN of a length 0 where nothing is kept."""
+    return torch.where(keep[..., None], difference, 1).norm(dim=-1)

@@ -1,0 +1,1 @@
+"""Long video in overlapping windows: cut, align, join and track. Shared by inference and evaluation."""

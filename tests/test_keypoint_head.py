@@ -1,0 +1,409 @@
+"""Keypoints by name: the head, its loss, and both in training, on long videos and in exports."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from four_d import fields
+from four_d.abilities import Abilities, ModelModule
+from four_d.checkpoints import ModelInfo
+from four_d.config import load
+from four_d.data.augment import crop
+from four_d.data.sampling import collate, normalise, to_clip, to_example
+from four_d.data.shards import finalise, write_shard
+from four_d.errors import UserError
+from four_d.export import export
+from four_d.formats.keypoints import read_keypoints
+from four_d.geometry import project
+from four_d.heads.keypoint import KeypointHead, KeypointHeadConfig, KeypointPrediction, check_names
+from four_d.inference import LoadedModel, Request, infer
+from four_d.inference import load as load_model
+from four_d.keypoints import encode_names
+from four_d.layers import NameEmbedding
+from four_d.losses.keypoint import OUTPUTS, KeypointLossConfig
+from four_d.parts import TokenShape
+from four_d.schema import to_plain
+from four_d.training import train
+from four_d.training.module import TrainingModule
+from four_d.training.record import read_metrics
+from four_d.training.run import RunData
+from four_d.trajectories import predicted
+from four_d.types import Cameras, Clip, Example, Prediction, Tokens, map_tensors
+from four_d.video.footage import Selection
+from four_d.viewer import report
+from tests.helpers import box_clip, loss_value
+from tests.keypoint_scene import EDGES, chain_clip
+from tests.test_export import TINY
+from tests.training.runs import tiny
+
+SMALL: dict[str, object] = {"kind": "keypoints", "width": 32, "depth": 1, "heads": 2, "groups": 512}
+
+
+@pytest.fixture(scope="module")
+def example() -> Example:
+    clips = [normalise(to_clip(chain_clip(seed))) for seed in range(2)]
+    return collate([to_example(clip, "key") for clip in clips])
+
+
+def head(seed: int = 0, **settings: Any) -> KeypointHead:
+    torch.manual_seed(seed)
+    config = KeypointHeadConfig(**{"width": 32, "depth": 2, "heads": 2, "groups": 512, **settings})
+    built = config.build(TokenShape(width=24, rounds=2, patch_size=8))
+    for layer in (built.step, built.position, built.depth, built.visible, built.confidence):
+        torch.nn.init.normal_(layer.weight, std=0.3)  # so that all of it matters
+    return built.eval()
+
+
+def tokens(clip: Clip) -> Tokens:
+    b, f = clip.images.shape[:2]
+    patches = torch.randn(b, f, 16, 24, generator=torch.Generator().manual_seed(1))
+    special = torch.randn(b, f, 2, 24)
+    return Tokens(patches=(patches,), special=(special,), grid=(4, 4), frames=torch.arange(f), rounds=(1,))
+
+
+def truly(example: Example) -> KeypointPrediction:
+    """A prediction that is the truth."""
+    truth = example.targets.keypoints
+    cameras = example.targets.cameras
+    assert truth is not None
+    assert cameras is not None
+    return KeypointPrediction(
+        keypoints=truth.points.clone(),
+        keypoint_pixels=truth.pixels.clone(),
+        keypoint_depth=project(truth.points, cameras)[1],
+        keypoint_visible_logits=torch.where(truth.visible, 50.0, -50.0),
+        keypoint_confidence_logits=torch.full_like(truth.pixels[..., 0], 50.0),
+    )
+
+
+def test_names_that_read_alike_are_alike() -> None:
+    embed = NameEmbedding(512, 16)
+    same = embed(encode_names(["left_eye", "Left Eye", "left-eye"])[None])[0].detach()
+    torch.testing.assert_close(same[1:], same[:1].expand(2, -1))
+    other = embed(encode_names(["right_eye", "eye_left", "nose"])[None])[0].detach()
+    assert float((other - same[0]).norm(dim=-1).min()) > 0.1
+    assert not embed(torch.zeros(1, 1, 32, dtype=torch.int64)).any()
+
+
+def test_neither_the_order_of_names_nor_padding_matters(example: Example) -> None:
+    clip, built = example.inputs, head()
+    assert clip.keypoint_names is not None
+    assert clip.keypoint_boxes is not None
+    whole = built(tokens(clip), clip)
+    order = torch.tensor([3, 0, 4, 2, 1])
+    turned = dataclasses.replace(
+        clip, keypoint_names=clip.keypoint_names[:, order], keypoint_boxes=clip.keypoint_boxes[:, order]
+    )
+    names, boxes = torch.zeros(2, 3, 32, dtype=torch.int64), torch.zeros(2, 3, 2, 2)
+    longer = dataclasses.replace(
+        clip,
+        keypoint_names=torch.cat([clip.keypoint_names, names], 1),
+        keypoint_boxes=torch.cat([clip.keypoint_boxes, boxes], 1),
+    )
+    for name, value in fields.named(whole).items():
+        expected = value[:, :, order]
+        torch.testing.assert_close(getattr(built(tokens(turned), turned), name), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(getattr(built(tokens(longer), longer), name)[:, :, :5], value, atol=1e-5, rtol=1e-5)
+    assert float((whole.keypoint_pixels[:, :, 0] - whole.keypoint_pixels[:, :, 1]).abs().detach().min()) > 0
+
+
+def test_a_keypoint_answers_its_name_its_box_and_its_company(example: Example) -> None:
+    clip, built = example.inputs, head()
+    assert clip.keypoint_names is not None
+    assert clip.keypoint_boxes is not None
+    before = built(tokens(clip), clip).keypoint_pixels
+    unboxed = dataclasses.replace(clip, keypoint_boxes=None)
+    whole = torch.tensor([[0.0, 0], [32, 32]]).expand(2, 5, 2, 2)
+    torch.testing.assert_close(
+        built(tokens(clip), unboxed).keypoint_pixels,
+        built(tokens(clip), dataclasses.replace(clip, keypoint_boxes=whole)).keypoint_pixels,
+    )
+    assert not torch.allclose(built(tokens(clip), unboxed).keypoint_pixels, before, atol=1e-4)
+    swapped = dataclasses.replace(clip, keypoint_boxes=clip.keypoint_boxes.flip(-2))
+    torch.testing.assert_close(built(tokens(clip), swapped).keypoint_pixels, before)
+    alone = dataclasses.replace(
+        clip, keypoint_names=clip.keypoint_names[:, :1], keypoint_boxes=clip.keypoint_boxes[:, :1]
+    )
+    assert not torch.allclose(built(tokens(clip), alone).keypoint_pixels, before[:, :, :1], atol=1e-5)
+
+
+def test_without_names_nothing_is_found_but_training_has_its_gradients(example: Example) -> None:
+    clip, built = dataclasses.replace(example.inputs, keypoint_names=None), head()
+    assert fields.named(built(tokens(clip), clip)) == {}
+    built.train()
+    targets = dataclasses.replace(example.targets, keypoints=None)
+    value = loss_value(KeypointLossConfig(), built(tokens(clip), clip), targets)
+    value.backward()
+    assert float(value.detach()) == 0
+    assert all(p.grad is not None and not p.grad.any() for p in built.parameters())
+    nobody = loss_value(KeypointLossConfig(), built.eval()(tokens(clip), clip), targets)
+    assert float(nobody.detach()) == 0, "validation on clips without keypoints"
+
+
+def test_queries_of_another_shape_are_refused(example: Example) -> None:
+    names = torch.zeros(2, 5, 8, dtype=torch.int64)
+    with pytest.raises(UserError, match=r"keypoint_names are \(2, 5, 8\); give \(2, n, 32\)"):
+        check_names(names, example.inputs)
+    with pytest.raises(UserError, match=r"keypoint_boxes are \(2, 5, 2, 2\) for 4 names"):
+        check_names(torch.zeros(2, 4, 32, dtype=torch.int64), example.inputs)
+
+
+def test_sizes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(UserError, match="3 heads do not divide width 32"):
+        head(heads=3)
+    with pytest.raises(UserError, match="groups is 0"):
+        head(groups=0)
+
+
+@pytest.mark.parametrize("by", ["box", "image"])
+def test_the_truth_costs_nothing_and_each_part_counts_alone(example: Example, by: Any) -> None:
+    right, targets = truly(example), example.targets
+    config = KeypointLossConfig(by=by)
+    assert float(loss_value(config, right, targets)) == pytest.approx(0, abs=1e-5)
+    alone = {"pixels": 0.0, "depth": 0.0, "points": 0.0, "visibility": 0.0, "confidence": 0.0}
+    wrong: dict[str, tuple[str, Any]] = {
+        "pixels": ("keypoint_pixels", lambda x: x + 3.2),
+        "depth": ("keypoint_depth", lambda x: x * 2),
+        "points": ("keypoints", lambda x: x + 0.5),
+        "visibility": ("keypoint_visible_logits", lambda x: -x),
+        "confidence": ("keypoint_confidence_logits", lambda x: -x),
+    }
+    for part, (name, change) in wrong.items():
+        moved = dataclasses.replace(right, **{name: change(getattr(right, name))})
+        for other in alone:
+            value = float(loss_value(dataclasses.replace(config, **(alone | {other: 1.0})), moved, targets))
+            expected_off = part == "pixels" and other == "confidence"  # what is off is not to be sure
+            assert (value > 1e-3) == (other == part or expected_off), (part, other)
+    if by == "image":
+        shifted = dataclasses.replace(right, keypoint_pixels=truly(example).keypoint_pixels + 3.2)  # pyright: ignore[reportOptionalOperand]
+        found = loss_value(KeypointLossConfig(by=by, **(alone | {"pixels": 1.0})), shifted, targets)
+        assert float(found) == pytest.approx(3.2 * 2**0.5 / 32)
+    doubled = dataclasses.replace(right, keypoint_depth=2 * right.keypoint_depth)  # pyright: ignore[reportOptionalOperand]
+    found = loss_value(KeypointLossConfig(**(alone | {"depth": 1.0})), doubled, targets)
+    assert float(found) == pytest.approx(float(np.log(2)), rel=1e-4)
+
+
+def test_every_output_has_its_gradient_and_what_is_unknown_has_none(example: Example) -> None:
+    truth = example.targets.keypoints
+    assert truth is not None
+    keep = torch.ones_like(truth.valid)
+    keep[:, :, 2] = False
+    hidden = dataclasses.replace(
+        truth, valid=keep, pixels_valid=keep, visible=truth.visible & keep, points=truth.points * keep[..., None]
+    )
+    targets = dataclasses.replace(example.targets, keypoints=hidden)
+    generator = torch.Generator().manual_seed(0)
+    right = truly(example)
+    values = {
+        name: (getattr(right, name).clamp(-3, 3) + 0.3 * torch.rand(getattr(right, name).shape, generator=generator))
+        .double()
+        .requires_grad_()
+        for name in OUTPUTS
+    }
+    targets = fields.apply(targets, lambda _, t: t.double() if t.is_floating_point() else t)
+
+    def term(*outputs: torch.Tensor) -> torch.Tensor:
+        return loss_value(KeypointLossConfig(), KeypointPrediction(**dict(zip(OUTPUTS, outputs))), targets)
+
+    assert torch.autograd.gradcheck(term, tuple(values.values()), fast_mode=True)
+    term(*values.values()).backward()
+    for name, value in values.items():
+        assert value.grad is not None
+        assert value.grad.isfinite().all(), name
+        assert value.grad.any(), name
+        assert not value.grad[:, :, 2].any(), name
+
+
+def test_what_cannot_be_compared_is_said(example: Example) -> None:
+    with pytest.raises(UserError, match=r"needs keypoints; add a head \{kind: keypoints\}"):
+        loss_value(KeypointLossConfig(), Prediction(), example.targets)
+    few = fields.take(truly(example), "joints", [0, 1])
+    with pytest.raises(UserError, match="compares the 5 keypoints of its targets, and 2 others"):
+        loss_value(KeypointLossConfig(), few, example.targets)
+
+
+def test_predicted_keypoints_are_trajectories_with_bones(example: Example) -> None:
+    found = predicted(truly(example), example.targets, torch.zeros(2, 1, 3))["keypoints"]
+    assert found.points.shape == (2, 5, 4, 3)
+    assert found.valid.all()
+    assert found.edges is not None
+    assert found.edges[0].tolist() == [list(edge) for edge in EDGES]
+    assert "keypoints" not in predicted(Prediction(), example.targets, torch.zeros(2, 1, 3))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three clips of chains, one of boxes without any."""
+    folder = tmp_path_factory.mktemp("chains")
+    clips = [chain_clip(seed, frames=4, surface=True) for seed in range(3)]
+    write_shard(folder, 0, [*clips, box_clip(9, frames=4, cameras=1, size=32)])
+    finalise(folder, "chains")
+    return folder
+
+
+def config(data: Path, folder: Path, **loop: object) -> Any:
+    heads: Any = to_plain(tiny(data, folder).model)["heads"]  # pyright: ignore[reportArgumentType, reportCallIssue, reportIndexIssue]
+    return tiny(
+        data,
+        folder,
+        model={"heads": {**heads, "keypoints": SMALL}},
+        losses={"keypoints": {"kind": "keypoints"}},
+        loop={"max_steps": 3, "epoch_steps": 3, "precision": "fp32", "accelerator": "cpu", **loop},
+    )
+
+
+@pytest.mark.slow
+def test_three_steps_export_and_a_call(data: Path, tmp_path: Path) -> None:
+    run = config(data, tmp_path / "runs")
+    assert train(run).exit_code == 0
+    lines = [line for line in read_metrics(run.run_folder) if line["split"] == "train"]
+    assert len(lines) == 3
+    assert all(np.isfinite(line["keypoints"]) for line in lines)
+    assert any(line["keypoints"] > 0 for line in lines)
+    out = export(run.run_folder, tmp_path / "model", program=True)
+    model = load_model(out)
+    clip = collate([to_example(crop(normalise(to_clip(chain_clip(0))), (16, 16), 1.0), "key")]).inputs
+    found = model(clip)
+    assert isinstance(found, KeypointPrediction)
+    assert found.keypoints is not None
+    assert found.keypoints.shape == (1, 4, 5, 3)
+    assert model(dataclasses.replace(clip, keypoint_names=None)).keypoints is None  # pyright: ignore[reportAttributeAccessIssue]
+    program = torch.export.load(out / "model.pt2").module()
+    assert "keypoints" not in program(clip.images, clip.times), "a program takes no names"
+
+
+def test_a_clip_is_learnt(example: Example) -> None:
+    torch.manual_seed(0)
+    one = fields.take(example.inputs, "b", slice(1)), fields.take(example.targets, "b", slice(1))
+    built = KeypointHeadConfig(width=32, depth=1, heads=2, groups=512).build(
+        TokenShape(width=192, rounds=1, patch_size=8)
+    )
+    patches = one[0].images.unfold(-2, 8, 8).unfold(-2, 8, 8).permute(0, 1, 3, 4, 2, 5, 6).flatten(4).flatten(2, 3)
+    seen = Tokens(patches=(patches,), special=(patches[:, :, :1],), grid=(4, 4), frames=torch.arange(4), rounds=(0,))
+    optimiser = torch.optim.Adam(built.parameters(), lr=3e-3)
+    first = None
+    for _ in range(150):
+        value = loss_value(KeypointLossConfig(), built(seen, one[0]), one[1])
+        first = value.detach() if first is None else first
+        optimiser.zero_grad()
+        value.backward()
+        optimiser.step()
+    found, truth = built.eval()(seen, one[0]), one[1].keypoints
+    assert truth is not None
+    assert first is not None
+    assert float(value.detach()) < 0.25 * float(first)  # pyright: ignore[reportPossiblyUnboundVariable]
+    away = (found.keypoint_pixels - truth.pixels).detach().norm(dim=-1)[truth.visible]
+    assert float(away.mean()) < 1.5, "pixels, of 32"
+
+
+class Placed(ModelModule):
+    """A model of one camera that moves along x, which finds every keypoint where it stands in the world."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.unused, self.size = torch.nn.Parameter(torch.zeros(1)), size
+
+    @property
+    def abilities(self) -> Abilities:
+        outputs = frozenset({"depth", "cameras", *KeypointHeadConfig().provides})
+        return Abilities(outputs=outputs, predictions=(KeypointPrediction,))
+
+    def forward(self, clip: Clip) -> Prediction:
+        # the first two pixels' colours are the frame's number in the video, and the unit changes with each window
+        numbers = (clip.images[0, :, 0, 0, 0] * 255).round()
+        scale = 1.0 + float(numbers[0]) / 40
+        poses = torch.eye(4).repeat(len(numbers), 1, 1)
+        poses[:, 0, 3] = (numbers - numbers[0]) * 0.05 / scale
+        lens = torch.tensor([[30.0, 0, self.size[1] / 2], [0, 30, self.size[0] / 2], [0, 0, 1]])
+        cameras = Cameras(world_from_camera=poses, intrinsics=lens.expand(len(numbers), 3, 3))
+        columns = torch.arange(self.size[1]) / self.size[1]
+        depth = (2 + columns).expand(len(numbers), *self.size) / scale
+        found: dict[str, torch.Tensor] = {}
+        if clip.keypoint_names is not None:
+            count = clip.keypoint_names.shape[1]
+            own = torch.stack([torch.tensor([0.2 * i, 0.1 * i, 3.0]) for i in range(count)])
+            points = (own - torch.stack([numbers[0] * 0.05, *torch.zeros(2)])) / scale
+            points = points.expand(len(numbers), count, 3)
+            pixels, z = project(points, cameras)
+            sure = torch.full_like(z, 0.75)
+            found = {"keypoints": points, "keypoint_pixels": pixels, "keypoint_depth": z}
+            found |= {"keypoint_visible": sure, "keypoint_confidence": sure}
+        value = KeypointPrediction(depth=depth, cameras=cameras, **found)  # pyright: ignore[reportArgumentType]
+        return map_tensors(value, lambda tensor: tensor[None])
+
+
+def test_keypoints_of_a_long_video_are_those_of_its_first_window(tmp_path: Path) -> None:
+    size = (24, 32)
+    frames = np.zeros((20, *size, 3), np.uint8)
+    frames[..., 0] = np.arange(20)[:, None, None]
+    for index, frame in enumerate(frames):
+        (tmp_path / "video").mkdir(exist_ok=True)
+        Image.fromarray(frame).save(tmp_path / "video" / f"{index:03d}.png")
+    model = LoadedModel(Placed(size), ModelInfo(model=TINY, image_size=size, frames=8))
+    asked: Any = {"keypoints": ["root", "foot"], "keypoint_edges": [("foot", "root")], "window": 8, "overlap": 2}
+    every = Selection(max_frames=20)
+    infer(model, tmp_path / "video", tmp_path / "out", selection=every, **asked)
+    told = json.loads((tmp_path / "out" / "windows.json").read_text())
+    assert len(told["windows"]) == 3
+    table = read_keypoints(tmp_path / "out" / "keypoints.json")
+    assert (table.names, table.edges, len(table.frames)) == (["root", "foot"], [(1, 0)], 20)
+    for index, frame in enumerate(table.frames):
+        assert frame.points is not None
+        np.testing.assert_allclose(frame.points, [[0, 0, 3], [0.2, 0.1, 3]], atol=2e-3)
+        np.testing.assert_allclose(frame.pixels[0], [16 - 30 * 0.05 * index / 3, 12], atol=1e-2)
+        np.testing.assert_allclose(frame.visible, [0.75, 0.75])  # pyright: ignore[reportArgumentType]
+    drawn = sorted(path.name for path in (tmp_path / "out" / "keypoints").iterdir())
+    assert drawn == [f"{index:06d}.jpg" for index in range(20)]
+    whole = model(tmp_path / "video", selection=every, **asked)
+    report(tmp_path / "report.html", whole, title="x")
+    assert ">Keypoints<" in (tmp_path / "report.html").read_text()
+    report(tmp_path / "plain.html", model(tmp_path / "video", selection=every, window=8), title="x")
+    assert ">Keypoints<" not in (tmp_path / "plain.html").read_text()
+    assert whole.keypoint_pixels is not None
+    np.testing.assert_allclose(whole.keypoint_pixels, np.stack([f.pixels for f in table.frames]), atol=1e-4)
+    assert whole.keypoint_names == ("root", "foot")
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"keypoints": ["a", "a"]}, "two keypoints 'a'"),
+        ({"keypoints": ["a", "x" * 40]}, "is of 40 bytes"),
+        ({"keypoints": ["a", "b"], "keypoint_edges": [("a", "c")]}, "a bone ends at 'c', which is not among"),
+        ({"keypoints": ["a", "b"], "keypoint_edges": [("a", "a")]}, "joins 'a' with itself"),
+        ({"keypoint_edges": [("a", "b")]}, "a bone ends at 'a'"),
+    ],
+)
+def test_keypoints_that_cannot_be_asked_for(asked: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Request(video=np.zeros((1, 8, 8, 3), np.uint8), **asked)
+
+
+def test_a_model_without_the_head_says_so() -> None:
+    with pytest.raises(UserError, match="finds no keypoints"):
+        Request(video=np.zeros((1, 8, 8, 3), np.uint8), keypoints=["a"]).check_for(
+            Abilities(outputs=frozenset({"depth"}))
+        )
+
+
+@pytest.mark.slow
+def test_the_head_fits_onto_unified(tmp_path: Path) -> None:
+    write_shard(tmp_path, 0, [chain_clip(seed, frames=6, cameras=2, size=64, surface=True) for seed in range(2)])
+    finalise(tmp_path, "chains")
+    small = ["loop.compile=false", "data.images_per_batch=6", "data.workers=0", "weights=null"]
+    sampling = ["data.sampling.min_frames=6", "data.sampling.max_frames=6", f"data.sources.chains.path={tmp_path}"]
+    added = ["model.heads.keypoints={kind: keypoints, width: 64}", "losses.keypoints={kind: keypoints}"]
+    module = TrainingModule(load(["overlays/unified_mini"], [*small, *sampling, *added]))
+    step = RunData(module.config).training[0].batches[0]
+    terms = module.terms(step)[1]
+    terms["loss"].backward()
+    assert float(terms["keypoints"].detach()) > 0
+    assert all(p.grad is not None for p in module.model.get_submodule("heads.keypoints").parameters())
