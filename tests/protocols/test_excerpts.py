@@ -266,14 +266,6 @@ def test_flow_of_flying_chairs() -> None:
     assert moved < 0.6 * np.abs(second - first)[inside].mean()
 
 
-@pytest.mark.parametrize(("name", "low", "high"), [("disp1", 1.13, 108.9), ("disp2", 1.14, 105.1)])
-def test_pfm_of_flying_things(name: str, low: float, high: float) -> None:
-    disparity = decode.pfm(SAMPLES / "sceneflow_pair" / f"{name}.pfm")
-    assert disparity.shape == (540, 960)
-    assert disparity.min() == pytest.approx(low, abs=0.01)
-    assert disparity.max() == pytest.approx(high, abs=0.05)
-
-
 def test_npy_depth_of_tartanair() -> None:
     depth = decode.depth_npy(SAMPLES / "tartanair_pair" / "depth1.npy")
     assert depth.shape == (480, 640)
