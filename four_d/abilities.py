@@ -17,8 +17,8 @@ from four_d.types import Clip, Prediction, map_tensors
 
 HALVES = frozenset({torch.bfloat16, torch.float16})
 
-Hint = Literal["intrinsics", "poses", "depth", "masks"]
-HINTS: tuple[Hint, ...] = ("intrinsics", "poses", "depth", "masks")
+Hint = Literal["intrinsics", "poses", "depth", "masks", "boxes"]
+HINTS: tuple[Hint, ...] = ("intrinsics", "poses", "depth", "masks", "boxes")
 Use = Literal["off", "optional", "required"]
 """Use of a hint by a model; ``required``: it refuses a clip without."""
 Normalisation = Literal["mean_distance", "disparity"]
@@ -45,8 +45,8 @@ class Abilities:
     """True if it answers query points (``Clip.query_points``)."""
     hints: Mapping[Hint, Use] = field(default_factory=dict[Hint, Use])
     """Supported hints, each optional or required; those that are off are absent."""
-    hints_setting: str | None = None
-    """Config setting that chooses the hints; None: they cannot be chosen."""
+    hint_settings: Mapping[Hint, str] = field(default_factory=dict[Hint, str])
+    """Config setting that chooses a hint's use; hints whose use cannot be chosen are absent."""
     masks: bool = False
     """True if its outputs depend on the user's mask of moving pixels (``Clip.dynamic``)."""
     times: int | None = None
@@ -97,7 +97,8 @@ class Abilities:
         """Description of the supported hints, for messages."""
         if self.hints:
             return f"takes {' and '.join(hint for hint in HINTS if hint in self.hints)}"
-        return "takes no hints" + ("" if self.hints_setting is None else f" ({self.hints_setting} is off)")
+        off = " and ".join(sorted({*self.hint_settings.values()}))
+        return "takes no hints" + (f" ({off} is off)" if off else "")
 
     @property
     def arithmetic(self) -> str:

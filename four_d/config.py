@@ -232,9 +232,9 @@ class RunConfig:
         abilities = self.model.abilities
         for name in HINTS:
             share, use = getattr(self.data.hints, name), abilities.hints.get(name, "off")
-            other = f"take another backbone, which may do otherwise with {name}"
-            if abilities.hints_setting is not None:
-                other = f"'model.{abilities.hints_setting}={{{name}: optional}}'"
+            other = f"take other parts, which may do otherwise with {name}"
+            if name in abilities.hint_settings:
+                other = f"'model.{abilities.hint_settings[name]}={{{name}: optional}}'"
             if share and use == "off":
                 raise UserError(
                     f"data.hints.{name} is {share}, and the model takes none; set data.hints.{name}=0, or {other}"

@@ -70,7 +70,7 @@ def abilities_of(backbone: BackboneSpec, heads: Iterable[HeadSpec]) -> Abilities
         queried=frozenset(name for head in heads if head.queried for name in head.provides),
         points=any(head.answers_points for head in heads),
         hints=hints,
-        hints_setting=None if backbone.hints_setting is None else f"backbone.{backbone.hints_setting}",
+        hint_settings={hint: f"backbone.{name}" for hint, name in backbone.hint_settings.items()},
         masks=backbone.masks,
         times=next((head.gaussian_times for head in makers if head.gaussian_times is not None), None),
         stride=backbone.row_stride,

@@ -104,9 +104,9 @@ class BackboneSpec(Spec, Protocol):
         return {}
 
     @property
-    def hints_setting(self) -> str | None:
-        """Name of its setting that chooses the hints; None: they cannot be chosen."""
-        return None
+    def hint_settings(self) -> Mapping[Hint, str]:
+        """Name of its setting that chooses a hint's use; hints whose use cannot be chosen are absent."""
+        return {}
 
     @property
     def masks(self) -> bool:

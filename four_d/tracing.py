@@ -28,6 +28,7 @@ GIVEN: dict[Hint, tuple[str, ...]] = {
     "poses": ("world_from_camera", "intrinsics"),
     "depth": ("depth",),
     "masks": ("dynamic",),
+    "boxes": ("keypoint_boxes",),
 }
 """Inputs of a program for each hint that its model requires."""
 

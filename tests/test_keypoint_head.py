@@ -50,7 +50,7 @@ SMALL: dict[str, object] = {"kind": "keypoints", "width": 32, "depth": 1, "heads
 @pytest.fixture(scope="module")
 def example() -> Example:
     clips = [normalise(to_clip(chain_clip(seed))) for seed in range(2)]
-    return collate([to_example(clip, "key") for clip in clips])
+    return collate([to_example(clip, "key", ["boxes"]) for clip in clips])
 
 
 def head(seed: int = 0, **settings: Any) -> KeypointHead:

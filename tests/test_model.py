@@ -300,6 +300,7 @@ for changes in (dict(patches=StemPatchConfig(channels=(4, 8)), matching=Matching
 """
 
 
+@pytest.mark.slow
 def test_exports_with_any_number_of_frames() -> None:
     """In a process of its own, without the run-time type checks of the tests."""
     root = str(Path(__file__).parents[1])

@@ -100,6 +100,7 @@ def assert_close(given: object, wanted: object) -> None:
             assert torch.equal(found[name], value), name
 
 
+@pytest.mark.slow
 def test_a_batch_with_several_query_times_is_predicted_as_by_the_model(
     moving: Both,
 ) -> None:

@@ -103,6 +103,7 @@ def worlds(folder: Path, seed: int, clips: int, **settings: Any) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_known_intrinsics_do_not_raise_the_error_of_motion(tmp_path: Path) -> None:
     data = str(worlds(tmp_path, 7, 6, frames=6, moving=(0.1, 0.55), duration_s=(0.2, 0.35)))
     model = load(FOLDER / "unified-small")

@@ -736,6 +736,7 @@ def run_python(code: str, *arguments: str) -> list[str]:
     return done.stdout.split()
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_video(tmp_path: Path) -> None:
     """96 more frames of 0.9 MB each, which the page does not show; the window is 12."""
     folder = tmp_path / "video"

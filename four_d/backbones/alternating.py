@@ -110,9 +110,9 @@ class AlternatingConfig(BackboneSpec):
         return {} if self.hints is None else self.hints.uses
 
     @property
-    def hints_setting(self) -> str:
+    def hint_settings(self) -> Mapping[Hint, str]:
         """Config section of the hints."""
-        return "hints"
+        return dict.fromkeys(HintsConfig().uses_by_hint, "hints")
 
     @property
     def masks(self) -> bool:

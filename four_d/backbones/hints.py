@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import roma
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from four_d.abilities import HINTS, Hint, Use
+from four_d.abilities import Hint, Use
 from four_d.errors import UserError
 from four_d.layers import full_precision
 from four_d.types import Cameras, Clip
@@ -46,8 +47,12 @@ class HintsConfig:
     @property
     def uses(self) -> dict[Hint, Use]:
         """Hints that are not off."""
-        uses: dict[Hint, Use] = {name: getattr(self, name) for name in HINTS}
-        return {name: use for name, use in uses.items() if use != "off"}
+        return {name: use for name, use in self.uses_by_hint.items() if use != "off"}
+
+    @property
+    def uses_by_hint(self) -> dict[Hint, Use]:
+        """Use of every hint that tokens can have."""
+        return cast(dict[Hint, Use], dict(vars(self)))
 
     def build(self, patch_size: int, width: int) -> Hints:
         """Build the module. UserError if everything is off."""

@@ -41,6 +41,8 @@ class HintProbabilities:
     """Probability of giving depth maps, 0 to 1."""
     masks: float = 0.0
     """Probability of giving masks of moving pixels, 0 to 1."""
+    boxes: float = 0.0
+    """Probability of giving the boxes of the things whose keypoints are asked for, 0 to 1."""
 
     def __post_init__(self) -> None:
         if not all(0 <= probability <= 1 for probability in vars(self).values()):
@@ -237,12 +239,13 @@ def _mean_distance_scale(clip: Clip) -> Float[Tensor, ""]:
 def model_inputs(clip: Clip, hints: Collection[Hint]) -> Clip:
     """Inputs of a model from a clip: the fields declared `types.INPUT`, and the truth that ``hints`` name.
 
-    A clip with keypoints that asks for none asks for these.
+    A clip with keypoints that asks for none asks for these by name, and with the hint ``boxes`` says where they are.
     """
     inputs = fields.inputs(clip)
     if clip.keypoints is not None and clip.keypoint_names is None:
         names, boxes = queries_of(clip.keypoints, (clip.images.shape[-2], clip.images.shape[-1]))
-        inputs = dataclasses.replace(inputs, keypoint_names=names, keypoint_boxes=boxes)
+        given = boxes if "boxes" in hints else None
+        inputs = dataclasses.replace(inputs, keypoint_names=names, keypoint_boxes=given)
     cameras = clip.cameras
     if cameras is not None and ("intrinsics" in hints or "poses" in hints):
         known = torch.ones_like(clip.times, dtype=torch.bool) if cameras.known is None else cameras.known

@@ -7,6 +7,7 @@ no vocabulary stands between data and model. With the box of its thing it is mat
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -14,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from four_d.abilities import Hint, Use
 from four_d.errors import UserError
 from four_d.geometry import pixel_centres
 from four_d.heads.dense import inverse_log
@@ -91,6 +93,11 @@ class KeypointHeadConfig(HeadSpec):
     def requires(self) -> frozenset[Provision]:
         """Token rows of every frame."""
         return frozenset({EVERY_FRAME})
+
+    @property
+    def takes(self) -> Mapping[Hint, Use]:
+        """Boxes of the things whose keypoints are asked for."""
+        return {"boxes": "optional"}
 
     def build(self, shape: TokenShape) -> KeypointHead:
         """Build the module. UserError where sizes do not fit each other."""

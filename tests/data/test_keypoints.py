@@ -147,7 +147,7 @@ def test_a_crop_takes_its_keypoints_along(raw: RawClip) -> None:
     inside = ((clip.keypoints.pixels >= 0) & (clip.keypoints.pixels < 16)).all(-1)
     assert torch.equal(clip.keypoints.visible, inside & before.keypoints.visible)
     assert 0 < int(clip.keypoints.visible.sum()) < int(before.keypoints.visible.sum())
-    asked = model_inputs(before, ())
+    asked = model_inputs(before, ("boxes",))
     boxes = crop(
         dataclasses.replace(before, keypoint_names=asked.keypoint_names, keypoint_boxes=asked.keypoint_boxes),
         (16, 16),
@@ -175,6 +175,8 @@ def test_a_model_is_asked_for_the_keypoints_and_shown_no_truth(raw: RawClip) -> 
     assert example.inputs.keypoints is None
     assert example.inputs.keypoint_names is not None
     assert decode_names(example.inputs.keypoint_names) == NAMES
+    assert example.inputs.keypoint_boxes is None
+    assert to_example(to_clip(raw), "key", ["boxes"]).inputs.keypoint_boxes is not None
     asked = dataclasses.replace(to_clip(raw), keypoint_names=example.inputs.keypoint_names[:2])
     assert len(model_inputs(asked, ()).keypoint_names) == 2  # pyright: ignore[reportArgumentType]
 
@@ -184,7 +186,7 @@ def test_batches_of_clips_with_other_keypoints_and_with_none(raw: RawClip) -> No
     with_few = dataclasses.replace(to_clip(raw), keypoints=few)
     none = to_clip(box_clip(2, frames=4, cameras=2, size=(24, 32)))
     clips = [to_clip(raw), with_few, none]
-    batch = collate([to_example(clip, "key") for clip in clips])
+    batch = collate([to_example(clip, "key", ["boxes"]) for clip in clips])
     found = batch.targets.keypoints
     assert found is not None
     assert found.points.shape == (3, 8, 5, 3)
@@ -200,8 +202,7 @@ def test_batches_of_clips_with_other_keypoints_and_with_none(raw: RawClip) -> No
 
 
 def test_boxes_of_some_clips_are_whole_images_in_the_others(raw: RawClip) -> None:
-    example = to_example(to_clip(raw), "key")
-    bare = dataclasses.replace(example, inputs=dataclasses.replace(example.inputs, keypoint_boxes=None))
+    example, bare = to_example(to_clip(raw), "key", ["boxes"]), to_example(to_clip(raw), "key")
     boxes = collate([example, bare]).inputs.keypoint_boxes
     assert boxes is not None
     assert boxes[1].tolist() == [[[0, 0], [32, 24]]] * 5

@@ -240,7 +240,7 @@ def test_every_field_of_a_clip_survives_collating(raw: RawClip) -> None:
     shown = {name for name in names if getattr(batch.inputs, name) is not None}
     asked = {"query_times", "query_points", "keypoint_names", "keypoint_boxes"}
     assert shown == {"images", "times", "camera_ids", "references", *asked}
-    assert HINTS == ("intrinsics", "poses", "depth", "masks")
+    assert HINTS == ("intrinsics", "poses", "depth", "masks", "boxes")
     hinted = {name for name in names if getattr(model_inputs(clip, HINTS), name) is not None} - shown
     assert hinted <= {"cameras", "depth", "valid", "dynamic", "dynamic_known"}
 

@@ -161,6 +161,7 @@ def figures(seed: int) -> Figures:
     )
 
 
+@pytest.mark.slow
 def test_two_hundred_worlds_teach() -> None:
     """One test, since its clips are dear: depth range, motion, turning cameras, occlusion, free cameras, firm floor."""
     many = [figures(seed) for seed in range(150)] + [figures(HELD_OUT_SEED + seed) for seed in range(50)]

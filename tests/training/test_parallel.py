@@ -34,6 +34,7 @@ def torchrun(config: RunConfig, folder: Path, *program: str) -> subprocess.Compl
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_curve_of_one(tmp_path: Path) -> None:
     # the third clip has neither depth nor cameras: what a rank lacks must not change the weight of what it has
     data = make_data(tmp_path / "data", bare=2)
