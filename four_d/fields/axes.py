@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TypeVar, cast
 
 import torch
@@ -52,13 +52,13 @@ def take(value: T, axis: str, index: slice | Tensor | Sequence[int]) -> T:
             indices[each.own_axis] = chosen
         else:
             indices[each.own_axis], changes[each.name] = _select_again(each, old, chosen, _length(value, axis))
+    return replace(apply(value, lambda leaf, tensor: _chosen(value, leaf, tensor, indices)), changes)
 
-    def act(leaf: Leaf, tensor: Tensor) -> Tensor:
-        for name, some in indices.items():
-            tensor = _index(value, leaf, tensor, name, some)
-        return tensor
 
-    return replace(apply(value, act), changes)
+def _chosen(value: object, leaf: Leaf, tensor: Tensor, indices: Mapping[str, slice | Tensor]) -> Tensor:
+    for name, some in indices.items():
+        tensor = _index(value, leaf, tensor, name, some)
+    return tensor
 
 
 def _nested(value: object, axis: str) -> str | None:
@@ -158,20 +158,21 @@ def join(values: Sequence[T], axis: str) -> T:
     for each in _selections(values[0], axis):
         names.add(each.own_axis)
         shifted = _shift(each, shifted, axis)
-
-    def act(leaf: Leaf, parts: Sequence[Tensor | None]) -> Tensor | None:
-        joined = next((each for each in leaf.axes if not names.isdisjoint(each.split())), None)
-        if joined is None and not (axis == "b" and BATCH in leaf.axes):
-            return parts[0]
-        if joined is not None and joined.split()[0] not in names:
-            raise ValueError(f"{leaf.name} counts {axis} within other things, and cannot be joined along it")
-        present = _all_or_none(leaf, parts)
-        dim = leaf.dim(joined or axis, present[0]) if present else None
-        return torch.cat(present, dim=dim) if dim is not None else parts[0]
-
-    found = combine(shifted, act)
+    found = combine(shifted, lambda leaf, parts: _cat(leaf, parts, axis, names))
     assert found is not None
     return found
+
+
+def _cat(leaf: Leaf, parts: Sequence[Tensor | None], axis: str, names: Collection[str]) -> Tensor | None:
+    """Concatenate along ``axis``, or the one of ``names`` that the tensors have; without either, the first."""
+    joined = next((each for each in leaf.axes if not set(names).isdisjoint(each.split())), None)
+    if joined is None and not (axis == "b" and BATCH in leaf.axes):
+        return parts[0]
+    if joined is not None and joined.split()[0] not in names:
+        raise ValueError(f"{leaf.name} counts {axis} within other things, and cannot be joined along it")
+    present = _all_or_none(leaf, parts)
+    dim = leaf.dim(joined or axis, present[0]) if present else None
+    return torch.cat(present, dim=dim) if dim is not None else parts[0]
 
 
 def _shift(field: Field, values: Sequence[T], axis: str) -> list[T]:
@@ -199,27 +200,25 @@ def stack(values: Sequence[T]) -> T:
 
     ValueError for a field that only some of them have, or that is of different sizes.
     """
-
-    def act(leaf: Leaf, parts: Sequence[Tensor | None]) -> Tensor | None:
-        present = _all_or_none(leaf, parts)
-        if not present:
-            return None
-        if BATCH not in leaf.axes:
-            raise ValueError(f"{leaf.name} has no batch axis ('{BATCH}')")
-        place = leaf.axes.index(BATCH)
-        if len({part.shape for part in present}) == 1:
-            return torch.stack(present, dim=place)
-        names = [each for each in leaf.axes if each != BATCH]
-        for name, *lengths in zip(names, *(part.shape for part in present), strict=True):
-            if len(set(lengths)) > 1 and name not in leaf.padded:
-                raise ValueError(
-                    f"{leaf.name} has {sorted(set(lengths))} entries of {name}; all must have equally many"
-                )
-        return pad(present).movedim(0, place)
-
-    found = combine(values, act)
+    found = combine(values, _stack)
     assert found is not None
     return found
+
+
+def _stack(leaf: Leaf, parts: Sequence[Tensor | None]) -> Tensor | None:
+    present = _all_or_none(leaf, parts)
+    if not present:
+        return None
+    if BATCH not in leaf.axes:
+        raise ValueError(f"{leaf.name} has no batch axis ('{BATCH}')")
+    place = leaf.axes.index(BATCH)
+    if len({part.shape for part in present}) == 1:
+        return torch.stack(present, dim=place)
+    names = [each for each in leaf.axes if each != BATCH]
+    for name, *lengths in zip(names, *(part.shape for part in present), strict=True):
+        if len(set(lengths)) > 1 and name not in leaf.padded:
+            raise ValueError(f"{leaf.name} has {sorted(set(lengths))} entries of {name}; all must have equally many")
+    return pad(present).movedim(0, place)
 
 
 def pad(tensors: Sequence[Tensor]) -> Tensor:
@@ -233,12 +232,12 @@ def pad(tensors: Sequence[Tensor]) -> Tensor:
 
 def unstack(value: T, index: int) -> T:
     """Take one value of a batch, the inverse of `stack` except for its padding."""
+    return apply(value, lambda leaf, tensor: _one(leaf, tensor, index))
 
-    def act(leaf: Leaf, tensor: Tensor) -> Tensor:
-        dim = leaf.dim("b", tensor)
-        return tensor if dim is None else tensor.select(dim, index)
 
-    return apply(value, act)
+def _one(leaf: Leaf, tensor: Tensor, index: int) -> Tensor:
+    dim = leaf.dim("b", tensor)
+    return tensor if dim is None else tensor.select(dim, index)
 
 
 def without(value: T, *axes: str) -> T:

@@ -255,16 +255,14 @@ def apply(value: T, act: Callable[[Leaf, Tensor], Tensor | None]) -> T:
     return found
 
 
-def leaves(value: object) -> Iterator[tuple[Leaf, Tensor]]:
-    """Yield every tensor of a value with its declaration."""
-    found: list[tuple[Leaf, Tensor]] = []
-
-    def note(leaf: Leaf, tensor: Tensor) -> Tensor:
-        found.append((leaf, tensor))
-        return tensor
-
-    apply(value, note)
-    return iter(found)
+def leaves(value: object, path: tuple[Field, ...] = ()) -> Iterator[tuple[Leaf, Tensor]]:
+    """Yield every tensor of a value, itself at ``path`` within another, with its declaration."""
+    for each in declared(type(value)):
+        part = getattr(value, each.name)
+        if part is not None and each.kind is None:
+            yield _leaf(each, path), part
+        elif part is not None:
+            yield from leaves(part, (*path, each))
 
 
 def replace(value: T, changes: Mapping[str, object]) -> T:

@@ -24,25 +24,25 @@ def move(value: T, similarity: Similarity) -> T:
 
     UserError for Gaussians whose colours depend on the direction, ValueError for fields that cannot be moved.
     """
+    return apply(value, lambda leaf, tensor: _moved(leaf, tensor, similarity))
 
-    def act(leaf: Leaf, tensor: Tensor) -> Tensor:
-        match leaf.geometry:
-            case Geometry.LENGTH:
-                return tensor * similarity.scale
-            case Geometry.POINT:
-                return similarity.points(tensor)
-            case Geometry.DISPLACEMENT:
-                return similarity.displacements(tensor)
-            case Geometry.POSE:
-                return similarity.poses(tensor)
-            case Geometry.QUATERNION:
-                return similarity.quaternions(tensor)
-            case Geometry.UNIT:
-                return tensor / similarity.scale
-            case _:
-                return _unmoved(leaf, tensor)
 
-    return apply(value, act)
+def _moved(leaf: Leaf, tensor: Tensor, similarity: Similarity) -> Tensor:
+    match leaf.geometry:
+        case Geometry.LENGTH:
+            return tensor * similarity.scale
+        case Geometry.POINT:
+            return similarity.points(tensor)
+        case Geometry.DISPLACEMENT:
+            return similarity.displacements(tensor)
+        case Geometry.POSE:
+            return similarity.poses(tensor)
+        case Geometry.QUATERNION:
+            return similarity.quaternions(tensor)
+        case Geometry.UNIT:
+            return tensor / similarity.scale
+        case _:
+            return _unmoved(leaf, tensor)
 
 
 def _unmoved(leaf: Leaf, tensor: Tensor) -> Tensor:
@@ -64,20 +64,23 @@ def divide(value: T, divisor: float | Tensor) -> T:
 
 
 def _resize(value: T, lengths: Callable[[Tensor], Tensor], units: Callable[[Tensor], Tensor]) -> T:
-    def act(leaf: Leaf, tensor: Tensor) -> Tensor:
-        match leaf.geometry:
-            case Geometry.LENGTH | Geometry.POINT | Geometry.DISPLACEMENT:
-                return lengths(tensor)
-            case Geometry.POSE:
-                return make_pose(tensor[..., :3, :3], lengths(tensor[..., :3, 3]))
-            case Geometry.UNIT:
-                return units(tensor)
-            case Geometry.FIXED:
-                return _unmoved(leaf, tensor)
-            case _:
-                return tensor
+    return apply(value, lambda leaf, tensor: _resized(leaf, tensor, lengths, units))
 
-    return apply(value, act)
+
+def _resized(
+    leaf: Leaf, tensor: Tensor, lengths: Callable[[Tensor], Tensor], units: Callable[[Tensor], Tensor]
+) -> Tensor:
+    match leaf.geometry:
+        case Geometry.LENGTH | Geometry.POINT | Geometry.DISPLACEMENT:
+            return lengths(tensor)
+        case Geometry.POSE:
+            return make_pose(tensor[..., :3, :3], lengths(tensor[..., :3, 3]))
+        case Geometry.UNIT:
+            return units(tensor)
+        case Geometry.FIXED:
+            return _unmoved(leaf, tensor)
+        case _:
+            return tensor
 
 
 def mirror(value: T, width: int) -> T:
@@ -85,14 +88,14 @@ def mirror(value: T, width: int) -> T:
 
     UserError for Gaussians whose colours depend on the direction, ValueError for fields that cannot be mirrored.
     """
+    return apply(value, lambda leaf, tensor: _mirrored(leaf, tensor, width))
 
-    def act(leaf: Leaf, tensor: Tensor) -> Tensor:
-        if any(" " in axis and not COLUMNS.isdisjoint(axis.split()) for axis in leaf.axes):
-            raise ValueError(f"{leaf.name} counts columns within other things, and cannot be mirrored")
-        flipped = [dim for axis in COLUMNS if (dim := leaf.dim(axis, tensor)) is not None]
-        return _reflect(leaf, tensor.flip(flipped) if flipped else tensor, width)
 
-    return apply(value, act)
+def _mirrored(leaf: Leaf, tensor: Tensor, width: int) -> Tensor:
+    if any(" " in axis and not COLUMNS.isdisjoint(axis.split()) for axis in leaf.axes):
+        raise ValueError(f"{leaf.name} counts columns within other things, and cannot be mirrored")
+    flipped = [dim for axis in COLUMNS if (dim := leaf.dim(axis, tensor)) is not None]
+    return _reflect(leaf, tensor.flip(flipped) if flipped else tensor, width)
 
 
 def _reflect(leaf: Leaf, tensor: Tensor, width: int) -> Tensor:
