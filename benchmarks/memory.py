@@ -53,7 +53,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.vggt_parity import peak_of  # noqa: E402 - this script is run by its path
-from four_d import config  # noqa: E402, schema
+from four_d import config, schema  # noqa: E402
 from four_d.memory import FusedAttention, LiveBytes, Zero  # noqa: E402
 from four_d.model import FourD, ModelConfig  # noqa: E402
 from four_d.training.record import describe_machine  # noqa: E402

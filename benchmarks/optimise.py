@@ -38,7 +38,7 @@ from four_d.evaluation.result import COPY
 from four_d.losses.photometric import PhotometricLossConfig
 from four_d.losses.term import LossInputs
 from four_d.progress import progress
-from four_d.types import Clip, Gaussians, Prediction, map_tensors
+from four_d.types import Clip, Gaussians, Prediction, Segment, map_tensors
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -153,11 +153,13 @@ def main() -> None:
     with progress("optimising", len(videos.lists), "clip") as bar:
         for number, example in enumerate(videos):
             clip = map_tensors(example.targets, lambda tensor: tensor[0])
-            seen = dataclasses.replace(
-                clip, cameras=dataclasses.replace(clip.cameras, known=None, intrinsics_known=None)
-            )
+            assert clip.cameras is not None
+            cameras = dataclasses.replace(clip.cameras, known=None, intrinsics_known=None)
+            seen = dataclasses.replace(clip, cameras=cameras)
             found, steps = optimise(seen, arguments.seconds, arguments.seed + number)
-            lines.append({"key": example.key[0], "steps": steps, **novel_scores(found, seen)})
+            lines.append(
+                {"key": example.key[0], "steps": steps, **novel_scores([Segment(gaussians=found, start=0.0)], seen)}
+            )
             copied.append(copy_scores(seen))
             print(json.dumps(lines[-1]), flush=True)
             bar.advance()

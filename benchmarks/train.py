@@ -12,11 +12,14 @@ import itertools
 import json
 import time
 from collections.abc import Iterator
+from typing import cast
 
 import lightning
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from load import data_folder, parse, read_config
+from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from four_d.config import RunConfig
@@ -116,7 +119,7 @@ def measure(config: RunConfig, arguments: argparse.Namespace, *, in_memory: bool
     data = (MemoryData if in_memory else RunData)(config)
     watch = Stopwatch(arguments.steps, tokens_per_image(module, data))
     with progress("in memory" if in_memory else "through the loader", WARM_UP + arguments.steps, "step") as bar:
-        ticking = lightning.pytorch.callbacks.LambdaCallback(on_train_batch_end=lambda *_: bar.advance())
+        ticking = LambdaCallback(on_train_batch_end=lambda *_: bar.advance())
         with quiet():
             make_trainer(config, World(), {"callbacks": [watch, ticking]}).fit(module, datamodule=data)
     return watch.figures
@@ -125,7 +128,8 @@ def measure(config: RunConfig, arguments: argparse.Namespace, *, in_memory: bool
 @torch.no_grad()
 def tokens_per_image(module: TrainingModule, data: RunData) -> int:
     """Patches and special tokens of one frame."""
-    tokens = module.model.backbone(data.training[0].batches[0].inputs)
+    backbone = cast(nn.Module, module.model.backbone)
+    tokens = backbone(data.training[0].batches[0].inputs)
     return tokens.patches[0].shape[2] + tokens.special[0].shape[2]
 
 

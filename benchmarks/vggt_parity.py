@@ -46,7 +46,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +56,8 @@ from four_d.backbones.alternating import AlternatingConfig
 from four_d.backbones.patches import ConvPatchConfig, PatchConfig, TimmPatchConfig, TimmPatches
 from four_d.heads import HeadConfig
 from four_d.heads.camera import CameraHeadConfig
-from four_d.heads.dense import DenseFeatures, DenseHeadConfig
+from four_d.heads.dense import DenseHeadConfig
+from four_d.heads.features import DenseFeatures
 from four_d.model import FourD, ModelConfig, compile_blocks
 from four_d.training.record import describe_machine
 from four_d.types import Clip
@@ -383,9 +384,10 @@ def operations(settings: argparse.Namespace, frames: int) -> tuple[int, int]:
         model = Ours(SIZES[settings.size], checkpointing=False, precision="full", written_out=False).model.eval()
         pictures = torch.empty(1, frames, 3, *settings.image_size)
         counts: list[int] = []
-        for part in (model, model.backbone):
+        calls: tuple[Callable[[Clip], object], ...] = (model, cast(nn.Module, model.backbone))
+        for call in calls:
             with torch.no_grad(), FlopCounterMode(display=False) as counter:
-                part(clip(pictures))
+                call(clip(pictures))
             counts.append(counter.get_total_flops())
     return counts[0], counts[1]
 

@@ -349,3 +349,8 @@ class Block(nn.Module):
         """Apply the block within each row of the batch; ``rotation`` encodes positions, ``bias`` is added to logits."""
         x = x + self.ls1(self.attn(self.norm1(x), rotation, bias))
         return x + self.ls2(self.mlp(self.norm2(x)))
+
+
+def inverse_log(raw: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    """sign(y)·(exp|y| − 1): linear near zero, exponential far from it."""
+    return torch.sign(raw) * torch.expm1(raw.abs())

@@ -17,7 +17,8 @@ from four_d.errors import UserError
 from four_d.geometry import encode_cameras, make_pose
 from four_d.heads import HeadConfig
 from four_d.heads.camera import CameraHeadConfig
-from four_d.heads.dense import DenseHeadConfig, add_position, spread_rounds
+from four_d.heads.dense import DenseHeadConfig
+from four_d.heads.features import add_position, spread_rounds
 from four_d.losses import CameraLossConfig, DepthLossConfig, PointsLossConfig
 from four_d.matching import MatchingConfig, describe, match
 from four_d.model import FourD, ModelConfig, compile_blocks

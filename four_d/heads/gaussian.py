@@ -18,9 +18,8 @@ from torch.nn import functional
 from four_d.abilities import Hint, Use
 from four_d.errors import UserError
 from four_d.geometry import pixel_centres, pixel_rays, rebase
-from four_d.heads.dense import inverse_log
 from four_d.heads.followed import Followed
-from four_d.layers import Linear, full_precision, full_type
+from four_d.layers import Linear, full_precision, full_type, inverse_log
 from four_d.parts import EVERY_FRAME, MATCHES, HeadSpec, Provision, TokenShape
 from four_d.query import distinct_times, non_references
 from four_d.types import Clip, Gaussians, Prediction, Tokens

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from four_d.abilities import Hint, Use
 from four_d.errors import UserError
 from four_d.geometry import pixel_centres
-from four_d.heads.dense import inverse_log
 from four_d.keypoints import NAME_BYTES, named
 from four_d.layers import (
     AttentionBackend,
@@ -29,6 +28,7 @@ from four_d.layers import (
     NameEmbedding,
     full_precision,
     full_type,
+    inverse_log,
 )
 from four_d.parts import EVERY_FRAME, HeadSpec, Provision, TokenShape
 from four_d.types import CERTAINTY, INTERNAL, LENGTH, NONE, PIXEL, POINT, Clip, Prediction, Tokens

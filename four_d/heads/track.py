@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from four_d.errors import UserError
-from four_d.heads.dense import LEVELS, DenseFeatures, spread_rounds
+from four_d.heads.features import LEVELS, DenseFeatures, spread_rounds
 from four_d.layers import AttentionBackend, ContextAttention, Mlp, full_precision
 from four_d.parts import EVERY_FRAME, HeadSpec, Provision, TokenShape
 from four_d.types import Clip, Prediction, Tokens
