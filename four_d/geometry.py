@@ -236,6 +236,10 @@ class Similarity:
         """Transform displacements from b to a."""
         return ((self.scale * steps).double() @ self.rotation.to(steps.device).mT).to(steps.dtype)
 
+    def normals(self, normals: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n 3"]:
+        """Transform unit vectors from b's axes to a's."""
+        return (normals.double() @ self.rotation.to(normals.device).mT).to(normals.dtype)
+
     def poses(self, b_from_camera: Pose) -> Pose:
         """Transform b_from_camera to a_from_camera, rigid."""
         rotation = self.rotation.to(b_from_camera.device) @ b_from_camera[..., :3, :3].double()

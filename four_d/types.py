@@ -42,6 +42,7 @@ class Geometry(Enum):
     LENGTH = "a number of units of length, such as z-depth"
     POINT = "x y z in the world"
     DISPLACEMENT = "difference of two points in the world"
+    NORMAL = "unit normal of a surface, in the world's axes"
     POSE = "world_from_camera"
     QUATERNION = "rotation from the thing's own axes to the world's"
     HARMONICS = "colours by direction: coefficients, then channels"
@@ -58,6 +59,7 @@ NONE: Metadata = {"geometry": Geometry.NONE}
 LENGTH: Metadata = {"geometry": Geometry.LENGTH}
 POINT: Metadata = {"geometry": Geometry.POINT}
 DISPLACEMENT: Metadata = {"geometry": Geometry.DISPLACEMENT}
+NORMAL: Metadata = {"geometry": Geometry.NORMAL}
 POSE: Metadata = {"geometry": Geometry.POSE}
 QUATERNION: Metadata = {"geometry": Geometry.QUATERNION}
 HARMONICS: Metadata = {"geometry": Geometry.HARMONICS}

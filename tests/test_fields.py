@@ -22,6 +22,7 @@ from four_d.tracking import PointTracks
 from four_d.types import (
     LENGTH,
     NONE,
+    NORMAL,
     PIXEL,
     POINT,
     Cameras,
@@ -482,3 +483,27 @@ def test_users_may_declare_selections_and_values_of_their_own() -> None:
         *("other_world_from_camera", "other_intrinsics", "other_known", "other_intrinsics_known"),
         *("sharp", "corners", "weights"),
     }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Facet(Prediction):
+    """A triangle that a head of somebody's predicts, and its normal."""
+
+    corners: Float[Tensor, "*b corner 3"] = dataclasses.field(metadata=POINT)
+    normal: Float[Tensor, "*b 3"] = dataclasses.field(metadata=NORMAL)
+
+
+def test_a_normal_stays_upright_on_its_triangle(generator: torch.Generator) -> None:
+    corners = torch.randn(4, 3, 3, generator=generator)
+    a, b, c = corners.unbind(1)
+    normal = torch.nn.functional.normalize(torch.linalg.cross(b - a, c - a), dim=-1)
+    facet = Facet(corners=corners, normal=normal)
+    for found in (fields.move(facet, similarity(2.5, 3)), fields.mirror(facet, 3), fields.scale(facet, 7.0)):
+        assert not torch.equal(found.corners, corners)
+        edges = found.corners[:, 1:] - found.corners[:, :1]
+        torch.testing.assert_close((edges @ found.normal[..., None]).abs().amax(), torch.tensor(0.0), atol=1e-5, rtol=0)
+        torch.testing.assert_close(found.normal.norm(dim=-1), torch.ones(4))
+    # seen in a mirror, the other side of the triangle is turned towards where its normal points
+    a, b, c = fields.mirror(facet, 3).corners.unbind(1)
+    turned = torch.linalg.cross(b - a, c - a)
+    assert bool(((turned * fields.mirror(facet, 3).normal).sum(-1) < 0).all())

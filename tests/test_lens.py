@@ -12,6 +12,7 @@ import roma
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 import four_d
 from four_d.abilities import UNITS
@@ -22,6 +23,7 @@ from four_d.inference.lens import Correction, correct, one_focal, stretch
 from four_d.types import (
     DISPLACEMENT,
     LENGTH,
+    NORMAL,
     POINT,
     POSE,
     QUATERNION,
@@ -120,6 +122,7 @@ class Rig(Prediction):
     centre: Float[Tensor, "*b f 3"] | None = dataclasses.field(default=None, metadata=POINT)
     origin: Float[Tensor, "*b 3"] | None = dataclasses.field(default=None, metadata=POINT)
     steps: Float[Tensor, "*b f j 3"] | None = dataclasses.field(default=None, metadata=DISPLACEMENT)
+    normals: Float[Tensor, "*b f j 3"] | None = dataclasses.field(default=None, metadata=NORMAL)
     facing: Float[Tensor, "*b f 4"] | None = dataclasses.field(default=None, metadata=QUATERNION)
     eyes: Float[Tensor, "*b f 4 4"] | None = dataclasses.field(default=None, metadata=POSE)
     sharp: Int[Tensor, "*b s"] | None = dataclasses.field(default=None, metadata=selects("f"))
@@ -134,6 +137,10 @@ class Cloud:
     places: Float[Tensor, "*b m 3"] = dataclasses.field(metadata=POINT)
 
 
+def normal(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    return functional.normalize(torch.linalg.cross(b - a, c - a), dim=-1)
+
+
 def rig(before: Prediction) -> Rig:
     """Everything is at the pixels of the point map."""
     points, cameras = before.points, before.cameras
@@ -146,6 +153,7 @@ def rig(before: Prediction) -> Rig:
         centre=points[:, :, 12, 20],
         origin=points[:, 0, 3, 4],
         steps=points[:, :, 5, 1:8] - points[:, :, 5, :7],
+        normals=normal(points[:, :, 5, :7], points[:, :, 5, 1:8], points[:, :, 6, :7]),
         facing=roma.quat_xyzw_to_wxyz(roma.rotmat_to_unitquat(cameras.world_from_camera[..., :3, :3])),
         eyes=cameras.world_from_camera,
         sharp=torch.tensor([[2, 0]]),
@@ -164,7 +172,7 @@ def test_fields_of_ones_own_follow_by_their_geometry(generator: torch.Generator,
     assert isinstance(after, Rig)
     assert after.cameras is not None
     wanted = rig(dataclasses.replace(correction(before), gaussians=None))
-    for name in ("radius", "joints", "centre", "origin", "steps", "corners", "eyes"):
+    for name in ("radius", "joints", "centre", "origin", "steps", "normals", "corners", "eyes"):
         torch.testing.assert_close(getattr(after, name), getattr(wanted, name), atol=1e-5, rtol=1e-4)
     assert after.cloud is not None
     assert wanted.cloud is not None

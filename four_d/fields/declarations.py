@@ -19,6 +19,7 @@ BATCH = "*b"
 ENDINGS: dict[Geometry, tuple[tuple[str, ...], ...]] = {
     Geometry.POINT: (("3",),),
     Geometry.DISPLACEMENT: (("3",),),
+    Geometry.NORMAL: (("3",),),
     Geometry.POSE: (("4", "4"),),
     Geometry.QUATERNION: (("4",),),
     Geometry.HARMONICS: (("k", "3"),),

@@ -35,6 +35,8 @@ def _moved(leaf: Leaf, tensor: Tensor, similarity: Similarity) -> Tensor:
             return similarity.points(tensor)
         case Geometry.DISPLACEMENT:
             return similarity.displacements(tensor)
+        case Geometry.NORMAL:
+            return similarity.normals(tensor)
         case Geometry.POSE:
             return similarity.poses(tensor)
         case Geometry.QUATERNION:
@@ -100,7 +102,7 @@ def _mirrored(leaf: Leaf, tensor: Tensor, width: int) -> Tensor:
 
 def _reflect(leaf: Leaf, tensor: Tensor, width: int) -> Tensor:
     match leaf.geometry:
-        case Geometry.POINT | Geometry.DISPLACEMENT:
+        case Geometry.POINT | Geometry.DISPLACEMENT | Geometry.NORMAL:
             return tensor * torch.tensor([-1, 1, 1]).to(tensor)
         case Geometry.POSE:
             matrix = torch.diag(torch.tensor([-1, 1, 1, 1]).to(tensor))

@@ -18,6 +18,7 @@ import roma
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 from four_d import fields
 from four_d.geometry import invert_pose, make_pose
@@ -120,6 +121,8 @@ class Correction:
                 return _times(of(self.linear), tensor) + of(self.shift)
             case Geometry.DISPLACEMENT:
                 return _times(of(self.linear), tensor)
+            case Geometry.NORMAL:  # planes, unlike vectors, go by the inverse transpose
+                return functional.normalize(_times(torch.linalg.inv(of(self.linear)).mT, tensor), dim=-1)
             case Geometry.QUATERNION:
                 turns = roma.rotmat_to_unitquat(of(self.turn)).expand_as(tensor)
                 return roma.quat_xyzw_to_wxyz(roma.quat_product(turns, roma.quat_wxyz_to_xyzw(tensor)))
