@@ -77,6 +77,15 @@ INPUT: Metadata = {"input": True}
 """Clip field that a model sees. The others are ground truth, shown only as a hint (`data.sampling.model_inputs`)."""
 
 
+def truth(of: Callable[[Clip], tuple[Tensor | None, Tensor | None]]) -> Metadata:
+    """Declare the ground truth of an output, by which `training.variation` measures it.
+
+    ``of`` takes a batched clip of targets and returns values with the field's axes, None where the clip has none, and
+    their validity (None: everywhere), whose axes are the values' or the first of them.
+    """
+    return {"truth": of}
+
+
 def selects(axis: str) -> Metadata:
     """Declare indices into ``axis``, which the field's own last axis counts; of rows (frame, x, y) the first number.
 
@@ -223,6 +232,20 @@ class Clip:
     """Divisor of the lengths: source units per unit of this clip."""
 
 
+def _true_depth(clip: Clip) -> tuple[Tensor | None, Tensor | None]:
+    return clip.depth, clip.valid
+
+
+def _true_dynamic(clip: Clip) -> tuple[Tensor | None, Tensor | None]:
+    return None if clip.dynamic is None else clip.dynamic.float(), clip.dynamic_known
+
+
+def _true_motion(clip: Clip) -> tuple[Tensor | None, Tensor | None]:
+    if clip.motion_frames is not None:
+        return None, None  # some frames' compares with no output
+    return clip.motion, clip.motion_valid
+
+
 @dataclass(frozen=True, kw_only=True)
 class Example:
     """Training example: ``inputs`` is all that a model may see, ``targets`` all that a loss may see."""
@@ -311,11 +334,11 @@ class Prediction:
     cameras: Cameras | None = field(default=None, metadata=nested(b="f", prefix=""))
     pose_encodings: Float[Tensor, "i *b f 9"] | None = field(default=None, metadata=FIXED | INTERNAL)
     """Every refinement of the camera head, the last one last (`geometry.encode_cameras`)."""
-    depth: Float[Tensor, "*b f h w"] | None = field(default=None, metadata=LENGTH)
+    depth: Float[Tensor, "*b f h w"] | None = field(default=None, metadata=LENGTH | truth(_true_depth))
     depth_confidence: Float[Tensor, "*b f h w"] | None = field(default=None, metadata=NONE | CERTAINTY)
     points: Float[Tensor, "*b f h w 3"] | None = field(default=None, metadata=POINT)
     points_confidence: Float[Tensor, "*b f h w"] | None = field(default=None, metadata=NONE | CERTAINTY)
-    dynamic: Float[Tensor, "*b f h w"] | None = field(default=None, metadata=NONE)
+    dynamic: Float[Tensor, "*b f h w"] | None = field(default=None, metadata=NONE | truth(_true_dynamic))
     """Probability that a pixel shows something that moves in the world."""
     dynamic_logits: Float[Tensor, "*b f rows columns"] | None = field(default=None, metadata=NONE | INTERNAL)
     """Logits of ``dynamic``, per patch."""
@@ -330,7 +353,7 @@ class Prediction:
     pixel_tracks_confidence_logits: Float[Tensor, "*b f n"] | None = field(default=None, metadata=NONE | INTERNAL)
     pixel_track_stages: Float[Tensor, "j *b f n 2"] | None = field(default=None, metadata=PIXEL | INTERNAL)
     """Every refinement of the track head, the last one last."""
-    motion: Float[Tensor, "*b q f h w 3"] | None = field(default=None, metadata=DISPLACEMENT)
+    motion: Float[Tensor, "*b q f h w 3"] | None = field(default=None, metadata=DISPLACEMENT | truth(_true_motion))
     """Motion of the point that a pixel shows, from its own time to each query time (``Clip.query_times``)."""
     motion_confidence: Float[Tensor, "*b q f h w"] | None = field(default=None, metadata=NONE | INTERNAL)
     """Confidence of ``motion``, meaningful only if a loss trains it (``losses.motion.pixels.confidence`` > 0)."""

@@ -11,9 +11,11 @@ from typing import ClassVar, Protocol, TypeVar, Union, cast, get_args, get_origi
 
 from torch import Tensor
 
-from four_d.types import Geometry
+from four_d.types import Clip, Geometry
 
 T = TypeVar("T")
+Truth = Callable[[Clip], tuple[Tensor | None, Tensor | None]]
+"""Function from a clip of targets to an output's truth and its validity (`types.truth`)."""
 BATCH = "*b"
 """Name of any number of batch axes; ``b`` means the first of them."""
 ENDINGS: dict[Geometry, tuple[tuple[str, ...], ...]] = {
@@ -38,6 +40,7 @@ class Field:
     geometry: Geometry = Geometry.NONE
     internal: bool = False
     certainty: bool = False
+    truth: Truth | None = None
     input: bool = False
     selects: str | None = None
     padded: frozenset[str] = frozenset()
@@ -69,6 +72,7 @@ class Leaf:
     geometry: Geometry
     internal: bool
     certainty: bool
+    truth: Truth | None
     padded: frozenset[str]
     """Axes that may differ in length between the values of a batch."""
 
@@ -151,6 +155,7 @@ def _declared(kind: type, field: dataclasses.Field[object], hint: object) -> Fie
         geometry=said.get("geometry", Geometry.NONE),
         internal=said.get("internal", False),
         certainty=said.get("certainty", False),
+        truth=said.get("truth"),
         input=said.get("input", False),
         selects=said.get("selects"),
         padded=said.get("padded", frozenset()),
@@ -239,6 +244,7 @@ def _leaf(field: Field, path: tuple[Field, ...]) -> Leaf:
         geometry=field.geometry,
         internal=field.internal,
         certainty=field.certainty,
+        truth=field.truth,
         padded=frozenset(padded),
     )
 

@@ -31,7 +31,7 @@ from four_d.layers import (
     inverse_log,
 )
 from four_d.parts import EVERY_FRAME, HeadSpec, Provision, TokenShape
-from four_d.types import CERTAINTY, INTERNAL, LENGTH, NONE, PIXEL, POINT, Clip, Prediction, Tokens
+from four_d.types import CERTAINTY, INTERNAL, LENGTH, NONE, PIXEL, POINT, Clip, Prediction, Tokens, truth
 
 FREQUENCIES = 4
 """Octaves of the embedding of places in the image, whose side is 1."""
@@ -39,13 +39,21 @@ HIDDEN = -1e4
 """Attention logit that leaves padding a weight of exactly 0."""
 
 
+def _true_points(clip: Clip) -> tuple[Tensor | None, Tensor | None]:
+    return (None, None) if clip.keypoints is None else (clip.keypoints.points, clip.keypoints.valid)
+
+
+def _true_pixels(clip: Clip) -> tuple[Tensor | None, Tensor | None]:
+    return (None, None) if clip.keypoints is None else (clip.keypoints.pixels, clip.keypoints.pixels_valid)
+
+
 @dataclass(frozen=True, kw_only=True)
 class KeypointPrediction(Prediction):
     """Keypoints in the order of ``Clip.keypoint_names``; those of padding mean nothing."""
 
-    keypoints: Float[Tensor, "*b f joints 3"] | None = field(default=None, metadata=POINT)
+    keypoints: Float[Tensor, "*b f joints 3"] | None = field(default=None, metadata=POINT | truth(_true_points))
     """Positions at the frame's time, seen or not."""
-    keypoint_pixels: Float[Tensor, "*b f joints 2"] | None = field(default=None, metadata=PIXEL)
+    keypoint_pixels: Float[Tensor, "*b f joints 2"] | None = field(default=None, metadata=PIXEL | truth(_true_pixels))
     """(x, y) in the frame, seen or not."""
     keypoint_depth: Float[Tensor, "*b f joints"] | None = field(default=None, metadata=LENGTH)
     """z-depth in the frame's camera."""

@@ -27,7 +27,7 @@ from four_d.training import parallel
 from four_d.training.module import Terms, TrainingModule
 from four_d.training.record import RunRecord, read_metrics
 from four_d.training.validation import draw
-from four_d.training.variation import LEAST_STEPS, SAME_FOR, Rows, Variation, rows, stuck, truth, variation
+from four_d.training.variation import LEAST_STEPS, SAME_FOR, Rows, Variation, rows, stuck, variation
 from four_d.types import Prediction
 
 LOGGER = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ class Reporter(Callback):
         prediction = cast(Prediction, judged["prediction"])
         self._complain(batch.skipped)
         if not batch.repeat:
-            self._shown.append((rows(prediction, targets), rows(truth(targets), targets)))
+            self._shown.append(rows(prediction, targets))
         if self._record is not None and self._drawn < module.config.logging.pictures:
             picture = draw(prediction, targets, f"{batch.batches[0].key[0]}, step {module.step}")
             if picture is not None:

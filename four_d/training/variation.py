@@ -1,7 +1,8 @@
 """Variation of a model's outputs between clips and between frames.
 
 A head with a constant output ignores the images. Its loss alone does not reveal that: the best constant is a fair
-guess.
+guess. An output is measured by its truth where its field declares one (`types.truth`) and the clips have it, else by
+its own size.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
 from four_d import fields
 from four_d.geometry import encode_cameras, unproject
-from four_d.types import Clip, Gaussians, Prediction
+from four_d.types import Cameras, Clip, Gaussians, Prediction
 
 LEAST_OF_TRUTH, LEAST_OF_SIZE = 0.02, 1e-3
 """Fractions, of its truth's variation or, without truth, of its own size, below which an output's variation counts as
@@ -63,43 +64,63 @@ def stuck(output: str, same_for: str) -> str:
     )
 
 
-def rows(prediction: Prediction, targets: Clip) -> Rows:
-    """Numbers of each output for each frame. ``targets`` gives the image size and the validity of truth.
+def rows(prediction: Prediction, targets: Clip) -> tuple[Rows, Rows]:
+    """Numbers of each output for each frame, and those of its truth, where ``targets`` have it.
 
     Every field with numbers for each frame counts, whoever declares it, but those that only losses read or that say
-    how sure another one is (`types.CERTAINTY`). Batches of one clip; everything on the CPU in float32.
+    how sure another one is (`types.CERTAINTY`). The truth is what the field declares (`types.truth`); that of cameras
+    and points, which takes geometry, stands here. Batches of one clip; everything on the CPU in float32.
     """
-    found: Rows = {}
+    own, true = Rows(), Rows()
+    size, known = (targets.images.shape[-2], targets.images.shape[-1]), _true_cameras(targets)
     if prediction.cameras is not None:
-        found["cameras"] = prediction.cameras.world_from_camera[0, :, :3].flatten(1)
-        found["field_of_view"] = encode_cameras(prediction.cameras, *targets.images.shape[-2:])[0, :, 7:]
+        own |= _of_cameras(prediction.cameras, size)
+        true |= {} if known is None else _of_cameras(known, size)
     if prediction.gaussians is not None and prediction.key_frames is not None:
-        found["gaussians"] = _means(prediction.gaussians, prediction.key_frames.shape[-1])
-    valid = _validity(targets)
+        own["gaussians"] = _of_gaussians(prediction.gaussians, prediction.key_frames.shape[-1])
     for leaf, value in fields.leaves(prediction):
-        if leaf.name.partition(".")[0] not in found and _watched(leaf, value):
-            found[leaf.name] = _of_frames(leaf, value, valid.get(leaf.name))
+        if leaf.name.partition(".")[0] not in own and _watched(leaf, value):
+            real, valid = _truth(leaf, targets)
+            if real is not None and real.shape != value.shape:  # a truth of other points, or of other times
+                real, valid = None, None
+            counts = None if valid is None else _spread(valid, value)
+            own[leaf.name] = _of_frames(leaf, value, counts)
+            if real is not None:
+                true[leaf.name] = _of_frames(leaf, real.to(value), counts)
+    return _plain(own), _plain(true)
+
+
+def _plain(found: Rows) -> Rows:
     return {name: value.detach().float().cpu() for name, value in found.items()}
 
 
-def truth(targets: Clip) -> Prediction:
-    """Ground truth as a prediction, as far as known."""
+def _truth(leaf: fields.Leaf, targets: Clip) -> tuple[Tensor | None, Tensor | None]:
+    """Truth of an output and its validity."""
+    of = DERIVED.get(leaf.name, leaf.truth)
+    return (None, None) if of is None else of(targets)
+
+
+def _true_cameras(targets: Clip) -> Cameras | None:
+    """True cameras, where all are known."""
     cameras = targets.cameras
-    if cameras is not None and cameras.known is not None and not bool(cameras.known.all()):
-        cameras = None
+    return None if cameras is None or not (cameras.known is None or bool(cameras.known.all())) else cameras
+
+
+def _true_points(targets: Clip) -> tuple[Tensor | None, Tensor | None]:
+    cameras = _true_cameras(targets)
     points = None if cameras is None or targets.depth is None else unproject(targets.depth, cameras)
-    motion = targets.motion if targets.motion_frames is None else None  # some frames' compares with no output
-    return Prediction(cameras=cameras, depth=targets.depth, points=points, motion=motion)
+    return points, targets.valid
 
 
-def _validity(targets: Clip) -> dict[str, Bool[Tensor, "f h w"]]:
-    """Validity of each dense field of `truth`; of motion that of the first query time."""
-    found: dict[str, Tensor] = {}
-    if targets.valid is not None:
-        found |= {"depth": targets.valid[0], "points": targets.valid[0]}
-    if targets.motion_valid is not None and targets.motion_frames is None and targets.motion_valid.shape[1]:
-        found["motion"] = targets.motion_valid[0, 0]
-    return found
+DERIVED: dict[str, fields.Truth] = {"points": _true_points}
+"""Truths that take geometry, which the fields' declarations cannot know."""
+
+
+def _of_cameras(cameras: Cameras, size: tuple[int, int]) -> Rows:
+    return {
+        "cameras": cameras.world_from_camera[0, :, :3].flatten(1),
+        "field_of_view": encode_cameras(cameras, *size)[0, :, 7:],
+    }
 
 
 def _watched(leaf: fields.Leaf, value: Tensor) -> bool:
@@ -107,25 +128,40 @@ def _watched(leaf: fields.Leaf, value: Tensor) -> bool:
     return counted and not (leaf.internal or leaf.certainty)
 
 
-def _of_frames(leaf: fields.Leaf, value: Tensor, valid: Bool[Tensor, "f h w"] | None) -> Float[Tensor, "f _"]:
-    """Numbers of each frame, of maps their means over cells; of several query times, the first's."""
+def _spread(valid: Tensor, value: Tensor) -> Tensor:
+    """Validity, whose axes are the first of the value's, as weights of every number."""
+    return valid.reshape(*valid.shape, *[1] * (value.ndim - valid.ndim)).expand_as(value).to(value)
+
+
+def _of_frames(leaf: fields.Leaf, value: Tensor, counts: Tensor | None) -> Float[Tensor, "f _"]:
+    """Numbers of each frame, of maps their means over cells; of several query times, the first's.
+
+    ``counts`` are 1 where the value has truth, else 0. A number that has none in some frame is 0 in all.
+    """
+    weights = _by_frame(leaf, torch.ones_like(value) if counts is None else counts)
+    numbers = _by_frame(leaf, value)
+    if numbers.ndim > 2:
+        return _cells(numbers, weights)
+    return numbers * weights.amin(0)
+
+
+def _by_frame(leaf: fields.Leaf, value: Tensor) -> Tensor:
+    """Values as f c, of maps as f c h w."""
     query = leaf.dim("q", value)
     value = value if query is None else value.narrow(query, 0, 1)
     names = ("f", "h", "w") if {"h", "w"} <= set(leaf.axes) else ("f",)
     value = value.movedim([cast(int, leaf.dim(name, value)) for name in names], list(range(-len(names), 0)))
-    value = value.flatten(0, -len(names) - 1).movedim(1, 0)
-    return value.flatten(1) if len(names) == 1 else _cells(value, valid)
+    return value.flatten(0, -len(names) - 1).movedim(1, 0)
 
 
-def _cells(maps: Float[Tensor, "f c h w"], valid: Bool[Tensor, "f h w"] | None) -> Float[Tensor, "f cells"]:
+def _cells(maps: Float[Tensor, "f c h w"], weights: Float[Tensor, "f c h w"]) -> Float[Tensor, "f cells"]:
     """Means of valid values over the cells of each map; a cell without any gets the frame's mean."""
-    weights = torch.ones_like(maps[:, :1]) if valid is None else valid[:, None].to(maps.dtype)
     sums, counts = (functional.adaptive_avg_pool2d(each.float(), CELLS) for each in (maps * weights, weights))
     whole = sums.mean((-2, -1), keepdim=True) / counts.mean((-2, -1), keepdim=True).clamp_min(1e-9)
     return torch.where(counts > 0, sums / counts.clamp_min(1e-9), whole).flatten(1)
 
 
-def _means(gaussians: Gaussians, key_frames: int) -> Float[Tensor, "k cells"]:
+def _of_gaussians(gaussians: Gaussians, key_frames: int) -> Float[Tensor, "k cells"]:
     """Means of position and colour over stretches of each key frame's Gaussians."""
     each = torch.cat([gaussians.means[0], gaussians.harmonics[0, :, 0]], dim=-1).float()
     return functional.adaptive_avg_pool1d(each.unflatten(0, (key_frames, -1)).mT, CELLS * CELLS).flatten(1)
