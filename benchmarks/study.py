@@ -213,7 +213,7 @@ def shown(study: Study, summary: Line) -> list[str]:
 
 def table(study: Study, summary: Line) -> str:
     """Markdown: one row per variant, mean and range over seeds."""
-    rows = [["", *(f"{key.label} {'↑' if key.metric.better == 'higher' else '↓'}" for key in compared(study))]]
+    rows = [["", *(f"{key.label} {key.metric.arrow}".rstrip() for key in compared(study))]]
     for variant in shown(study, summary):
         cells = [(summary[variant][key.name], key.digits) for key in compared(study)]
         rows.append([variant, *(cell_text(cell, digits) for cell, digits in cells)])
@@ -265,7 +265,7 @@ def plot(study: Study, summary: Line, file: Path) -> None:
             panel.set_yscale("log")
         panel.set_xlim(-0.6, len(variants) - 0.4)
         panel.margins(y=0.15)
-        panel.set_title(f"{key.label} ({key.metric.better} is better)", fontsize=9)
+        panel.set_title(f"{key.label} {key.metric.arrow}".rstrip(), fontsize=9)
         panel.grid(axis="y", alpha=0.3)
     for panel in list(panels.flat)[len(compared(study)) :]:
         panel.set_visible(False)

@@ -144,8 +144,8 @@ class LoopConfig:
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     """Device; auto: a GPU where there is one."""
     best: str = "loss"
-    """Validation figure whose lowest value marks ``best.ckpt``: loss, a term, depth_absrel_median_frame,
-    pose_rot_pairs_deg, motion_epe_relative."""
+    """Validation figure whose best value, lowest or highest, marks ``best.ckpt``: loss, a term,
+    depth_absrel_median_frame, pose_rot_pairs_deg, motion_epe_relative, or a metric given to the training."""
 
     def __post_init__(self) -> None:
         if min(self.max_steps, self.epoch_steps, self.accumulate) < 1:

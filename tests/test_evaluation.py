@@ -36,10 +36,11 @@ from four_d.evaluation import (
 from four_d.evaluation.pairwise import Pairwise
 from four_d.evaluation.result import described
 from four_d.evaluation.tables import parts
+from four_d.heads.keypoint import KeypointPrediction
 from four_d.metrics import baselines
 from four_d.metrics.baselines import StaticCamera
 from four_d.metrics.catalogue import POINTS
-from four_d.types import NONE, Cameras, Clip, Example, Prediction, map_tensors
+from four_d.types import NONE, Cameras, Clip, Example, Keypoints, Prediction, map_tensors
 from tests.helpers import Says, score_clip
 from tests.test_export import TINY
 
@@ -592,6 +593,29 @@ def test_a_metric_of_ones_own_reads_fields_of_ones_own_head() -> None:
     rows = evaluate(Says(model), [_example([1, 2])], metrics=[metric]).rows
     assert rows["model"]["frames_seen"].mean == FRAMES
     assert not any("frames_seen" in scores for name, scores in rows.items() if name != "model")
+
+
+def test_keypoints_are_scored_where_their_task_is_chosen() -> None:
+    points = torch.rand(1, FRAMES, 4, 3, generator=torch.Generator().manual_seed(0))
+    known = torch.ones(1, FRAMES, 4, dtype=torch.bool)
+    keypoints = Keypoints(
+        names=torch.ones(1, 4, 2, dtype=torch.long),
+        instances=torch.zeros(1, 4, dtype=torch.long),
+        points=points,
+        valid=known,
+        pixels=10 * points[..., :2],
+        pixels_valid=known,
+        visible=known,
+        edges=torch.tensor([[[0, 1]]]),
+        rigid=torch.ones(1, 1, dtype=torch.bool),
+    )
+    example = _example([1])
+    example = dataclasses.replace(example, targets=dataclasses.replace(example.targets, keypoints=keypoints))
+    model = Says(lambda _: KeypointPrediction(keypoints=points + torch.tensor([0.3, 0, 0])))
+    found = evaluate(model, [example], tasks=["keypoints"]).rows["model"]
+    assert found["keypoint_mpjpe"].mean == pytest.approx(0.3 * 2, rel=1e-5), "in source units"
+    assert all(name.startswith("keypoint_") for name in found)
+    assert not any(name.startswith("keypoint_") for name in evaluate(model, [example], tasks=["motion"]).rows["model"])
 
 
 def test_json_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
@@ -22,7 +22,7 @@ from four_d.abilities import Abilities, ModelModule, ModelSpec
 from four_d.cli.program import main
 from four_d.config import RunConfig, load
 from four_d.errors import UserError
-from four_d.evaluation import EvaluationConfig
+from four_d.evaluation import Comparison, EvaluationConfig, Metric
 from four_d.evaluation import run as evaluate
 from four_d.export import export
 from four_d.extension import extend
@@ -333,6 +333,49 @@ def test_what_is_ones_own_trains_resumes_validates_exports_and_is_scored(
     check_windows(loaded, tmp_path)
     found = evaluate(loaded, EvaluationConfig(data=str(boxes), frames=4, clips=1, size=(16, 16), device="cpu"))
     assert ("depth_absrel_median_frame" in found.rows["model"]) == ("depth" in loaded.abilities.outputs)
+
+
+def thickness_error(video: Comparison) -> float | None:
+    found, (truth, valid) = video.prediction, video.true_depth
+    if not isinstance(found, Thick) or found.thickness is None:
+        return None
+    return float((found.thickness - truth.to(found.thickness)).abs()[valid].mean())
+
+
+def test_a_metric_of_ones_own_field_is_validated_chooses_the_best_and_is_evaluated(boxes: Path, tmp_path: Path) -> None:
+    after = iter([0.1, 0.3, 0.2])
+
+    def hits(video: Comparison) -> float | None:
+        return None if thickness_error(video) is None else next(after)
+
+    error = Metric("thickness_error", "mean of |t − g|", unit="m", better="lower", compute=thickness_error)
+    mine = [error, Metric("hits", "a figure of which more is better", better="higher", compute=hits)]
+    config = own("a head on a backbone of ours", boxes, tmp_path, 6)
+    config = replace(config, loop=replace(config.loop, best="hits"))
+    result = four_d.train(config, metrics=mine)
+    assert result.validation["hits"] == pytest.approx(0.2)
+    # the loss is the same distance, but also where depth is not valid
+    assert 0 < result.validation["thickness_error"] < 10
+    lines = [line for line in read_metrics(config.run_folder) if line["split"] == "validation"]
+    assert [line["hits"] for line in lines] == pytest.approx([0.1, 0.3, 0.2])
+    assert result.best is not None
+    assert torch.load(result.best, weights_only=True)["run"]["step"] == 4
+    model = four_d.load(config.run_folder)
+    settings = EvaluationConfig(data=str(boxes), frames=4, clips=1, size=(16, 16), device="cpu")
+    found = evaluate(model, settings, metrics=[error])
+    assert found.rows["model"]["thickness_error"].mean > 0
+    assert "thickness_error" not in found.rows["flat_depth"]
+
+
+def test_what_cannot_choose_the_best_is_refused_before_the_first_step(boxes: Path, tmp_path: Path) -> None:
+    share = Metric("share", "neither good nor bad", compute=thickness_error)
+    config = own("a head on a backbone of ours", boxes, tmp_path, 2)
+    for best, message in (("share", "of which more is not better or worse"), ("shares", "which no validation gives")):
+        with pytest.raises(UserError, match=rf"loop\.best is '{best}', {message}; choose .*loss"):
+            four_d.train(replace(config, loop=replace(config.loop, best=best)), metrics=[share])
+    with pytest.raises(UserError, match="there is a figure thick already"):
+        four_d.train(config, metrics=[replace(share, name="thick")])
+    assert not [line for line in read_metrics(config.run_folder) if line["split"] == "train"]
 
 
 def test_an_unknown_kind_says_what_to_do(boxes: Path, tmp_path: Path) -> None:

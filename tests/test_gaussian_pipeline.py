@@ -93,6 +93,7 @@ def test_held_out_pictures_are_scored_in_the_models_unit(folder: Path, model: Fo
     assert scores["render_psnr"].videos == 4
     assert 0 < scores["render_psnr"].mean < 100
     assert result.rows["copy"]["render_psnr"].videos == 4
+    assert result.note.endswith("; FID, FVD: not computed, no network given")
     with pytest.raises(UserError, match=r"cameras|poses"):
         evaluate(loaded(model), dataclasses.replace(settings, hints=()))
 

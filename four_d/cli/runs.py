@@ -104,7 +104,8 @@ def _eval(arguments: Eval) -> int:
     if "protocol" in values:
         return _eval_published(arguments, values)
     settings = build(evaluation.EvaluationConfig, values, "eval")
-    read = [settings.data, settings.train_data, settings.lpips_weights, arguments.checkpoint]
+    networks = [settings.lpips_weights, settings.fid_network, settings.fvd_network]
+    read = [settings.data, settings.train_data, *networks, arguments.checkpoint]
     check_figures(arguments.json, "digest", read)
     for data in (settings.data, settings.train_data):
         if data is not None:

@@ -28,6 +28,7 @@ from four_d.data.shards import ShardReader, load_manifest
 from four_d.data.views import split
 from four_d.devices import Precision, told_when_full, usable
 from four_d.errors import UserError
+from four_d.evaluation.features import Features
 from four_d.evaluation.novel import copy_scores, novel_frames
 from four_d.evaluation.pairwise import Pairwise
 from four_d.evaluation.result import COPY, Evaluation, LpipsFacts, score_of
@@ -36,7 +37,8 @@ from four_d.evaluation.scores import TASKS, Scores, columns, score_batch
 from four_d.memory import check_pictures
 from four_d.metrics import baselines
 from four_d.metrics.catalogue import METRICS, VIDEO
-from four_d.metrics.metric import Metric, Task
+from four_d.metrics.frechet import Extractor, Kind, load_extractor
+from four_d.metrics.metric import Metric, Task, check_own
 from four_d.metrics.renders import lpips_at
 from four_d.progress import progress
 from four_d.similarity import LPIPS, LPIPS_WEIGHTS
@@ -44,6 +46,7 @@ from four_d.types import Clip, Example, map_tensors
 from four_d.windows.cut import Cut
 
 T = TypeVar("T")
+NO_LPIPS = "LPIPS: not computed, no weights given; structure takes its place"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +81,10 @@ class EvaluationConfig:
     """Score renders for cameras and times that are not among the inputs; None: if the model gives Gaussians."""
     lpips_weights: str | None = LPIPS_WEIGHTS
     """File or folder of LPIPS weights to score renders with, if it holds any; None: no LPIPS."""
+    fid_network: str | None = None
+    """TorchScript file of the network that FID of renders is computed by (`metrics.frechet.FILES`); None: no FID."""
+    fvd_network: str | None = None
+    """TorchScript file of the network that FVD of renders is computed by; None: no FVD."""
     track_frames: int | None = None
     """Number of frames through which to track points of each camera's first frame in 3D, ``stride`` (or 1) apart, as
     ``four-d infer`` does (`runs`). None: no tracking."""
@@ -124,6 +131,8 @@ def run(model: Model, config: EvaluationConfig, metrics: Sequence[Metric] = ()) 
         pictures=more and model.abilities.gives_gaussians if config.pictures is None else config.pictures,
         normalisation=model.abilities.normalisation if config.normalisation is None else config.normalisation,
     )
+    scores_pictures = bool(config.pictures) and "pictures" in config.tasks
+    extractors = _extractors(config, device, scores_pictures=scores_pictures)
     predictors, fitted_on = baselines.untrained(), "untrained"
     if config.train_data is not None:
         fitting = Videos.open(Path(config.train_data), config, config.train_clips)
@@ -145,7 +154,8 @@ def run(model: Model, config: EvaluationConfig, metrics: Sequence[Metric] = ()) 
         device=device,
         note=note,
         tasks=config.tasks,
-        lpips=lpips_at(config.lpips_weights) if config.pictures and "pictures" in config.tasks else None,
+        lpips=lpips_at(config.lpips_weights) if scores_pictures else None,
+        extractors=extractors,
         metrics=metrics,
     )
     return (
@@ -183,6 +193,15 @@ def _with_tracks(evaluation: Evaluation, model: Model, config: EvaluationConfig,
         digest=digest.hexdigest()[:12],
         note=f"{evaluation.note}; points followed through {config.track_frames} frames",
     )
+
+
+def _extractors(config: EvaluationConfig, device: torch.device, *, scores_pictures: bool) -> list[Extractor]:
+    """Networks of FID and FVD; UserError where one is given and no pictures are scored."""
+    paths: dict[Kind, str | None] = {"fid": config.fid_network, "fvd": config.fvd_network}
+    given: dict[Kind, str] = {kind: path for kind, path in paths.items() if path is not None}
+    if given and not scores_pictures:
+        raise UserError(f"{next(iter(given))}_network is given, and no pictures are scored; leave it out")
+    return [load_extractor(kind, path, device) for kind, path in given.items()]
 
 
 def _check_hints(model: Model, hints: Collection[Hint]) -> None:
@@ -333,13 +352,16 @@ def evaluate(
     note: str = "",
     tasks: Collection[Task] = TASKS,
     lpips: LPIPS | None = None,
+    extractors: Sequence[Extractor] = (),
     metrics: Sequence[Metric] = (),
 ) -> Evaluation:
     """Score a model and image-free ``predictors`` (`baselines.untrained` by default) on the same batched examples.
 
     Every video has equal weight. The model sees ``inputs`` only and must be in evaluation mode. ``lpips``, a network
     with loaded weights on the CPU, scores renders and is part of the digest; without it ``structure`` takes its place.
-    ``metrics`` are the caller's own, computed for every row that allows them.
+    ``extractors`` (`metrics.frechet.load_extractor`) give FID and FVD of all renders together; they are part of the
+    digest too. The note says what of LPIPS, FID and FVD was not computed. ``metrics`` are the caller's own, computed
+    for every row that allows them.
 
     Raises:
         UserError: there is no example, a predicted value is not finite (predictor and clip are named), or a metric of
@@ -347,11 +369,14 @@ def evaluate(
 
     """
     models = {name: model, **(baselines.untrained() if predictors is None else predictors)}
-    known = _with_own(metrics)
+    check_own(metrics, METRICS)
     keys: list[str] = []
     results: dict[str, list[Scores]] = {row: [] for row in (*models, COPY)}
     digest, judge = hashlib.sha256(model.abilities.seen_as.encode()), LpipsFacts.of(lpips)
     digest.update(b"" if judge is None else f"lpips {judge.network} {judge.weights}".encode())
+    for each in extractors:
+        digest.update(f"{each.kind} {each.digest}".encode())
+    features = {row: Features(extractors) for row in results}
     for example in examples:
         keys += example.key
         digest.update((_seen(example) + _given(example.inputs)).encode())
@@ -366,45 +391,38 @@ def evaluate(
                 tasks=tasks,
                 lpips=lpips,
                 metrics=(*VIDEO, *metrics),
+                features=features[row],
             )
-        results[COPY] += _copied(example, results[name][-len(example.key) :], lpips)
+        results[COPY] += _copied(example, results[name][-len(example.key) :], lpips, features[COPY])
     if not keys:
         raise UserError("there is nothing to evaluate on: no clip came out of the data")
     per_video = {row: by_metric for row, scores in results.items() if (by_metric := columns(scores)) or row != COPY}
+    rows = {
+        row: {metric: score_of(each, keys) for metric, each in by_metric.items()} | features[row].scores(len(keys))
+        for row, by_metric in per_video.items()
+    }
+    if "render_psnr" in rows[name]:
+        said = features[name].note() if judge is not None else f"{NO_LPIPS}; {features[name].note()}"
+        note = f"{note}; {said}" if note else said
     return Evaluation(
         name=name,
-        rows={
-            row: {metric: score_of(each, keys) for metric, each in by_metric.items()}
-            for row, by_metric in per_video.items()
-        },
+        rows=rows,
         keys=tuple(keys),
         per_video=per_video,
         digest=digest.hexdigest()[:12],
         note=note,
         lpips=judge,
-        metrics=known,
+        metrics={**METRICS, **{metric.name: metric for metric in metrics}},
     )
 
 
-def _with_own(metrics: Sequence[Metric]) -> dict[str, Metric]:
-    """All metrics by name, including the caller's own."""
-    known = dict(METRICS)
-    for metric in metrics:
-        if metric.name in known:
-            raise UserError(f"there is a metric {metric.name} already; give yours another name")
-        if metric.compute is None:
-            raise UserError(f"the metric {metric.name} has no function; give it compute=…")
-        known[metric.name] = metric
-    return known
-
-
-def _copied(example: Example, scores: Sequence[Scores], lpips: LPIPS | None) -> list[Scores]:
+def _copied(example: Example, scores: Sequence[Scores], lpips: LPIPS | None, features: Features) -> list[Scores]:
     """Scores of the nearest input frames (`copies`), for the videos of a batch whose renders are scored."""
     copied: list[Scores] = [{} for _ in scores]
     for index, each in enumerate(scores):
         if "render_psnr" in each:
             clip = map_tensors(fields.unstack(example.targets, index), lambda tensor: tensor.cpu())
-            copied[index].update(copy_scores(clip, lpips))
+            copied[index].update(copy_scores(clip, lpips, features))
     return copied
 
 

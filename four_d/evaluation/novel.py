@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from four_d import fields
+from four_d.evaluation.features import Features
 from four_d.metrics.renders import score_renders
 from four_d.rendering import render
 from four_d.similarity import LPIPS
@@ -32,12 +33,13 @@ def novel_scores(
     scale: float = 1.0,
     lpips: LPIPS | None = None,
     device: torch.device | None = None,
+    features: Features | None = None,
 ) -> dict[str, float]:
     """Scores of an unbatched clip's ``views`` (`score_renders`), and of those from the input's cameras.
 
     Each view is rendered from the segment of Gaussians at its time, on ``device`` (None: that of the Gaussians), after
     multiplying their lengths by ``scale``. ``lpips`` is a network with loaded weights on the CPU, where scores are
-    computed.
+    computed. ``features`` collects those of the renders, for figures of all clips together.
 
     ``render_psnr`` … are over all views, ``render_novel_time_psnr`` … over views of input cameras at other times.
     Views of unknown cameras do not count; without any others nothing is scored.
@@ -51,13 +53,20 @@ def novel_scores(
     if bool(seen.any()) and not bool(seen.all()):
         some = fields.take(renders, "v", seen), fields.take(views, "f", seen)
         scores |= score_renders(*some, lpips=lpips, prefix="render_novel_time_")
+    if features is not None:
+        features.add(renders, views)
     return scores
 
 
-def copy_scores(clip: Clip, lpips: LPIPS | None = None) -> dict[str, float]:
-    """Scores of the nearest input frames (`copies`) as renders of an unbatched clip's ``views``."""
+def copy_scores(clip: Clip, lpips: LPIPS | None = None, features: Features | None = None) -> dict[str, float]:
+    """Scores of the nearest input frames (`copies`) as renders of an unbatched clip's ``views``; as `novel_scores`."""
     views = _known(clip.views)
-    return {} if views is None else score_renders(copies(clip, views), views, lpips=lpips)
+    if views is None:
+        return {}
+    copied = copies(clip, views)
+    if features is not None:
+        features.add(copied, views)
+    return score_renders(copied, views, lpips=lpips)
 
 
 def _known(views: Clip | None) -> Clip | None:

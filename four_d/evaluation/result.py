@@ -27,8 +27,9 @@ class Score:
 
     mean: float
     """Unweighted mean over videos."""
-    standard_error: float
-    """Standard error of the mean under the choice of clips, clustered by clip; 0 for one clip."""
+    standard_error: float | None
+    """Standard error of the mean under the choice of clips, clustered by clip; 0 for one clip. None: a figure of all
+    videos together, such as FID, which has no values per video."""
     videos: int
     excluded: int
     """Number of videos whose ground truth does not allow the metric: no valid depth, no known or no moving camera."""
@@ -69,7 +70,7 @@ class Evaluation:
     keys: tuple[str, ...]
     """Videos in order; ``clip/camera`` if a clip gives several."""
     per_video: dict[str, dict[str, tuple[float | None, ...]]]
-    """Predictor → metric → one value per video."""
+    """Predictor → metric → one value per video; figures of all videos together, such as FID, have none."""
     digest: str
     """Digest of keys, cameras, times and image sizes of all videos in order, of the hints given to the model, and of
     the pairwise setting."""
@@ -88,7 +89,10 @@ class Evaluation:
         return None if best is None else (best, rows[best])
 
     def difference(self, metric: str, minuend: str, subtrahend: str) -> Score:
-        """Mean difference of two predictors over the videos, paired: its standard error is that of the difference."""
+        """Mean difference of two predictors over the videos, paired: its standard error is that of the difference.
+
+        KeyError for a figure without values per video, such as FID.
+        """
         pairs = zip(self.per_video[minuend][metric], self.per_video[subtrahend][metric], strict=True)
         return score_of([None if a is None or b is None else a - b for a, b in pairs], self.keys)
 
@@ -141,7 +145,8 @@ class Evaluation:
             if best is None:
                 table.add_row(heading, _cell(score), "", "", "", videos)
             else:
-                gap = self.difference(metric, self.name, best[0])
+                alone = metric in self.per_video[self.name]
+                gap = self.difference(metric, self.name, best[0]) if alone else None
                 table.add_row(heading, _cell(score), _cell(best[1]), best[0], _cell(gap), videos)
         return table
 
@@ -151,7 +156,9 @@ class Evaluation:
 
 
 def _cell(score: Score | None) -> str:
-    return "" if score is None else f"{score.mean:.4g} ± {score.standard_error:.2g}"
+    if score is None:
+        return ""
+    return f"{score.mean:.4g}" + ("" if score.standard_error is None else f" ± {score.standard_error:.2g}")
 
 
 def described(metric: Metric) -> dict[str, str | None]:

@@ -14,6 +14,7 @@ from four_d import fields, geometry
 from four_d.abilities import Model
 from four_d.data.sampling import normalise
 from four_d.errors import UserError
+from four_d.evaluation.features import Features
 from four_d.evaluation.novel import novel_scores
 from four_d.metrics.catalogue import VIDEO
 from four_d.metrics.comparison import Comparison
@@ -58,8 +59,12 @@ def score_batch(
     tasks: Collection[Task] = TASKS,
     lpips: LPIPS | None = None,
     metrics: Sequence[Metric] = VIDEO,
+    features: Features | None = None,
 ) -> list[Scores]:
-    """Scores of every video of a batch; ``row`` names the predictor in errors, ``timed`` adds `SECONDS`."""
+    """Scores of every video of a batch; ``row`` names the predictor in errors, ``timed`` adds `SECONDS`.
+
+    ``features`` collects those of renders.
+    """
     inputs = map_tensors(example.inputs, lambda tensor: tensor.to(device))
     videos: list[_Video] = []
     seconds = 0.0
@@ -71,7 +76,8 @@ def score_batch(
                 targets = map_tensors(fields.unstack(example.targets, index), lambda tensor: tensor.cpu())
                 video = _Video(prediction, index, row, key, targets, tasks, metrics)
                 if "pictures" in tasks and example.targets.views is not None:
-                    video.add_pictures(_segments(model, example, prediction, index, device), lpips, device)
+                    segments = _segments(model, example, prediction, index, device)
+                    video.add_pictures(segments, lpips, device, features)
                 videos.append(video)
             videos[index].add(prediction, index)
         del prediction  # frees its memory before the next one is computed
@@ -131,7 +137,9 @@ class _Video:
             points = geometry.world_points(mine)
             self._motion = MotionScores(None if points is None else points.float(), targets)
 
-    def add_pictures(self, segments: Sequence[Segment], lpips: LPIPS | None, device: torch.device) -> None:
+    def add_pictures(
+        self, segments: Sequence[Segment], lpips: LPIPS | None, device: torch.device, features: Features | None
+    ) -> None:
         scale = gaussian_scale(self._seen, self._targets) if segments else None
         if scale is None:
             return
@@ -139,7 +147,7 @@ class _Video:
             replace(part, gaussians=map_tensors(part.gaussians, lambda t: _finite(t, "Gaussians", *self._name)))
             for part in segments
         ]
-        self._scores = self._scores | novel_scores(sound, self._targets, scale, lpips, device)
+        self._scores = self._scores | novel_scores(sound, self._targets, scale, lpips, device, features)
 
     def add(self, prediction: Prediction, index: int) -> None:
         if self._motion is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal, cast
 
 from four_d.metrics import pose
@@ -64,6 +64,7 @@ DEPTH_ABSREL = Metric(
     compute=_depth("absrel", "median", "frame"),
     task="depth",
     shown="summary",
+    validation="also",
 )
 ROTATION = Metric(
     "pose_rot_pairs_deg",
@@ -73,15 +74,16 @@ ROTATION = Metric(
     compute=_pairs(lambda pairs: float(pairs.rotation_deg.mean())),
     task="pose",
     shown="summary",
+    validation="also",
 )
 RELATIVE_MOTION = Metric(
     "motion_epe_relative",
     "mean error of the motion of what moves over its mean length; in training's validation only",
     better="lower",
     compute=lambda video: video.relative_motion_error,
+    task="motion",
+    validation="only",
 )
-VALIDATION = (DEPTH_ABSREL, ROTATION, RELATIVE_MOTION)
-"""Metrics of validation during training, beside the loss and its terms."""
 
 
 def _depth_metrics() -> list[Metric]:
@@ -187,7 +189,8 @@ POSE = (
     ),
     Metric(
         "pose_rpe_trans_sim3",
-        "RMS translation error from each frame to the next of the same camera, after that similarity",
+        "RPE (Sturm et al. 2012; MonST3R), one frame apart: RMS translation error from each frame to the next of the "
+        "same camera, after that similarity",
         unit="m",
         better="lower",
         compute=lambda video: None if video.steps is None else float(video.steps.translation) * video.unit,
@@ -196,7 +199,7 @@ POSE = (
     ),
     Metric(
         "pose_rpe_rot_deg_sim3",
-        "RMS rotation error from frame to frame",
+        "RPE one frame apart: RMS rotation error from each frame to the next of the same camera",
         unit="°",
         better="lower",
         compute=lambda video: None if video.steps is None else float(video.steps.rotation_deg),
@@ -345,6 +348,7 @@ KEYPOINTS = (
         unit="m",
         better="lower",
         compute=_skeletons("mpjpe"),
+        task="keypoints",
         shown="summary",
     ),
     Metric(
@@ -353,12 +357,14 @@ KEYPOINTS = (
         unit="m",
         better="lower",
         compute=_skeletons("procrustes_mpjpe"),
+        task="keypoints",
     ),
     Metric(
         "keypoint_pck",
         "fraction of keypoints whose pixel errs by less than 0.1 of the longer side of its instance's true box",
         better="higher",
         compute=_skeletons("pck"),
+        task="keypoints",
         shown="summary",
     ),
     Metric(
@@ -367,6 +373,7 @@ KEYPOINTS = (
         unit="m/s²",
         better="lower",
         compute=_skeletons("acceleration_error"),
+        task="keypoints",
         shown="summary",
     ),
     Metric(
@@ -374,12 +381,14 @@ KEYPOINTS = (
         "mean length of the third derivative of predicted keypoints; the truth's is not 0",
         unit="m/s³",
         compute=_skeletons("jerk"),
+        task="keypoints",
     ),
     Metric(
         "keypoint_bone_variance",
         "mean over rigid bones of the variance over time of the logarithm of their predicted length",
         better="lower",
         compute=_skeletons("bone_variance"),
+        task="keypoints",
     ),
 )
 
@@ -416,6 +425,18 @@ def _renders() -> list[Metric]:
 
 RENDERS = (
     *_renders(),
+    Metric(
+        "fid",
+        "Fréchet distance of the features of all renders and of all true images (Heusel et al. 2017); only where its "
+        "network is given. Depends on their number",
+        better="lower",
+    ),
+    Metric(
+        "fvd",
+        "the same of videos (Unterthiner et al. 2018): the views of one camera in temporal order, where they are 10 or "
+        "more; only where its network is given",
+        better="lower",
+    ),
     Metric("render_mpsnr", "DyCheck's, over co-visible pixels", unit="dB", better="higher"),
     Metric(
         "render_mssim",
@@ -439,16 +460,30 @@ RENDERS = (
 
 GROUPS: dict[str, tuple[Metric, ...]] = {
     "depth": DEPTH,
+    "pose": POSE,
     "points": POINTS,
     "masks": MASKS,
     "motion": MOTION,
     "tracks": TRACKS,
     "keypoints": KEYPOINTS,
-    "pose": POSE,
     "renders": RENDERS,
     "published": PUBLISHED,
-    "validation": VALIDATION,
+    "training": (RELATIVE_MOTION,),
 }
 METRICS = {metric.name: metric for group in GROUPS.values() for metric in group}
-VIDEO = (*DEPTH, *POSE, *POINTS, *MASKS, *KEYPOINTS)
+
+
+def of_video(metrics: Iterable[Metric]) -> tuple[Metric, ...]:
+    """Metrics that evaluation computes from one prediction and its ground truth."""
+    return tuple(metric for metric in metrics if metric.compute is not None and metric.validation != "only")
+
+
+def of_validation(metrics: Iterable[Metric]) -> tuple[Metric, ...]:
+    """Metrics that training's validation computes, beside the loss and its terms."""
+    return tuple(metric for metric in metrics if metric.compute is not None and metric.validation != "no")
+
+
+VIDEO = of_video(METRICS.values())
 """Metrics of one prediction against its ground truth."""
+VALIDATION = of_validation(METRICS.values())
+"""Metrics of validation during training, beside the loss and its terms."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
+from four_d.errors import UserError
 from four_d.metrics.comparison import Comparison
 
-Task = Literal["depth", "pose", "points", "mask", "motion", "pictures", "tracks"]
+Task = Literal["depth", "pose", "points", "mask", "motion", "pictures", "tracks", "keypoints"]
 """Tasks in which a held-out video can be scored."""
+Validation = Literal["no", "also", "only"]
 Better = Literal["higher", "lower"]
 Shown = Literal["summary", "tables", "files"]
 
@@ -33,12 +35,23 @@ class Metric:
     """Task with which it is computed; None: always."""
     shown: Shown = "tables"
     """Places that show it; ``summary``: also short tables, studies and model cards; ``files``: only JSON."""
+    validation: Validation = "no"
+    """Use of a metric of the catalogue in training's validation: none, there as well as in evaluation, or only there.
+    A caller's own metric is computed wherever it is given."""
+
+    @property
+    def arrow(self) -> str:
+        """Arrow towards better values, ↑ or ↓; empty without a better direction."""
+        return {"higher": "↑", "lower": "↓", None: ""}[self.better]
 
     @property
     def heading(self) -> str:
         """Name, direction and unit, for a column's heading."""
-        arrow = {"higher": " ↑", "lower": " ↓", None: ""}[self.better]
-        return f"{self.name}{arrow}" + (f", {self.unit}" if self.unit else "")
+        return f"{self.name} {self.arrow}".rstrip() + (f", {self.unit}" if self.unit else "")
+
+    def beats(self, value: float, other: float) -> bool:
+        """True where a value is better than another one; never for NaN, nor without a better direction."""
+        return {"higher": value > other, "lower": value < other, None: False}[self.better]
 
     def best(self, values: Iterable[tuple[str, float]]) -> str | None:
         """Name of the best value, the first of equal ones; None without values or a better direction."""
@@ -46,6 +59,17 @@ class Metric:
         if not rows or self.better is None:
             return None
         return (max if self.better == "higher" else min)(rows, key=lambda row: row[1])[0]
+
+
+def check_own(own: Sequence[Metric], taken: Collection[str]) -> None:
+    """Raise UserError for a caller's metric whose name another figure has (``taken``), or that has no function."""
+    names = [*taken]
+    for metric in own:
+        if metric.name in names:
+            raise UserError(f"there is a figure {metric.name} already; give your metric another name")
+        if metric.compute is None:
+            raise UserError(f"the metric {metric.name} has no function; give it compute=…")
+        names.append(metric.name)
 
 
 def markdown(metrics: Iterable[Metric]) -> str:

@@ -223,23 +223,38 @@ class Keeper(Callback):
 
 
 class BestKeeper(Callback):
-    """Callback that keeps the weights of the best validation; the best figure so far is in the run's own record."""
+    """Callback that keeps the weights of the best validation, by the figure's own direction.
+
+    The best figure so far is in the run's own record.
+    """
 
     def __init__(self, folder: Path, figure: str) -> None:
         self._folder, self._figure = folder, figure
 
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Raise UserError for a figure that no validation can give, or of which no direction is better."""
+        metrics = cast(TrainingModule, pl_module).metrics
+        directed = ", ".join(name for name, metric in metrics.items() if metric.better is not None)
+        if self._figure not in metrics:
+            raise UserError(f"loop.best is {self._figure!r}, which no validation gives; choose one of {directed}")
+        if metrics[self._figure].better is None:
+            raise UserError(f"loop.best is {self._figure!r}, of which more is not better or worse; choose {directed}")
+
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Save the weights if no earlier validation had a lower figure."""
+        """Save the weights if no earlier validation had a figure as good."""
         module = cast(TrainingModule, pl_module)
+        metric = module.metrics[self._figure]
         if self._figure not in module.validation:
             known = ", ".join(module.validation)
-            raise UserError(f"loop.best is {self._figure!r}, which no validation gives; choose one of {known}")
+            raise UserError(
+                f"loop.best is {self._figure!r}, which these clips or this model do not allow; choose one of {known}"
+            )
         step, value = module.step, module.validation[self._figure]
         lines = [line for line in read_metrics(self._folder) if line["split"] == "validation"]
         earlier = [line[self._figure] for line in lines if line["step"] != step and self._figure in line]
         known = [cast(float, other) for other in earlier if other is not None]
         # the first rank wrote these lines: let it decide for all
-        better = [float(all(value < other for other in known))]
+        better = [float(all(metric.beats(value, other) for other in known))]
         if parallel.from_first(better, pl_module.device)[0]:
             save(trainer, self._folder / BEST, weights_only=True)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, cast
 
@@ -24,6 +24,7 @@ from four_d.losses.reduction import nothing
 from four_d.losses.schedule import Ramp, weight_at
 from four_d.losses.supervision import supervised
 from four_d.losses.term import LossInputs
+from four_d.metrics.metric import Metric
 from four_d.model import compile_blocks
 from four_d.rendering.backends import fastest_missing
 from four_d.schema import Plain, to_plain
@@ -38,7 +39,7 @@ from four_d.training.optimiser import (
     make_optimiser,
     with_settings,
 )
-from four_d.training.validation import Means
+from four_d.training.validation import Means, validation_metrics
 from four_d.training.validation import figures as judged
 from four_d.types import Clip, Example, Prediction
 
@@ -54,10 +55,10 @@ class TrainingModule(lightning.LightningModule):
     """Model, losses and update. The progress of a run is ``step`` (updates done) and ``elapsed`` (seconds).
 
     ``elapsed`` sums over all starts of the run, each from the end of its first step: compiling and starting workers
-    before that vary with the machine and are not training.
+    before that vary with the machine and are not training. ``metrics`` are the caller's own, for validation.
     """
 
-    def __init__(self, config: RunConfig, start: Checkpoint | None = None) -> None:
+    def __init__(self, config: RunConfig, start: Checkpoint | None = None, metrics: Sequence[Metric] = ()) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.config = config
@@ -80,6 +81,8 @@ class TrainingModule(lightning.LightningModule):
         self.average = None if ema is None else Average(self, ema)
         self._averaged = ExitStack()
         self.step, self.elapsed, self.bad_steps = 0, 0.0, torch.zeros((), dtype=torch.long)
+        self.metrics = validation_metrics(config.losses, metrics)
+        """Figures that validation may give, by name."""
         self._means = Means()
         self.validation: dict[str, float] = {}
         """Figures of the last validation, means over all clips of all processes."""
@@ -229,7 +232,8 @@ class TrainingModule(lightning.LightningModule):
         """Prediction and terms of one clip, under the averaged weights if there are any."""
         targets = step.batches[0].targets
         prediction, terms = self.terms(step.batches[0])
-        self._means.add(judged(prediction, terms, self.supervised(targets), targets), 0.0 if step.repeat else 1.0)
+        found = judged(prediction, terms, self.supervised(targets), targets, self.metrics.values())
+        self._means.add(found, 0.0 if step.repeat else 1.0)
         return {"prediction": prediction, "terms": terms}
 
     def on_validation_start(self) -> None:

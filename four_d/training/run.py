@@ -7,7 +7,7 @@ import logging
 import math
 import re
 import warnings
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,6 +32,7 @@ from four_d.config import LoopConfig, RunConfig, check_unit, load_plain
 from four_d.data.loading import FromStep, Sources, Step, TrainingSteps, ValidationClips, loader
 from four_d.devices import emulates_bf16, tensor_cores, told_when_full, usable
 from four_d.errors import UserError
+from four_d.metrics.metric import Metric
 from four_d.outputs import keep_apart
 from four_d.progress import progress
 from four_d.schema import Plain, build, diff, to_plain, unread
@@ -41,12 +42,15 @@ from four_d.training.module import TrainingModule
 from four_d.training.parallel import World
 from four_d.training.record import CONFIG, RunRecord, alone, read_metrics
 from four_d.training.supervision import unsupervised
+from four_d.training.validation import validation_metrics
 from four_d.training.variation import SAME_FOR, stuck
 from four_d.types import map_tensors
 
 LOGGER = logging.getLogger(__name__)
 
 Resume = Literal["auto", "never", "always"]
+WORSE = 1e-3
+"""Fraction of a figure by which it may get worse before that is reported."""
 STOPPED = 143
 """Exit code of a run that a signal ended: 128 + SIGTERM, which launchers understand."""
 
@@ -73,16 +77,26 @@ class TrainResult:
     constant: dict[str, str] = field(default_factory=dict[str, str])
     """Outputs that were constant in the last validation → "clip" or "frame", the index that they do not depend on."""
     exit_code: int = 0
+    metrics: Mapping[str, Metric] = field(default_factory=validation_metrics)
+    """Figures that validation may give, by name."""
 
     @property
     def worse(self) -> tuple[str, ...]:
-        """Figures (all of them errors) that got worse since the start by more than a thousandth, or infinite."""
-        limits = {name: value + 1e-3 * abs(value) for name, value in self.before.items()}
-        return tuple(name for name, most in limits.items() if not self.validation.get(name, math.inf) <= most)
+        """Figures that got worse since the start, in their own direction, by more than a thousandth, or no number."""
+        found: list[str] = []
+        for name, before in self.before.items():
+            after, better = self.validation.get(name, math.nan), self.metrics[name].better
+            sign = {"lower": 1, "higher": -1, None: 0}[better]
+            if better is not None and not sign * (after - before) <= WORSE * abs(before):
+                found.append(name)
+        return tuple(found)
 
 
 class TrainerOptions(TypedDict, total=False):
-    """Options of Lightning's trainer besides those of the config."""
+    """Options of Lightning's trainer besides those of the config, and metrics of the caller's own."""
+
+    metrics: Sequence[Metric]
+    """Metrics that validation computes beside the catalogue's, by which ``loop.best`` may choose too."""
 
     callbacks: Sequence[Callback]
     """Callbacks, called after the run's own, but before its checkpoints are written. Their state is stored there, so it
@@ -178,18 +192,20 @@ def train(config: RunConfig, *, resume: Resume = "auto", **options: Unpack[Train
     """Train as configured, in ``config.run_folder``.
 
     ``auto`` continues from the folder's checkpoint if it has one, ``always`` requires one, ``never`` requires none. One
-    call works alone and under torchrun. `TrainerOptions` are passed to Lightning's trainer.
+    call works alone and under torchrun. `TrainerOptions` are passed to Lightning's trainer, but for ``metrics``.
 
     Raises:
         UserError: the run's folder is, contains or lies in an input, or holds files of its names that no run wrote;
-            its checkpoint belongs to another model, seed or data; another process trains there; or bad
-            input of any part.
+            its checkpoint belongs to another model, seed or data; another process trains there; one of ``metrics``
+            has no function or the name of another figure; or bad input of any part.
 
     """
     world = parallel.discover()
     parallel.tell_tasks(world)
     _check_folder(config)
     check_unit(config)
+    own = options.get("metrics", ())
+    metrics = validation_metrics(config.losses, own)
     if config.weights is not None and config.weights.path is None:
         raise UserError("weights.path is missing; give weights=PATH, or weights=null to train from scratch")
     start = _find_start(config, resume, told=world.rank == 0)
@@ -199,12 +215,12 @@ def train(config: RunConfig, *, resume: Resume = "auto", **options: Unpack[Train
         if world.rank == 0:
             told = f"{config.run_folder} is at its end already ({start.step} steps, {start.elapsed / 60:.1f} minutes)"
             LOGGER.warning(f"{told}: nothing is trained; raise loop.max_steps or loop.max_minutes to go on")
-        return _result(config, start.step, start.elapsed, 0)
+        return _result(config, metrics, start.step, start.elapsed, 0)
     if world.rank == 0:
         for line in (*unsupervised(config.losses, config.data, data.training.sources), *slow_precision(config.loop)):
             LOGGER.warning(line)
     with quiet(), tensor_cores(config.loop.precision):
-        module = TrainingModule(config, _weights(config, start))
+        module = TrainingModule(config, _weights(config, start), own)
         with alone(config.run_folder) if world.rank == 0 else nullcontext():
             if world.rank == 0 and _find_start(config, resume, told=False) != start:
                 raise UserError(f"{config.run_folder} was trained by another process meanwhile; start again")
@@ -254,12 +270,12 @@ def finetune(config: RunConfig, *, resume: Resume = "auto", **options: Unpack[Tr
 
 def compare(result: TrainResult) -> None:
     """Print the figures before and after; report those that got worse on stderr."""
-    table = Table(title=f"{result.folder}: held-out clips, lower is better")
+    table = Table(title=f"{result.folder}: held-out clips")
     for heading in ("", "before", "after"):
         table.add_column(heading, justify="right" if heading else "left")
     for name in {**result.before, **result.validation}:
         before, after = (f"{f[name]:.4g}" if name in f else "–" for f in (result.before, result.validation))
-        table.add_row(name, before, f"{after}{' ✗' if name in result.worse else ''}")
+        table.add_row(result.metrics[name].heading, before, f"{after}{' ✗' if name in result.worse else ''}")
     Console().print(table)
     for output, same_for in result.constant.items():
         LOGGER.warning(f"warning: {stuck(output, same_for)}")
@@ -289,7 +305,7 @@ def _fit(module: TrainingModule, world: World, data: RunData, start: _Start, opt
             record.close(exit_code)
         if world.size > 1 and distributed.is_initialized():
             distributed.destroy_process_group()
-    return _result(config, module.step, module.elapsed, exit_code)
+    return _result(config, module.metrics, module.step, module.elapsed, exit_code)
 
 
 def _weights(config: RunConfig, start: _Start) -> checkpoints.Checkpoint | None:
@@ -399,7 +415,9 @@ def _is_over(config: RunConfig, start: _Start) -> bool:
     return start.step >= config.loop.max_steps or (minutes is not None and start.elapsed >= 60 * minutes)
 
 
-def _result(config: RunConfig, steps: int, seconds: float, exit_code: int) -> TrainResult:
+def _result(
+    config: RunConfig, metrics: Mapping[str, Metric], steps: int, seconds: float, exit_code: int
+) -> TrainResult:
     folder = config.run_folder
     lines = [line for line in read_metrics(folder) if line["split"] == "validation"]
     first = [line for line in lines[:1] if line["step"] == 0]
@@ -409,16 +427,17 @@ def _result(config: RunConfig, steps: int, seconds: float, exit_code: int) -> Tr
         best=folder / BEST if (folder / BEST).is_file() else None,
         steps=steps,
         seconds=seconds,
-        validation=_figures(lines[-1:]),
-        before=_figures(first),
+        validation=_figures(lines[-1:], metrics),
+        before=_figures(first, metrics),
         constant=_constant([line for line in read_metrics(folder) if line["split"] == "variation"][-1:]),
         exit_code=exit_code,
+        metrics=metrics,
     )
 
 
-def _figures(lines: list[Plain]) -> dict[str, float]:
+def _figures(lines: list[Plain], metrics: Mapping[str, Metric]) -> dict[str, float]:
     named = [item for line in lines for item in line.items()]
-    return {name: value for name, value in named if isinstance(value, float) and name != "elapsed_s"}
+    return {name: value for name, value in named if isinstance(value, float) and name in metrics}
 
 
 def _constant(lines: list[Plain]) -> dict[str, str]:

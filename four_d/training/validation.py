@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from four_d import drawing, fields, geometry
-from four_d.metrics.catalogue import VALIDATION
+from four_d.config import RECORDED
+from four_d.metrics.catalogue import METRICS, VALIDATION
 from four_d.metrics.comparison import Comparison
+from four_d.metrics.metric import Metric, check_own
 from four_d.training import parallel
 from four_d.types import Clip, Prediction, map_tensors
 
@@ -22,17 +24,32 @@ Weighted = dict[str, tuple[float, float]]
 """Figure → (value, weight); weight 0 where the truth does not allow it."""
 
 
+def validation_metrics(losses: Iterable[str] = (), own: Sequence[Metric] = ()) -> dict[str, Metric]:
+    """Every figure that validation may give, by name: the loss, its terms, the catalogue's metrics, the caller's own.
+
+    UserError for one of ``own`` that has no function, or the name of another figure.
+    """
+    terms = {name: Metric(name, "term of the loss", better="lower") for name in ("loss", *losses)}
+    check_own(own, {*METRICS, *terms, *RECORDED})
+    return {**terms, **{metric.name: metric for metric in (*VALIDATION, *own)}}
+
+
 def figures(
-    prediction: Prediction, terms: Mapping[str, Tensor], supervised: Mapping[str, Tensor], targets: Clip
+    prediction: Prediction,
+    terms: Mapping[str, Tensor],
+    supervised: Mapping[str, Tensor],
+    targets: Clip,
+    metrics: Iterable[Metric] = VALIDATION,
 ) -> Weighted:
-    """Loss terms with ground truth (``supervised`` is 1, not 0), and the metrics of `VALIDATION` that prediction and
-    truth allow. Batches of one clip.
+    """Loss terms with ground truth (``supervised`` is 1, not 0), and the metrics that prediction and truth allow.
+
+    Batches of one clip.
     """
     found: Weighted = {name: (float(value), float(supervised.get(name, 1.0))) for name, value in terms.items()}
     shown = fields.unstack(fields.delivered(prediction), 0)
     kept = map_tensors(shown, lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
     video = Comparison(kept, fields.unstack(targets, 0))
-    values = {metric.name: metric.compute(video) for metric in VALIDATION if metric.compute is not None}
+    values = {metric.name: metric.compute(video) for metric in metrics if metric.compute is not None}
     return found | {name: (value, 1.0) for name, value in values.items() if value is not None}
 
 

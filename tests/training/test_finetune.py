@@ -13,10 +13,14 @@ from torch import nn
 from four_d import checkpoints, cli
 from four_d.config import GroupConfig, OptimiserConfig, RunConfig, WeightsConfig, to_yaml
 from four_d.errors import UserError
+from four_d.metrics.comparison import Comparison
+from four_d.metrics.metric import Metric
 from four_d.schema import build
 from four_d.training import TrainResult, finetune, train
 from four_d.training.module import TrainingModule
 from four_d.training.optimiser import group_rate, make_optimiser, parts
+from four_d.training.run import compare
+from four_d.training.validation import validation_metrics
 from tests.training.runs import make_data, tiny, validated
 from tests.training.test_run import assert_same, crash_at, last
 
@@ -250,6 +254,40 @@ def test_what_is_no_number_any_more_is_worse() -> None:
     figures = {"validation": {"loss": 1.0}, "before": {"loss": 2.0, "pose_rot_pairs_deg": 3.0}}
     result = TrainResult(folder=Path(), checkpoint=Path(), best=None, steps=1, seconds=0.0, **figures)
     assert result.worse == ("pose_rot_pairs_deg",)
+
+
+def test_every_figure_gets_worse_in_its_own_direction(capsys: pytest.CaptureFixture[str]) -> None:
+    def nothing(_: Comparison) -> float | None:
+        return None
+
+    metrics = validation_metrics(
+        own=[
+            Metric("hits", "", better="higher", compute=nothing),
+            Metric("misses", "", better="lower", compute=nothing),
+            Metric("share", "", compute=nothing),
+        ]
+    )
+    up, down = {"hits": 0.9, "misses": 0.9, "share": 0.9}, {"hits": 0.1, "misses": 0.1, "share": 0.1}
+    grown, shrunk = (
+        TrainResult(
+            folder=Path(),
+            checkpoint=Path(),
+            best=None,
+            steps=1,
+            seconds=0.0,
+            before=before,
+            validation=after,
+            metrics=metrics,
+        )
+        for before, after in ((down, up), (up, down))
+    )
+    assert grown.worse == ("misses",)
+    assert shrunk.worse == ("hits",)
+    compare(shrunk)
+    table = capsys.readouterr().out
+    assert "hits ↑" in table
+    assert "misses ↓" in table
+    assert table.count("✗") == 1
 
 
 def test_finetuning_needs_weights_and_held_out_clips(shards: Path, source: Path, tmp_path: Path) -> None:
