@@ -324,7 +324,7 @@ def test_a_posed_model_says_what_it_needs() -> None:
         model(pictures(7))
     with pytest.raises(UserError, match=r"give depth \(--depth\)"):
         model(pictures(7), known=given(7, depth=None))
-    with pytest.raises(UserError, match=r"set data\.hints\.poses=1, or take another backbone"):
+    with pytest.raises(UserError, match=r"set data\.hints\.poses=1, or take other parts"):
         config.load(["dgs_lrm"], ["data.sources.a.path=x", "data.hints.poses=0.5"])
 
 
