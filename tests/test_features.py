@@ -14,6 +14,7 @@ from four_d.evaluation import Evaluation, EvaluationConfig, evaluate
 from four_d.evaluation import run as run_evaluation
 from four_d.evaluation.features import videos_of
 from four_d.evaluation.novel import copies, render_views
+from four_d.evaluation.result import LpipsFacts, lpips_note
 from four_d.metrics import frechet
 from four_d.metrics.frechet import Extractor
 from four_d.types import Cameras, Clip, Example, Gaussians, Prediction
@@ -96,7 +97,7 @@ def test_distances_are_of_all_renders_and_all_true_images(networks: list[Extract
     copied = [copies(clip, each).colour for clip, each in zip(CLIPS, views, strict=True)]
     assert found.rows["copy"]["fid"].mean == pytest.approx(frechet.fid(fid, copied, real), rel=1e-6)
     assert found.note == (
-        "boxes; LPIPS: not computed, no weights given; structure takes its place; "
+        "boxes; LPIPS: not computed, no weights; structure takes its place; "
         f"FID of 39 images by network {fid.digest}; FVD of 3 videos of 10 frames or more by network {fvd.digest}"
     )
 
@@ -147,3 +148,8 @@ def test_a_network_without_pictures_to_score_is_refused(tmp_path: Path) -> None:
     missing = dataclasses.replace(settings, pictures=True, fid_network=str(tmp_path / "nowhere.pt"))
     with pytest.raises(UserError, match="no weights of FID at"):
         run_evaluation(Says(), missing)
+
+
+def test_the_note_names_the_network_of_lpips() -> None:
+    assert lpips_note(LpipsFacts(network="alex", weights="0" * 12)) == "LPIPS of alex"
+    assert lpips_note(None) == "LPIPS: not computed, no weights; structure takes its place"

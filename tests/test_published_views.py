@@ -97,7 +97,7 @@ def test_dycheck_scores_co_visible_pixels_as_by_hand(tmp_path: Path) -> None:
     assert "render_mlpips" not in row.scores
     assert row.baselines["copy"].keys() == row.scores.keys()
     assert result.to_dict()["lpips"] == {"network": None, "weights": None}
-    assert "no weights of LPIPS" in result.note
+    assert "LPIPS: not computed, no weights" in result.note
 
 
 def test_a_model_is_given_the_sets_cameras_in_its_own_pixels(tmp_path: Path) -> None:

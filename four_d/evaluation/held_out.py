@@ -31,7 +31,7 @@ from four_d.errors import UserError
 from four_d.evaluation.features import Features
 from four_d.evaluation.novel import copy_scores, novel_frames
 from four_d.evaluation.pairwise import Pairwise
-from four_d.evaluation.result import COPY, Evaluation, LpipsFacts, score_of
+from four_d.evaluation.result import COPY, Evaluation, LpipsFacts, lpips_note, score_of
 from four_d.evaluation.runs import Run, RunInputs, run_scores
 from four_d.evaluation.scores import TASKS, Scores, columns, score_batch
 from four_d.memory import check_pictures
@@ -46,7 +46,6 @@ from four_d.types import Clip, Example, map_tensors
 from four_d.windows.cut import Cut
 
 T = TypeVar("T")
-NO_LPIPS = "LPIPS: not computed, no weights given; structure takes its place"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -402,8 +401,7 @@ def evaluate(
         for row, by_metric in per_video.items()
     }
     if "render_psnr" in rows[name]:
-        said = features[name].note() if judge is not None else f"{NO_LPIPS}; {features[name].note()}"
-        note = f"{note}; {said}" if note else said
+        note = "; ".join(part for part in (note, lpips_note(judge), features[name].note()) if part)
     return Evaluation(
         name=name,
         rows=rows,

@@ -26,7 +26,7 @@ from four_d.errors import UserError
 from four_d.evaluation.published_result import Missing, Published, Row, Skip, means
 from four_d.evaluation.published_tracks import TrackSettings, check_model, score_tracks
 from four_d.evaluation.published_views import ViewSettings, check_views, score_views
-from four_d.evaluation.result import LpipsFacts
+from four_d.evaluation.result import LpipsFacts, lpips_note
 from four_d.memory import check_pictures
 from four_d.metrics import depth, masks, points, pose
 from four_d.metrics.renders import lpips_at
@@ -163,7 +163,7 @@ def run_protocol(model: Model, config: PublishedConfig, *, patch: int, trained: 
     note += f" (the model was trained at {trained[0]} × {trained[1]})"
     note += "" if tracks is None else f"; {tracks.note()}"
     lpips = None if views is None else LpipsFacts.of(views.lpips)
-    note += "" if views is None else f"; LPIPS of {lpips.network}" if lpips else "; no weights of LPIPS"
+    note += "" if views is None else f"; {lpips_note(lpips)}"
     note += model.abilities.arithmetic
     result = Published(protocol=protocol.name, source=protocol.source, note=note, lpips=lpips)
     jobs = [(sequence, task) for sequence in sequences for task in tasks if task in sequence.tasks]

@@ -60,6 +60,13 @@ def facts(lpips: LpipsFacts | None) -> dict[str, str | None]:
     return {"network": None, "weights": None} if lpips is None else dict(vars(lpips))
 
 
+def lpips_note(lpips: LpipsFacts | None) -> str:
+    """Network of LPIPS, or the reason why there is no such figure, for the note of scored renders."""
+    return (
+        "LPIPS: not computed, no weights; structure takes its place" if lpips is None else f"LPIPS of {lpips.network}"
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """Scores of a model and of image-free predictors on the same videos."""
@@ -72,8 +79,8 @@ class Evaluation:
     per_video: dict[str, dict[str, tuple[float | None, ...]]]
     """Predictor → metric → one value per video; figures of all videos together, such as FID, have none."""
     digest: str
-    """Digest of keys, cameras, times and image sizes of all videos in order, of the hints given to the model, and of
-    the pairwise setting."""
+    """Digest of keys, cameras, times and image sizes of all videos in order, of the hints given to the model, of the
+    pairwise setting, and of the networks that judged renders."""
     note: str = ""
     """Description of the videos."""
     lpips: LpipsFacts | None = None
