@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,10 +19,12 @@ from four_d.data.contract import ClipInfo, KeypointArrays, KeypointInfo, ObjectI
 from four_d.data.manifest import Manifest, load_sidecar, refuse_foreign, shard_names
 from four_d.data.shards import finalise, shard_done, write_shard
 from four_d.errors import UserError
-from four_d.formats.coco import Base, Image, Instance, Skeleton, read_coco
+from four_d.formats.coco import Base, Image, Instance, Skeleton, has_keypoints, read_coco
 from four_d.keypoints import check_skeleton, knn_edges
 from four_d.outputs import write_json
 from four_d.progress import progress
+
+LOGGER = logging.getLogger(__name__)
 
 VOCABULARY = "vocabulary.json"
 FRAME_RATE = 30.0
@@ -32,6 +35,8 @@ MOST_EXAMPLES = 1000
 """Instances of a category from which bones are derived where the file has none."""
 FOLDERS = (".", "images", "data", "..", "../images", "../data")
 """Folders, from the annotation file's, in which images are looked for where none are given; AP-10K's are in ../data."""
+NAME_LENGTH = 24
+"""Characters of a source's name, with which the keys of its clips begin."""
 _KEY = re.compile(r"[^A-Za-z0-9_-]+")
 
 
@@ -58,6 +63,26 @@ class _Video:
     folder: Path
     frames: list[Image]
     edges: Mapping[Skeleton, tuple[tuple[int, int], ...]]
+
+
+def sources_in(folder: Path) -> list[Source]:
+    """Find the annotation files of keypoints below a folder, each named by its path in it (MegaKPT's form).
+
+    UserError if there are none.
+    """
+    found: list[Source] = []
+    for path in sorted(folder.rglob("*.json")):
+        if not has_keypoints(path):
+            LOGGER.info("%s has no keypoints in COCO's form, and is left out", path)
+            continue
+        parts = [part for part in path.relative_to(folder).with_suffix("").parts if part != "annotations"]
+        name = _KEY.sub("-", "-".join(parts))[-NAME_LENGTH:].strip("-")
+        if any(each.name == name for each in found):
+            name = f"{name[: NAME_LENGTH - 4]}-{len(found)}"
+        found.append(Source(annotations=path, name=name))
+    if not found:
+        raise UserError(f"{folder} holds no JSON file of keypoints in COCO's form; say the annotation files")
+    return found
 
 
 def import_coco(
@@ -107,7 +132,7 @@ def import_coco(
 
 def _videos(source: Source, base: Base | None, vocabulary: Vocabulary, taken: set[str]) -> list[_Video]:
     """Clips of one source, whose files all exist; counts its instances."""
-    name = _KEY.sub("-", source.name or source.annotations.stem)[:24]
+    name = _KEY.sub("-", source.name or source.annotations.stem)[:NAME_LENGTH]
     if name in taken:
         raise UserError(f"two sources are called {name}; give each its own name (--names)")
     images = [each for image in read_coco(source.annotations, base) if (each := _annotated(image)).instances]

@@ -74,7 +74,7 @@ class ImportCoco:
     """Flags of data import coco."""
 
     annotations: Annotated[tuple[Path, ...], Form(positional=True, metavar="JSON")]
-    """Annotation files."""
+    """Annotation files, or folders of such: all below them that have keypoints."""
     out: Annotated[Path, Form(positional=True, metavar="OUT")]
     """Folder of the shards."""
     images: Annotated[tuple[Path, ...], Form(metavar="DIR")] = ()
@@ -132,15 +132,19 @@ def _data_make(arguments: Make) -> int:
 
 
 def _import_coco(arguments: ImportCoco) -> int:
-    from data_prep.importers.coco import VOCABULARY, Source, import_coco
+    from data_prep.importers.coco import VOCABULARY, Source, import_coco, sources_in
 
     files = arguments.annotations
+    folders = [path for path in files if path.is_dir()]
     for name in ("images", "names", "licences"):
         given = getattr(arguments, name)
         if given and len(given) != len(files):
             raise UserError(f"--{name} has {len(given)} entries for {len(files)} annotation files; give one for each")
+        if given and folders:
+            raise UserError(f"--{name} is for annotation files, and {folders[0]} is a folder; say its files one by one")
     rows = zip_longest(files, arguments.images, arguments.names, arguments.licences)
-    sources = [Source(annotations=a, images=i, name=n, licence=t) for a, i, n, t in rows]
+    single = [Source(annotations=a, images=i, name=n, licence=t) for a, i, n, t in rows if a not in folders]
+    sources = single + [source for folder in folders for source in sources_in(folder)]
     manifest = import_coco(
         sources, arguments.out, clips_per_shard=arguments.clips_per_shard, skeleton_base=arguments.skeleton_base
     )

@@ -72,8 +72,8 @@ def read_coco(path: Path, skeleton_base: Base | None = None) -> list[Image]:
 
     Args:
         path: the JSON file.
-        skeleton_base: number of the first keypoint in skeletons; None: find out. COCO counts from 1, others from 0: an
-            index 0, or one equal to the number of keypoints, settles it for the whole file.
+        skeleton_base: number of the first keypoint in skeletons of a file that does not tell. COCO counts from 1,
+            others from 0: an index 0, or one equal to the number of keypoints, settles it for the whole file.
 
     Raises:
         UserError: the file is not of this form, names an image or category that it lacks, has another number of
@@ -96,6 +96,16 @@ def read_coco(path: Path, skeleton_base: Base | None = None) -> list[Image]:
     if unknown := [name for name in by_image if name not in images]:
         raise UserError(f"{path}: annotations name image {unknown[0]!r}, which the file's images lack")
     return [_image(path, row, by_image[name], licences) for name, row in images.items() if name in by_image]
+
+
+def has_keypoints(path: Path) -> bool:
+    """True for a JSON file of COCO's form with keypoints."""
+    try:
+        content = _load(path)
+    except UserError:
+        return False
+    rows = [_optional(content, name) for name in ("images", "annotations", "categories")]
+    return all(rows) and any(row.get("keypoints") for row in rows[2])
 
 
 def _load(path: Path) -> Json:
@@ -128,7 +138,7 @@ def _skeletons(path: Path, categories: Sequence[Json], base: Base | None) -> dic
             f"{path}: no category names its keypoints; the names are needed as text, in categories.keypoints"
         )
     bones = {id(row): _bones(path, row) for row in named}
-    base = _base(path, named, bones) if base is None else base
+    base = _base(path, named, bones, base)
     found: dict[object, Skeleton] = {}
     for row in named:
         category, names = (
@@ -157,14 +167,18 @@ def _bones(path: Path, category: Json) -> list[tuple[int, int]]:
         raise UserError(f"{path}: the skeleton of category {category.get('name')} is not a list of pairs") from None
 
 
-def _base(path: Path, categories: Sequence[Json], bones: Mapping[int, list[tuple[int, int]]]) -> Base:
-    """Number of the first keypoint, by the lowest and highest index of any skeleton of the file."""
+def _base(
+    path: Path, categories: Sequence[Json], bones: Mapping[int, list[tuple[int, int]]], otherwise: Base | None
+) -> Base:
+    """Number of the first keypoint, by the extreme indices of any skeleton; ``otherwise`` if they do not tell."""
     indices = [
         (i, len(cast(list[object], row["keypoints"]))) for row in categories for bone in bones[id(row)] for i in bone
     ]
     from_0, from_1 = any(i == 0 for i, _ in indices), any(i == count for i, count in indices)
     if from_0 and from_1:
         raise UserError(f"{path}: skeletons hold an index 0 and one beyond the last counted from 0; mend them")
+    if indices and otherwise is not None and not (from_0 or from_1):
+        return otherwise
     if indices and not (from_0 or from_1):
         raise UserError(
             f"{path}: skeletons do not tell whether they count from 0 or from 1; say --skeleton-base 0 or 1 "

@@ -67,6 +67,31 @@ def test_two_sources_become_one_set_with_one_vocabulary(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
+def test_a_folder_of_sets_by_kind_of_animal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """MegaKPT's form: sets in folders by super-category, each annotations/*.json with names as text."""
+    sets = tmp_path / "MegaKPT"
+    folder(sets / "mammal/ap10k", ap10k())
+    folder(sets / "insect/fly", small(keypoints=["L_F_Leg", "head", "c"], skeleton=[[1, 2]]))
+    folder(sets / "insect/beetle_of_the_same_long_name", small())
+    folder(sets / "mammal/beetle_of_the_same_long_name", small())
+    (sets / "mammal/ap10k/annotations/notes.json").write_text("[1, 2]")
+    (sets / "info.json").write_text('{"images": [], "categories": [{"keypoints": ["a"]}]}')
+    assert main(["data", "import", "coco", str(sets), str(tmp_path / "out"), "--skeleton-base", "0"]) == 0
+    sources = set(load_manifest(tmp_path / "out").sources)
+    assert "mammal-ap10k-ap10k" in sources
+    assert "insect-fly-fly" in sources
+    assert len(sources) == 4
+    assert check(tmp_path / "out").ok
+    words = json.loads((tmp_path / "out/vocabulary.json").read_text())
+    assert words["keypoints"]["left_front_leg"]["sources"] == {"insect-fly-fly": 1}
+    for option in ("--images", "--names", "--licences"):
+        assert main(["data", "import", "coco", str(sets), str(tmp_path / "no"), option, "x"]) == 2
+        assert f"{option} is for annotation files" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert main(["data", "import", "coco", str(tmp_path / "empty"), str(tmp_path / "no")]) == 2
+    assert "holds no JSON file of keypoints" in capsys.readouterr().err
+
+
 def test_a_clip_holds_what_the_file_says(tmp_path: Path) -> None:
     import_coco([Source(annotations=folder(tmp_path / "ap10k", ap10k()))], tmp_path / "out")
     raw = first(tmp_path / "out")
