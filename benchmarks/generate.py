@@ -1,4 +1,4 @@
-"""How fast synthetic clips are made, with all annotations and written to shards.
+"""Speed of making synthetic clips, with all annotations and written to shards.
 
     python benchmarks/generate.py [--clips 12] [--cameras 4] [--frames 24] [--size 128] [--seed 1] [--bodies]
 

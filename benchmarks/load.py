@@ -1,4 +1,4 @@
-"""How fast the loader turns shards into training batches, beside the plain reading of the same disk.
+"""Speed of the loader from shards to training batches, beside plain reading of the same disk.
 
     python benchmarks/load.py [--data DIR] [--config vggt --config overlays/tiny] [--workers N] [key=value …]
 

@@ -103,7 +103,7 @@ class Setting:
 
     @property
     def training(self) -> bool:
-        """Whether there is a backward pass."""
+        """True if there is a backward pass."""
         return self.what == "train"
 
     def model(self) -> ModelConfig:
@@ -210,7 +210,7 @@ def figure(setting: Setting, device: str) -> dict[str, Any]:
 
 
 def resident_growth(setting: Setting) -> int:
-    """Of this process, when the run is made a second time on real tensors."""
+    """Growth of this process when the run is made a second time, on real tensors."""
     model, clip, _ = prepared(setting)
     run = partial(RUNS[setting.what], model, clip)
     with autocast("cpu", half=setting.precision == "bf16"):

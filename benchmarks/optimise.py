@@ -92,7 +92,7 @@ def gaussians_of(values: dict[str, Tensor]) -> Gaussians:
 
 
 def optimise(clip: Clip, seconds: float, seed: int) -> tuple[Gaussians, int]:
-    """Of an unbatched clip; and how many steps that were."""
+    """Gaussians fitted to an unbatched clip, and the number of steps."""
     assert clip.cameras is not None
     generator = torch.Generator().manual_seed(seed)
     values = start(clip, generator)
@@ -177,13 +177,13 @@ def main() -> None:
 
 
 def means(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Of each figure, over the clips that have it."""
+    """Mean of each figure over the clips that have it."""
     names = dict.fromkeys(name for line in lines for name in line if name != "key")
     return {name: statistics.fmean(line[name] for line in lines if name in line) for name in names}
 
 
 def beside(per_video: Mapping[str, Any], keys: list[str]) -> dict[str, float]:
-    """What a model scored on these clips: PSNR, and PSNR of what moves."""
+    """A model's scores on these clips: PSNR, and PSNR of what moves."""
     places = [per_video["keys"].index(key) for key in keys]
     figures = {name: per_video["model"][name] for name in ("render_psnr", "render_psnr_dynamic")}
     known = {name: [values[place] for place in places] for name, values in figures.items()}

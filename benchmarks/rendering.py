@@ -94,7 +94,7 @@ def measure(run: Callable[[], tuple[float, float]], repeats: int) -> tuple[float
 
 
 def contributors_per_pixel(gaussians: Gaussians, cameras: Cameras, times: Tensor, size: int) -> float:
-    """How many Gaussians weigh something, on average over every fourth row and column."""
+    """Mean number of Gaussians with a weight, over every fourth row and column."""
     pixels = pixel_centres(size, size, gaussians.means)[::4, ::4].reshape(1, 1, -1, 2)
     found = contributors(gaussians, cameras, times, pixels, min(MANY, gaussians.means.shape[1]))
     return float((found.weights > 0).sum(-1).float().mean())

@@ -1,4 +1,4 @@
-"""How fast a config trains: with a batch that lies in memory, and fed by the loader.
+"""Speed of a config's training: with a batch that lies in memory, and fed by the loader.
 
     python benchmarks/train.py [--data DIR] [--config vggt --config overlays/tiny] [--steps 20] [key=value …]
 

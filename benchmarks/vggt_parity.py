@@ -66,9 +66,9 @@ from four_d.weights.vggt import ADAPTER, POSE
 Run = Callable[[Tensor], Sequence[Tensor]]
 OUTPUTS = ("pose_encodings", "depth", "depth_confidence", "points", "points_confidence")
 TOLERANCE = {"fp32": 1e-4, "bf16": 0.2}
-"""Of outputs, relative to the largest value of each (at least 1)."""
+"""Greatest error of outputs, relative to the largest value of each (at least 1)."""
 GRADIENT_TOLERANCE = 1e-2
-"""Of each tensor's gradient, in norm."""
+"""Greatest relative error of the norm of each tensor's gradient."""
 FOLDED = ("cls_token", "pos_embed", "reg_token", "mask_token")
 """Encoder parameters that the two sides hold in different sums: their gradients have no counterpart."""
 PAPER = {
@@ -89,7 +89,7 @@ PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """Of the model, in terms of both sides. ``encoder``: None is one convolution."""
+    """Sizes of the model, in terms of both sides. ``encoder``: None is one convolution."""
 
     width: int
     rounds: int
@@ -439,7 +439,7 @@ def median_of(side: Side, pictures: Tensor, settings: argparse.Namespace) -> flo
 
 
 def device_name(settings: argparse.Namespace) -> str:
-    """Of the GPU; empty on a CPU."""
+    """Name of the GPU; empty on a CPU."""
     return torch.cuda.get_device_name() if settings.device == "cuda" else ""
 
 

@@ -210,7 +210,7 @@ def without_surface(clip: RawClip, tracks: int = 40, depth_unit: float = 0.001) 
 
 
 def colmap_tracks(project: Path) -> list[tuple[float, list[int]]]:
-    """Of each point of a COLMAP text model its error in pixels and the numbers, from 1, of the images that see it."""
+    """Error in pixels of each point of a COLMAP text model, and the numbers, from 1, of the images that see it."""
     lines = (project / "points3D.txt").read_text().splitlines()
     rows = [line.split() for line in lines if not line.startswith("#")]
     return [(float(row[7]), [int(image) for image in row[8::2]]) for row in rows]

@@ -16,7 +16,7 @@ from four_d.types import Cameras, Clip, Example, Prediction
 FRAMES, HEIGHT, WIDTH = 4, 6, 8
 TIMES = torch.tensor([0.0, 0.3, 0.5, 1.1])
 SPEED = 0.4
-"""Of the left half of the picture, units per second; the right half stands still."""
+"""Velocity of the left half of the picture, units per second; the right half stands still."""
 
 
 def scene(seed: int = 0, scale: float = 2.0, times: Tensor = TIMES) -> Example:

@@ -24,7 +24,7 @@ BY_ONE = [(0, 5), (4, 9), (8, 13)]
 """Windows that share one frame; the occluder covers the middle of the picture in frames 4 to 8."""
 BY_THREE = [(0, 6), (3, 9), (6, 12), (9, 13)]
 TURN = 0.004
-"""Of the camera from frame to frame, in radians."""
+"""Turn of the camera from frame to frame, in radians."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class Card:
     def covers(
         self, points: Float[Tensor, "n 3"], camera: Float[Tensor, "3"], time: Tensor, wider: float
     ) -> Bool[Tensor, "n"]:
-        """Whether it, made so much wider, stands between a camera's place and points."""
+        """True where it, made so much wider, stands between a camera's place and the points."""
         middle = torch.tensor(self.middle, dtype=points.dtype) + self.shift(time[None])[0]
         share = (middle[2] - camera[2]) / (points[:, 2] - camera[2])
         crossing = camera + share[:, None] * (points - camera)

@@ -419,7 +419,7 @@ def test_a_config_that_is_no_text_is_refused(tmp_path: Path) -> None:
 
 
 def complaint(files: list[str], overrides: list[str]) -> str:
-    """What is wrong with a config; empty if nothing is."""
+    """Faults of a config; empty if there are none."""
     try:
         configs.load(files, overrides)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""What README and docs tell users to type is what the command line takes; links lead somewhere."""
+"""Commands of README and docs are what the command line takes; links lead somewhere."""
 
 from __future__ import annotations
 

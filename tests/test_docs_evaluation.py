@@ -21,7 +21,7 @@ SETS = {
     "tapvid3d": (tracked.tapvid3d, None),
     "dycheck_views": (write_dycheck, "sequences=apple"),
 }
-"""What writes a set, and which sequences of it there are, where a set is otherwise expected whole."""
+"""Writer of a set, and its sequences where a set is otherwise expected whole."""
 EVALUATIONS = [
     (page, command.removeprefix("eval "))
     for page, command in commands()

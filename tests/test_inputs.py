@@ -1,4 +1,4 @@
-"""What inference takes besides one video: several cameras, and points of any frame to follow."""
+"""Inputs of inference besides one video: several cameras, and points of any frame to follow."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def flat(count: int, height: int = 32, width: int = 48) -> NDArray[np.uint8]:
 
 
 def numbers(video: Video) -> list[int]:
-    """Which frames of `flat` these are."""
+    """Indices of these frames in `flat`."""
     return np.rint(np.mean(video.frames, (1, 2, 3)) / 20).astype(int).tolist()
 
 
@@ -524,7 +524,7 @@ def test_pieces_that_are_missing_from_a_broadcast_are_said(tmp_path: Path, capfd
 def test_a_short_video_that_is_whole_is_not_said_to_be_cut(
     tmp_path: Path, suffix: str, codec: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Of eight frames the first one's delay (FLV) or the last one's duration (WMV) is a tenth and more."""
+    """The first frame's delay (FLV) or the last one's duration (WMV) is a tenth of eight frames and more."""
     file = encode(tmp_path / f"short{suffix}", flat(8), codec=codec, pixels="yuv420p")
     assert len(footage(file).times) == 8
     assert "cut short" not in said(capfd)

@@ -163,7 +163,7 @@ def test_what_would_not_fit_is_refused_before_it_begins(unified: LoadedModel, mo
 
 
 def test_pictures_that_would_not_fit_are_not_made(tmp_path: Path) -> None:
-    """Of 12 frames at a long side of 100,000 the system would promise the memory, and then end the process."""
+    """The system would promise the memory of 12 frames at a long side of 100,000, and then end the process."""
     with pytest.raises(TooLarge, match=r"12 frames of 100000×75000 pixels at once need about 1\.2e\+03 GB as pictures"):
         stretch(np.zeros((12, 3, 4, 3), np.uint8), (75000, 100000))
     write_shard(tmp_path, 0, [box_clip(0, frames=3, cameras=1, size=16)])

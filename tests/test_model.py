@@ -195,7 +195,7 @@ def test_builds_without_memory() -> None:
 
 
 def test_vggt_1b_sizes_give_vggt_1b_parameter_counts() -> None:
-    """Of the three parts that are built: global and frame blocks, camera head, dense heads (methods/vggt.md §1.0)."""
+    """Parameters of the three parts that are built: blocks, camera head, dense heads (methods/vggt.md §1.0)."""
     heads: dict[str, HeadConfig] = {"camera": CameraHeadConfig(), "depth": DenseHeadConfig(rounds=(4, 11, 17, 23))}
     with torch.device("meta"):
         model = ModelConfig(backbone=AlternatingConfig(), heads=heads).build()
@@ -409,7 +409,7 @@ def then(clip: Clip) -> Prediction:
 
 
 def test_passes_are_of_the_class_of_all_heads_whichever_answer() -> None:
-    """Of one class, they can be joined: also where heads that answer once have fields of their own."""
+    """Predictions of one class can be joined, also where heads that answer once have fields of their own."""
     heads = {"body": SaysConfig(provides=("body",), said=body)}
     later = {"then": SaysConfig(provides=("depth_then",), prediction=Later, said=then, queried=True)}
     clip = dataclasses.replace(make_clip(), query_times=torch.tensor([[0.0, 2.0]]))

@@ -21,7 +21,7 @@ CHAINS = {
     "overlays/small": "vggt",
 }
 ANYWHERE = {"overlays/debug", "overlays/finetune"}
-"""Those that go over anything."""
+"""Overlays that go over anything."""
 
 
 def names(*files: str | Path) -> list[str]:

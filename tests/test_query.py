@@ -245,7 +245,7 @@ def test_a_frame_is_compared_with_those_around_it_in_time_of_its_own_camera() ->
 
 
 def moved_features(shift: float) -> Tensor:
-    """Of two frames: smooth maps, of which the second shows the first ``shift`` cells to the right and one down."""
+    """Smooth maps of two frames; the second shows the first ``shift`` cells to the right and one down."""
     y, x = torch.meshgrid(torch.arange(7.0), torch.arange(9.0), indexing="ij")
     places = torch.rand(64, 2, generator=torch.Generator().manual_seed(3)) * torch.tensor([9.0, 7.0])
     frames = [torch.stack([x - right, y - down], dim=-1) for right, down in ((0.0, 0.0), (shift, 1.0))]

@@ -87,7 +87,7 @@ def _png(name: str) -> np.ndarray:
 
 
 def _carried(points: Tensor, instances: Tensor, moves: dict[int, Tensor], time: int) -> Tensor:
-    """Where every pixel's point is at a time, f h w 3: it goes with its object."""
+    """Place of every pixel's point at a time, f h w 3: it goes with its object."""
     there = points.clone()
     for index, poses in moves.items():
         for frame in (0, 1):

@@ -26,7 +26,7 @@ from tests.test_inputs import motion_model, write_folder
 
 @pytest.fixture(scope="module")
 def result() -> Result:
-    """Of frames twice as large as the model's grid, so that original pixels are not the model's."""
+    """A result of frames twice as large as the model's grid, so that original pixels are not the model's."""
     return motion_model()(gradient(64, 96))
 
 

@@ -60,7 +60,7 @@ def poses(count: int) -> Tensor:
 
 
 def truth(times: Tensor) -> Tensor:
-    """Where three points are, t 3 3: each goes its way, one of them round a circle."""
+    """Places of three points, t 3 3: each goes its way, one of them round a circle."""
     start = torch.tensor([[0.0, 0, 3], [1, 0, 4], [-1, 0.5, 2]])
     way = torch.tensor([[1.0, 0, 0], [0, 0.5, 0.2], [0, 0, 0]])
     round_about = torch.stack([torch.zeros_like(times), (9 * times).sin(), (9 * times).cos()], dim=-1)
@@ -73,7 +73,7 @@ def depth(count: int) -> Tensor:
 
 
 class Perfect:
-    """What a model would say that knows the truth, in its own coordinates and a unit that changes from call to call."""
+    """Prediction of a model that knows the truth, in its own coordinates and a unit that changes from call to call."""
 
     def __init__(self, times: NDArray[np.float64]) -> None:
         self.world, self.times, self.calls = poses(len(times)), torch.tensor(times, dtype=torch.float32), 0

@@ -229,7 +229,7 @@ def _inside(points: Tensor, cameras: Cameras, f: int, clip: RawClip) -> Tensor:
 
 
 def _clear(centre: Tensor, points: Tensor, corners: Tensor) -> Tensor:
-    """Whether nothing lies strictly between the centre and each point."""
+    """True where nothing lies strictly between the centre and the point."""
     rays = (points - centre)[:, None]
     a, edge, other = corners[:, 0], corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
     across = torch.linalg.cross(rays.expand(-1, len(a), 3), other.expand(len(points), -1, 3))

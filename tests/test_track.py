@@ -181,7 +181,7 @@ def test_images_too_small_for_the_levels_are_named() -> None:
 
 
 def test_correlation_finds_where_the_map_has_moved() -> None:
-    """Of all offsets (x, y) the best is the one by which the second frame's map is shifted."""
+    """The best of all offsets (x, y) is the one by which the second frame's map is shifted."""
     first = torch.randn(1, 1, 32, 20, 24, generator=torch.Generator().manual_seed(3))
     second = first.roll((-1, 2), dims=(-2, -1))  # up by 1, right by 2
     at = torch.tensor([[[[10.0, 9.0], [12.0, 12.0]]]])

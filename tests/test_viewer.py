@@ -206,7 +206,7 @@ def flying(flight: tuple[Truth, TrackTable], tmp_path_factory: pytest.TempPathFa
 def test_trails_are_in_the_pictures_and_the_scenes_coordinates(
     flight: tuple[Truth, TrackTable], tmp_path: Path
 ) -> None:
-    """What the page holds is the table seen through the crop and the scene's unit, frame by frame and not by time."""
+    """The page holds the table seen through the crop and the scene's unit, frame by frame and not by time."""
     table = flight[1]
     keep, backwards = 7, slice(None, None, -1)
     few = {name: getattr(table, name)[:keep] for name in ("queries", "confidence", "moving")}
@@ -342,7 +342,7 @@ class Visit:
         self.page.wait_for_selector(ready)
 
     def scene(self) -> NDArray[np.uint8]:
-        """What the 3D view shows, once it has come to rest."""
+        """Picture of the 3D view, once it has come to rest."""
         before = self._shot()
         for _ in range(400):
             self.page.wait_for_timeout(250)
@@ -360,7 +360,7 @@ class Visit:
         self.page.evaluate(script, frame)
 
     def comes_back_to(self, picture: NDArray[np.uint8], *, rather_than: NDArray[np.uint8]) -> bool:
-        """Whether the scene looks like one picture again, on a busy machine too, where fewer pixels are drawn."""
+        """True if the scene looks like one picture again, on a busy machine too, where fewer pixels are drawn."""
         for _ in range(200):
             if difference(self.scene(), picture) < difference(rather_than, picture) / 3:
                 return True
@@ -368,7 +368,7 @@ class Visit:
         return False
 
     def trails(self) -> NDArray[np.bool_]:
-        """Where the page draws over the 3D view."""
+        """Pixels that the page draws over the 3D view."""
         script = "() => document.getElementById('space').toDataURL().split(',')[1]"
         picture = Image.open(io.BytesIO(base64.b64decode(self.page.evaluate(script))))
         return np.asarray(picture.convert("RGBA"))[..., 3] > 40

@@ -79,7 +79,7 @@ def truth(count: int) -> Prediction:
 
 
 def of_window(whole: Prediction, frames: range, scale: float) -> Prediction:
-    """What a perfect model says of some frames: in the first one's camera and its own unit."""
+    """A perfect model's prediction of some frames: in the first one's camera and its own unit."""
     assert whole.cameras is not None
     assert whole.depth is not None
     part = slice(frames.start, frames.stop)
@@ -323,7 +323,7 @@ class Oracle(ModelModule):
         )
 
     def places(self, points: Tensor, steps: Tensor) -> Tensor:
-        """Where points of the wall are so many frames later."""
+        """Places of the wall's points so many frames later."""
         turns = torch.stack([turn(AXIS, self.speed * float(step)) for step in steps])
         return (points - CENTRE) @ turns.mT + CENTRE
 
@@ -589,7 +589,7 @@ def test_a_grid_is_followed_where_nobody_asks_and_the_page_gets_a_part(tmp_path:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Marked(Prediction):
-    """What a head of a user's own may say: a length for each pixel, a point for each query."""
+    """Output of a user's own head: a length for each pixel, a point for each query."""
 
     reach: Float[Tensor, "*b f h w"] | None = dataclasses.field(default=None, metadata=LENGTH)
     place: Float[Tensor, "*b n 3"] | None = dataclasses.field(default=None, metadata=POINT)
@@ -643,7 +643,7 @@ class Skeleton:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bodies(Prediction):
-    """What another head may say: a nested value, truth values, an answer to each query time."""
+    """Output of another head: a nested value, truth values, an answer to each query time."""
 
     skeleton: Skeleton | None = dataclasses.field(default=None, metadata=nested(f="f"))
     upright: Bool[Tensor, "*b f"] | None = None
@@ -662,7 +662,7 @@ class Body(Oracle):
 
 
 def test_nested_values_and_answers_of_a_users_own_are_written(tmp_path: Path) -> None:
-    """Of one window all; of several all but the answers to query times."""
+    """All fields of one window; of several all but the answers to query times."""
     folder, every = save(tmp_path / "video", numbered(12)), Selection(max_frames=12)
     for name, window in (("one", None), ("several", 6)):
         model = Body(truth(12), still=True).loaded()

@@ -20,7 +20,7 @@ class DataSet:
 
     @property
     def path(self) -> Path:
-        """Where its shards lie."""
+        """Folder of its shards."""
         return DATA / self.name
 
 
@@ -30,7 +30,7 @@ class Training:
 
     values: tuple[str, ...]
     start: str | None = None
-    """What it starts from: a shared training by its name, or else a model's path."""
+    """Weights that it starts from: a shared training by its name, or else a model's path."""
     evaluation: tuple[str, ...] = ()
     """More arguments of ``four-d eval``; they override the study's."""
     also: tuple[str, ...] = ()

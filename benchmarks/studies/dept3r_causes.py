@@ -1,4 +1,4 @@
-"""Where is the error of dense motion: far times, hidden points, along the line of sight, or in finding things again?
+"""Origin of the error of dense motion: far times, hidden points, the line of sight, or finding things again.
 
     python -m benchmarks.studies.dept3r_causes [--run dept3r-0]
 
@@ -37,7 +37,7 @@ RUNS = Path("runs/studies")
 
 
 class Mean:
-    """Of true lengths and of errors, metres."""
+    """Running mean of true lengths and of errors, metres."""
 
     def __init__(self) -> None:
         self.length, self.error, self.count = 0.0, 0.0, 0
@@ -149,7 +149,7 @@ def measure_places(found: dict[str, Mean], right: dict[bool, list[int]], clip: C
 
 
 def still_step(depth: Tensor, cameras: Cameras, references: Tensor, cells: tuple[slice, slice]) -> Tensor:
-    """How far (f y x 2, pixels) the middle of each cell would be away in the frame referred to if nothing moved."""
+    """Displacement (f y x 2, pixels) of each cell's middle in the frame referred to, if nothing moved."""
     height, width = depth.shape[-2:]
     points = geometry.unproject(depth, cameras)[:, cells[0], cells[1]]
     there = map_tensors(cameras, lambda tensor: tensor[references])

@@ -1,4 +1,4 @@
-"""What the models of the study show of held-out clips, from the other camera: a row per clip, a column per model.
+"""Pictures by the study's models of held-out clips, from the other camera: a row per clip, a column per model.
 
     python -m benchmarks.studies.dgs_lrm_pictures --rows 6 --out docs/results/dgs_lrm_pictures.png
 
@@ -39,7 +39,7 @@ def outlined(image: Tensor, mask: Tensor) -> Tensor:
 
 
 def shown(gaussians: Gaussians, views: Clip, view: int) -> Tensor:
-    """Of a batch of one: a 3 h w picture."""
+    """Take the 3 h w picture of a batch of one."""
     assert views.cameras is not None
     camera = Cameras(
         world_from_camera=views.cameras.world_from_camera[None, [view]],

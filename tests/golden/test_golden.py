@@ -8,5 +8,5 @@ from tests.golden.update import PATH, measure
 
 
 def test_the_small_model_says_what_it_said() -> None:
-    """If the change is meant: ``python -m tests.golden.update``, and say why in the commit."""
+    """For a change that is meant: ``python -m tests.golden.update``, and say why in the commit."""
     assert measure() == pytest.approx(json.loads(PATH.read_text()), rel=1e-7)

@@ -16,7 +16,7 @@ differ in it: between two families of one maker's, with the same code and data, 
 
 @pytest.mark.slow
 def test_the_reference_models_say_and_score_what_they_did() -> None:
-    """If the change is meant: ``python -m tests.golden.reference``, and say why in the commit."""
+    """For a change that is meant: ``python -m tests.golden.reference``, and say why in the commit."""
     found, recorded = measure(), json.loads(PATH.read_text())
     assert found.keys() == recorded.keys()
     scores = {name for name in recorded if name.startswith(("unified-small/", "dgs_lrm-small/"))}

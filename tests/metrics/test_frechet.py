@@ -49,7 +49,7 @@ def test_equal_sets_have_no_distance() -> None:
 
 
 def test_commuting_covariances_by_hand() -> None:
-    """Of diagonal covariances: ‖μ₁ − μ₂‖² + Σ (σ₁ − σ₂)², here of the sets' own moments."""
+    """For diagonal covariances: ‖μ₁ − μ₂‖² + Σ (σ₁ − σ₂)², here of the sets' own moments."""
     one = torch.tensor([[1.0, 0], [-1, 0], [0, 1], [0, -1]], dtype=torch.float64)
     other = one * torch.tensor([2.0, 5.0]) + torch.tensor([3.0, 4.0])
     spread = float(one[:, 0].var()) ** 0.5

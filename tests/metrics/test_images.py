@@ -31,7 +31,7 @@ def test_psnr_by_hand() -> None:
 
 
 def test_masked_psnr_by_hand() -> None:
-    """Of pixels with errors 0.1, 0.2 in all channels and 0.9 outside the mask."""
+    """Errors of pixels are 0.1 and 0.2 in all channels, and 0.9 outside the mask."""
     truth = torch.zeros(1, 3, 1, 3)
     pictures = torch.tensor([0.1, 0.2, 0.9]).expand(1, 3, 1, 3)
     where = torch.tensor([[[True, True, False]]])

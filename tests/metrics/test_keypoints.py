@@ -7,7 +7,7 @@ from four_d.metrics import keypoints
 
 
 def test_pck_by_hand() -> None:
-    """Of a picture of 360 × 480 the limit is 24 pixels, and 24 is too far."""
+    """The limit of a picture of 360 × 480 is 24 pixels, and 24 is too far."""
     truth = torch.zeros(5, 2)
     predicted = torch.tensor([[0.0, 23.9], [24.0, 0.0], [20.0, 20.0], [14.0, -14.0], [torch.nan, 0.0]])
     assert keypoints.pck(predicted, truth, (480, 360)).item() == pytest.approx(0.4)

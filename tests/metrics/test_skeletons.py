@@ -57,7 +57,7 @@ def test_frames_of_two_points_have_no_similarity() -> None:
 
 
 def test_acceleration_by_hand() -> None:
-    """Of x = 3t² the acceleration is 6 at any times; constant velocity and place do not matter."""
+    """The acceleration of x = 3t² is 6 at any times; constant velocity and place do not matter."""
     truth = torch.zeros(5, 2, 3)
     moved = truth.clone()
     moved[..., 0] = (3 * TIMES**2 + 7 * TIMES + 1)[:, None]

@@ -14,7 +14,7 @@ from torch import Tensor
 from four_d.metrics import tracks
 
 DATA = Path(__file__).parents[1] / "data"
-"""What published code says of random arrays; `SOURCE.md` there."""
+"""Results of published code on random arrays; `SOURCE.md` there."""
 FOCAL = math.sqrt(210.0 * 190.0)
 
 

@@ -68,7 +68,7 @@ def test_a_kernel_that_does_not_build_says_why(monkeypatch: pytest.MonkeyPatch) 
 
 
 def _fake(**arguments: Any) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """What gsplat answers, in its shapes, by our own arithmetic; its own signature checks the names."""
+    """Stand-in for gsplat, in its shapes, by our own arithmetic; its own signature checks the names."""
     names = inspect.signature(gsplat.rasterization).bind(**arguments).arguments
     assert (names["near_plane"], names["eps2d"], names["render_mode"]) == (0.01, 0.3, "RGB+ED")
     assert all(value.dtype == torch.float32 for value in names.values() if isinstance(value, Tensor))

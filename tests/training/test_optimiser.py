@@ -1,4 +1,4 @@
-"""What trains, what decays, and how fast."""
+"""Trainable weights, their decay and their rates."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ LOSSES: dict[str, LossConfig] = {
 
 
 def lines(sources: dict[str, SourceConfig], *names: str, losses: dict[str, LossConfig] = LOSSES) -> dict[str, str]:
-    """What is said of each loss."""
+    """Messages about each loss."""
     config = DataConfig(sources={name: sources[name] for name in names})
     said = unsupervised(losses, config, Sources(config.sources))
     return {line.split()[3]: line for line in said}
