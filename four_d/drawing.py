@@ -1,15 +1,24 @@
-"""Visualisations as arrays: colour maps, depth, masks, tracks and labelled contact sheets. Images are uint8 h w 3."""
+"""Visualisations as arrays: colour maps, depth, masks, tracks and labelled contact sheets. Images are uint8 h w 3.
+
+A `Style` says how the maps of a field look; `types.drawn` gives one to a field.
+"""
 
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 RgbImage = NDArray[np.uint8]
+Map = NDArray[np.float32]
+"""Values of one frame or of several, of whatever type they were."""
+Scale = tuple[float, float]
+"""Two numbers that all frames of a map share, such as the nearest and the farthest depth."""
 
 INVALID_COLOUR = (70, 70, 70)
 MASK_COLOUR = (255, 40, 90)
@@ -65,6 +74,99 @@ def depth_image(
     image = colour_map((inverse - 1 / far) / max(1 / near - 1 / far, 1e-12))
     image[~usable] = INVALID_COLOUR
     return image
+
+
+class Files(Enum):
+    """Form of the files that `inference.infer` writes of a map: numbers where an image file can hold them."""
+
+    COLOURS = "RGB of 8 bits, as in the report"
+    GREY = "grey of 8 bits, 255 for 1"
+    COUNTS = "grey of 16 bits, with the size of a count (`formats.depth`)"
+
+
+def no_scale(values: Map) -> Scale:  # noqa: ARG001 - a scale of a `Style`
+    """Scale (0, 1), whatever the values."""
+    return 0.0, 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Style:
+    """How the maps of a field look. Ready ones are `DEPTH`, `CONFIDENCE`, `PROBABILITY` and `NORMALS`."""
+
+    image: Callable[[Map, Scale], RgbImage]
+    """Image of a frame's values in the scale of all frames."""
+    scale: Callable[[Map], Scale] = no_scale
+    """Scale of the values of several frames, whose first axis is frames."""
+    legend: tuple[str, str] | None = None
+    """Texts at the ends of `colour_map`'s colours, such as ``"far {1:.2g}"``, which the scale fills; None: none."""
+    files: Files = Files.COLOURS
+
+    @staticmethod
+    def of(function: Callable[[Map], RgbImage]) -> Style:
+        """Style of a function that draws a frame by its values alone."""
+        return Style(image=lambda values, _: function(values))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """Declaration of how a field is drawn (`types.drawn`)."""
+
+    title: str
+    style: Style
+    legend: tuple[str, str] | None
+    folder: str | None
+    """Folder of `inference.infer`'s files; None: no files."""
+
+    def image(self, values: Map, scale: Scale) -> RgbImage:
+        """Draw a frame. TypeError where the style gives anything but uint8 h w 3."""
+        image = self.style.image(values, scale)
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+            raise TypeError(f"{self.title} is drawn as {image.dtype} {image.shape}; give uint8 (height, width, 3)")
+        return image
+
+    def ends(self, scale: Scale) -> tuple[str, str] | None:
+        """Texts at the left and the right end of the legend."""
+        return None if self.legend is None else (self.legend[0].format(*scale), self.legend[1].format(*scale))
+
+
+def inner_range(values: Map) -> Scale:
+    """The 2 and 98 % quantiles."""
+    low, high = (float(limit) for limit in np.quantile(values, (0.02, 0.98)))
+    return low, high
+
+
+def range_image(values: Map, scale: Scale) -> RgbImage:
+    """Colour numbers of any shape: violet at the scale's low end, dark red at the high one."""
+    low, high = scale
+    return colour_map((values - low) / max(high - low, 1e-9))
+
+
+def normals_image(values: Map) -> RgbImage:
+    """Colour directions h w 3 of any length in a camera's axes, such as a prediction's world: red to the right, green
+    up, blue towards the camera.
+
+    Invalid ones, of length 0, are grey.
+    """
+    length = np.linalg.norm(values, axis=-1, keepdims=True)
+    unit = values / np.maximum(length, 1e-9) * np.array([1, -1, -1], np.float32)
+    image = np.rint((unit + 1) * 127.5).astype(np.uint8)
+    image[length[..., 0] < 1e-9] = INVALID_COLOUR
+    return image
+
+
+DEPTH = Style(
+    image=lambda values, scale: depth_image(values, limits=scale),
+    scale=depth_limits,
+    legend=("far {1:.2g}", "near {0:.2g}"),
+    files=Files.COUNTS,
+)
+"""Positive numbers h w, coloured as `depth_image` does; all others are invalid."""
+CONFIDENCE = Style(image=range_image, scale=inner_range, legend=("{0:.3g} unsure", "sure {1:.3g}"))
+"""Numbers h w without bounds, coloured between their 2 and 98 % quantiles."""
+PROBABILITY = Style(image=range_image, legend=("0", "1"), files=Files.GREY)
+"""Numbers h w from 0, violet, to 1, dark red."""
+NORMALS = Style.of(normals_image)
+"""Directions h w 3 in a camera's axes (`normals_image`)."""
 
 
 def scale_bar(limits: tuple[float, float], unit: str, width: int = 320) -> RgbImage:

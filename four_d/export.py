@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Literal, cast
 
@@ -12,13 +12,14 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from four_d import __version__, checkpoints, programs, tracing
+from four_d import __version__, checkpoints, fields, programs, tracing
 from four_d.abilities import UNITS, ModelModule
 from four_d.checkpoints import CARD, CONFIG, ENVIRONMENT, METRICS, WEIGHTS, ModelInfo
 from four_d.errors import UserError
 from four_d.metrics import catalogue
 from four_d.outputs import new_folder
 from four_d.progress import progress
+from four_d.types import Prediction
 
 PROGRAM, PROGRAM_NOTE = "model.pt2", "export.json"
 CODE = ("command", "commit")
@@ -145,7 +146,7 @@ def _write_program(folder: Path, model: ModelModule, info: ModelInfo) -> tuple[s
     return tuple(errors)
 
 
-def _usage(outputs: Iterable[str], *, posed: bool, measured: bool) -> str:
+def _usage(outputs: Collection[str], *, posed: bool, measured: bool) -> str:
     """Python snippet that loads the model and calls it on a video, with required poses and depth."""
     given = set(outputs)
     results = {"depth": "depth", "world_from_camera": "cameras", "points": "points", "motion": "tracks"}
@@ -154,6 +155,8 @@ def _usage(outputs: Iterable[str], *, posed: bool, measured: bool) -> str:
         names.append("points")
     if "gaussian_means" in given:
         names.append("gaussians")
+    shared = {label for each in fields.labels(Prediction).values() for label in each}
+    names += [f"prediction.{name}" for name in outputs if name not in shared]  # of heads' own classes
     told = "  # " + ", ".join(f"result.{name}" for name in names) if names else ""
     load = 'model = four_d.load("path/to/this/folder")'
     if not posed:
@@ -164,7 +167,7 @@ def _usage(outputs: Iterable[str], *, posed: bool, measured: bool) -> str:
     return f"import four_d\nfrom four_d.inference import Known\n\n{load}\n{known}\n{call}"
 
 
-def card(info: ModelInfo, model: ModelModule, outputs: Iterable[str], *, program: bool = True) -> str:
+def card(info: ModelInfo, model: ModelModule, outputs: Collection[str], *, program: bool = True) -> str:
     """Model card: description, usage, training data, scores and limits."""
     count = sum(p.numel() for p in model.parameters())
     scores = _scores_table(info.scores) or "Not measured at export; `four-d eval` measures."

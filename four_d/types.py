@@ -34,6 +34,8 @@ from typing import TypeVar, cast
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from four_d.drawing import CONFIDENCE, DEPTH, PROBABILITY, Drawing, Map, RgbImage, Style
+
 
 class Geometry(Enum):
     """Behaviour of values under a change of unit, of world coordinates, and under mirroring."""
@@ -78,7 +80,7 @@ INPUT: Metadata = {"input": True}
 
 
 def truth(of: Callable[[Clip], tuple[Tensor | None, Tensor | None]]) -> Metadata:
-    """Declare the ground truth of an output, by which `training.variation` measures it.
+    """Declare the ground truth of an output, by which `training.variation` measures it, and beside which it is drawn.
 
     ``of`` takes a batched clip of targets and returns values with the field's axes, None where the clip has none, and
     their validity (None: everywhere), whose axes are the values' or the first of them.
@@ -98,6 +100,30 @@ def selects(axis: str) -> Metadata:
 def padded(*axes: str) -> Metadata:
     """Declare axes that may differ in length from value to value of a batch."""
     return {"padded": frozenset(axes)}
+
+
+def drawn(
+    style: Style | Callable[[Map], RgbImage],
+    title: str,
+    *,
+    legend: tuple[str, str] | None = None,
+    folder: str | None = "",
+) -> Metadata:
+    """Declare how a field is shown, whose axes begin with ``*b f``: by a picture of each frame.
+
+    The report has a panel of it, pictures of validation a row (beside its `truth`, if it declares one; not of
+    `CERTAINTY`), and `inference.infer` a folder.
+
+    Args:
+        style: a ready `Style` (`drawing.DEPTH`, `CONFIDENCE`, `PROBABILITY`, `NORMALS`), one of your own, or a function
+            from the float32 array of a frame, without axes b and f, to uint8 (h, w, 3).
+        title: heading of the panel.
+        legend: texts at the ends of the colour scale; None: the style's.
+        folder: folder of the files; "": named after the field; None: no files.
+
+    """
+    chosen = style if isinstance(style, Style) else Style.of(style)
+    return {"drawing": Drawing(title=title, style=chosen, legend=legend or chosen.legend, folder=folder)}
 
 
 def nested(*, prefix: str | None = None, padded: str = "", **axes: str) -> Metadata:
@@ -334,11 +360,20 @@ class Prediction:
     cameras: Cameras | None = field(default=None, metadata=nested(b="f", prefix=""))
     pose_encodings: Float[Tensor, "i *b f 9"] | None = field(default=None, metadata=FIXED | INTERNAL)
     """Every refinement of the camera head, the last one last (`geometry.encode_cameras`)."""
-    depth: Float[Tensor, "*b f h w"] | None = field(default=None, metadata=LENGTH | truth(_true_depth))
-    depth_confidence: Float[Tensor, "*b f h w"] | None = field(default=None, metadata=NONE | CERTAINTY)
+    depth: Float[Tensor, "*b f h w"] | None = field(
+        default=None, metadata=LENGTH | truth(_true_depth) | drawn(DEPTH, "Depth")
+    )
+    depth_confidence: Float[Tensor, "*b f h w"] | None = field(
+        default=None, metadata=NONE | CERTAINTY | drawn(CONFIDENCE, "Confidence", folder=None)
+    )
     points: Float[Tensor, "*b f h w 3"] | None = field(default=None, metadata=POINT)
     points_confidence: Float[Tensor, "*b f h w"] | None = field(default=None, metadata=NONE | CERTAINTY)
-    dynamic: Float[Tensor, "*b f h w"] | None = field(default=None, metadata=NONE | truth(_true_dynamic))
+    dynamic: Float[Tensor, "*b f h w"] | None = field(
+        default=None,
+        metadata=NONE
+        | truth(_true_dynamic)
+        | drawn(PROBABILITY, "What moves", legend=("still", "moves"), folder="mask"),
+    )
     """Probability that a pixel shows something that moves in the world."""
     dynamic_logits: Float[Tensor, "*b f rows columns"] | None = field(default=None, metadata=NONE | INTERNAL)
     """Logits of ``dynamic``, per patch."""

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from jaxtyping import Float
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ from four_d import checkpoints, extension, schema
 from four_d.abilities import Abilities, ModelModule, ModelSpec
 from four_d.cli.program import main
 from four_d.config import RunConfig, load
+from four_d.drawing import NORMALS
 from four_d.errors import UserError
 from four_d.evaluation import Comparison, EvaluationConfig, Metric
 from four_d.evaluation import run as evaluate
@@ -37,7 +39,7 @@ from four_d.parts import BackboneSpec, HeadSpec, TokenShape
 from four_d.training import TrainingModule, train
 from four_d.training.record import read_metrics
 from four_d.trajectories import at_times
-from four_d.types import LENGTH, POINT, Cameras, Clip, Prediction, Tokens
+from four_d.types import LENGTH, NONE, NORMAL, POINT, Cameras, Clip, Prediction, Tokens, drawn
 from tests.training.runs import make_data, validated
 from tests.training.test_run import assert_same, crash_at
 
@@ -421,6 +423,71 @@ def test_a_kind_is_one_class() -> None:
     heads = schema.kinds_of(schema.branches(HeadConfig))
     assert heads["mine"] is again
     assert {"dense", "thick", "yours", "theirs"} <= set(heads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facing(Prediction):
+    normals: Float[Tensor, "*b f h w 3"] | None = field(
+        default=None, metadata=NORMAL | drawn(NORMALS, "Surface normals")
+    )
+    shade: Float[Tensor, "*b f h w"] | None = field(
+        default=None, metadata=NONE | drawn(lambda shade: np.uint8(255 * shade[..., None].repeat(3, -1)), "Shade")
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FacingHeadConfig(HeadSpec):
+    kind: Literal["facing"] = "facing"
+    prediction = Facing
+    provides = ("normals", "shade")
+
+    def build(self, shape: TokenShape) -> FacingHead:
+        return FacingHead(self, shape)
+
+
+class FacingHead(nn.Module):
+    """A wall that turns from the right to the left, whatever it sees."""
+
+    def __init__(self, config: FacingHeadConfig, shape: TokenShape) -> None:
+        super().__init__()
+        self.config, self.rounds = config, (shape.rounds - 1,)
+        self.tilt = nn.Parameter(torch.zeros(()))
+
+    def forward(self, tokens: Tokens, clip: Clip) -> Facing:  # noqa: ARG002
+        b, f, _, h, w = clip.images.shape
+        right = torch.linspace(0.9, -0.9, f)[:, None, None].expand(b, f, h, w) + 0 * self.tilt
+        normals = torch.stack([right, torch.zeros_like(right), -(1 - right**2).sqrt()], dim=-1)
+        return Facing(normals=normals, shade=-normals[..., 2])
+
+
+def test_what_a_head_of_ones_own_draws_is_shown_everywhere(boxes: Path, tmp_path: Path) -> None:
+    """In pictures of validation, in the report and the files of a video of several windows; the card names them."""
+    four_d.extend(FacingHeadConfig)
+    plain = cast(dict[str, Any], schema.to_plain(own("parts", boxes, tmp_path, 1)))
+    plain["model"]["heads"] = {"facing": {"kind": "facing"}, **THICK}
+    plain["logging"] = {"every": 1, "pictures": 1}
+    config = schema.build(RunConfig, plain, "config")
+    four_d.train(config)
+    (picture,) = sorted((config.run_folder / "pictures").iterdir())
+    first = (242, 128, 183)  # 255 / 2 · (1 + 0.9, 1 + 0, 1 + √(1 - 0.9²))
+    sheet = np.asarray(Image.open(picture))
+    assert (sheet == first).all(-1).sum() >= 128**2
+    assert (sheet == (111, 111, 111)).all(-1).sum() >= 128**2
+    out = export(config.run_folder, tmp_path / "model", program=False)
+    assert "result.prediction.normals, result.prediction.shade" in (out / "README.md").read_text()
+    frames = np.random.default_rng(0).integers(0, 255, (8, 32, 32, 3), np.uint8)
+    infer(four_d.load(out), frames, tmp_path / "seen", window=4, overlap=2)
+    page = (tmp_path / "seen" / "report.html").read_text()
+    assert [f'aria-label="{title}"' in page for title in ("Surface normals", "Shade", "Thickness")] == [
+        True,
+        True,
+        False,
+    ]
+    files = sorted((tmp_path / "seen" / "normals").iterdir())
+    assert [file.name for file in files] == [f"{index:06d}.png" for index in range(8)]
+    assert (np.asarray(Image.open(files[0])) == first).all()
+    assert len({file.read_bytes() for file in files}) > 2
+    assert (np.asarray(Image.open(tmp_path / "seen" / "shade" / "000000.png")) == 111).all()
 
 
 def test_a_unit_that_poses_tell_is_refused_to_lengths_of_ones_own(boxes: Path, tmp_path: Path) -> None:

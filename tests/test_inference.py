@@ -11,12 +11,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from jaxtyping import Float
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 import four_d.inference
 from four_d.backbones.dynamics import DynamicsConfig
 from four_d.checkpoints import ModelInfo
+from four_d.drawing import DEPTH, PROBABILITY
 from four_d.errors import UserError
 from four_d.formats.cameras import read_cameras, read_colmap
 from four_d.formats.clouds import read_ply
@@ -25,7 +28,7 @@ from four_d.geometry import project
 from four_d.heads.dynamic import DynamicHeadConfig
 from four_d.heads.track import TrackHeadConfig
 from four_d.inference import LoadedModel, Selection, Video, infer, load, read
-from four_d.types import Cameras, Clip, Prediction
+from four_d.types import LENGTH, NONE, Cameras, Clip, Prediction, drawn
 from four_d.video.fit import Fit, fit, resize, resize_masks
 from four_d.video.inputs import as_frames
 from four_d.video.mask import as_masks
@@ -399,6 +402,56 @@ def test_model_without_cameras_writes_what_it_has(tmp_path: Path) -> None:
         tmp_path,
     )
     assert {p.name for p in tmp_path.iterdir()} == {"depth", "prediction.npz"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chalked(Prediction):
+    chalk: Float[Tensor, "*b f h w"] | None = dataclasses.field(
+        default=None, metadata=NONE | drawn(PROBABILITY, "Chalk")
+    )
+    marks: Float[Tensor, "*b f h w"] | None = dataclasses.field(
+        default=None, metadata=LENGTH | drawn(DEPTH, "Marks", folder="colmap")
+    )
+    smears: Float[Tensor, "*b f h w"] | None = dataclasses.field(
+        default=None, metadata=LENGTH | drawn(DEPTH, "Smears", folder="depth")
+    )
+
+
+@pytest.mark.parametrize(("name", "folder"), [("marks", "colmap, as another file"), ("smears", "depth, as depth")])
+def test_folders_of_two_outputs_are_refused(tmp_path: Path, name: str, folder: str) -> None:
+    result = model()(gradient(32, 48))
+    value: dict[str, Tensor | None] = {name: result.depth}
+    prediction = Chalked(depth=result.depth, **value)
+    with pytest.raises(ValueError, match=f"{name} would be written to {folder} is; give it another folder"):
+        four_d.inference.write(dataclasses.replace(result, prediction=prediction), tmp_path)
+
+
+def test_maps_of_ones_own_are_numbers_where_an_image_holds_them(tmp_path: Path) -> None:
+    result = model()(gradient(32, 48))
+    assert result.depth is not None
+    chalk = torch.linspace(0, 1, result.depth.numel()).view_as(result.depth)
+    four_d.inference.write(dataclasses.replace(result, prediction=Chalked(chalk=chalk)), tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"chalk", "prediction.npz"}
+    with Image.open(tmp_path / "chalk" / "000003.png") as image:
+        np.testing.assert_allclose(np.asarray(image) / 255, chalk[3], atol=0.5 / 255 + 1e-6)
+
+
+def test_the_report_is_written_unless_it_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("viser", reason="the extra viz is not installed")
+    Image.fromarray(gradient(32, 48)[0]).save(tmp_path / "photo.png")
+    infer(model(), tmp_path / "photo.png", tmp_path / "with")
+    page = (tmp_path / "with" / "report.html").read_text()
+    assert "<h1>photo.png</h1>" in page
+    assert "<dt>model trained at</dt><dd>48 × 32</dd>" in page
+    infer(model(), gradient(32, 48), tmp_path / "without", page=None)
+    assert not (tmp_path / "without" / "report.html").exists()
+    caplog.clear()
+    monkeypatch.setitem(sys.modules, "viser", None)
+    infer(model(), gradient(32, 48), tmp_path / "poor")
+    assert not (tmp_path / "poor" / "report.html").exists()
+    assert caplog.messages == ["no report.html: the page takes viser; pip install 'four_d[viz]'"]
 
 
 def test_infer_leaves_nothing_half_written(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ from four_d.training.record import read_metrics
 from four_d.training.run import RunData
 from four_d.trajectories import predicted
 from four_d.types import Cameras, Clip, Example, Prediction, Tokens, map_tensors
-from four_d.video.footage import Selection
+from four_d.video.footage import Selection, read
 from four_d.viewer import report
 from tests.helpers import box_clip, loss_value
 from tests.keypoint_scene import EDGES, chain_clip
@@ -362,6 +362,12 @@ def test_keypoints_of_a_long_video_are_those_of_its_first_window(tmp_path: Path)
         np.testing.assert_allclose(frame.visible, [0.75, 0.75])  # pyright: ignore[reportArgumentType]
     drawn = sorted(path.name for path in (tmp_path / "out" / "keypoints").iterdir())
     assert drawn == [f"{index:06d}.jpg" for index in range(20)]
+    moving = read(tmp_path / "out" / "keypoints.mp4", every)
+    assert np.shape(moving.frames) == (20, *size, 3)
+    np.testing.assert_allclose(np.diff(moving.times), 0.04, atol=1e-3)
+    for index in (0, 19):
+        with Image.open(tmp_path / "out" / "keypoints" / drawn[index]) as still:
+            assert np.abs(moving.frames[index].astype(int) - np.asarray(still)).mean() < 6
     whole = model(tmp_path / "video", selection=every, **asked)
     report(tmp_path / "report.html", whole, title="x")
     assert ">Keypoints<" in (tmp_path / "report.html").read_text()
@@ -370,6 +376,23 @@ def test_keypoints_of_a_long_video_are_those_of_its_first_window(tmp_path: Path)
     assert whole.keypoint_pixels is not None
     np.testing.assert_allclose(whole.keypoint_pixels, np.stack([f.pixels for f in table.frames]), atol=1e-4)
     assert whole.keypoint_names == ("root", "foot")
+
+
+def test_keypoints_of_a_rig_are_a_video_each_and_of_a_moment_none(tmp_path: Path) -> None:
+    sizes = {"left": (24, 32), "right": (48, 64)}
+    for name, size in sizes.items():
+        (tmp_path / name).mkdir()
+        for index in range(3):
+            Image.fromarray(np.full((*size, 3), 9 * index, np.uint8)).save(tmp_path / name / f"{index}.png")
+    model = LoadedModel(Placed((24, 32)), ModelInfo(model=TINY, image_size=(24, 32), frames=8))
+    infer(model, [tmp_path / name for name in sizes], tmp_path / "out", keypoints=["root"], page=None)
+    for camera, size in enumerate(sizes.values()):
+        assert np.shape(read(tmp_path / "out" / "keypoints" / f"camera{camera}.mp4").frames) == (3, *size, 3)
+        assert (tmp_path / "out" / "keypoints" / f"camera{camera}" / "000002.jpg").is_file()
+    first = Selection(max_frames=1)
+    infer(model, tmp_path / "left", tmp_path / "one", keypoints=["root"], selection=first, page=None)
+    assert (tmp_path / "one" / "keypoints" / "000000.jpg").is_file()
+    assert not (tmp_path / "one" / "keypoints.mp4").exists()
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from four_d.errors import UserError
 from four_d.formats.clouds import PointCloud, fuse
 from four_d.formats.tracks import TrackTable
 from four_d.geometry import project, unproject
+from four_d.heads.keypoint import KeypointPrediction
 from four_d.tracking import grid as evenly
 from four_d.types import Cameras, Prediction
 from four_d.viewer import Figure, Section, Table, report
@@ -42,6 +43,7 @@ class Truth:
     images: torch.Tensor
     frames: NDArray[np.uint8]
     times: list[float]
+    keypoint_edges: tuple[tuple[int, int], ...] = ()
 
 
 def perfect(frames: int) -> Truth:
@@ -101,6 +103,21 @@ def ball(frames: int = FRAMES, size: tuple[int, int] = (90, 160), *, grid: int =
         pixels=(pixels.transpose(0, 1) * 4).numpy(),
     )
     return truth, table
+
+
+def mast(truth: Truth) -> Truth:
+    """A mast of two keypoints that a third beside them belongs to, above the flying ball; the third one is hidden."""
+    frames = len(truth.times)
+    along = torch.linspace(0, 1, frames)
+    foot = torch.stack([along * 1.4 - 0.7, 0.15 - 0.9 * along * (1 - along), 1.9 - 0.3 * along], dim=-1)
+    points = foot[:, None] + torch.tensor([[0, 0, 0], [0, -0.5, 0], [0.2, 0, 0]])
+    pixels, depth = project(points, truth.prediction.cameras)  # pyright: ignore[reportArgumentType]
+    told = {each.name: getattr(truth.prediction, each.name) for each in dataclasses.fields(Prediction)}
+    visible = torch.tensor([0.9, 0.9, 0.1]).expand(frames, 3)
+    said = KeypointPrediction(
+        **told, keypoints=points, keypoint_pixels=pixels, keypoint_depth=depth, keypoint_visible=visible
+    )
+    return dataclasses.replace(truth, prediction=said, keypoint_edges=((0, 1), (1, 2)))
 
 
 def _cast(cameras: Cameras, centres: torch.Tensor, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -259,6 +276,25 @@ def test_no_trails_without_tracks_or_time(page: Path, flight: tuple[Truth, Track
     truth, table = ball(1)
     report(tmp_path / "report.html", truth, title="x", tracks=table)
     assert data_of(tmp_path / "report.html")["trails"] is None
+
+
+def test_skeletons_are_in_the_scenes_coordinates(flight: tuple[Truth, TrackTable], tmp_path: Path) -> None:
+    truth = mast(flight[0])
+    report(tmp_path / "report.html", truth, title="x")
+    found = data_of(tmp_path / "report.html")["skeletons"]
+    cloud, said = fuse(truth.images, truth.prediction), truth.prediction
+    assert cloud is not None
+    assert isinstance(said, KeypointPrediction)
+    assert said.cameras is not None
+    assert said.keypoints is not None
+    points = numbers(found["points"], "<f4", FRAMES, 3, 3)
+    np.testing.assert_allclose(points, said.keypoints / scene_unit(cloud, said.cameras), rtol=1e-6)
+    assert numbers(found["seen"], "u1", FRAMES, 3).tolist() == [[1, 1, 0]] * FRAMES
+    assert found["edges"] == [[0, 1], [1, 2]]
+    flat = dataclasses.replace(said, keypoints=None)
+    report(tmp_path / "report.html", dataclasses.replace(truth, prediction=flat), title="x")
+    assert data_of(tmp_path / "report.html")["skeletons"] is None
+    assert 'id="bones"' not in (tmp_path / "report.html").read_text()
 
 
 def test_size_with_trails(tmp_path: Path) -> None:
@@ -494,6 +530,36 @@ def seen_at_first(place: NDArray[np.floating], height: int, width: int) -> NDArr
     ray = place - eye
     focal = height / 2 / np.tan(FIELD_OF_VIEW / 2)
     return np.array([ray @ right, ray @ down]) / (ray @ forward) * focal + np.array([width, height]) / 2
+
+
+@pytest.mark.browser
+def test_skeletons_follow_the_slider(browser: Any, flight: tuple[Truth, TrackTable], tmp_path: Path) -> None:
+    """The marks lie where the 3D view shows the keypoints of the frame, and can be left out."""
+    truth = mast(flight[0])
+    report(tmp_path / "report.html", truth, title="x")
+    cloud, said = fuse(truth.images, truth.prediction), truth.prediction
+    assert cloud is not None
+    assert isinstance(said, KeypointPrediction)
+    assert said.cameras is not None
+    assert said.keypoints is not None
+    places = said.keypoints.numpy() / scene_unit(cloud, said.cameras)
+    visit = Visit(browser, tmp_path / "report.html")
+    visit.scene()
+    for frame in (0, 3):
+        visit.go(frame)
+        drawn = visit.trails()
+        marks = np.array([seen_at_first(place, *drawn.shape) for place in places[frame]])
+        rows, columns = np.nonzero(drawn)
+        np.testing.assert_allclose([columns.min(), rows.min()], marks.min(0) - 4.5, atol=2)
+        np.testing.assert_allclose([columns.max(), rows.max()], marks.max(0) + 4.5, atol=2)
+        for way in (0.25, 0.5, 0.75):
+            x, y = (marks[0] + way * (marks[1] - marks[0])).astype(int)
+            assert drawn[y - 1 : y + 2, x - 1 : x + 2].all(), "a bone from the first to the second"
+    visit.page.uncheck("#bones")
+    assert not visit.trails().any()
+    visit.page.check("#bones")
+    assert visit.trails().any()
+    assert not visit.errors
 
 
 @pytest.mark.browser

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from four_d.cli.common import Verb, Verbs, add_verb, placed
@@ -13,7 +11,6 @@ from four_d.cli.values import bones, names, path, pinhole, point
 
 if TYPE_CHECKING:
     from four_d.cli.request import Infer
-    from four_d.inference import LoadedModel, Result
 
 FORMS = {
     "video": Form(parse=path, metavar="VIDEO", several=True, positional=True),
@@ -62,34 +59,7 @@ def _infer(arguments: Infer) -> int:
         arguments.out,
         static_points=arguments.static_points,
         novel_views=arguments.novel_views,
-        page=_page(arguments, model, source),
         overwrite=arguments.overwrite,
     )
     print(arguments.out)
     return 0
-
-
-def _page(arguments: Infer, model: LoadedModel, source: Path) -> Callable[[Result, Path], None]:
-    """Function that writes the report page of a result into its folder."""
-    from four_d.viewer import report
-
-    def page(result: Result, folder: Path) -> None:
-        report(
-            folder / "report.html",
-            result,
-            title=", ".join(Path(str(video)).name for video in arguments.request.videos),
-            summary=f"Seen by {source}",
-            facts=_sizes(model.info.image_size, result.fits.model),
-            cloud=result.cloud(static=arguments.static_points),
-            tracks=result.track_table,
-            selected=range(0 if result.queries is None else len(result.queries)),
-            gaussians=result.gaussians,
-        )
-
-    return page
-
-
-def _sizes(trained: tuple[int, int], shown: tuple[int, int]) -> list[tuple[str, str]]:
-    """Lines of the report about the training size and the input size (height, width) of a model."""
-    names = ("model trained at", "sees this video at")
-    return [(name, f"{width} × {height}") for name, (height, width) in zip(names, (trained, shown), strict=True)]

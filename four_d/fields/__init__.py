@@ -8,7 +8,7 @@ TypeError when its class is first used; values that do not fit each other are a 
 
 from four_d.fields.axes import delivered, entries, inputs, join, pad, size, stack, take, unstack, without
 from four_d.fields.declarations import Field, Leaf, Truth, apply, axes, combine, declared, leaves
-from four_d.fields.names import arrays, labels, named, of_names
+from four_d.fields.names import arrays, drawings, labels, named, of_names
 from four_d.fields.transforms import divide, mirror, move, scale
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "declared",
     "delivered",
     "divide",
+    "drawings",
     "entries",
     "inputs",
     "join",

@@ -11,6 +11,7 @@ from typing import ClassVar, Protocol, TypeVar, Union, cast, get_args, get_origi
 
 from torch import Tensor
 
+from four_d.drawing import Drawing
 from four_d.types import Clip, Geometry
 
 T = TypeVar("T")
@@ -44,6 +45,7 @@ class Field:
     input: bool = False
     selects: str | None = None
     padded: frozenset[str] = frozenset()
+    drawing: Drawing | None = None
     kind: type | None = None
     outer: Mapping[str, str] = dataclasses.field(default_factory=dict[str, str])
     prefix: str = ""
@@ -75,6 +77,7 @@ class Leaf:
     truth: Truth | None
     padded: frozenset[str]
     """Axes that may differ in length between the values of a batch."""
+    drawing: Drawing | None
 
     def dim(self, axis: str, tensor: Tensor) -> int | None:
         """Index of an axis of the tensor; None where it has none."""
@@ -159,7 +162,10 @@ def _declared(kind: type, field: dataclasses.Field[object], hint: object) -> Fie
         input=said.get("input", False),
         selects=said.get("selects"),
         padded=said.get("padded", frozenset()),
+        drawing=_drawing(field.name, said),
     )
+    if found.drawing is not None and found.axes[:2] != (BATCH, "f"):
+        raise TypeError(f"{where} is drawn, frame by frame; let its axes begin with '*b f', not '{annotated.dim_str}'")
     if "geometry" not in said and any(name.startswith("float") for name in annotated.dtypes):
         raise TypeError(f"{where} does not say its geometry; add metadata=LENGTH, POINT, … or NONE (types.Geometry)")
     endings = ENDINGS.get(found.geometry)
@@ -167,6 +173,12 @@ def _declared(kind: type, field: dataclasses.Field[object], hint: object) -> Fie
         wanted = " or ".join(f"'{' '.join(each)}'" for each in endings)
         raise TypeError(f"{where} is a {found.geometry.name}, whose axes end with {wanted}, not '{annotated.dim_str}'")
     return found
+
+
+def _drawing(name: str, said: Mapping[str, object]) -> Drawing | None:
+    """Drawing of a field of this name, with the folder of its own name where it says none."""
+    found = cast(Drawing | None, said.get("drawing"))
+    return dataclasses.replace(found, folder=name) if found is not None and found.folder == "" else found
 
 
 class _Annotated(Protocol):
@@ -246,6 +258,7 @@ def _leaf(field: Field, path: tuple[Field, ...]) -> Leaf:
         certainty=field.certainty,
         truth=field.truth,
         padded=frozenset(padded),
+        drawing=field.drawing,
     )
 
 

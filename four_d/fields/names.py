@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from four_d.fields.declarations import DataclassInstance, declared, labels_of, leaves
+from four_d.drawing import Drawing, Map
+from four_d.fields.declarations import DataclassInstance, Leaf, declared, labels_of, leaves
 
 T = TypeVar("T")
 
@@ -24,6 +25,13 @@ def arrays(value: object) -> dict[str, NDArray[np.generic]]:
     """Map flat names (`named`) to arrays; floats in single precision."""
     parts = {name: tensor.detach().cpu() for name, tensor in named(value).items()}
     return {name: (part.float() if part.is_floating_point() else part).numpy() for name, part in parts.items()}
+
+
+def drawings(value: object) -> Iterator[tuple[Leaf, Drawing, Map]]:
+    """Yield the fields of an unbatched value that are drawn (`types.drawn`): declaration, drawing, values by frame."""
+    for leaf, tensor in leaves(value):
+        if leaf.drawing is not None:
+            yield leaf, leaf.drawing, tensor.detach().float().cpu().numpy()
 
 
 def labels(kind: type) -> dict[str, frozenset[str]]:

@@ -31,7 +31,7 @@ def write_depth(folder: Path, depth: NDArray[np.float32] | Sequence[NDArray[np.f
         # valid depths stay valid: the smallest round up to one count
         counts = np.where(frame > 0, np.clip(np.rint(frame / count), 1, COUNTS), 0).astype(np.uint16)
         Image.fromarray(counts).save(folder / f"{index:06d}.png")
-    note = f"z-depth = PNG value × count; 0 = invalid; unit: {unit_name}"
+    note = f"value = PNG value × count; 0 = invalid; depth is z-depth; unit: {unit_name}"
     text = json.dumps({"format": 1, "count": count, "unit": unit_name, "frames": len(depth), "note": note}, indent=1)
     (folder / "depth.json").write_text(text + "\n")
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Unpack, overload
+from typing import Literal, Unpack, overload
 
 import torch
 
@@ -26,6 +27,7 @@ from four_d.outputs import check_folder, new_folder
 from four_d.tracking import CLEARLY, SPAN, moving
 from four_d.types import Clip, Prediction, map_tensors
 from four_d.video.inputs import Frames
+from four_d.viewer import report
 
 LOGGER = logging.getLogger(__name__)
 
@@ -172,7 +174,7 @@ def infer(
     static_points: bool = False,
     novel_views: bool = True,
     overwrite: bool = False,
-    page: Callable[[Result, Path], None] | None = None,
+    page: Callable[[Result, Path], None] | Literal["report"] | None = "report",
     **asked: Unpack[Asked],
 ) -> Result:
     """Run a model on a video and write all outputs into the folder ``out``, atomically.
@@ -184,7 +186,8 @@ def infer(
         static_points: leave moving points out of ``points.ply`` and of the COLMAP projects.
         novel_views: render the Gaussians into ``novel_views.mp4``: up to 250 frames, which take a while.
         overwrite: replace also another result of four_d there, or a modified one (`outputs.check_folder`).
-        page: writes further files into the folder it is given, such as ``report.html``.
+        page: "report" writes ``report.html`` (`viewer.report`), if the extra `viz` is installed; a function instead
+            writes any files into the folder that it is given; None writes nothing.
         asked: fields of the `Request`, unless ``video`` is one.
 
     Returns:
@@ -197,10 +200,31 @@ def infer(
     request = video if isinstance(video, Request) else Request(video=video, **asked)
     with new_folder(Path(out), KIND, inputs=[*request.files, model.path], overwrite=overwrite) as folder:
         result = run(model, request, Folder(folder, static_points=static_points, novel_views=novel_views))
-        if page is not None:
+        if page == "report":
+            _write_report(folder / "report.html", result, model, request, static_points=static_points)
+        elif page is not None:
             page(result, folder)
     _tell_if_still(result)
     return result
+
+
+def _write_report(path: Path, result: Result, model: LoadedModel, request: Request, *, static_points: bool) -> None:
+    if importlib.util.find_spec("viser") is None:
+        LOGGER.warning("no report.html: the page takes viser; pip install 'four_d[viz]'")
+        return
+    names = [Path(each).name for each in request.videos if isinstance(each, str | Path)]
+    sizes = {"model trained at": model.info.image_size, "sees this video at": result.fits.model}
+    report(
+        path,
+        result,
+        title=", ".join(names) or "video",
+        summary=f"Seen by {model.path or model.info.name or 'a model'}",
+        facts=[(name, f"{width} × {height}") for name, (height, width) in sizes.items()],
+        cloud=result.cloud(static=static_points),
+        tracks=result.track_table,
+        selected=range(0 if result.queries is None else len(result.queries)),
+        gaussians=result.gaussians,
+    )
 
 
 def _tell_if_still(result: Result) -> None:

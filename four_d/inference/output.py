@@ -1,4 +1,4 @@
-"""Writing of a result's files: cameras, depth, masks, points, tracks, Gaussians and images."""
+"""Writing of a result's files: cameras, maps, keypoints, Gaussians and images."""
 
 from __future__ import annotations
 
@@ -11,29 +11,32 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from four_d import fields
-from four_d.drawing import draw_skeleton
+from four_d.drawing import Drawing, Files, Map, draw_skeleton
 from four_d.formats import splats
 from four_d.formats.cameras import CameraTable, write_cameras, write_colmap
 from four_d.formats.clouds import PointCloud
+from four_d.formats.depth import write_depth
 from four_d.formats.keypoints import FrameKeypoints, KeypointTable, write_keypoints
 from four_d.formats.observations import Observations, observe
 from four_d.formats.splats import write_gltf
+from four_d.formats.videos import write_video
 from four_d.geometry import invert_pose, transform
 from four_d.inference.novel_views import write_novel_views
 from four_d.inference.result import Result
 from four_d.inference.segments import write_segments
-from four_d.types import LIKELY, Cameras
+from four_d.types import LIKELY, Cameras, Geometry
 from four_d.video.fit import Fits
 
 LOGGER = logging.getLogger(__name__)
 
 COLMAP_POINTS = 50_000
+SHORTEST = 1e-3
+"""Minimum seconds between the frames of a video, where times do not advance."""
 RESERVED = frozenset({"intrinsics", "world_from_camera", "intrinsics_original", "times"})
 """Arrays of ``prediction.npz`` that are made of other things than the prediction's field of that name."""
 
@@ -141,6 +144,30 @@ def write_skeletons(result: Result, names: Sequence[str], folder: Path) -> None:
         Image.fromarray(draw_skeleton(frame, places, known, seen, result.keypoint_edges)).save(file, quality=90)
 
 
+def write_keypoint_videos(times: Sequence[float], names: Sequence[str], folder: Path) -> None:
+    """Write ``keypoints.mp4`` of the images of `write_skeletons`, at the pace of their times; none of a single one.
+
+    Of several cameras each has its own, ``keypoints/camera0.mp4`` and so on.
+    """
+    cameras: dict[Path, list[tuple[float, Path]]] = {}
+    for time, name in zip(times, names, strict=True):
+        picture = (folder / "keypoints" / name).with_suffix(".jpg")
+        cameras.setdefault(picture.parent, []).append((time, picture))
+    if len(times) == len(cameras):
+        return
+    if importlib.util.find_spec("av") is None:
+        LOGGER.warning("no keypoints.mp4: writing video takes PyAV; pip install 'four_d[video]'")
+        return
+    for pictures, shown in cameras.items():
+        gap = float(np.median(np.diff([time for time, _ in shown])))
+        write_video(pictures.with_suffix(".mp4"), (_picture(file) for _, file in shown), 1 / max(gap, SHORTEST))
+
+
+def _picture(file: Path) -> NDArray[np.uint8]:
+    with Image.open(file) as image:
+        return np.asarray(image)
+
+
 def write_keypoint_table(whole: Result, maps: Maps, folder: Path) -> None:
     """Write ``keypoints.json``, from the arrays of all frames (`arrays`)."""
 
@@ -194,8 +221,35 @@ def arrays(result: Result) -> dict[str, NDArray[np.generic]]:
     return {**values, "times": np.array(result.times)}
 
 
-def write_masks(folder: Path, moving: Float[np.ndarray, "f h w"] | Sequence[NDArray[np.float32]]) -> None:
-    """Write probabilities as 8-bit grey images, 255 for 1."""
+def write_maps(
+    folder: Path,
+    leaf: fields.Leaf,
+    drawing: Drawing,
+    maps: Sequence[NDArray[np.float32]],
+    scaled_by: Sequence[int],
+    unit: str,
+) -> None:
+    """Write the maps of a field as images of all frames, in the form that its style says.
+
+    Args:
+        folder: created.
+        leaf: declaration of the field.
+        drawing: its drawing.
+        maps: values of every frame.
+        scaled_by: frames that set the scale of colours.
+        unit: unit of lengths, in words.
+
+    """
+    if drawing.style.files is Files.COUNTS:
+        write_depth(folder, maps, unit if leaf.geometry is Geometry.LENGTH else "its own")
+        return
     folder.mkdir()
-    for index, frame in enumerate(moving):
-        Image.fromarray((frame * 255).round().clip(0, 255).astype(np.uint8)).save(folder / f"{index:06d}.png")
+    scale = drawing.style.scale(np.stack([maps[index] for index in scaled_by]).astype(np.float32))
+    for index, frame in enumerate(np.asarray(each, np.float32) for each in maps):
+        picture = grey(frame) if drawing.style.files is Files.GREY else drawing.image(frame, scale)
+        Image.fromarray(picture).save(folder / f"{index:06d}.png")
+
+
+def grey(probability: Map) -> NDArray[np.uint8]:
+    """Probabilities as 8-bit grey, 255 for 1."""
+    return (probability * 255).round().clip(0, 255).astype(np.uint8)

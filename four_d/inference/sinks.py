@@ -16,15 +16,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from four_d import fields
+from four_d.drawing import Drawing
 from four_d.formats.clouds import PointCloud, write_ply
-from four_d.formats.depth import write_depth
 from four_d.formats.tracks import write_tracks
 from four_d.inference.output import (
     arrays,
     frame_names,
     write_gaussians,
     write_keypoint_table,
-    write_masks,
+    write_keypoint_videos,
+    write_maps,
     write_pictures,
     write_poses,
     write_skeletons,
@@ -40,6 +41,8 @@ from four_d.windows.join import Part
 FORMAT = 1
 CLOUD_POINTS = 4_000_000
 """Maximum number of points in the cloud of a long video."""
+RESERVED_NAMES = frozenset({"colmap", "gaussians", "keypoints"})
+"""Folders of other outputs."""
 SHOWN = 48
 """Number of frames of a long video that the report page shows."""
 
@@ -100,8 +103,9 @@ class Memory:
 
 
 class Folder:
-    """Sink that writes ``cameras.json``, ``colmap/``, ``depth/``, ``mask/``, ``points.ply``, ``tracks.npz``, Gaussians,
-    ``keypoints.json`` and ``keypoints/``, ``prediction.npz`` and, for several windows, ``windows.json``; see `infer`.
+    """Sink that writes ``cameras.json``, ``colmap/``, a folder of every drawn field (``depth/``, ``mask/``),
+    ``points.ply``, ``tracks.npz``, Gaussians, keypoints, ``prediction.npz`` and, for several windows, ``windows.json``;
+    see `infer`.
 
     For several windows it keeps only small fields in memory. Their cloud is thinned to `CLOUD_POINTS` as it grows, and
     unreliable points are left out window by window.
@@ -115,10 +119,12 @@ class Folder:
         self._clouds: list[PointCloud] = []
         self._small: list[Result] = []
         self._masks: list[Tensor] = []
+        self._drawn: dict[str, tuple[fields.Leaf, Drawing]] = {}
 
     def add(self, part: Part[Result], facts: Facts) -> None:
         """Implement `Sink`."""
         count, frames, piece = len(facts.times), part.frames, part.value.take(slice(None))
+        self._drawn = drawn_fields(piece.prediction)
         self._store = self._store or _Arrays(self._folder, count)
         self._store.add(arrays(dataclasses.replace(piece, prediction=_by_frame(piece.prediction))))
         if piece.prediction.cameras is not None:
@@ -153,16 +159,17 @@ class Folder:
         """
         store, folder, cloud = self._store, self._folder, PointCloud.join(self._clouds) if self._clouds else None
         assert store is not None
-        if "dynamic" in store:
-            write_masks(folder / "mask", store["dynamic"])
-        if "depth" in store:
-            write_depth(folder / "depth", store["depth"], whole.unit)
+        scaled_by = _shown(len(facts.times), range(len(facts.times)))
+        for name, (leaf, drawing) in self._drawn.items():
+            if drawing.folder is not None and name in store:
+                write_maps(folder / drawing.folder, leaf, drawing, store[name], scaled_by, whole.unit)
         if cloud is not None:
             write_ply(folder / "points.ply", cloud)
         if whole.prediction.cameras is not None:
             write_poses(whole, cloud, store, folder)
         if whole.keypoint_names and "keypoint_pixels" in store:
             write_keypoint_table(whole, store, folder)
+            write_keypoint_videos(whole.times, frame_names(len(whole.times), whole.camera_ids), folder)
         if (table := whole.track_table) is not None:
             write_tracks(folder / "tracks.npz", table)
         if whole.gaussians:
@@ -203,6 +210,17 @@ def _rest(prediction: Prediction) -> Prediction:
     """All other fields, without cameras and Gaussians."""
     others = dataclasses.replace(prediction, cameras=None, gaussians=None)
     return fields.apply(others, lambda leaf, tensor: None if _framed(leaf, tensor) else tensor)
+
+
+def drawn_fields(prediction: Prediction) -> dict[str, tuple[fields.Leaf, Drawing]]:
+    """Fields that are drawn (`types.drawn`), by their flat names. ValueError where two files would have one name."""
+    found = {leaf.label: (leaf, leaf.drawing) for leaf, _ in fields.leaves(prediction) if leaf.drawing is not None}
+    taken: dict[str, str] = dict.fromkeys(RESERVED_NAMES, "another file")
+    for name, (_, drawing) in found.items():
+        other = taken.setdefault(drawing.folder or "", name)
+        if drawing.folder is not None and other != name:
+            raise ValueError(f"{name} would be written to {drawing.folder}, as {other} is; give it another folder")
+    return found
 
 
 def _framed(leaf: fields.Leaf, tensor: Tensor) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,11 +13,12 @@ from torch import Tensor
 
 from four_d import drawing, fields, geometry
 from four_d.config import RECORDED
+from four_d.drawing import Map
 from four_d.metrics.catalogue import METRICS, VALIDATION
 from four_d.metrics.comparison import Comparison
 from four_d.metrics.metric import Metric, check_own
 from four_d.training import parallel
-from four_d.types import Clip, Prediction, map_tensors
+from four_d.types import Clip, Geometry, Prediction, map_tensors
 
 MAX_FRAMES_SHOWN = 8
 
@@ -75,41 +77,96 @@ class Means:
         return {name: flat[2 * i] / flat[2 * i + 1] for i, name in enumerate(names) if flat[2 * i + 1]}
 
 
-def draw(prediction: Prediction, targets: Clip, title: str) -> NDArray[np.uint8] | None:
-    """Frames over true and predicted depth of the first clip of a batch; None for a model without depth or points.
+@dataclass(frozen=True, kw_only=True)
+class _Map:
+    """Map of a prediction, of all frames."""
 
-    Predictions are scaled to the truth's median over the clip, and drawn in its colour range.
+    label: str
+    values: Map
+    drawing: drawing.Drawing
+    length: bool
+    of: str
+    """Name of the field with whose truth it is compared."""
+    truth: fields.Truth | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Truth:
+    """True map of all frames; values that are not known are 0."""
+
+    values: Map
+    known: NDArray[np.bool_]
+
+
+def draw(prediction: Prediction, targets: Clip, title: str) -> drawing.RgbImage | None:
+    """Frames over true and predicted maps of the first clip of a batch; None for a model without any.
+
+    Maps are the fields that are drawn (`types.drawn`), those of `CERTAINTY` aside, and the depth of predicted points.
+    They are drawn in the truth's scale, if there is truth; lengths are first brought to its median over the clip.
     """
-    predicted = _predicted_depth(prediction)
-    if not predicted:
+    clip = fields.unstack(targets, 0)
+    chosen = np.linspace(0, len(clip.images) - 1, min(MAX_FRAMES_SHOWN, len(clip.images))).round().astype(int)
+    images = (clip.images.movedim(1, -1).clamp(0, 1) * 255).round().byte().cpu().numpy()
+    rows: dict[str, list[drawing.RgbImage]] = {"image": [images[i] for i in chosen]}
+    for each in _maps(fields.unstack(prediction, 0)):
+        truth, values, image = _truth(targets, each), each.values, each.drawing.image
+        scale = each.drawing.style.scale(values if truth is None else truth.values)
+        if truth is not None:
+            rows[f"true {each.of}"] = [_known(image(truth.values[i], scale), truth.known[i]) for i in chosen]
+            if each.length and (values > 0).any():
+                median = float(np.median(truth.values[truth.known]))
+                values = values * median / float(np.median(values[values > 0]))
+        rows[each.label] = [image(values[i], scale) for i in chosen]
+    if len(rows) == 1:
         return None
-    count = min(MAX_FRAMES_SHOWN, targets.images.shape[1])
-    chosen = np.linspace(0, targets.images.shape[1] - 1, count).round().astype(int)
-    images = (targets.images[0].movedim(1, -1).clamp(0, 1) * 255).round().byte().cpu().numpy()
-    rows, labels = [[images[i] for i in chosen]], ["image"]
-    limits, median = None, None
-    if targets.depth is not None and targets.valid is not None and bool(targets.valid[0].any()):
-        truth, valid = targets.depth[0].cpu().numpy(), targets.valid[0].cpu().numpy()
-        limits, median = drawing.depth_limits(truth, valid), float(np.median(truth[valid]))
-        rows.append([drawing.depth_image(truth[i], valid[i], limits) for i in chosen])
-        labels.append("true depth")
-    for label, tensor in predicted.items():
-        depth = tensor[0].float().cpu().numpy()
-        where = depth > 0
-        if median is not None and where.any():
-            depth = depth * median / float(np.median(depth[where]))
-        rows.append([drawing.depth_image(depth[i], where[i], limits) for i in chosen])
-        labels.append(label)
-    return drawing.grid(rows, labels, [f"frame {i}" for i in chosen], title)
+    return drawing.grid(list(rows.values()), list(rows), [f"frame {i}" for i in chosen], title)
 
 
-def _predicted_depth(prediction: Prediction) -> dict[str, Tensor]:
-    """Depth as the heads give it: of the depth head, and of the point head seen from the predicted cameras."""
-    found: dict[str, Tensor] = {}
-    if prediction.depth is not None:
-        found["depth"] = prediction.depth
-    if prediction.points is not None and prediction.cameras is not None:
-        camera_from_world = geometry.invert_pose(prediction.cameras.world_from_camera.float())
-        flat = geometry.transform(camera_from_world, prediction.points.float().flatten(2, 3))
-        found["points"] = flat[..., 2].unflatten(2, prediction.points.shape[2:4])
-    return found
+def _maps(prediction: Prediction) -> list[_Map]:
+    """Maps to draw, those that are compared with one truth side by side."""
+    found = [
+        _Map(
+            label=leaf.label,
+            values=values,
+            drawing=how,
+            length=leaf.geometry is Geometry.LENGTH,
+            of=leaf.label,
+            truth=leaf.truth,
+        )
+        for leaf, how, values in fields.drawings(prediction)
+        if not leaf.certainty
+    ]
+    found += _depth_of_points(prediction)
+    compared = [each.of for each in found]
+    return sorted(found, key=lambda each: compared.index(each.of))
+
+
+def _depth_of_points(prediction: Prediction) -> list[_Map]:
+    """Depth of the point head's points, seen from the predicted cameras; none without both."""
+    depth = next(each for each in fields.declared(Prediction) if each.name == "depth")
+    if prediction.points is None or prediction.cameras is None or depth.drawing is None:
+        return []
+    camera_from_world = geometry.invert_pose(prediction.cameras.world_from_camera.float())
+    flat = geometry.transform(camera_from_world, prediction.points.float().flatten(1, 2))
+    values = flat[..., 2].unflatten(1, prediction.points.shape[1:3]).cpu().numpy()
+    return [_Map(label="points", values=values, drawing=depth.drawing, length=True, of=depth.name, truth=depth.truth)]
+
+
+def _truth(targets: Clip, of: _Map) -> _Truth | None:
+    """True map of the first clip of a batch; None where nothing of it is known, or it is of another shape."""
+    values, valid = (None, None) if of.truth is None else of.truth(targets)
+    if values is None or values.shape[1:] != of.values.shape:
+        return None
+    known = torch.ones_like(values, dtype=torch.bool) if valid is None else valid
+    known = known.reshape(*known.shape, *[1] * (values.ndim - known.ndim)).expand_as(values)
+    if not bool(known[0].any()):
+        return None
+    return _Truth(values=values.masked_fill(~known, 0)[0].float().cpu().numpy(), known=known[0].cpu().numpy())
+
+
+def _known(image: drawing.RgbImage, known: NDArray[np.bool_]) -> drawing.RgbImage:
+    """Image h w 3 of values h w … with the unknown ones grey; one of another size as it is."""
+    if known.shape[:2] != image.shape[:2]:
+        return image
+    known = known.reshape(*image.shape[:2], -1).all(-1)
+    return np.where(known[..., None], image, np.array(drawing.INVALID_COLOUR, np.uint8))

@@ -7,6 +7,8 @@
   const clock = document.getElementById("clock"), all = document.getElementById("all");
   const scene = document.getElementById("scene"), space = document.getElementById("space");
   const trails = content.trails && makeTrails(content.trails);
+  const skeletons = content.skeletons && makeSkeletons(content.skeletons);
+  const bones = document.getElementById("bones");
   const mode = () => document.querySelector("input[name=trails]:checked").value;
   const splats = () => content.splats && document.querySelector("input[name=shape]:checked").value === "splats";
   const gaps = content.times.slice(1).map((t, i) => t - content.times[i]).sort((a, b) => a - b);
@@ -51,14 +53,17 @@
   // Over the 3D view, whenever it is drawn. `view`: world, camera and projection matrices as three.js has them.
   function drawSpace() {
     const view = scene.contentWindow.view;
-    if (!space || !trails.space || !view) return;
+    if (!view) return;
     const width = space.clientWidth, height = space.clientHeight;
     resize(space, Math.round(width * devicePixelRatio), Math.round(height * devicePixelRatio));
     const pen = space.getContext("2d");
     pen.setTransform(devicePixelRatio, 0, 0, devicePixelRatio, 0, 0);
     pen.clearRect(0, 0, width, height);
     const matrix = product(product(view.projection, view.camera), view.world);
-    trails.draw(pen, trails.space(matrix, width, height), frame, mode(), 1, all.checked && !splats());
+    if (trails && trails.space) {
+      trails.draw(pen, trails.space(matrix, width, height), frame, mode(), 1, all.checked && !splats());
+    }
+    if (skeletons && bones.checked) skeletons.draw(pen, matrix, width, height, frame);
   }
 
   // Of two 4 × 4 matrices, column after column.
@@ -78,7 +83,7 @@
   // Its player has no programming interface, so we type into its time field, as a reader could.
   function moveScene() {
     if (!sceneInput) return;
-    if (trails) drawSpace();
+    if (space) drawSpace();
     const second = splats() ? count + 1 + frame : all.checked ? count : frame;
     const value = String(second + 0.5);
     const view = scene.contentWindow;
@@ -92,8 +97,8 @@
     sceneInput = found;
     found.closest(".mantine-Paper-root").style.display = "none";
     document.documentElement.dataset.scene = "ready";
+    if (space) scene.contentWindow.onview = drawSpace;
     if (trails) {
-      scene.contentWindow.onview = drawSpace;
       scene.contentWindow.addEventListener("keydown", (event) => { if (event.key === "Escape") choose(event.key); });
     }
     draw();
@@ -144,8 +149,9 @@
   if (trails) {
     document.getElementById("trails").addEventListener("change", draw);
     if (trails.flat) canvases[0].addEventListener("click", pickAt);
-    addEventListener("resize", draw);
   }
+  if (skeletons) bones.addEventListener("change", draw);
+  if (trails || skeletons) addEventListener("resize", draw);
   if (count < 2) document.getElementById("controls").hidden = true;
   Promise.all(images.flat().map((image) => image.decode())).then(() => {
     draw();

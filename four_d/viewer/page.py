@@ -1,4 +1,4 @@
-"""Report page: video, depth, confidence, moving pixels, point cloud, and tables."""
+"""Report page: video, maps, point cloud, and tables."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from four_d.drawing import colour_map, depth_image, depth_limits
+from four_d import fields
+from four_d.drawing import colour_map
 from four_d.formats.clouds import PointCloud, fuse
 from four_d.formats.tracks import TrackTable
 from four_d.outputs import write_whole
@@ -28,7 +29,7 @@ from four_d.progress import progress
 from four_d.rendering import render
 from four_d.types import Cameras, Prediction, Segment, map_tensors, segment_at
 from four_d.viewer.scene import POINTS_PER_FRAME, scene_html, scene_unit
-from four_d.viewer.skeletons import skeletons
+from four_d.viewer.skeletons import skeletons, skeletons_in_space
 from four_d.viewer.splats import RECORDED, Film, film
 from four_d.viewer.trails import Box, trails
 
@@ -131,9 +132,14 @@ def report(
         splats = _splats(playable, cloud, segments)
         scene = _scene(playable, cloud, splats)
         drawn = None if tracks is None else _trails(playable, cloud, tracks, selected)
+        bones = (
+            None if scene is None else skeletons_in_space(playable.prediction, _edges(playable), _unit(playable, cloud))
+        )
         bar.advance()
         on_splats = bool(splats) and _explained_variance(playable, segments) >= MIN_EXPLAINED
-        page = _page(title, summary, facts, panels, scene, playable.times, sections, drawn, splats, on_splats=on_splats)
+        page = _page(
+            title, summary, facts, panels, scene, playable.times, sections, drawn, bones, splats, on_splats=on_splats
+        )
         write_whole(path, page)
         bar.advance()
 
@@ -156,25 +162,19 @@ def _panels(playable: Playable) -> list[_Panel]:
     frames = [_fit(_crop(frame, rows / columns)) for frame in playable.frames]
     panels = [_Panel(name="Video", note=", ".join(sizes), uris=[_uri(f, "JPEG") for f in frames])]
     size = f"model's grid, {columns} × {rows}"
-    depth, confidence = playable.prediction.depth, playable.prediction.depth_confidence
-    if depth is not None:
-        values = depth.float().numpy()
-        near, far = depth_limits(values)
-        uris = [_uri(depth_image(frame, limits=(near, far)), "PNG") for frame in values]
-        panels.append(_Panel(name="Depth", note=size, uris=uris, legend=(f"far {far:.2g}", f"near {near:.2g}")))
-    if confidence is not None:
-        values = confidence.float().numpy()
-        low, high = (float(q) for q in np.quantile(values, (0.02, 0.98)))
-        uris = [_uri(colour_map((frame - low) / max(high - low, 1e-9)), "PNG") for frame in values]
-        legend = (f"{low:.3g} unsure", f"sure {high:.3g}")
-        panels.append(_Panel(name="Confidence", note=size, uris=uris, legend=legend))
-    if playable.prediction.dynamic is not None:
-        uris = [_uri(colour_map(frame), "PNG") for frame in playable.prediction.dynamic.float().numpy()]
-        panels.append(_Panel(name="What moves", note=size, uris=uris, legend=("still", "moves")))
-    drawn = skeletons(playable.images, playable.prediction, getattr(playable, "keypoint_edges", ()))
+    for _, drawing, values in fields.drawings(playable.prediction):
+        scale = drawing.style.scale(values)
+        uris = [_uri(drawing.image(frame, scale), "PNG") for frame in values]
+        panels.append(_Panel(name=drawing.title, note=size, uris=uris, legend=drawing.ends(scale)))
+    drawn = skeletons(playable.images, playable.prediction, _edges(playable))
     if drawn:
         panels.append(_Panel(name="Keypoints", note=size, uris=[_uri(each, "JPEG") for each in drawn]))
     return panels
+
+
+def _edges(playable: Playable) -> Sequence[tuple[int, int]]:
+    """Bones between the keypoints, where the playable has any."""
+    return getattr(playable, "keypoint_edges", ())
 
 
 def _segments(playable: Playable, gaussians: Sequence[Segment]) -> Sequence[Segment]:
@@ -251,10 +251,14 @@ def _trails(
     if len(playable.times) < 2 or len(tracks) == 0:
         return None
     rows, columns = playable.images.shape[-2:]
-    cameras = playable.prediction.cameras
-    unit = 1.0 if cloud is None or cameras is None else scene_unit(cloud, cameras)
     boxes = [_box(frame.shape[:2], rows / columns) for frame in playable.frames]
-    return trails(tracks, boxes, unit, selected)
+    return trails(tracks, boxes, _unit(playable, cloud), selected)
+
+
+def _unit(playable: Playable, cloud: PointCloud | None) -> float:
+    """Divisor of lengths in the scene; 1 without one."""
+    cameras = playable.prediction.cameras
+    return 1.0 if cloud is None or cameras is None else scene_unit(cloud, cameras)
 
 
 def _box(size: tuple[int, ...], shape: float) -> Box:
@@ -303,6 +307,7 @@ def _page(
     times: Sequence[float],
     sections: Sequence[Section],
     drawn: dict[str, object] | None,
+    bones: dict[str, object] | None,
     splats: Sequence[Film],
     *,
     on_splats: bool,
@@ -312,6 +317,7 @@ def _page(
         "times": list(times),
         "panels": [panel.uris for panel in panels],
         "trails": drawn,
+        "skeletons": bones,
         "splats": bool(splats),
     }
     values = {
@@ -320,14 +326,15 @@ def _page(
         "STYLE": _resource("page.css"),
         "FACTS": "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in facts),
         "PANELS": "".join(_panel(i, panel, drawn if i == 0 else None) for i, panel in enumerate(panels)),
-        "SCENE": _frame(scene, trails=drawn is not None),
+        "SCENE": _frame(scene, drawn_over=drawn is not None or bones is not None),
         "SWITCH": (_shape_switch(splats, on_splats=on_splats) if splats else "")
-        + ("" if drawn is None else _switch(drawn)),
+        + ("" if drawn is None else _switch(drawn))
+        + ("" if bones is None else _BONES),
         "LAST": str(len(times) - 1),
         "SECTIONS": "".join(_section(section) for section in sections),
         # </script> in a string would end the script
         "DATA": json.dumps(content).replace("</", "<\\/"),
-        "SCRIPT": "\n".join(_resource(name) for name in ("trails.js", "page.js")),
+        "SCRIPT": "\n".join(_resource(name) for name in ("trails.js", "skeletons.js", "page.js")),
     }
     pieces = _resource("page.html").split("%%")
     return "".join(values[piece] if index % 2 else piece for index, piece in enumerate(pieces))
@@ -361,6 +368,9 @@ _HELP = (
     "adds, <kbd>n</kbd> and <kbd>p</kbd> step through them. This page holds only these points, not the model: "
     "<code>four-d infer --points X,Y</code> tracks others.</p>"
 )
+
+
+_BONES = '<label><input id="bones" type="checkbox" checked> keypoints</label>'
 
 
 def _switch(drawn: dict[str, object]) -> str:
@@ -420,8 +430,8 @@ scene is in world coordinates, so its matrix is the world's. The positions of vi
 dimensions, for which three.js computes a bounding sphere of NaN: they get a third, and an always visible sphere."""
 
 
-def _frame(scene: str | None, *, trails: bool) -> str:
-    """Iframe of the scene, in the reader's colour scheme; a canvas over it if ``trails``."""
+def _frame(scene: str | None, *, drawn_over: bool) -> str:
+    """Iframe of the scene, in the reader's colour scheme; a canvas over it if anything is drawn there."""
     if scene is None:
         return '<p class="none">This model gives no cameras with depth or points, so there is no scene to show.</p>'
     scheme = (
@@ -430,7 +440,7 @@ def _frame(scene: str | None, *, trails: bool) -> str:
     )
     end = scene.index("</head>")
     document = scene[:end] + scheme + _VIEW_HOOK + scene[end:]
-    over = '<canvas id="space"></canvas>' if trails else ""
+    over = '<canvas id="space"></canvas>' if drawn_over else ""
     return (
         f'<div id="view"><iframe id="scene" title="Point cloud" srcdoc="{html.escape(document)}"></iframe>{over}</div>'
     )

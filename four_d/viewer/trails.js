@@ -1,3 +1,14 @@
+// Where the 3D view shows the point `points[from]` …, into `place[to]` and the next; false if it is behind the viewer.
+// `m`: 16 numbers, column after column, from scene coordinates to [-w, w].
+function projectTo(place, to, m, width, height, points, from) {
+  const x = points[from], y = points[from + 1], z = points[from + 2];
+  const w = m[3] * x + m[7] * y + m[11] * z + m[15];
+  if (!(w > 1e-6)) return false;
+  place[to] = (0.5 + 0.5 * (m[0] * x + m[4] * y + m[8] * z + m[12]) / w) * width;
+  place[to + 1] = (0.5 - 0.5 * (m[1] * x + m[5] * y + m[9] * z + m[13]) / w) * height;
+  return true;
+}
+
 // Trails of tracked points over an image, flat or in space. `data` is what trails.py makes.
 function makeTrails(data) {
   const LENGTH = 8;
@@ -29,16 +40,8 @@ function makeTrails(data) {
     };
   }
 
-  // `m`: 16 numbers, column after column, from scene coordinates to [-w, w].
   function space(m, width, height) {
-    return (i, f) => {
-      const at = 3 * (i * frames + f), x = points[at], y = points[at + 1], z = points[at + 2];
-      const w = m[3] * x + m[7] * y + m[11] * z + m[15];
-      if (!(w > 1e-6)) return false;
-      place[2 * f] = (0.5 + 0.5 * (m[0] * x + m[4] * y + m[8] * z + m[12]) / w) * width;
-      place[2 * f + 1] = (0.5 - 0.5 * (m[1] * x + m[5] * y + m[9] * z + m[13]) / w) * height;
-      return true;
-    };
+    return (i, f) => projectTo(place, 2 * f, m, width, height, points, 3 * (i * frames + f));
   }
 
   // Lines between frames in which a point was seen, on a dark casing, older parts fainter, and a dot where it is now.

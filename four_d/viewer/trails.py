@@ -48,11 +48,11 @@ def trails(table: TrackTable, boxes: Sequence[Box], unit: float, selected: Seque
         "moving": table.moving.tolist(),
         "selected": list(selected),
         "cameras": table.frame_cameras.tolist(),
-        "colours": _base64(colours(table), "u1"),
-        "seen": _base64(table.visible[:, frames] > LIKELY, "u1"),
-        "starts": _base64(table.queries, "<f4"),
-        "pixels": None if pixels is None else _base64(pixels, "<f4"),
-        "points": None if points is None else _base64(points, "<f4"),
+        "colours": packed(colours(table), "u1"),
+        "seen": packed(table.visible[:, frames] > LIKELY, "u1"),
+        "starts": packed(table.queries, "<f4"),
+        "pixels": None if pixels is None else packed(pixels, "<f4"),
+        "points": None if points is None else packed(points, "<f4"),
     }
 
 
@@ -67,5 +67,6 @@ def colours(table: TrackTable) -> NDArray[np.uint8]:
     return colour_map(low + (high - low) * np.rint(rank * (SHADES - 1)) / (SHADES - 1))
 
 
-def _base64(values: NDArray[np.generic], kind: str) -> str:
+def packed(values: NDArray[np.generic], kind: str) -> str:
+    """Base64 of numbers of a kind, such as ``"<f4"``, in row-major order."""
     return base64.b64encode(np.ascontiguousarray(values.astype(kind)).tobytes()).decode("ascii")
