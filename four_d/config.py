@@ -64,7 +64,7 @@ class GroupConfig:
     lr: float | None = None
     """Peak learning rate."""
     weight_decay: float | None = None
-    """Weight decay, at least 0; norms, biases and tokens have none in any group."""
+    """Weight decay, at least 0, of those that decay at all (`OptimiserConfig.weight_decay`)."""
     warmup_share: float | None = None
     """Fraction of the run for warm-up."""
 
@@ -82,7 +82,9 @@ class OptimiserConfig:
     lr: float = 2e-4
     """Peak learning rate."""
     weight_decay: float = 0.05
-    """Weight decay, except for norms, biases and tokens."""
+    """Weight decay of the ``weight`` of linear, convolution and transposed-convolution layers and of their subclasses.
+    Nothing else decays: no bias, norm, scale or token, and of modules of one's own no ``nn.Parameter`` of any shape, no
+    ``nn.Embedding``, no ``in_proj_weight`` of ``nn.MultiheadAttention``."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay of the averages of gradients and of their squares."""
     warmup_share: float = 0.05

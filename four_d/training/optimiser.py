@@ -17,8 +17,7 @@ from four_d.config import GroupConfig, OptimiserConfig
 from four_d.errors import UserError
 
 DECAYING = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-"""Modules whose matrices get weight decay; biases, norms, scales and tokens never do."""
-
+"""Modules whose ``weight`` decays. No other parameter does, whatever its shape (`OptimiserConfig.weight_decay`)."""
 
 LOSSES = "losses."
 """Prefix of the names of loss terms' weights."""

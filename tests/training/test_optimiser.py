@@ -70,6 +70,24 @@ def test_only_matrices_decay() -> None:
     assert changed == {"encoder.0.weight", "head.weight"}
 
 
+class Own(nn.Module):
+    """Modules of a user's own, with matrices of every sort."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.ones(3, 3))
+        self.names = nn.Embedding(3, 4)
+        self.attention = nn.MultiheadAttention(4, 2)
+        self.maps = nn.ConvTranspose1d(2, 2, 3)
+
+
+def test_what_decays_goes_by_the_type_of_module() -> None:
+    """As docs/training.md says."""
+    groups = make_optimiser(Own(), OptimiserConfig(weight_decay=0.5)).param_groups
+    decaying = {name for group in groups if group["weight_decay"] for name in group["param_names"]}
+    assert decaying == {"attention.out_proj.weight", "maps.weight"}
+
+
 def test_the_rate_rises_to_its_peak_and_falls_to_its_end() -> None:
     config = OptimiserConfig(lr=2e-4, warmup_share=0.1, final_lr_share=0.01)
     rates = [learning_rate(n / 1000, config) for n in range(1001)]
