@@ -7,15 +7,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, cast, runtime_checkable
 
-import torch
 from torch import Tensor, nn
 
 from four_d import fields
 from four_d.devices import Precision, computing
 from four_d.extension import Spec
-from four_d.types import Clip, Prediction, map_tensors
-
-HALVES = frozenset({torch.bfloat16, torch.float16})
+from four_d.types import Clip, Prediction, widened
 
 Hint = Literal["intrinsics", "poses", "depth", "masks", "boxes"]
 HINTS: tuple[Hint, ...] = ("intrinsics", "poses", "depth", "masks", "boxes")
@@ -64,7 +61,7 @@ class Abilities:
     frames: int | None = None
     """Exact number of frames of a clip; None: any."""
     seen_as: str = ""
-    """Mode of processing a clip other than in one pass; scores are comparable only where it is equal."""
+    """How a wrapper shows clips to the model (`pairwise`); empty: the whole clip at once."""
     normalisation: Normalisation = "mean_distance"
     """Rule for its unit of length."""
     trained_frames: int | None = None
@@ -104,13 +101,6 @@ class Abilities:
     def arithmetic(self) -> str:
         """Arithmetic precision as the end of a note; empty where it is fp32 or unset."""
         return "" if self.precision in (None, "fp32") else f"; computed in {self.precision}"
-
-
-def widened(prediction: Prediction, precision: Precision | None) -> Prediction:
-    """Give a prediction in float32 at least, where the model computes in a precision of its own."""
-    if precision is None:
-        return prediction
-    return map_tensors(prediction, lambda tensor: tensor.float() if tensor.dtype in HALVES else tensor)
 
 
 def check(prediction: Prediction, abilities: Abilities) -> None:
@@ -192,7 +182,8 @@ class ModelModule(nn.Module, Model):
         TypeError where the prediction denies its abilities (`check`).
         """
         with computing(self.precision, clip.images.device):
-            found = widened(cast(Prediction, super().__call__(clip)), self.precision)
+            found = cast(Prediction, super().__call__(clip))
+            found = found if self.precision is None else widened(found)
         check(found, self.abilities)
         return found
 
@@ -201,7 +192,7 @@ class ModelModule(nn.Module, Model):
         self.precision = precision
 
     def answers(self, clip: Clip) -> Iterator[Prediction]:
-        """Yield what `passes` gives, one after the other: the part of it that a model may do at less cost than calls.
+        """Yield one prediction per query time; override to share work between them.
 
         Precision and checks are those of `passes`, which runs inside them up to each answer.
         """
@@ -219,7 +210,7 @@ class ModelModule(nn.Module, Model):
                 found = next(given, None)
                 if found is None:
                     return
-                found = widened(found, self.precision)
+                found = found if self.precision is None else widened(found)
             check(found, self.abilities)
             yield found
             del found  # frees its memory before the next one is computed

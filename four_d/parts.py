@@ -143,7 +143,10 @@ class Head(Protocol):
         ...
 
     def __call__(self, tokens: Tokens, clip: Clip, /) -> Prediction:
-        """Predict this head's fields only. Of ``clip`` it may read the fields that a model may see."""
+        """Predict this head's fields only. Of ``clip`` it may read the fields that a model may see.
+
+        It is called in the loop's autocast, and itself wraps what needs float32 (`layers.full_precision`).
+        """
         ...
 
 

@@ -31,6 +31,7 @@ from enum import Enum
 from functools import cache
 from typing import TypeVar, cast
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -73,7 +74,7 @@ FIXED: Metadata = {"geometry": Geometry.FIXED}
 INTERNAL: Metadata = {"internal": True}
 """Field that only losses read, not part of a model's delivered outputs (`fields.delivered`)."""
 CERTAINTY: Metadata = {"certainty": True}
-"""Field that says how sure another output is, or whether it is seen; it may well be the same everywhere."""
+"""Confidence or visibility of another output; exempt from the constant-output check."""
 
 INPUT: Metadata = {"input": True}
 """Clip field that a model sees. The others are ground truth, shown only as a hint (`data.sampling.model_inputs`)."""
@@ -91,7 +92,7 @@ def truth(of: Callable[[Clip], tuple[Tensor | None, Tensor | None]]) -> Metadata
 def selects(axis: str) -> Metadata:
     """Declare indices into ``axis``, which the field's own last axis counts; of rows (frame, x, y) the first number.
 
-    An own last axis 2 makes pairs of them, which last while both their entries do. Other fields of the class with that
+    With a last axis of 2, entries are index pairs, dropped when either index is. Other fields of the class with that
     own axis are of these entries only; a subclass's cannot have it. A plain index that is None selects all.
     """
     return {"selects": axis}
@@ -430,6 +431,14 @@ def map_tensors(value: T, function: Callable[[Tensor], Tensor]) -> T:
         fields = {f.name: map_tensors(getattr(value, f.name), function) for f in dataclasses.fields(value)}
         return dataclasses.replace(value, **fields)
     return value
+
+
+HALVES = frozenset({torch.bfloat16, torch.float16})
+
+
+def widened(value: T) -> T:
+    """Give a value with all tensors of half precision in float32; the others stay as they are."""
+    return map_tensors(value, lambda tensor: tensor.float() if tensor.dtype in HALVES else tensor)
 
 
 def merge_predictions(parts: Sequence[Prediction]) -> Prediction:

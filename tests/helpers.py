@@ -17,7 +17,7 @@ from four_d import fields, geometry, surface
 from four_d.abilities import Abilities, Model
 from four_d.data.contract import ClipInfo, ObjectInfo, RawClip, SurfaceArrays, TrackArrays
 from four_d.evaluation.scores import TASKS, Scores, compute
-from four_d.losses.term import LossInputs, LossSpec
+from four_d.losses.term import LossInputs, LossSpec, values_of
 from four_d.metrics.catalogue import VIDEO
 from four_d.metrics.comparison import Comparison
 from four_d.metrics.motion import MotionScores
@@ -221,7 +221,7 @@ def loss_value(config: LossSpec, prediction: Prediction, targets: Clip, views: V
     inputs = LossInputs(prediction=prediction, targets=targets)
     if views is not None:
         vars(inputs)["views"] = views  # where the cached property keeps them
-    return config.build()(inputs)
+    return values_of([(config.kind, config.build())], inputs)[config.kind]
 
 
 T = TypeVar("T")

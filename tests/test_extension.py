@@ -30,16 +30,30 @@ from four_d.export import export
 from four_d.extension import extend
 from four_d.heads import HeadConfig
 from four_d.inference import LoadedModel, infer
-from four_d.losses.reduction import group_mean, nothing
+from four_d.layers import full_precision, full_type
+from four_d.losses.reduction import group_mean, kept_mean, nothing
 from four_d.losses.schedule import Ramp, Weight
 from four_d.losses.supervision import Need
-from four_d.losses.term import LossInputs, LossSpec, LossTerm
-from four_d.model import ModelConfig
+from four_d.losses.term import LossInputs, LossSpec, LossTerm, values_of
+from four_d.model import FourD, ModelConfig
 from four_d.parts import BackboneSpec, HeadSpec, TokenShape
 from four_d.training import TrainingModule, train
 from four_d.training.record import read_metrics
+from four_d.training.run import RunData
 from four_d.trajectories import at_times
-from four_d.types import LENGTH, NONE, NORMAL, POINT, Cameras, Clip, Prediction, Tokens, drawn
+from four_d.types import (
+    LENGTH,
+    NONE,
+    NORMAL,
+    POINT,
+    Cameras,
+    Clip,
+    Example,
+    Prediction,
+    Tokens,
+    drawn,
+    widened,
+)
 from tests.training.runs import make_data, validated
 from tests.training.test_run import assert_same, crash_at
 
@@ -157,8 +171,10 @@ class ThickHead(nn.Module):
     def forward(self, tokens: Tokens, clip: Clip) -> Thick:
         gaps = torch.arange(clip.images.shape[1], device=tokens.frames.device)[:, None] - tokens.frames
         patches = tokens.patches[tokens.rounds.index(self.rounds[0])][:, gaps.abs().argmin(-1)]
-        maps = self.out(patches).unflatten(-1, (self.size, self.size)).unflatten(2, tokens.grid)
-        maps = maps.transpose(3, 4).flatten(4, 5).flatten(2, 3).exp()  # b f h w
+        with full_precision(patches.device):
+            maps = self.out(patches.to(full_type(patches.dtype))).exp()
+        maps = maps.unflatten(-1, (self.size, self.size)).unflatten(2, tokens.grid)
+        maps = maps.transpose(3, 4).flatten(4, 5).flatten(2, 3)  # b f h w
         if clip.query_points is None:
             return Thick(thickness=maps)
         frame, x, y = clip.query_points.floor().long().unbind(-1)
@@ -216,9 +232,11 @@ class ThickLossConfig(LossSpec):
 class ThickLoss(LossTerm[ThickLossConfig]):
     def forward(self, inputs: LossInputs) -> Tensor:
         assert isinstance(inputs.prediction, Thick)
-        assert inputs.prediction.thickness is not None
-        assert inputs.targets.depth is not None
-        return (inputs.prediction.thickness - inputs.targets.depth).abs().mean()
+        thickness, truth, valid = inputs.prediction.thickness, inputs.targets.depth, inputs.targets.valid
+        assert thickness is not None
+        if truth is None or valid is None:
+            return nothing(thickness)
+        return kept_mean((thickness - truth).abs(), valid, "clip")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -356,7 +374,6 @@ def test_a_metric_of_ones_own_field_is_validated_chooses_the_best_and_is_evaluat
     config = replace(config, loop=replace(config.loop, best="hits"))
     result = four_d.train(config, metrics=mine)
     assert result.validation["hits"] == pytest.approx(0.2)
-    # the loss is the same distance, but also where depth is not valid
     assert 0 < result.validation["thickness_error"] < 10
     lines = [line for line in read_metrics(config.run_folder) if line["split"] == "validation"]
     assert [line["hits"] for line in lines] == pytest.approx([0.1, 0.3, 0.2])
@@ -378,6 +395,61 @@ def test_what_cannot_choose_the_best_is_refused_before_the_first_step(boxes: Pat
     with pytest.raises(UserError, match="there is a figure thick already"):
         four_d.train(config, metrics=[replace(share, name="thick")])
     assert not [line for line in read_metrics(config.run_folder) if line["split"] == "train"]
+
+
+def first_batch(module: TrainingModule) -> Example:
+    return RunData(module.config).training[0].batches[0]
+
+
+def test_placeholders_for_missing_truth_are_no_truth(data: Path, tmp_path: Path) -> None:
+    """In a batch a clip without depth has depth 0 beside the depth of the others."""
+    module = TrainingModule(own("parts", data, tmp_path, 1))
+    example = first_batch(module)
+    valid = example.targets.valid
+    assert valid is not None
+    assert not valid.flatten(1).any(-1).all(), "clip 1 is bare"
+    assert valid.any()
+    prediction = cast(Thick, module.model(example.inputs))
+    assert prediction.thickness is not None
+    beside = torch.where(valid, prediction.thickness, 1e6)
+    inputs = [
+        LossInputs(prediction=replace(prediction, thickness=each), targets=example.targets)
+        for each in (prediction.thickness, beside)
+    ]
+    assert torch.equal(*(module.losses["thick"](each) for each in inputs))
+
+
+def test_a_head_of_ones_own_computes_in_full_precision_under_autocast(boxes: Path, tmp_path: Path) -> None:
+    module = TrainingModule(own("parts", boxes, tmp_path, 1))
+    clip = first_batch(module).inputs
+    model = cast(FourD, module.model)
+    with torch.autocast("cpu", torch.bfloat16):
+        tokens = model.backbone(clip, model.rounds)
+        found = cast(Thick, model(clip)).thickness
+    assert tokens.patches[0].dtype == torch.bfloat16
+    expected = cast(Thick, model.heads["thick"](widened(tokens), clip)).thickness
+    assert found is not None
+    assert expected is not None
+    assert torch.equal(found, expected)
+
+
+def test_a_term_of_ones_own_computes_in_full_precision_under_autocast(data: Path, tmp_path: Path) -> None:
+    """Its own layers, and on a prediction that a head gives in half precision."""
+    extend(PathLossConfig)
+    module = TrainingModule(with_paths(data, tmp_path))
+    example = first_batch(module)
+    with torch.autocast("cpu", torch.bfloat16):
+        prediction, terms = module.terms(example)
+    exact = module.losses["path"](LossInputs(prediction=prediction, targets=example.targets))
+    assert exact > 0
+    assert torch.equal(terms["path"], exact)
+    assert prediction.motion is not None
+    halved = replace(prediction, motion=prediction.motion.bfloat16())
+    inputs = LossInputs(prediction=halved, targets=example.targets)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = values_of(module.losses.items(), inputs)["path"]
+    assert value.dtype == torch.float32
+    assert torch.equal(value, module.losses["path"](replace(inputs, prediction=widened(halved))))
 
 
 def test_an_unknown_kind_says_what_to_do(boxes: Path, tmp_path: Path) -> None:

@@ -46,7 +46,11 @@ def make_targets() -> Clip:
     motion = draw(B, F, F, H, W, 3, seed=3) * (draw(B, 1, F, H, W, 1, seed=4) > 0.7)
     own = torch.arange(F)
     motion[:, own, own] = 0
-    views = Clip(images=draw(B, V, 3, H, W, seed=5), times=times[:, :V], camera_ids=torch.zeros(B, V).long())
+    lenses = torch.eye(3).expand(B, V, 3, 3).clone()
+    cameras = Cameras(world_from_camera=torch.eye(4).expand(B, V, 4, 4).clone(), intrinsics=lenses)
+    views = Clip(
+        images=draw(B, V, 3, H, W, seed=5), times=times[:, :V], camera_ids=torch.zeros(B, V).long(), cameras=cameras
+    )
     return Clip(
         images=draw(B, F, 3, H, W, seed=6),
         times=times,
@@ -150,9 +154,7 @@ def test_views_of_unknown_cameras_are_not_compared(perceptual: Literal["none", "
     prediction, views = truth(targets), targets.views
     known = torch.ones(B, V, dtype=torch.bool)
     known[0, 1:] = False
-    cameras = Cameras(
-        world_from_camera=torch.eye(4).expand(B, V, 4, 4), intrinsics=torch.eye(3).expand(B, V, 3, 3), known=known
-    )
+    cameras = dataclasses.replace(views.cameras, known=known)
     term, colour = PhotometricLossConfig(perceptual=perceptual), draw(*views.images.shape, seed=20).requires_grad_()
     some = dataclasses.replace(targets, views=dataclasses.replace(views, cameras=cameras))
     loss = loss_value(term, prediction, some, pictures(colour))

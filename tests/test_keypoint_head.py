@@ -182,6 +182,9 @@ def test_the_truth_costs_nothing_and_each_part_counts_alone(example: Example, by
             value = float(loss_value(dataclasses.replace(config, **(alone | {other: 1.0})), moved, targets))
             expected_off = part == "pixels" and other == "confidence"  # what is off is not to be sure
             assert (value > 1e-3) == (other == part or expected_off), (part, other)
+        spoilt = dataclasses.replace(right, **{name: torch.full_like(getattr(right, name), torch.nan)})
+        without = dict.fromkeys(alone, 1.0) | {part: 0.0}
+        assert np.isfinite(float(loss_value(dataclasses.replace(config, **without), spoilt, targets))), part
     if by == "image":
         shifted = dataclasses.replace(right, keypoint_pixels=truly(example).keypoint_pixels + 3.2)  # pyright: ignore[reportOptionalOperand]
         found = loss_value(KeypointLossConfig(by=by, **(alone | {"pixels": 1.0})), shifted, targets)

@@ -337,6 +337,8 @@ def test_confidence_is_of_being_near(targets: Clip) -> None:
     right = true_tracks(targets)
     far = dataclasses.replace(beside(right, 4.0), pixel_tracks_confidence_logits=right.pixel_tracks_confidence_logits)
     near = dataclasses.replace(beside(right, 2.0), pixel_tracks_confidence_logits=right.pixel_tracks_confidence_logits)
+    unseen = torch.full_like(right.pixel_tracks_visible_logits, torch.nan)  # of weight 0 here
+    near = dataclasses.replace(near, pixel_tracks_visible_logits=unseen)
     assert loss_value(confidence, near, targets).item() < 1e-6
     assert loss_value(confidence, far, targets).item() > 5
 

@@ -12,10 +12,9 @@ from torch.nn import functional
 
 from four_d.errors import UserError
 from four_d.geometry import encode_cameras
-from four_d.layers import full_precision
-from four_d.losses.reduction import Over, kept_mean, nothing
+from four_d.losses.reduction import Over, kept_mean, nothing, weighted
 from four_d.losses.schedule import Weight
-from four_d.losses.supervision import Need
+from four_d.losses.supervision import Need, frames_with_cameras
 from four_d.losses.term import LossInputs, LossSpec, LossTerm
 from four_d.types import Clip
 
@@ -82,8 +81,7 @@ class CameraLoss(LossTerm[CameraLossConfig]):
             raise UserError("the camera loss needs pose encodings; add a head of kind camera or remove the loss")
         if targets.cameras is None:
             return nothing(encodings)
-        with full_precision(encodings.device):
-            target = encode_cameras(targets.cameras, *targets.images.shape[-2:])
+        target = encode_cameras(targets.cameras, *targets.images.shape[-2:])
         errors = encoding_errors(encodings, target.to(encodings.dtype), self.config.huber_delta)
         keep = self.counted(targets)
         total = nothing(encodings)
@@ -93,22 +91,19 @@ class CameraLoss(LossTerm[CameraLossConfig]):
 
     def one_stage(self, errors: Float[Tensor, "b f 9"], keep: Bool[Tensor, "b f"]) -> Float[Tensor, ""]:
         """Weighted mean errors of the three parts of the encoding."""
-        total = errors.new_zeros(())
-        for part, weight in (
-            (TRANSLATION, self.config.translation),
-            (ROTATION, self.config.rotation),
-            (FOV, self.config.fov),
-        ):
-            values = errors[..., part]
-            mask = keep[..., None].expand_as(values)
-            total = total + weight * kept_mean(values, mask, self.config.over)
-        return total
+        parts = (
+            (self.config.translation, errors[..., TRANSLATION]),
+            (self.config.rotation, errors[..., ROTATION]),
+            (self.config.fov, errors[..., FOV]),
+        )
+        means = (
+            (weight, kept_mean(values, keep[..., None].expand_as(values), self.config.over)) for weight, values in parts
+        )
+        return weighted(means, start=errors.new_zeros(()))
 
     def counted(self, targets: Clip) -> Bool[Tensor, "b f"]:
         """Mask of the frames whose cameras count."""
-        keep = torch.ones(targets.images.shape[:2], dtype=torch.bool, device=targets.images.device)
-        if targets.cameras is not None and targets.cameras.known is not None:
-            keep = keep & targets.cameras.known
+        keep = frames_with_cameras(targets)
         if targets.valid is not None:
             enough = targets.valid[:, 0].flatten(1).sum(-1) > self.config.min_valid
             keep = keep & (enough | ~targets.valid.flatten(1).any(-1))[:, None]

@@ -16,10 +16,9 @@ from torch.nn import functional
 
 from four_d.errors import UserError
 from four_d.geometry import unproject
-from four_d.layers import full_precision, full_type
 from four_d.losses.reduction import Over, below_quantile, group_mean, grouped, nothing
 from four_d.losses.schedule import Weight
-from four_d.losses.supervision import Need
+from four_d.losses.supervision import Need, frames_with_cameras
 from four_d.losses.term import LossInputs, LossSpec, LossTerm
 
 LIMIT = 100.0
@@ -95,7 +94,6 @@ def normals(
     as long as twice the triangle's area; and which of them have three valid corners. Zero, without gradient, are those
     of triangles without area (`FLAT`).
     """
-    points = points.to(full_type(points.dtype))
     planes = points.movedim(-1, 0).contiguous()  # arithmetic on whole planes: several times faster than on triples
     padded = functional.pad(planes, (1, 1, 1, 1))
     inside = functional.pad(valid, (1, 1, 1, 1))
@@ -297,10 +295,8 @@ class PointsLoss(LossTerm[PointsLossConfig]):
             raise UserError("the points loss needs points; add a head {kind: dense, output: points} or remove the loss")
         if targets.depth is None or targets.valid is None or targets.cameras is None:
             return nothing(points, confidence)
-        with full_precision(points.device):
-            truth, valid = unproject(targets.depth, targets.cameras), targets.valid
-        if targets.cameras.known is not None:
-            valid = valid & targets.cameras.known[..., None, None]
+        truth = unproject(targets.depth, targets.cameras)
+        valid = targets.valid & frames_with_cameras(targets)[..., None, None]
         values = self.config.pixels(length(points - truth, -1), confidence, valid)
         if self.config.normal:
             values = values + self.config.normal * normal_term(points, truth, valid, self.config.pixels.over)

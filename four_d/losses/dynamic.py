@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from four_d.errors import UserError
-from four_d.losses.reduction import Over, group_mean, grouped, nothing
+from four_d.losses.reduction import Over, kept_mean, nothing
 from four_d.losses.schedule import Weight
-from four_d.losses.supervision import Need
+from four_d.losses.supervision import Need, frames_with_masks
 from four_d.losses.term import LossInputs, LossSpec, LossTerm
 
 
@@ -51,8 +51,5 @@ class DynamicLoss(LossTerm[DynamicLossConfig]):
         shares = functional.avg_pool2d(targets.dynamic.to(logits.dtype), size)
         weight = torch.full_like(logits[..., :1, :1], self.config.positive)
         errors = functional.binary_cross_entropy_with_logits(logits, shares, reduction="none", pos_weight=weight)
-        known = torch.ones_like(shares[..., 0, 0], dtype=torch.bool)
-        if targets.dynamic_known is not None:
-            known = targets.dynamic_known
-        keep = known[..., None, None].expand_as(errors)
-        return group_mean(grouped(errors, self.config.over), grouped(keep, self.config.over)).mean()
+        keep = frames_with_masks(targets)[..., None, None].expand_as(errors)
+        return kept_mean(errors, keep, self.config.over)

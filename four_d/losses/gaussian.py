@@ -14,30 +14,28 @@ from torch import Tensor
 
 from four_d.errors import UserError
 from four_d.geometry import invert_pose
-from four_d.layers import full_precision, full_type
 from four_d.losses.dense import length
 from four_d.losses.motion import motion_rows
 from four_d.losses.photometric import required, untouched
 from four_d.losses.reduction import balanced, check_balance, group_mean
 from four_d.losses.schedule import Weight
-from four_d.losses.supervision import Need
+from four_d.losses.supervision import Need, frames_with_cameras
 from four_d.losses.term import LossInputs, LossSpec, LossTerm
 from four_d.rendering.scene import means_at
 from four_d.surface import LEAST_MOTION
-from four_d.types import Gaussians, Prediction, map_tensors, same_time
+from four_d.types import Gaussians, Prediction, same_time
 
 NEAREST = 0.01
 """Depth (clip units) below which logarithm and disparity continue linearly, also behind the camera."""
 Space = Literal["log", "disparity"]
 
 
-def in_full_precision(prediction: Prediction, loss: str) -> tuple[Gaussians, Int[Tensor, "b k"]]:
-    """Gaussians in full precision and their key frames. UserError where the model has none."""
+def with_key_frames(prediction: Prediction, loss: str) -> tuple[Gaussians, Int[Tensor, "b k"]]:
+    """Gaussians and their key frames. UserError where the model has none."""
     gaussians, frames = required(prediction, loss), prediction.key_frames
     if frames is None:
         raise UserError(f"the {loss} loss needs to know key frames; let the head set Prediction.key_frames")
-    wide = full_type(gaussians.means.dtype)
-    return map_tensors(gaussians, lambda tensor: tensor.to(wide)), frames
+    return gaussians, frames
 
 
 def of_key_frames(values: Tensor, frames: Int[Tensor, "b k"], axis: int = 1) -> Tensor:
@@ -89,18 +87,16 @@ class GaussianDepthLoss(LossTerm[GaussianDepthLossConfig]):
     def forward(self, inputs: LossInputs) -> Float[Tensor, ""]:
         """Compute the term. UserError without Gaussians; 0 without true depth and cameras."""
         prediction, targets = inputs.prediction, inputs.targets
-        gaussians, frames = in_full_precision(prediction, self.config.kind)
+        gaussians, frames = with_key_frames(prediction, self.config.kind)
         if targets.depth is None or targets.valid is None or targets.cameras is None:
             return untouched(gaussians)
-        with full_precision(gaussians.means.device):
-            poses = of_key_frames(targets.cameras.world_from_camera, frames).to(gaussians.means)
-            places = gaussians.means + own_offsets(gaussians, of_key_frames(targets.times, frames))
-            truth, valid = (of_key_frames(each, frames).flatten(2) for each in (targets.depth, targets.valid))
-            check_count(places, truth.shape[1:])
-            depth = depths(places.unflatten(1, truth.shape[1:]), poses)
-            errors = (in_space(depth, self.config.space) - in_space(truth.to(depth), self.config.space)).abs()
-        if targets.cameras.known is not None:
-            valid = valid & of_key_frames(targets.cameras.known, frames)[..., None]
+        poses = of_key_frames(targets.cameras.world_from_camera, frames).to(gaussians.means)
+        places = gaussians.means + own_offsets(gaussians, of_key_frames(targets.times, frames))
+        known = targets.valid & frames_with_cameras(targets)[..., None, None]
+        truth, valid = (of_key_frames(each, frames).flatten(2) for each in (targets.depth, known))
+        check_count(places, truth.shape[1:])
+        depth = depths(places.unflatten(1, truth.shape[1:]), poses)
+        errors = (in_space(depth, self.config.space) - in_space(truth.to(depth), self.config.space)).abs()
         return group_mean(errors.flatten(1), valid.flatten(1)).mean() + untouched(gaussians)
 
 
@@ -152,15 +148,14 @@ class GaussianFlowLoss(LossTerm[GaussianFlowLossConfig]):
     def forward(self, inputs: LossInputs) -> Float[Tensor, ""]:
         """Compute the term. UserError without Gaussians; 0 without true motion. Without offsets it has no gradient."""
         prediction, targets = inputs.prediction, inputs.targets
-        gaussians, frames = in_full_precision(prediction, self.config.kind)
+        gaussians, frames = with_key_frames(prediction, self.config.kind)
         if targets.motion is None or targets.motion_valid is None or targets.query_times is None:
             return untouched(gaussians)
         own, rows = of_key_frames(targets.times, frames), motion_rows(targets, frames)
-        with full_precision(gaussians.means.device):
-            truth = of_key_frames(targets.motion, rows, axis=2).flatten(3, 4).to(gaussians.means)
-            check_count(gaussians.means, truth.shape[2:4])
-            moved = offsets_at(gaussians, targets.query_times) - own_offsets(gaussians, own)[:, None]
-            errors = self.limited(length(moved.unflatten(2, truth.shape[2:4]) - truth, -1))
+        truth = of_key_frames(targets.motion, rows, axis=2).flatten(3, 4).to(gaussians.means)
+        check_count(gaussians.means, truth.shape[2:4])
+        moved = offsets_at(gaussians, targets.query_times) - own_offsets(gaussians, own)[:, None]
+        errors = self.limited(length(moved.unflatten(2, truth.shape[2:4]) - truth, -1))
         valid = of_key_frames(targets.motion_valid, rows, axis=2).flatten(3)
         keep = valid & known_queries(gaussians, targets.query_times, own)[..., None]
         return self.reduce(errors, keep, length(truth, -1) > LEAST_MOTION) + untouched(gaussians)

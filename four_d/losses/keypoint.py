@@ -12,10 +12,9 @@ from torch import Tensor
 from four_d.errors import UserError
 from four_d.geometry import NEAREST, inside, project
 from four_d.keypoints import named
-from four_d.layers import full_precision
-from four_d.losses.reduction import Over, cross_entropy, kept_mean, nothing
+from four_d.losses.reduction import Over, cross_entropy, kept_mean, nothing, weighted
 from four_d.losses.schedule import Weight
-from four_d.losses.supervision import Need
+from four_d.losses.supervision import Need, frames_with_cameras
 from four_d.losses.term import LossInputs, LossSpec, LossTerm
 from four_d.types import Clip, Keypoints, Prediction
 
@@ -94,17 +93,14 @@ class KeypointLoss(LossTerm[KeypointLossConfig]):
         depth, before = true_depth(inputs.targets, truth)
         logs = (outputs["keypoint_depth"].clamp_min(NEAREST).log() - depth.log()).abs()
         parts = (
-            config.pixels * kept_mean(away, here, config.over),
-            config.depth * kept_mean(logs, before, config.over),
-            config.points * kept_mean(_length(points - truth.points, truth.valid), truth.valid, config.over),
-            config.visibility
-            * kept_mean(
-                cross_entropy(outputs["keypoint_visible_logits"], truth.visible), truth.pixels_valid, config.over
-            ),
-            config.confidence
-            * kept_mean(cross_entropy(outputs["keypoint_confidence_logits"], right), here, config.over),
+            (config.pixels, away, here),
+            (config.depth, logs, before),
+            (config.points, _length(points - truth.points, truth.valid), truth.valid),
+            (config.visibility, cross_entropy(outputs["keypoint_visible_logits"], truth.visible), truth.pixels_valid),
+            (config.confidence, cross_entropy(outputs["keypoint_confidence_logits"], right), here),
         )
-        return sum(parts, start=nothing(*outputs.values()))
+        means = ((weight, kept_mean(values, keep, config.over)) for weight, values, keep in parts)
+        return weighted(means, start=nothing(*outputs.values()))
 
 
 def keypoint_outputs(prediction: Prediction) -> dict[str, Tensor]:
@@ -135,11 +131,8 @@ def true_depth(targets: Clip, truth: Keypoints) -> tuple[Float[Tensor, "b f n"],
     cameras = targets.cameras
     if cameras is None:
         return torch.ones_like(truth.points[..., 0]), torch.zeros_like(truth.valid)
-    with full_precision(truth.points.device):
-        depth = project(truth.points, cameras)[1]
-    known = truth.valid & (depth > NEAREST)
-    if cameras.known is not None:
-        known = known & cameras.known[..., None]
+    depth = project(truth.points, cameras)[1]
+    known = truth.valid & (depth > NEAREST) & frames_with_cameras(targets)[..., None]
     return torch.where(known, depth, 1), known
 
 

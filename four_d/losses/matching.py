@@ -12,11 +12,10 @@ from torch import Tensor
 from four_d import geometry
 from four_d.correlation import pick
 from four_d.errors import UserError
-from four_d.layers import full_precision
 from four_d.losses.motion import motion_rows
 from four_d.losses.reduction import balanced, check_balance, group_mean, grouped, nothing
 from four_d.losses.schedule import Weight
-from four_d.losses.supervision import Need
+from four_d.losses.supervision import Need, frames_with_cameras
 from four_d.losses.term import LossInputs, LossSpec, LossTerm
 from four_d.query import frames_at, non_references, reference_frames
 from four_d.surface import LEAST_MOTION
@@ -62,8 +61,7 @@ class MatchingLoss(LossTerm[MatchingLossConfig]):
             )
         if targets.motion is None or targets.depth is None or targets.cameras is None or targets.query_times is None:
             return nothing(logits)
-        with full_precision(logits.device):
-            parts = [self.query(logits[:, q], targets, q, prediction.match_frames) for q in range(logits.shape[1])]
+        parts = [self.query(logits[:, q], targets, q, prediction.match_frames) for q in range(logits.shape[1])]
         return torch.stack(parts).mean()
 
     def query(
@@ -137,8 +135,7 @@ def true_places(
     seen = (targets.motion_valid[:, index] & targets.motion_visible[:, index])[..., middle, middle]
     if targets.valid is not None:
         seen = seen & pick(targets.valid, frames)[..., middle, middle]
-    if targets.cameras.known is not None:
-        seen = seen & targets.cameras.known.all(-1)[:, None, None, None]
+    seen = seen & frames_with_cameras(targets).all(-1)[:, None, None, None]
     # With several frames at that time it is unknown which one sees the point.
     one = (there.sum(-1) == 1)[:, None, None, None]
     known = inside & seen & one & ~pick(there, frames)[..., None, None]

@@ -9,17 +9,16 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from four_d.errors import UserError
-from four_d.layers import full_precision, full_type
 from four_d.losses.reduction import group_mean, nothing
 from four_d.losses.schedule import Weight
-from four_d.losses.supervision import Need
+from four_d.losses.supervision import Need, frames_with_cameras
 from four_d.losses.term import LossInputs, LossSpec, LossTerm
 from four_d.similarity import LPIPS_WEIGHTS, load_lpips, structure
-from four_d.types import Clip, Gaussians, Prediction
+from four_d.types import Gaussians, Prediction
 
 Perceptual = Literal["lpips", "structure", "none"]
 NO_GAUSSIANS = "needs Gaussians; add a head {kind: gaussian} or remove the loss"
@@ -37,12 +36,6 @@ def untouched(gaussians: Gaussians) -> Float[Tensor, ""]:
     shape = (gaussians.means, gaussians.quats, gaussians.scales)
     offsets = [] if gaussians.offsets is None else [gaussians.offsets]
     return nothing(*shape, gaussians.opacities, gaussians.harmonics, *offsets)
-
-
-def known_views(views: Clip) -> Bool[Tensor, "b v"]:
-    """Mask of the views whose cameras are known; all, where none is marked unknown."""
-    known = None if views.cameras is None else views.cameras.known
-    return torch.ones_like(views.times, dtype=torch.bool) if known is None else known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,15 +86,14 @@ class PhotometricLoss(LossTerm[PhotometricLossConfig]):
         views = inputs.views
         if views is None or targets.views is None:
             return untouched(gaussians)
-        known = known_views(targets.views)
+        known = frames_with_cameras(targets.views)
         if not bool(known.any()):
             return untouched(gaussians)
-        with full_precision(views.colour.device):
-            colour = views.colour.to(full_type(views.colour.dtype))[known]
-            truth = targets.views.images.to(colour)[known]
-            each = (colour - truth).square().flatten(1).mean(-1) + self.difference(colour, truth)
-            every = torch.zeros(known.shape, dtype=each.dtype, device=each.device).masked_scatter(known, each)
-            return group_mean(every, known).mean() + untouched(gaussians)
+        colour = views.colour[known]
+        truth = targets.views.images.to(colour)[known]
+        each = (colour - truth).square().flatten(1).mean(-1) + self.difference(colour, truth)
+        every = torch.zeros(known.shape, dtype=each.dtype, device=each.device).masked_scatter(known, each)
+        return group_mean(every, known).mean() + untouched(gaussians)
 
     def difference(self, colour: Float[Tensor, "n 3 h w"], truth: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n"]:
         """Weighted perceptual distance of each image."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import torch
@@ -19,9 +19,14 @@ splitting a batch over processes or accumulating gradients then changes nothing.
 batch together, as VGGT's released code."""
 
 
-def nothing(*predictions: Tensor) -> Float[Tensor, ""]:
-    """Zero, with a path that gives every one of ``predictions`` the gradient zero, even where it is not finite."""
-    return sum((each.flatten()[:0].sum() for each in predictions), start=predictions[0].new_zeros(()))
+def nothing(*tensors: Tensor) -> Float[Tensor, ""]:
+    """Zero, with a path that gives every one of ``tensors`` the gradient zero, even where it is not finite."""
+    return sum((each.flatten()[:0].sum() for each in tensors), start=tensors[0].new_zeros(()))
+
+
+def weighted(parts: Iterable[tuple[float, Float[Tensor, "*b"]]], start: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    """Sum of ``start`` and (weight, value) products. A value of weight 0 is left out: even NaN cannot spoil the sum."""
+    return sum((weight * value for weight, value in parts if weight), start=start)
 
 
 def grouped(values: Tensor, over: Over) -> Tensor:

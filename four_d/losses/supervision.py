@@ -1,4 +1,10 @@
-"""Ground truth that loss terms need, and the clips of a batch that have it."""
+"""Ground truth that loss terms need, and the clips and frames of a batch that have it.
+
+A batch holds placeholders for what only some of its clips have, with masks that tell them from truth
+(`data.sampling.collate`): ``valid`` of depth, ``known`` of cameras (`frames_with_cameras`), ``dynamic_known`` of masks
+(`frames_with_masks`), ``motion_valid``, ``valid`` of tracks and keypoints, -1 among a surface's ``faces``. A field
+that is None is one that no clip has.
+"""
 
 from __future__ import annotations
 
@@ -24,24 +30,24 @@ def supervised(targets: Clip, needs: Sequence[Need]) -> Bool[Tensor, "b"]:
     return found
 
 
+def frames_with_cameras(clip: Clip) -> Bool[Tensor, "b f"]:
+    """Mask of the frames whose cameras are known; none where the batch has no cameras."""
+    cameras = clip.cameras
+    known = torch.full_like(clip.times, cameras is not None, dtype=torch.bool)
+    return known if cameras is None or cameras.known is None else cameras.known
+
+
+def frames_with_masks(clip: Clip) -> Bool[Tensor, "b f"]:
+    """Mask of the frames whose ``dynamic`` is known; none where the batch has no such masks."""
+    known = torch.full_like(clip.times, clip.dynamic is not None, dtype=torch.bool)
+    return known if clip.dynamic is None or clip.dynamic_known is None else clip.dynamic_known
+
+
 def _some(targets: Clip, known: Tensor | None) -> Bool[Tensor, "b"]:
     """Mask of the clips in which anything is known; none where the batch lacks the field."""
     if known is None:
         return torch.zeros(len(targets.images), dtype=torch.bool, device=targets.images.device)
     return known.flatten(1).any(-1)
-
-
-def _cameras(clip: Clip) -> Bool[Tensor, "b"]:
-    cameras = clip.cameras
-    everywhere = torch.ones_like(clip.times, dtype=torch.bool)
-    return _some(clip, None if cameras is None else everywhere if cameras.known is None else cameras.known)
-
-
-def _dynamic(clip: Clip) -> Bool[Tensor, "b"]:
-    everywhere = torch.ones_like(clip.times, dtype=torch.bool)
-    return _some(
-        clip, None if clip.dynamic is None else everywhere if clip.dynamic_known is None else clip.dynamic_known
-    )
 
 
 def _keypoints(clip: Clip) -> Bool[Tensor, "b"]:
@@ -50,7 +56,7 @@ def _keypoints(clip: Clip) -> Bool[Tensor, "b"]:
 
 
 def _views(clip: Clip) -> Bool[Tensor, "b"]:
-    return _some(clip, None) if clip.views is None else _cameras(clip.views)
+    return _some(clip, None if clip.views is None else frames_with_cameras(clip.views))
 
 
 @dataclass(frozen=True)
@@ -62,12 +68,14 @@ class Truth:
 
 
 TRUTHS: dict[Need, Truth] = {
-    "cameras": Truth("cameras", _cameras),
+    "cameras": Truth("cameras", lambda clip: _some(clip, frames_with_cameras(clip))),
     "depth": Truth(
         "depth (stored, or a surface with cameras)",
         lambda clip: _some(clip, None if clip.depth is None else clip.valid),
     ),
-    "dynamic": Truth("masks of what moves (stored, or a surface with cameras)", _dynamic),
+    "dynamic": Truth(
+        "masks of what moves (stored, or a surface with cameras)", lambda clip: _some(clip, frames_with_masks(clip))
+    ),
     "keypoints": Truth("keypoints", _keypoints),
     "motion": Truth(
         "motion (a surface or tracks, with cameras)",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Generic, Protocol, TypeVar, runtime_checkable
@@ -17,7 +18,7 @@ from four_d.losses.schedule import Weight
 from four_d.losses.supervision import Need
 from four_d.rendering import render
 from four_d.trajectories import Trajectories, of_true_keypoints, predicted, true
-from four_d.types import Clip, Prediction, Views
+from four_d.types import Clip, Prediction, Views, widened
 
 GRID = 16
 """Rows and columns of the default grid of query points."""
@@ -25,14 +26,19 @@ GRID = 16
 
 @dataclass(frozen=True, kw_only=True)
 class LossInputs:
-    """Inputs of all loss terms of a step. Those that only some terms need are computed on first use and cached."""
+    """Inputs of all loss terms of a step. Derived ones are computed lazily and cached for the step."""
 
     prediction: Prediction
+    """In float32 at least: tensors of half precision are converted."""
     targets: Clip
+    """Truth, of which a batch marks what a clip lacks (`losses.supervision`)."""
     step: int = 0
     """Updates done before this step."""
     progress: float = 0.0
     """Completed fraction of the run at the end of this step; 1 in validation, so that its figures are comparable."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prediction", widened(self.prediction))  # the class is frozen
 
     @cached_property
     def views(self) -> Views | None:
@@ -59,8 +65,7 @@ class LossInputs:
     @cached_property
     def trajectories(self) -> dict[str, Trajectories]:
         """Predicted 3D trajectories of the points of `queries` over time (`trajectories.predicted`)."""
-        with full_precision(self.targets.images.device):
-            return predicted(self.prediction, self.targets, self.queries)
+        return predicted(self.prediction, self.targets, self.queries)
 
     @cached_property
     def true_trajectories(self) -> Trajectories | None:
@@ -98,7 +103,7 @@ class LossTerm(nn.Module, Generic[C]):
     """Loss term with its config. A subclass's parameters train beside the model's, and stay out of exports.
 
     Where truth is missing the value is an exact 0 with a gradient path to the prediction, so that all processes of a
-    run exchange the same gradients.
+    run exchange the same gradients. It is called by `values_of`, in full precision.
     """
 
     def __init__(self, config: C) -> None:
@@ -108,3 +113,12 @@ class LossTerm(nn.Module, Generic[C]):
     def forward(self, inputs: LossInputs) -> Float[Tensor, ""]:
         """Compute the unweighted value. UserError where the model lacks the output that the term needs."""
         raise NotImplementedError
+
+
+def values_of(terms: Iterable[tuple[str, nn.Module]], inputs: LossInputs) -> dict[str, Float[Tensor, ""]]:
+    """Compute the unweighted values of named terms, in full precision whatever the caller's autocast.
+
+    Gradients are enabled, in validation too: terms may differentiate (``torch.autograd.grad``).
+    """
+    with full_precision(inputs.targets.images.device), torch.enable_grad():
+        return {name: term(inputs) for name, term in terms}

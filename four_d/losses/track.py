@@ -11,9 +11,8 @@ from torch import Tensor
 
 from four_d.errors import UserError
 from four_d.geometry import NEAREST, project
-from four_d.layers import full_precision
 from four_d.losses.camera import stage_weights
-from four_d.losses.reduction import Over, cross_entropy, kept_mean, nothing
+from four_d.losses.reduction import Over, cross_entropy, kept_mean, nothing, weighted
 from four_d.losses.schedule import Weight
 from four_d.losses.supervision import Need
 from four_d.losses.term import LossInputs, LossSpec, LossTerm
@@ -38,8 +37,7 @@ def pixel_truth(targets: Clip, queries: Float[Tensor, "b n 3"]) -> PixelTruth:
     """
     tracks = of_surface(targets, queries)
     assert targets.cameras is not None
-    with full_precision(queries.device):
-        pixels, depth = project(tracks.points.transpose(1, 2), targets.cameras)
+    pixels, depth = project(tracks.points.transpose(1, 2), targets.cameras)
     valid = tracks.valid.mT & (depth > NEAREST)
     # Behind the camera a projection is finite but may be huge: it must not spoil a masked sum.
     pixels = torch.where(valid[..., None], pixels, 0)
@@ -107,11 +105,12 @@ class TrackLoss(LossTerm[TrackLossConfig]):
         truth = pixel_truth(targets, queries)
         known = truth.valid & self.seen_at_query(truth, queries)
         close = (stages[-1].detach() - truth.pixels).norm(dim=-1) < self.config.near
-        return (
-            self.config.position * self.distance(stages, truth, known)
-            + self.config.visibility * kept_mean(cross_entropy(visible, truth.visible), known, self.config.over)
-            + self.config.confidence * kept_mean(cross_entropy(near, close), known, self.config.over)
+        parts = (
+            (self.config.position, self.distance(stages, truth, known)),
+            (self.config.visibility, kept_mean(cross_entropy(visible, truth.visible), known, self.config.over)),
+            (self.config.confidence, kept_mean(cross_entropy(near, close), known, self.config.over)),
         )
+        return weighted(parts, start=nothing(stages, visible, near))
 
     def seen_at_query(self, truth: PixelTruth, queries: Float[Tensor, "b n 3"]) -> Bool[Tensor, "b 1 n"]:
         """Mask of the points that are visible in their own query frame."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, cast
 
@@ -20,10 +20,10 @@ from four_d.config import RunConfig, WeightsConfig
 from four_d.data.loading import Step
 from four_d.errors import UserError
 from four_d.layers import full_precision
-from four_d.losses.reduction import nothing
+from four_d.losses.reduction import nothing, weighted
 from four_d.losses.schedule import Ramp, weight_at
 from four_d.losses.supervision import supervised
-from four_d.losses.term import LossInputs
+from four_d.losses.term import LossInputs, values_of
 from four_d.metrics.metric import Metric
 from four_d.model import compile_blocks
 from four_d.rendering.backends import fastest_missing
@@ -126,14 +126,24 @@ class TrainingModule(lightning.LightningModule):
         return min(1.0, max(self.share, (self.step + 1) / self.config.loop.max_steps))
 
     def terms(self, example: Example) -> tuple[Prediction, Terms]:
-        """Compute the prediction and its unweighted loss terms; ``loss`` is their weighted sum."""
+        """Compute the prediction and its unweighted loss terms; ``loss`` is their weighted sum.
+
+        Terms of weight 0 are left out of it, whatever their value.
+        """
         prediction = self.model(example.inputs)
         progress = self.progress if self.training else 1.0
         inputs = LossInputs(prediction=prediction, targets=example.targets, step=self.step, progress=progress)
-        terms = {name: _value(term, inputs) for name, term in self.losses.items()}
-        weights = {name: weight_at(loss.weight, progress) for name, loss in self.config.losses.items()}
-        total = sum((weights[name] * value for name, value in terms.items()), start=torch.zeros((), device=self.device))
+        terms, weights = values_of(self.losses.items(), inputs), self.weights(progress)
+        # processes exchange all gradients: those of terms' weights without truth, and of what only resting terms reach
+        paths = self if 0 in weights.values() else self.losses
+        linked = [parameter for parameter in paths.parameters() if parameter.requires_grad]
+        zero = torch.zeros((), device=self.device)
+        total = weighted(((weights[name], value) for name, value in terms.items()), start=nothing(zero, *linked))
         return prediction, {"loss": total, **terms}
+
+    def weights(self, progress: float) -> dict[str, float]:
+        """Weights of the terms at a fraction of the run."""
+        return {name: weight_at(loss.weight, progress) for name, loss in self.config.losses.items()}
 
     def supervised(self, targets: Clip) -> Terms:
         """Fraction of a batch's clips that have each term's truth."""
@@ -161,8 +171,10 @@ class TrainingModule(lightning.LightningModule):
             for name, value in {**terms, **shares}.items():
                 means[name] = means.get(name, 0) + value.detach() / count
         norm = self._clip()
-        ramps = {name: loss.weight for name, loss in self.config.losses.items() if isinstance(loss.weight, Ramp)}
-        weights = {f"weight/{name}": torch.tensor(weight_at(ramp, self.progress)) for name, ramp in ramps.items()}
+        now = self.weights(self.progress)
+        ramps = [name for name, loss in self.config.losses.items() if isinstance(loss.weight, Ramp)]
+        weights = {f"weight/{name}": torch.tensor(now[name]) for name in ramps}
+        self._rest(name for name, weight in now.items() if not weight)
         optimiser.step()
         self.step += 1
         if self.average is not None:
@@ -215,6 +227,12 @@ class TrainingModule(lightning.LightningModule):
                 raise UserError(f"{count} steps in a row gave no finite gradient; lower optimiser.lr or use fp32")
         return norm
 
+    def _rest(self, terms: Iterable[str]) -> None:
+        """Keep the update from these terms' own weights: without a gradient they neither decay nor drift."""
+        for name in terms:
+            for parameter in self.losses[name].parameters():
+                parameter.grad = None
+
     def _parts(self) -> list[list[Tensor]]:
         """Parameters of each of the optimiser's clipping groups."""
         found: dict[str, list[Tensor]] = {}
@@ -232,6 +250,7 @@ class TrainingModule(lightning.LightningModule):
         """Prediction and terms of one clip, under the averaged weights if there are any."""
         targets = step.batches[0].targets
         prediction, terms = self.terms(step.batches[0])
+        terms = {name: value.detach() for name, value in terms.items()}
         found = judged(prediction, terms, self.supervised(targets), targets, self.metrics.values())
         self._means.add(found, 0.0 if step.repeat else 1.0)
         return {"prediction": prediction, "terms": terms}
@@ -302,12 +321,6 @@ class TrainingModule(lightning.LightningModule):
 def _key(name: str) -> str:
     """Name in ``state_dict`` of a parameter of `optimiser.trained`."""
     return name if name.startswith(LOSSES) else f"model.{name}"
-
-
-def _value(term: nn.Module, inputs: LossInputs) -> Tensor:
-    """Value of a term, with a gradient path to all its weights, whose gradients processes exchange."""
-    value, weights = term(inputs), [parameter for parameter in term.parameters() if parameter.requires_grad]
-    return value + nothing(*weights) if weights else value
 
 
 def ready_to_render(device: torch.device, *, first: bool) -> None:

@@ -342,6 +342,7 @@ def make_trainer(config: RunConfig, world: World, options: TrainerOptions) -> li
         check_val_every_n_epoch=None,
         limit_val_batches=1.0 if config.data.validation else 0,
         num_sanity_val_steps=0,
+        inference_mode=False,  # in trainer.validate no loss term could differentiate
         use_distributed_sampler=False,
         logger=options.get("logger", False),
         log_every_n_steps=config.logging.every,

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, cast
 
+import lightning
 import pytest
 import torch
 from torch import Tensor, nn
 
-from four_d.config import GroupConfig, RunConfig, to_yaml
+from four_d.config import GroupConfig, RunConfig, WeightsConfig, to_yaml
 from four_d.errors import UserError
 from four_d.losses import LossConfig
 from four_d.losses.dense import DepthLossConfig
@@ -20,7 +21,7 @@ from four_d.losses.schedule import Ramp, Weight, weight_at
 from four_d.losses.supervision import Need
 from four_d.losses.term import LossInputs, LossSpec, LossTerm
 from four_d.schema import Plain, build, to_plain
-from four_d.training import train
+from four_d.training import finetune, train
 from four_d.training.module import TrainingModule
 from four_d.training.optimiser import parts
 from four_d.training.record import read_metrics
@@ -197,6 +198,100 @@ def test_a_ramp_weighs_the_term_step_by_step_and_is_recorded(data: Path, tmp_pat
         assert line["loss"] == pytest.approx(
             5.0 * cast(float, line["camera"]) + 2 * cast(float, line["depth"]), rel=1e-5
         )
+
+
+class Weights(lightning.Callback):
+    """Records all parameters at the start and after every step."""
+
+    def __init__(self) -> None:
+        self.after: list[dict[str, Tensor]] = []
+
+    def note(self, module: nn.Module) -> None:
+        self.after.append({name: p.detach().clone() for name, p in module.named_parameters()})
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:  # noqa: ARG002
+        self.note(pl_module)
+
+    def on_train_batch_end(self, *given: object) -> None:
+        self.note(cast(TrainingModule, given[1]))
+
+
+@pytest.mark.parametrize(
+    ("ramp", "rests"),
+    [
+        (Ramp(start=0.0, end=1.0, since=0.9), (True, True, False)),
+        (Ramp(start=1.0, end=0.0, since=0.4, until=0.5), (False, True, True)),
+    ],
+)
+def test_a_term_of_weight_0_voids_no_step_and_its_own_weights_rest(
+    ramp: Ramp, rests: tuple[bool, ...], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """0 · NaN is NaN; and Adam's moments and weight decay would move weights without a gradient."""
+    config = with_critique(
+        tiny(data, tmp_path, loop={"max_steps": 3, "epoch_steps": 3}, optimiser={"weight_decay": 0.5}), weight=ramp
+    )
+    whole, seen = Critique.forward, Weights()
+
+    def broken(self: Critique, inputs: LossInputs) -> Tensor:
+        return whole(self, inputs) * (float("nan") if weight_at(ramp, inputs.progress) == 0 else 1.0)
+
+    monkeypatch.setattr(Critique, "forward", broken)
+    result = train(config, callbacks=[seen])
+    lines = [line for line in read_metrics(result.folder) if line["split"] == "train"]
+    assert [line["critique"] is None for line in lines] == list(rests), "a value that is not finite is recorded as such"
+    name = "losses.critique.map.weight"
+    for rest, before, after in zip(rests, seen.after, seen.after[1:], strict=False):
+        assert torch.equal(before[name], after[name]) == rest
+        assert not torch.equal(before["model.heads.depth.out.weight"], after["model.heads.depth.out.weight"])
+        assert all(value.isfinite().all() for value in after.values())
+
+
+def test_every_weight_gets_a_gradient_while_the_only_term_of_a_head_has_weight_0(data: Path, tmp_path: Path) -> None:
+    """Processes would wait for one without."""
+    ramp = Ramp(start=0.0, end=1.0, since=0.5)
+    config = with_critique(tiny(data, tmp_path), weight=ramp)
+    module = TrainingModule(
+        dataclasses.replace(config, losses={k: v for k, v in config.losses.items() if k != "depth"})
+    )
+    with torch.no_grad():
+        for parameter in module.losses.parameters():
+            parameter.fill_(torch.nan)
+    module.terms(RunData(module.config).training[0].batches[0])[1]["loss"].backward()
+    gradients = {name: p.grad for name, p in module.named_parameters()}
+    assert [name for name, gradient in gradients.items() if gradient is None] == []
+    assert all(gradient.isfinite().all() for gradient in gradients.values() if gradient is not None)
+    assert not any(g.any() for name, g in gradients.items() if g is not None and name.startswith("model.heads.depth"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlopeConfig(CritiqueConfig):
+    """A term that differentiates a network of its own."""
+
+    kind: Literal["slope"] = "slope"  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def build(self) -> Slope:
+        return Slope(self)
+
+
+class Slope(Critique):
+    def forward(self, inputs: LossInputs) -> Tensor:
+        depth = inputs.prediction.depth
+        assert depth is not None
+        places = depth.flatten()[:, None]
+        places = places if places.requires_grad else places.requires_grad_()
+        made = self.map(places.square())
+        return torch.autograd.grad(made.sum(), places, create_graph=True)[0].square().mean()
+
+
+def test_a_term_may_differentiate_in_validation_too(data: Path, tmp_path: Path) -> None:
+    """Before the first step too, which Lightning's trainer does by another way."""
+    config = validated(data, tmp_path, loop={"max_steps": 1})
+    begun = train(dataclasses.replace(config, name="begun"))
+    losses: dict[str, LossConfig] = {**config.losses, "slope": SlopeConfig()}
+    weights = WeightsConfig(path=str(begun.checkpoint))
+    result = finetune(dataclasses.replace(config, losses=losses, weights=weights))
+    assert result.before["slope"] > 0
+    assert result.validation["slope"] > 0
 
 
 def test_a_number_is_not_recorded(data: Path, tmp_path: Path) -> None:

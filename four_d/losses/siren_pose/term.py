@@ -17,7 +17,6 @@ from four_d import fields
 from four_d.errors import UserError
 from four_d.geometry import NEAREST, invert_pose, transform
 from four_d.keypoints import NEIGHBOURS
-from four_d.layers import full_precision, full_type
 from four_d.losses.reduction import nothing
 from four_d.losses.schedule import Weight
 from four_d.losses.siren_pose import consistency
@@ -240,13 +239,12 @@ class SirenPoseLoss(LossTerm[SirenPoseLossConfig]):
                 f"the siren_pose loss reads trajectories of {source}, and the model gives {given}: it needs "
                 f"{REMEDIES[source]}; add heads for them, choose another source, or remove the loss"
             )
-        with full_precision(targets.images.device):
-            known = inputs.true_keypoints if source == "keypoints" else inputs.true_trajectories
-            paths, truth = self.pair(inputs.trajectories[source], known)
-            compared = replace(self.compare(paths, truth), names=names)
-            values = self.direct(compared) | self.learned(compared)
-            if self.config.depth:
-                values["depth"] = self.depth(paths, truth, targets)
+        known = inputs.true_keypoints if source == "keypoints" else inputs.true_trajectories
+        paths, truth = self.pair(inputs.trajectories[source], known)
+        compared = replace(self.compare(paths, truth), names=names)
+        values = self.direct(compared) | self.learned(compared)
+        if self.config.depth:
+            values["depth"] = self.depth(paths, truth, targets)
         return {name: value.mean() for name, value in values.items()}
 
     def pair(self, paths: Trajectories, truth: Trajectories | None) -> tuple[Trajectories, Trajectories]:
@@ -256,14 +254,14 @@ class SirenPoseLoss(LossTerm[SirenPoseLossConfig]):
         """
         count = None if self.config.source == "keypoints" else self.config.points
         paths = in_order(chosen(paths, count))
-        wide = full_type(paths.points.dtype)
-        paths = replace(paths, points=paths.points.to(wide), visible=paths.visible.detach().to(wide))
+        paths = replace(paths, visible=paths.visible.detach().to(paths.points))
         if truth is None:
             nowhere = torch.zeros_like(paths.valid)
             return paths, replace(paths, points=torch.zeros_like(paths.points), valid=nowhere)
         truth = at_times(chosen(truth, count), paths.times)
         sound = truth.valid & truth.points.isfinite().all(-1)
-        return paths, replace(truth, points=truth.points.to(wide), visible=truth.visible.to(wide), valid=sound)
+        points, visible = (each.to(paths.points) for each in (truth.points, truth.visible))
+        return paths, replace(truth, points=points, visible=visible, valid=sound)
 
     def weigh(self, valid: Bool[Tensor, "b n t"], visible: Weights) -> Weights:
         """Weights of entries by their visibility: `hidden` for those that nobody sees."""
