@@ -61,7 +61,7 @@ class Abilities:
     frames: int | None = None
     """Exact number of frames of a clip; None: any."""
     seen_as: str = ""
-    """How a wrapper shows clips to the model (`pairwise`); empty: the whole clip at once."""
+    """Way in which a wrapper shows clips to the model (`pairwise`); empty: the whole clip at once."""
     normalisation: Normalisation = "mean_distance"
     """Rule for its unit of length."""
     trained_frames: int | None = None
