@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from data_prep.synthetic import WorldSettings, make
 from four_d import config as configs
 from four_d.data.loading import Step, ValidationClips
+from four_d.devices import emulates_bf16
 from four_d.geometry import invert_pose, rotation_angle
 from four_d.training import train
 from four_d.training.module import TrainingModule
@@ -30,7 +32,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def demo(data: Path, folder: Path) -> configs.RunConfig:
     paths = [f"data.sources.synthetic.path={data / 'train'}", f"data.validation.held_out.path={data / 'held_out'}"]
-    return configs.load(["overlays/demo"], [*paths, f"folder={folder}"])
+    precision = ["loop.precision=fp32"] if emulates_bf16(torch.device("cpu")) else []  # as the demo itself
+    return configs.load(["overlays/demo"], [*paths, *precision, f"folder={folder}"])
 
 
 def never_turning(config: configs.RunConfig) -> float:
