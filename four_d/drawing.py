@@ -91,7 +91,7 @@ def no_scale(values: Map) -> Scale:  # noqa: ARG001 - a scale of a `Style`
 
 @dataclass(frozen=True, kw_only=True)
 class Style:
-    """How the maps of a field look. Ready ones are `DEPTH`, `CONFIDENCE`, `PROBABILITY` and `NORMALS`."""
+    """Look of a field's maps. Ready ones are `DEPTH`, `CONFIDENCE`, `PROBABILITY` and `NORMALS`."""
 
     image: Callable[[Map, Scale], RgbImage]
     """Image of a frame's values in the scale of all frames."""
