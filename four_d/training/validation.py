@@ -168,5 +168,5 @@ def _known(image: drawing.RgbImage, known: NDArray[np.bool_]) -> drawing.RgbImag
     """Image h w 3 of values h w … with the unknown ones grey; one of another size as it is."""
     if known.shape[:2] != image.shape[:2]:
         return image
-    known = known.reshape(*image.shape[:2], -1).all(-1)
-    return np.where(known[..., None], image, np.array(drawing.INVALID_COLOUR, np.uint8))
+    whole = np.logical_and.reduce(known.reshape(*image.shape[:2], -1), axis=-1)
+    return np.where(whole[..., None], image, np.array(drawing.INVALID_COLOUR, np.uint8))
