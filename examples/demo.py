@@ -1,7 +1,7 @@
 """The whole of four_d on two CPU cores: make video, train, evaluate, export, and look at a real clip.
 
-`make demo` runs this; about ten minutes, or twice that on processors without AVX-512, which train in float32: 0.75 to 1.15
-steps a second were measured on one. It trains a fixed number of steps on two threads, so its figures are the
+`make demo` runs this; about ten minutes, or twice that on processors without AVX-512, which train in float32 (0.75 to
+1.15 steps a second were measured on one). It trains a fixed number of steps on two threads, so its figures are the
 same on every machine of one kind. What is already there is taken over, and said: `rm -r runs/demo` starts over.
 The same by hand:
 
