@@ -36,7 +36,7 @@ from four_d.data.show import show
 from four_d.devices import emulates_bf16, usable
 from four_d.errors import UserError
 from four_d.evaluation import METRICS, Evaluation, EvaluationConfig, image_free, run, summary
-from four_d.export import export, read_scores
+from four_d.exporting import export, read_scores
 from four_d.inference import Result, infer, load
 from four_d.training import LAST, TrainResult, train
 from four_d.training.variation import stuck

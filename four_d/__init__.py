@@ -13,7 +13,7 @@ __version__ = "0.1.0.dev0"
 if TYPE_CHECKING:
     from four_d.config import RunConfig
     from four_d.evaluation import evaluate
-    from four_d.export import export
+    from four_d.exporting import export
     from four_d.extension import extend
     from four_d.inference import load
     from four_d.model import FourD
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "RunConfig": "config",
     "evaluate": "evaluation",
-    "export": "export",
+    "export": "exporting",
     "extend": "extension",
     "load": "inference",
     "FourD": "model",

@@ -73,13 +73,13 @@ class ProgramConfig(ModelSpec):
 
 
 def _class_named(name: str) -> type[Prediction]:
-    """Imported subclass of `Prediction`, of the form module:name."""
+    """Imported subclass of `Prediction`, of the form module:name; one of a script's own is whatever has its name."""
     below: list[type[Prediction]] = [Prediction]
     for kind in below:
         below += kind.__subclasses__()
-    matching = [kind for kind in below if f"{kind.__module__}:{kind.__qualname__}" == name]
+    module, _, own = name.partition(":")
+    matching = [kind for kind in below if kind.__qualname__ == own and module in (kind.__module__, "__main__")]
     if not matching:
-        module, _, own = name.partition(":")
         raise UserError(f"the program's outputs are declared by {own} of {module}; import it before loading")
     return matching[-1]  # a notebook's cell may have made it again
 

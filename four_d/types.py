@@ -45,7 +45,7 @@ class Geometry(Enum):
     LENGTH = "a number of units of length, such as z-depth"
     POINT = "x y z in the world"
     DISPLACEMENT = "difference of two points in the world"
-    NORMAL = "unit normal of a surface, in the world's axes"
+    NORMAL = "unit normal of a surface, in the world's axes, towards the camera that sees it"
     POSE = "world_from_camera"
     QUATERNION = "rotation from the thing's own axes to the world's"
     HARMONICS = "colours by direction: coefficients, then channels"

@@ -1,11 +1,13 @@
 """An export loads to the same model, its program gives the same numbers, and nothing half-made appears."""
 
 import dataclasses
+import importlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import four_d
 from four_d import checkpoints, cli, programs, tracing
 from four_d.backbones.alternating import AlternatingConfig
 from four_d.backbones.spacetime import SpacetimeConfig
@@ -21,7 +24,7 @@ from four_d.config import RunConfig
 from four_d.correlation import CorrelationConfig
 from four_d.data.loading import DataConfig, SourceConfig
 from four_d.errors import UserError
-from four_d.export import card, export, read_scores, round_weights
+from four_d.exporting import card, export, read_scores, round_weights
 from four_d.heads import CameraHeadConfig, DenseHeadConfig
 from four_d.heads.gaussian import GaussianHeadConfig
 from four_d.model import FourD, ModelConfig, compile_blocks
@@ -472,3 +475,13 @@ def test_programs_give_gaussians_of_a_fixed_number_of_frames(posed: bool, follow
     torch.testing.assert_close(given["gaussian_means"], expected.gaussians.means)
     torch.testing.assert_close(given["gaussian_offsets"], expected.gaussians.offsets)
     torch.testing.assert_close(given["gaussian_offset_times"], times)
+
+
+def test_the_packages_export_stays_a_function(tmp_path: Path) -> None:
+    """A module of the same name would take its place once it is imported."""
+    run = write_run(tmp_path / "run", tiny_model())
+    for name in ("one", "two"):
+        assert four_d.export(run, tmp_path / name, program=False) == tmp_path / name
+    for name, home in four_d._HOMES.items():
+        importlib.import_module(f"four_d.{home}")
+        assert not isinstance(getattr(four_d, name), types.ModuleType), name

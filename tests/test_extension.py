@@ -26,7 +26,7 @@ from four_d.drawing import NORMALS
 from four_d.errors import UserError
 from four_d.evaluation import Comparison, EvaluationConfig, Metric
 from four_d.evaluation import run as evaluate
-from four_d.export import export
+from four_d.exporting import export
 from four_d.extension import extend
 from four_d.heads import HeadConfig
 from four_d.inference import LoadedModel, infer

@@ -20,7 +20,7 @@ from four_d.data.augment import crop
 from four_d.data.sampling import collate, normalise, to_clip, to_example
 from four_d.data.shards import finalise, write_shard
 from four_d.errors import UserError
-from four_d.export import export
+from four_d.exporting import export
 from four_d.formats.keypoints import read_keypoints
 from four_d.geometry import project
 from four_d.heads.keypoint import KeypointHead, KeypointHeadConfig, KeypointPrediction, check_names

@@ -22,7 +22,7 @@ from four_d.checkpoints import ModelInfo
 from four_d.correlation import CorrelationConfig
 from four_d.errors import UserError
 from four_d.evaluation import EvaluationConfig, run
-from four_d.export import export
+from four_d.exporting import export
 from four_d.fields.names import labels
 from four_d.heads import CameraHeadConfig, DenseHeadConfig, HeadConfig
 from four_d.heads.gaussian import GaussianHeadConfig
@@ -302,3 +302,14 @@ def test_a_class_of_ones_own_must_be_there(moving: Both) -> None:
         _ = dataclasses.replace(described, predictions=("away:Lost",)).abilities
     with pytest.raises(UserError, match="cannot be trained"):
         described.build()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OfAScript(Prediction):
+    """Stands for the class of a program that a script wrote, which another script has imported."""
+
+
+def test_a_class_of_the_script_that_exported_is_found_by_its_name(moving: Both) -> None:
+    described = moving[1].info.model
+    assert isinstance(described, programs.ProgramConfig)
+    assert dataclasses.replace(described, predictions=("__main__:OfAScript",)).abilities.predictions == (OfAScript,)

@@ -18,7 +18,7 @@ from four_d import config as configs
 from four_d.config import RunConfig, load
 from four_d.data.shards import finalise, write_shard
 from four_d.errors import UserError
-from four_d.export import export
+from four_d.exporting import export
 from four_d.geometry import project
 from four_d.keypoints import encode_names
 from four_d.losses.siren_pose import SirenPoseLossConfig

@@ -35,7 +35,7 @@ from four_d.inference import LoadedModel, Result, Selection, Video, infer, read
 from four_d.inference.output import arrays
 from four_d.inference.request import Request
 from four_d.inference.sinks import SHOWN
-from four_d.types import LENGTH, NONE, POINT, Cameras, Clip, Prediction, map_tensors, nested
+from four_d.types import LENGTH, NONE, NORMAL, POINT, Cameras, Clip, Prediction, map_tensors, nested
 from four_d.video.fit import fit
 from four_d.video.footage import footage, stream
 from four_d.video.mask import as_masks
@@ -243,6 +243,21 @@ def test_without_points_cameras_align_and_without_those_depth() -> None:
     torch.testing.assert_close(move.rotation, expected.rotation, atol=1e-3, rtol=0)
     torch.testing.assert_close(move.shift, expected.shift, atol=1e-3, rtol=0)
     assert (seam.camera_shift or 0) < 1e-3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Facing(Prediction):
+    normals: Float[Tensor, "*b f h w 3"] | None = dataclasses.field(default=None, metadata=NORMAL)
+
+
+def test_directions_that_only_depth_aligns_are_said(capfd: pytest.CaptureFixture[str]) -> None:
+    depth = torch.rand(8, *SIZE) + 1
+    flat = Facing(depth=depth, normals=torch.tensor([0.0, 0.0, -1.0]).expand(8, *SIZE, 3))
+    list(join([part_of(range(8), flat), part_of(range(4, 12), flat)], []))
+    assert "show nothing to turn by: normals stand in the axes of each" in capfd.readouterr().err
+    bare = Prediction(depth=depth)
+    list(join([part_of(range(8), bare), part_of(range(4, 12), bare)], []))
+    assert "turn" not in capfd.readouterr().err
 
 
 def test_a_seam_with_nothing_to_align_by_is_said(capfd: pytest.CaptureFixture[str]) -> None:

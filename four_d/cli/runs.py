@@ -143,7 +143,7 @@ def _eval_published(arguments: Eval, values: Plain) -> int:
 
 def _export(arguments: Export) -> int:
     from four_d.checkpoints import WEIGHTS, sha256_of
-    from four_d.export import export, read_scores
+    from four_d.exporting import export, read_scores
     from four_d.outputs import keep_apart
 
     keep_apart(arguments.out, [arguments.scores])

@@ -15,11 +15,14 @@ from typing import Generic, Protocol, TypeVar, runtime_checkable
 from four_d import fields
 from four_d.geometry import Similarity
 from four_d.tracking import PointTracks
-from four_d.types import Prediction
+from four_d.types import Geometry, Prediction
 from four_d.windows.align import Seam, align, report
 from four_d.windows.cut import border
 
 LOGGER = logging.getLogger(__name__)
+
+TURNED = frozenset({Geometry.POINT, Geometry.DISPLACEMENT, Geometry.NORMAL, Geometry.QUATERNION})
+"""Geometry of values that depend on the world's axes."""
 
 S = TypeVar("S", bound="Outputs")
 
@@ -108,6 +111,10 @@ def _onto(held: Part[V], part: Part[V], seams: list[Seam]) -> Part[V]:
     seams.append(seam)
     where = f"frames {shared.start} to {shared.stop - 1}, on which two windows meet,"
     report(seam, where)
+    turned = sorted({leaf.label for leaf, _ in fields.leaves(after) if leaf.geometry in TURNED})
+    if seam.method == "depth" and turned:
+        told = ", ".join(turned)
+        LOGGER.warning(f"{where} show nothing to turn by: {told} stand in the axes of each window's first frame")
     if seam.method == "cameras without scale":
         LOGGER.warning(f"{where} show nothing to scale by: lengths stand as the model gave them")
     tracks = None if part.tracks is None else fields.move(part.tracks, move)
