@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,22 +16,19 @@ from numpy.typing import NDArray
 from PIL import ImageOps, UnidentifiedImageError
 
 from data_prep.importers.vocabulary import Vocabulary, canonical
+from data_prep.importers.writing import MOST_FRAMES, VOCABULARY, Origin, Planned, digest, write_clips
 from four_d.data.contract import ClipInfo, KeypointArrays, KeypointInfo, ObjectInfo, RawClip
-from four_d.data.manifest import Manifest, load_sidecar, refuse_foreign, shard_names
-from four_d.data.shards import finalise, shard_done, write_shard
+from four_d.data.manifest import Manifest
 from four_d.errors import UserError
 from four_d.formats.coco import Base, Image, Instance, Skeleton, has_keypoints, read_coco
 from four_d.keypoints import check_skeleton, knn_edges
-from four_d.outputs import write_json
-from four_d.progress import progress
 
 LOGGER = logging.getLogger(__name__)
 
-VOCABULARY = "vocabulary.json"
+__all__ = ["VOCABULARY", "Source", "import_coco", "sources_in"]
+
 FRAME_RATE = 30.0
 """Frames per second of videos: the annotations do not tell."""
-MOST_FRAMES = 999
-"""Frames of a clip in the layout; longer videos become several."""
 MOST_EXAMPLES = 1000
 """Instances of a category from which bones are derived where the file has none."""
 FOLDERS = (".", "images", "data", "..", "../images", "../data")
@@ -63,6 +61,7 @@ class _Video:
     folder: Path
     frames: list[Image]
     edges: Mapping[Skeleton, tuple[tuple[int, int], ...]]
+    origin: Origin
 
 
 def sources_in(folder: Path) -> list[Source]:
@@ -101,33 +100,16 @@ def import_coco(
 
     Raises:
         UserError: what `read_coco` refuses; images that are missing or of another size than the file says; two sources
-            of one name; shards in ``out`` that other settings made. Nothing is written before all files are found.
+            of one name; shards in ``out`` that other settings made, or the annotation files as they were before they
+            were changed (images are not compared). Nothing is written before all files are found.
 
     """
-    if clips_per_shard < 1:
-        raise UserError(f"clips per shard is {clips_per_shard}; choose 1 or more")
     videos: list[_Video] = []
     vocabulary = Vocabulary()
     for source in sources:
         videos += _videos(source, skeleton_base, vocabulary, {video.source for video in videos})
-    out.mkdir(parents=True, exist_ok=True)
-    refuse_foreign(out)
-    parts = [videos[start : start + clips_per_shard] for start in range(0, len(videos), clips_per_shard)]
-    for index, part in enumerate(parts):
-        _require_same(out, index, part)
-    with progress("importing keypoints", len(videos), "clip") as bar:
-        bar.resume(sum(len(part) for index, part in enumerate(parts) if shard_done(out, index)))
-
-        def clips(part: Sequence[_Video]) -> Iterator[RawClip]:
-            for video in part:
-                yield _clip(video)
-                bar.advance()
-
-        for index, part in enumerate(parts):
-            if not shard_done(out, index):
-                write_shard(out, index, clips(part))
-    write_json(out / VOCABULARY, vocabulary.to_dict())
-    return finalise(out, "keypoints")
+    plans = [Planned(key=video.key, origin=video.origin, make=partial(_clip, video)) for video in videos]
+    return write_clips(out, plans, vocabulary, name="keypoints", clips_per_shard=clips_per_shard)
 
 
 def _videos(source: Source, base: Base | None, vocabulary: Vocabulary, taken: set[str]) -> list[_Video]:
@@ -147,6 +129,11 @@ def _videos(source: Source, base: Base | None, vocabulary: Vocabulary, taken: se
         for instance in image.instances:
             vocabulary.add(name, instance.skeleton.names, instance.labelled.tolist())
     licence = source.licence or "; ".join(sorted({image.licence for image in images if image.licence})) or "unknown"
+    origin = Origin(
+        name="four-d data import coco",
+        files={name: digest(source.annotations)},
+        settings={"skeleton_base": base, "licence": licence},
+    )
     grouped: dict[str, list[Image]] = {}
     for image in images:
         grouped.setdefault(f"{image.file}" if image.video is None else f"video {image.video}", []).append(image)
@@ -157,7 +144,17 @@ def _videos(source: Source, base: Base | None, vocabulary: Vocabulary, taken: se
         for start in range(0, len(ordered), MOST_FRAMES):
             key = f"{name}-{number:07d}" + (f"-{start // MOST_FRAMES}" if len(ordered) > MOST_FRAMES else "")
             part = ordered[start : start + MOST_FRAMES]
-            found.append(_Video(key=key, source=name, licence=licence, folder=folder, frames=part, edges=edges))
+            found.append(
+                _Video(
+                    key=key,
+                    source=name,
+                    licence=licence,
+                    folder=folder,
+                    frames=part,
+                    edges=edges,
+                    origin=origin,
+                )
+            )
     return found
 
 
@@ -221,15 +218,6 @@ def _check(source: Source, skeleton: Skeleton, edges: Sequence[tuple[int, int]])
         check_skeleton(names, [1] * len(names), edges, [False] * len(edges))
     except ValueError as error:
         raise UserError(f"{source.annotations}: category {skeleton.category}: {error}") from error
-
-
-def _require_same(out: Path, index: int, part: Sequence[_Video]) -> None:
-    """Raise UserError if an existing shard holds other clips."""
-    if not shard_done(out, index):
-        return
-    file = out / shard_names(index)[1]
-    if [sample.key for sample in load_sidecar(file).samples] != [video.key for video in part]:
-        raise UserError(f"{file} is of other annotations or counts of clips; choose another folder, or empty it")
 
 
 def _clip(video: _Video) -> RawClip:

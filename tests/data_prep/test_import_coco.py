@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from four_d.cli.program import main
 from four_d.data.check import check
 from four_d.data.contract import RawClip
 from four_d.data.sampling import to_clip
-from four_d.data.shards import ShardReader, load_manifest
+from four_d.data.shards import ShardReader, load_manifest, write_shard
 from four_d.errors import UserError
 from four_d.keypoints import decode_names
 from tests.formats.test_coco import ap10k, small
@@ -194,3 +195,35 @@ def test_other_settings_do_not_mix(tmp_path: Path) -> None:
         import_coco([Source(annotations=path)], tmp_path / "out", clips_per_shard=1)
     with pytest.raises(UserError, match=r"two sources are called ap10k; give each its own name"):
         import_coco([Source(annotations=path), Source(annotations=path)], tmp_path / "other")
+
+
+def test_annotations_changed_in_place_are_noticed(tmp_path: Path) -> None:
+    """An import that was broken off, or done, does not go on with another content of the same file."""
+    content = ap10k()
+    path = folder(tmp_path / "ap10k", content)
+    out = tmp_path / "out"
+    import_coco([Source(annotations=path)], out, clips_per_shard=1)
+    for name in ("manifest.json", "shard-000001.json", "shard-000001.tar"):
+        (out / name).unlink()
+    content["annotations"][0]["keypoints"][0] = 13
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"shard-000000.tar was made before ap10k was changed; choose another folder"):
+        import_coco([Source(annotations=path)], out, clips_per_shard=1)
+    content["annotations"][0]["keypoints"][0] = 11
+    path.write_text(json.dumps(content))
+    assert import_coco([Source(annotations=path)], out, clips_per_shard=1).clips == 2
+    with pytest.raises(UserError, match="was made with another licence"):
+        import_coco([Source(annotations=path, licence="CC0-1.0")], out, clips_per_shard=1)
+
+
+def test_shards_without_a_record_are_not_gone_on_with(tmp_path: Path) -> None:
+    path = folder(tmp_path / "ap10k", ap10k())
+    out = tmp_path / "out"
+    import_coco([Source(annotations=path)], out)
+    with ShardReader(out) as reader:
+        clips = [reader.read(index) for index in range(2)]
+    for file in out.iterdir():
+        file.unlink()
+    write_shard(out, 0, [replace(clip, info=replace(clip.info, generator=None)) for clip in clips])
+    with pytest.raises(UserError, match="was made by something else, or by an earlier version"):
+        import_coco([Source(annotations=path)], out)

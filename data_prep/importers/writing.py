@@ -1,0 +1,138 @@
+"""Writing of imported clips as shards, which can be broken off and goes on, but only with the same sources."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+from data_prep.importers.vocabulary import Vocabulary
+from four_d.data.contract import RawClip
+from four_d.data.encoding import CLIP, BadMemberError, decode_info
+from four_d.data.manifest import Manifest, load_sidecar, refuse_foreign, shard_names
+from four_d.data.shards import finalise, shard_done, write_shard
+from four_d.errors import UserError
+from four_d.outputs import write_json
+from four_d.progress import progress
+
+VOCABULARY = "vocabulary.json"
+MOST_FRAMES = 999
+"""Frames of a clip in the layout; longer videos become several."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Files and settings that clips were made of, which `clip.json` records as ``generator``."""
+
+    name: str
+    """Command that made them."""
+    files: dict[str, str]
+    """Digest of each file (`digest`)."""
+    settings: dict[str, object]
+
+    def to_dict(self) -> dict[str, object]:
+        """Content of ``generator``."""
+        return {"name": self.name, "version": 1, "settings": {**self.settings, "files": self.files}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """One clip to come: its key, where it is from, and how it is made."""
+
+    key: str
+    origin: Origin
+    make: Callable[[], RawClip]
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file. UserError if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or type(error).__name__}; check the path") from error
+
+
+def write_clips(
+    out: Path, plans: Sequence[Planned], vocabulary: Vocabulary, *, name: str, clips_per_shard: int
+) -> Manifest:
+    """Write the clips that ``out`` lacks, in this order, then `VOCABULARY` and the manifest. Finished shards stay.
+
+    Args:
+        out: folder of the shards.
+        plans: all clips of the data set.
+        vocabulary: counts of their names.
+        name: of the data set.
+        clips_per_shard: clips of each shard but the last.
+
+    Raises:
+        UserError: fewer than one clip in a shard, or shards in ``out`` of other clips, files or settings.
+
+    """
+    if clips_per_shard < 1:
+        raise UserError(f"clips per shard is {clips_per_shard}; choose 1 or more")
+    out.mkdir(parents=True, exist_ok=True)
+    refuse_foreign(out)
+    parts = [plans[start : start + clips_per_shard] for start in range(0, len(plans), clips_per_shard)]
+    for index, part in enumerate(parts):
+        if shard_done(out, index):
+            _require_same(out, index, part)
+    with progress(f"importing {name}", len(plans), "clip") as bar:
+        bar.resume(sum(len(part) for index, part in enumerate(parts) if shard_done(out, index)))
+
+        def clips(part: Sequence[Planned]) -> Iterator[RawClip]:
+            for plan in part:
+                clip = plan.make()
+                yield replace(clip, info=replace(clip.info, generator=plan.origin.to_dict()))
+                bar.advance()
+
+        for index, part in enumerate(parts):
+            if not shard_done(out, index):
+                write_shard(out, index, clips(part))
+    write_json(out / VOCABULARY, vocabulary.to_dict())
+    return finalise(out, name)
+
+
+def _require_same(out: Path, index: int, part: Sequence[Planned]) -> None:
+    """Raise UserError if a finished shard holds other clips, or clips of other files or settings."""
+    shard, sidecar = shard_names(index)
+    samples = load_sidecar(out / sidecar).samples
+    if [sample.key for sample in samples] != [plan.key for plan in part]:
+        raise UserError(
+            f"{out / sidecar} is of other annotations or counts of clips; choose another folder, or empty it"
+        )
+    compared: list[Origin] = []
+    for sample, plan in zip(samples, part):
+        if plan.origin in compared:  # clips of one origin come together
+            continue
+        compared.append(plan.origin)
+        offset, size, _ = sample.members[CLIP]
+        with (out / shard).open("rb") as file:
+            file.seek(offset)
+            data = file.read(size)
+        try:
+            made = decode_info(data).generator or {}
+        except BadMemberError as error:
+            raise UserError(f"{out / shard}: clip {sample.key}: {CLIP} {error}; delete it with its sidecar") from error
+        if made != plan.origin.to_dict():
+            raise UserError(
+                f"{out / shard} was made {_difference(made, plan.origin)}; choose another folder, or empty it to "
+                "import all again"
+            )
+
+
+def _difference(made: dict[str, object], origin: Origin) -> str:
+    """Say what differs between the origin of a finished clip and that of the one to come."""
+    settings = made.get("settings")
+    then = cast(dict[str, object], settings) if isinstance(settings, dict) else {}
+    files = then.get("files")
+    if made.get("name") != origin.name or not isinstance(files, dict):
+        return "by something else, or by an earlier version, which did not record its files"
+    before = cast(dict[str, object], files)
+    changed = [name for name, value in origin.files.items() if before.get(name, value) != value]
+    if changed:
+        return f"before {changed[0]} was changed"
+    others = [name for name, value in origin.settings.items() if then.get(name) != value]
+    return f"with another {others[0].replace('_', ' ')}" if others else "of other files"
