@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 $(RUN) pytest -n 2 --dist worksteal
 FAST := not slow and not gpu and not network
 SLOW := slow and not gpu and not network
 
-STUDIES := study-page4d study-dept3r study-dgs-lrm
+STUDIES := study-page4d study-dept3r study-dgs-lrm study-siren-pose
 
 .PHONY: setup demo test test-slow coverage $(STUDIES) check lock clean
 

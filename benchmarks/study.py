@@ -136,8 +136,8 @@ def raw_line(run: Run, scores: Line, minutes: float, *, steps: int) -> Line:
         "study": study.name,
         "variant": run.variant,
         "seed": run.seed,
-        **{key.name: summary.get(key.name) for key in study.keys},
-        "image_free": {key.name: summary["image_free"].get(key.name) for key in study.keys},
+        **{key.name: summary.get(key.metric.name) for key in study.keys},
+        "image_free": {key.name: summary["image_free"].get(key.metric.name) for key in study.keys},
         "predictors": {name: summary["predictors"].get(row, {}) for name, row in study.predictors.items()},
         "digest": scores["digest"],
         "steps": steps,
@@ -178,7 +178,7 @@ def summarise(study: Study, lines: list[Line]) -> Line:
     for name in study.predictors:
         known = [line["predictors"][name] for line in runs if line.get("predictors", {}).get(name)]
         if known:
-            result[name] = {key.name: over_seeds({0: known[-1].get(key.name)}) for key in study.keys}
+            result[name] = {key.name: over_seeds({0: known[-1].get(key.metric.name)}) for key in study.keys}
     if runs:
         result["image_free"] = runs[-1]["image_free"]
         result["digest"] = runs[-1]["digest"]

@@ -56,11 +56,13 @@ class Key:
     """False: a fact about the data, in the figures but in neither plot nor table."""
     digits: int = 3
     """Significant ones, in the table."""
+    called: str | None = None
+    """Name in the study's figures; None: the metric's."""
 
     @property
     def name(self) -> str:
-        """The metric's."""
-        return self.metric.name
+        """Name in the study's figures."""
+        return self.called or self.metric.name
 
 
 @dataclass(frozen=True, kw_only=True)

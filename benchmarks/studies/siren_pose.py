@@ -1,0 +1,56 @@
+"""Does supervision of motion make keypoints smoother without blurring them? See docs/results/siren_pose.md."""
+
+from __future__ import annotations
+
+from benchmarks.studies import DATA, DataSet, Key, Study, Training
+from four_d.metrics.catalogue import METRICS
+
+WORLDS = (
+    *("--bodies", "--clips-per-shard", "25", "--cameras", "2", "--frames", "16", "--size", "64"),
+    *("--moving", "0.05:0.5", "--paths", "handheld,static,orbit", "--rig", "0.5"),
+)
+EASY = ("--seconds", "0.8:2.2", "--creatures", "1:3", "--obstacles", "0:5")
+HARD = ("--seconds", "1.6:2.2", "--creatures", "2:3", "--obstacles", "3:6")
+"""Fast, a tenth of a second and more between frames; of several things; with something before them."""
+VALUES = (
+    "overlays/siren_pose_mini",
+    f"data.sources.bodies.path={DATA / 'train_bodies'}",
+    f"data.validation.held_out.path={DATA / 'held_out_bodies'}",
+)
+WITHOUT = "losses.siren_pose=null"
+TUNED = (*VALUES, "loop.max_steps=300", "loop.epoch_steps=150")
+PARTS = ("position", "depth", "velocity", "acceleration", "bone", "siren", "graph")
+SETTINGS = {
+    "siren": ("losses.siren_pose.siren_network=null", "losses.siren_pose.rate=null"),
+    "graph": ("losses.siren_pose.graph_network=null",),
+}
+FITTED = "start"
+SCORED = ("frames=12", "stride=1", "hints=[boxes]", "tasks=[keypoints,pose]")
+
+STUDY = Study(
+    name="siren_pose",
+    data=(
+        DataSet(name="train_bodies", arguments=("--shards", "0:40", "--seed", "11", *WORLDS, *EASY)),
+        DataSet(name="held_out_bodies", arguments=("--shards", "0:2", "--seed", "12", "--held-out", *WORLDS, *HARD)),
+    ),
+    shared={FITTED: Training(values=(*VALUES, WITHOUT, "loop.max_steps=2000"), start="checkpoints/unified-small")},
+    variants={
+        "base": Training(values=(*TUNED, WITHOUT), start=FITTED),
+        "full": Training(values=TUNED, start=FITTED),
+        **{f"no_{part}": Training(values=(*TUNED, f"losses.siren_pose.{part}=0"), start=FITTED) for part in PARTS},
+    },
+    seeds=(0, 1, 2),
+    evaluation=(f"data={DATA / 'held_out_bodies'}", *SCORED),
+    others=("smoothed",),
+    keys=(
+        Key(
+            metric=METRICS["keypoint_acceleration_error"], label="acceleration error, m/s²", called="acceleration_error"
+        ),
+        Key(metric=METRICS["keypoint_mpjpe"], label="keypoint error, m", called="keypoint_error"),
+        Key(metric=METRICS["keypoint_bone_variance"], label="variance of log bone lengths", called="bone_variance"),
+        Key(metric=METRICS["pose_ate_sim3"], label="ATE after Sim(3), m", called="ate"),
+        Key(metric=METRICS["keypoint_mpjpe_procrustes"], label="keypoint error, Procrustes, m"),
+        Key(metric=METRICS["keypoint_pck"], label="PCK"),
+        Key(metric=METRICS["keypoint_jerk"], label="jerk, m/s³"),
+    ),
+)
