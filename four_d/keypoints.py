@@ -163,3 +163,27 @@ def queries_of(
     least = torch.where(some, least, 0).clamp_min(0).minimum(limit)
     most = torch.where(some, most, limit).clamp_min(0).minimum(limit)
     return keypoints.names, torch.stack([least, most], dim=-2)
+
+
+def inside_image(keypoints: Keypoints, size: tuple[int, int]) -> Bool[Tensor, "*b f n"]:
+    """True for keypoints whose known pixel is inside an image of ``size`` (rows, columns), seen or not.
+
+    Losses and metrics count these alone, and take boxes of these (`box_sides`).
+    """
+    limit = keypoints.pixels.new_tensor([size[1], size[0]])
+    return keypoints.pixels_valid & ((keypoints.pixels >= 0) & (keypoints.pixels < limit)).all(-1)
+
+
+def box_sides(keypoints: Keypoints, known: Bool[Tensor, "*b f n"]) -> Float[Tensor, "*b f n"]:
+    """Longer side in pixels of the box of the ``known`` points of each point's instance, in each frame.
+
+    0 where no two of them are known.
+    """
+    alike = keypoints.instances[..., :, None] == keypoints.instances[..., None, :]
+    known = known & named(keypoints.names)[..., None, :]
+    own = (alike[..., None, :, :] & known[..., None, :])[..., None]  # *b f n others 1
+    pixels = keypoints.pixels[..., None, :, :]
+    most, least = torch.where(own, pixels, -torch.inf), torch.where(own, pixels, torch.inf)
+    if not pixels.shape[-2]:
+        return torch.zeros_like(keypoints.pixels[..., 0])
+    return (most.amax(-2) - least.amin(-2)).amax(-1).clamp_min(0)

@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from four_d.errors import UserError
-from four_d.geometry import NEAREST, inside, project
-from four_d.keypoints import named
+from four_d.geometry import NEAREST, project
+from four_d.keypoints import box_sides, inside_image
 from four_d.losses.reduction import Over, cross_entropy, kept_mean, nothing, weighted
 from four_d.losses.schedule import Weight
 from four_d.losses.supervision import Need, frames_with_cameras
@@ -86,9 +86,8 @@ class KeypointLoss(LossTerm[KeypointLossConfig]):
                 f"{points.shape[-2]} others were asked for; leave Clip.keypoint_names to data.sampling.model_inputs"
             )
         config, size = self.config, (inputs.targets.images.shape[-2], inputs.targets.images.shape[-1])
-        here = truth.pixels_valid & inside(truth.pixels, torch.ones_like(truth.pixels[..., 0]), size)
-        unit = torch.full_like(pixels[..., 0], max(size)) if config.by == "image" else box_sides(truth, here, size)
-        away = _length(pixels - truth.pixels, here) / unit
+        here = inside_image(truth, size)
+        away = _length(pixels - truth.pixels, here) / units(truth, here, size, config.by)
         right = away.detach() < config.near
         depth, before = true_depth(inputs.targets, truth)
         logs = (outputs["keypoint_depth"].clamp_min(NEAREST).log() - depth.log()).abs()
@@ -114,16 +113,15 @@ def keypoint_outputs(prediction: Prediction) -> dict[str, Tensor]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def box_sides(truth: Keypoints, known: Bool[Tensor, "b f n"], size: tuple[int, int]) -> Float[Tensor, "b f n"]:
-    """Longer side in pixels of the box of the known points of each point's thing: at least `LEAST_SIDE` of the longer
-    one of an image of ``size`` (rows, columns).
+def units(
+    truth: Keypoints, here: Bool[Tensor, "b f n"], size: tuple[int, int], by: Literal["box", "image"] = "box"
+) -> Float[Tensor, "b f n"]:
+    """Unit of distances in an image of ``size`` (rows, columns), in pixels: the longer side of the box of the points
+    ``here`` of each point's thing, at least `LEAST_SIDE` of the image's; or the image's longer side.
     """
-    alike = truth.instances[:, :, None] == truth.instances[:, None]
-    own = alike[:, None, ..., None] & (known & named(truth.names)[:, None])[:, :, None, :, None]
-    pixels = truth.pixels[:, :, None]
-    most, least = torch.where(own, pixels, -torch.inf), torch.where(own, pixels, torch.inf)
-    side = (most.amax(-2) - least.amin(-2)).amax(-1)
-    return side.clamp_min(LEAST_SIDE * max(size))
+    if by == "image":
+        return torch.full_like(truth.pixels[..., 0], max(size))
+    return box_sides(truth, here).clamp_min(LEAST_SIDE * max(size))
 
 
 def true_depth(targets: Clip, truth: Keypoints) -> tuple[Float[Tensor, "b f n"], Bool[Tensor, "b f n"]]:

@@ -361,7 +361,8 @@ KEYPOINTS = (
     ),
     Metric(
         "keypoint_pck",
-        "fraction of keypoints whose pixel errs by less than 0.1 of the longer side of its instance's true box",
+        "fraction of the keypoints inside the image whose pixel errs by less than 0.1 of the longer side of the box of "
+        "their instance's true ones there",
         better="higher",
         compute=_skeletons("pck"),
         task="keypoints",

@@ -153,6 +153,7 @@ class Comparison:
             truth.points.double() * self.unit,
             self.targets.times.double(),
             self.targets.camera_ids,
+            (self.targets.images.shape[-2], self.targets.images.shape[-1]),
         )
 
     @cached_property

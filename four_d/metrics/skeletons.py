@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from four_d import geometry, kinematics
+from four_d.keypoints import box_sides, inside_image
 from four_d.types import Keypoints
 
 Points = Float[Tensor, "f n 3"]
@@ -45,9 +46,11 @@ def scores(
     true_points: Points,
     times: Float[Tensor, "f"],
     camera_ids: Int[Tensor, "f"],
+    size: tuple[int, int],
 ) -> SkeletonScores:
     """Compute all figures of an unbatched video; those over time are means over its cameras' own frames,
-    of several at one time the first. Pixels whose instance has no other in the frame, hence no box, do not count.
+    of several at one time the first. Pixels outside the image do not count, nor do those whose instance has no other
+    inside it, hence no box.
 
     Args:
         predicted: predicted positions, in the order of ``truth``.
@@ -56,6 +59,7 @@ def scores(
         true_points: true positions in the unit of ``predicted``.
         times: seconds of the frames.
         camera_ids: camera of each frame.
+        size: rows and columns of the images.
 
     """
     edges = truth.edges[truth.rigid & (truth.edges[:, 0] != truth.edges[:, 1])]
@@ -71,8 +75,9 @@ def scores(
     accelerations, jerks, variances = zip(*over_time, strict=True)
     found = None
     if pixels is not None:
-        sizes = box_sizes(truth.pixels, truth.pixels_valid, truth.instances)
-        found = pck(pixels, truth.pixels, truth.pixels_valid & (sizes > 0), sizes, PCK_RATIO)
+        here = inside_image(truth, size)
+        sides = box_sides(truth, here)
+        found = pck(pixels, truth.pixels, here & (sides > 0), sides, PCK_RATIO)
     return SkeletonScores(
         mpjpe=mpjpe(predicted, true_points, truth.valid),
         procrustes_mpjpe=procrustes_mpjpe(predicted, true_points, truth.valid),
@@ -115,15 +120,6 @@ def pck(
     wrong.
     """
     return _mean(((predicted - truth).norm(dim=-1) < ratio * sizes).double(), valid)
-
-
-def box_sizes(pixels: Float[Tensor, "f n 2"], valid: Valid, instances: Int[Tensor, "n"]) -> Float[Tensor, "f n"]:
-    """Longer side in pixels of the box around the valid points of each point's own instance, in each frame."""
-    own = instances[:, None] == instances
-    counts = (valid[:, None] & own)[..., None]  # f n others 1
-    low = torch.where(counts, pixels[:, None], torch.inf).amin(2)
-    high = torch.where(counts, pixels[:, None], -torch.inf).amax(2)
-    return (high - low).amax(-1).clamp_min(0)
 
 
 def acceleration_error(predicted: Points, truth: Points, valid: Valid, times: Float[Tensor, "f"]) -> float | None:

@@ -7,9 +7,13 @@ import roma
 import torch
 from torch import Tensor
 
-from four_d.keypoints import encode_names
+from four_d import fields
+from four_d.heads.keypoint import KeypointPrediction
+from four_d.keypoints import box_sides, encode_names
+from four_d.losses.keypoint import KeypointLossConfig
+from four_d.losses.term import LossInputs
 from four_d.metrics import skeletons
-from four_d.types import Keypoints
+from four_d.types import Clip, Keypoints
 
 TIMES = torch.tensor([0.0, 0.1, 0.3, 0.35, 0.6])
 EDGES = torch.tensor([[0, 1], [1, 2]])
@@ -87,17 +91,66 @@ def test_rigid_bones_vary_by_nothing_at_any_scale() -> None:
     assert skeletons.bone_variance(grown, ALL, EDGES) == pytest.approx(expected, rel=1e-6)
 
 
+def marked(pixels: Tensor, valid: Tensor, instances: list[int]) -> Keypoints:
+    """Keypoints f n 2 in the images alone."""
+    f, n = valid.shape
+    return Keypoints(
+        names=encode_names([f"p{index}" for index in range(n)]),
+        instances=torch.tensor(instances, dtype=torch.long),
+        points=torch.zeros(f, n, 3),
+        valid=torch.zeros_like(valid),
+        pixels=pixels,
+        pixels_valid=valid,
+        visible=valid,
+        edges=torch.zeros(0, 2, dtype=torch.long),
+        rigid=torch.zeros(0, dtype=torch.bool),
+    )
+
+
 def test_pck_goes_by_the_box_of_the_own_instance() -> None:
     pixels = torch.tensor([[[0.0, 0], [100, 40], [500, 500], [510, 500]]])
-    instances = torch.tensor([0, 0, 1, 1])
     valid = torch.ones(1, 4, dtype=torch.bool)
-    sizes = skeletons.box_sizes(pixels, valid, instances)
-    assert sizes.tolist() == [[100.0, 100.0, 10.0, 10.0]]
+    sides = box_sides(marked(pixels, valid, [0, 0, 1, 1]), valid)
+    assert sides.tolist() == [[100.0, 100.0, 10.0, 10.0]]
     predicted = pixels + torch.tensor([4.0, 0])
-    assert skeletons.pck(predicted, pixels, valid, sizes, 0.05) == 0.5
+    assert skeletons.pck(predicted, pixels, valid, sides, 0.05) == 0.5
     predicted[0, 0] = torch.nan
-    assert skeletons.pck(predicted, pixels, valid, sizes, 0.05) == 0.25
-    assert skeletons.box_sizes(pixels, ~valid, instances).tolist() == [[0.0] * 4]
+    assert skeletons.pck(predicted, pixels, valid, sides, 0.05) == 0.25
+    assert box_sides(marked(pixels, valid, [0, 0, 1, 1]), ~valid).tolist() == [[0.0] * 4]
+    nothing = marked(pixels[:, :0], valid[:, :0], [])
+    assert box_sides(nothing, valid[:, :0]).shape == (1, 0)
+
+
+def test_pixels_outside_the_image_count_neither_here_nor_in_the_loss() -> None:
+    """A paw 5 pixels off: a tenth of a box to the image's edge, a twentieth of one to a nose far outside it."""
+    pixels = torch.tensor([[[10.0, 10], [58.0, 10], [110.0, 10]]])
+    truth = marked(pixels, torch.ones(1, 3, dtype=torch.bool), [0, 0, 0])
+    found = pixels + torch.tensor([[5.0, 0], [0, 0], [40, 0]])
+    points, times, cameras = torch.zeros(1, 3, 3), torch.zeros(1), torch.zeros(1, dtype=torch.long)
+
+    def scored(size: tuple[int, int]) -> float | None:
+        return skeletons.scores(points, found, truth, points, times, cameras, size).pck
+
+    assert scored((32, 64)) == 0.5, "5 of 48 pixels is too far, and the nose is no third keypoint"
+    assert scored((32, 256)) == pytest.approx(2 / 3), "5 of 100 pixels is near, 40 are not"
+    assert scored((32, 40)) is None, "one alone has no box"
+    prediction = KeypointPrediction(
+        keypoints=points[None],
+        keypoint_pixels=found[None],
+        keypoint_depth=torch.ones(1, 1, 3),
+        keypoint_visible_logits=torch.zeros(1, 1, 3),
+        keypoint_confidence_logits=torch.zeros(1, 1, 3),
+    )
+    only = KeypointLossConfig(depth=0.0, points=0.0, visibility=0.0, confidence=0.0)
+    for width, expected in ((64, 5 / 48 / 2), (256, 45 / 100 / 3)):
+        clip = Clip(
+            images=torch.zeros(1, 1, 3, 32, width),
+            times=times[None],
+            camera_ids=cameras[None],
+            keypoints=fields.stack([truth]),
+        )
+        value = only.build()(LossInputs(prediction=prediction, targets=clip))
+        assert value.item() == pytest.approx(expected)
 
 
 def test_a_video_of_two_cameras_is_scored_camera_by_camera() -> None:
@@ -120,13 +173,13 @@ def test_a_video_of_two_cameras_is_scored_camera_by_camera() -> None:
     stretched = points.clone()
     stretched[3:, 1] += torch.tensor([0.0, 0.2, 0.0]) * times[3:, None]
     cameras = torch.tensor([0, 0, 0, 5, 5, 5])
-    found = skeletons.scores(stretched, truth.pixels + 5, truth, points, times, cameras)
+    found = skeletons.scores(stretched, truth.pixels + 5, truth, points, times, cameras, (200, 200))
     assert found.pck == 1  # 5 √2 of 100 pixels
     assert found.mpjpe == pytest.approx(0.2 * 0.4 / (3 * 6), rel=1e-4)
     assert found.acceleration_error == pytest.approx(0, abs=1e-3)
     lengths = (1 + 0.2 * times[:3]).double().log()
     assert found.bone_variance == pytest.approx(float(lengths.var(correction=0)) / 2, rel=1e-4)
-    same = skeletons.scores(points, None, truth, points, times, cameras)
+    same = skeletons.scores(points, None, truth, points, times, cameras, (200, 200))
     assert (same.mpjpe, same.pck) == (0, None)
     assert same.bone_variance == pytest.approx(0, abs=1e-9)
 
@@ -147,11 +200,11 @@ def test_repeated_frames_and_things_of_one_pixel_spoil_nothing() -> None:
         edges=torch.tensor([[0, 1]]),
         rigid=torch.tensor([True]),
     )
-    found = skeletons.scores(points, truth.pixels, truth, points, times, torch.zeros(5, dtype=torch.long))
+    cameras = torch.zeros(5, dtype=torch.long)
+    found = skeletons.scores(points, truth.pixels, truth, points, times, cameras, (200, 200))
     assert found.pck == 1
     assert found.acceleration_error == 0
     assert found.jerk == pytest.approx(0, abs=1e-2)
     alone = valid & (truth.instances == 2)
     lonely = dataclasses.replace(truth, pixels_valid=alone)
-    cameras = torch.zeros(5, dtype=torch.long)
-    assert skeletons.scores(points, truth.pixels, lonely, points, times, cameras).pck is None
+    assert skeletons.scores(points, truth.pixels, lonely, points, times, cameras, (200, 200)).pck is None
