@@ -54,17 +54,12 @@ from four_d.types import (
     drawn,
     widened,
 )
-from tests.training.runs import make_data, validated
-from tests.training.test_run import assert_same, crash_at
+from tests.training.runs import assert_same, assert_same_end, crash, last, make_data, validated
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_data(tmp_path_factory.mktemp("data"), bare=1)
-
-
-def last(config: RunConfig) -> dict[str, Any]:
-    return torch.load(config.run_folder / "checkpoints/last.ckpt", weights_only=True)
 
 
 # a term with weights and a schedule: paths are compared with a small network of place and time, which learns the truth
@@ -122,14 +117,9 @@ def test_a_term_with_weights_and_a_schedule(data: Path, tmp_path: Path, monkeypa
     assert result.validation["path"] > 0
     lines = [line for line in read_metrics(whole.run_folder) if line["split"] == "train"]
     assert [line["weight/path"] for line in lines] == pytest.approx([1 / 3, 0.5, 0.5])
-    with monkeypatch.context() as patch:
-        crash_at(patch, 2)
-        with pytest.raises(RuntimeError, match="burns down"):
-            train(broken)
+    crash(monkeypatch, 2, lambda: train(broken))
     train(broken)
-    for key in ("state_dict", "optimizer_states"):
-        assert_same(last(broken)[key], last(whole)[key])
-    assert_same(last(broken)["run"]["trained"], last(whole)["run"]["trained"])
+    assert_same_end(broken, whole)
     own = [name for name in last(whole)["state_dict"] if name.startswith("losses.path.step.")]
     assert len(own) == 4
     assert not any("path" in name for name in checkpoints.read(whole.run_folder).model.state_dict())

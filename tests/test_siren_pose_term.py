@@ -34,8 +34,7 @@ from four_d.types import NONE, POINT, Clip, Example, Keypoints, Prediction
 from tests.helpers import box_clip
 from tests.keypoint_scene import chain_clip
 from tests.motion_scene import Oracle, scene
-from tests.training.runs import make_data, validated
-from tests.training.test_run import assert_same, crash_at
+from tests.training.runs import assert_same_end, crash, last, make_data, validated
 
 SMALL: dict[str, Any] = {
     "siren_network": {"layers": 2, "width": 8, "code": 4, "clip_code": 4},
@@ -365,10 +364,6 @@ def run(shards: Path, folder: Path) -> RunConfig:
     return validated(shards, folder, {"query_times": 3}, model={"heads": heads}, losses=losses, loop=loop)
 
 
-def last(config: RunConfig) -> dict[str, Any]:
-    return torch.load(config.run_folder / "checkpoints/last.ckpt", weights_only=True)
-
-
 @pytest.mark.slow
 def test_its_weights_train_are_averaged_saved_and_resumed_bit_for_bit_and_are_not_exported(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -378,14 +373,9 @@ def test_its_weights_train_are_averaged_saved_and_resumed_bit_for_bit_and_are_no
     result = train(whole)
     assert result.validation["paths"] > 0
     assert [line["paths"] > 0 for line in read_metrics(whole.run_folder) if line["split"] == "train"] == [True] * 3
-    with monkeypatch.context() as patch:
-        crash_at(patch, 2)
-        with pytest.raises(RuntimeError, match="burns down"):
-            train(broken)
+    crash(monkeypatch, 2, lambda: train(broken))
     train(broken)
-    for key in ("state_dict", "optimizer_states"):
-        assert_same(last(broken)[key], last(whole)[key])
-    assert_same(last(broken)["run"]["trained"], last(whole)["run"]["trained"])
+    assert_same_end(broken, whole)
     own = [name for name in last(whole)["state_dict"] if name.startswith("losses.paths.")]
     assert len(own) == len(begun)
     averaged, trained = last(whole)["state_dict"], last(whole)["run"]["trained"]

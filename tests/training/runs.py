@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
+
+import pytest
+import torch
 
 from four_d.config import RunConfig
+from four_d.data.loading import Step
 from four_d.data.shards import finalise, write_shard
 from four_d.schema import Plain, build, to_plain
+from four_d.training.module import TrainingModule
 from tests.helpers import box_clip
 
 TRACKS: Plain = {
@@ -83,3 +89,50 @@ def validated(shards: Path, folder: Path, data: dict[str, object] | None = None,
     """`tiny` with two validation clips."""
     held_out = {"validation": {"boxes": {"path": str(shards)}}, "validation_frames": 3, "validation_clips": 2}
     return tiny(shards, folder, data={**held_out, **(data or {})}, **sections)
+
+
+def last(config: RunConfig) -> dict[str, Any]:
+    """The last checkpoint of a run."""
+    return torch.load(config.run_folder / "checkpoints/last.ckpt", weights_only=True)
+
+
+def crash(monkeypatch: pytest.MonkeyPatch, step: int, start: Callable[[], object]) -> None:
+    """Start a run that breaks off as it begins the step of this number."""
+    whole = TrainingModule.training_step
+
+    def failing(self: TrainingModule, batch: Step, number: int) -> object:
+        if self.step == step:
+            raise RuntimeError("the machine burns down")
+        return whole(self, batch, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingModule, "training_step", failing)
+        with pytest.raises(RuntimeError, match="burns down"):
+            start()
+
+
+def assert_same(left: object, right: object) -> None:
+    """Equal to the bit, however nested."""
+    if isinstance(left, torch.Tensor):
+        assert isinstance(right, torch.Tensor)
+        assert torch.equal(left, right)
+    elif isinstance(left, Mapping):
+        assert isinstance(right, Mapping)
+        assert left.keys() == right.keys()
+        for key in left:
+            assert_same(left[key], right[key])
+    elif isinstance(left, list | tuple):
+        assert isinstance(right, list | tuple)
+        assert len(left) == len(right)
+        for a, b in zip(left, right):
+            assert_same(a, b)
+    else:
+        assert left == right
+
+
+def assert_same_end(one: RunConfig, other: RunConfig) -> None:
+    """Two runs ended with the same weights, averages and optimiser, to the bit."""
+    left, right = last(one), last(other)
+    for key in ("state_dict", "optimizer_states"):
+        assert_same(left[key], right[key])
+    assert_same(left["run"]["trained"], right["run"]["trained"])

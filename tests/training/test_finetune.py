@@ -21,8 +21,7 @@ from four_d.training.module import TrainingModule
 from four_d.training.optimiser import group_rate, make_optimiser, parts
 from four_d.training.run import compare
 from four_d.training.validation import validation_metrics
-from tests.training.runs import make_data, tiny, validated
-from tests.training.test_run import assert_same, crash_at, last
+from tests.training.runs import assert_same, crash, last, make_data, tiny, validated
 
 DYNAMICS = {"after": 0, "rounds": [1, 1], "hidden": 4, "hold": [2, 4]}
 
@@ -350,10 +349,7 @@ def test_a_killed_and_resumed_run_ends_with_the_same_weights_and_mask_schedule(
 ) -> None:
     whole, broken = (tuned(shards, tmp_path / name, source, epoch_steps=3, ema=0.9) for name in ("whole", "broken"))
     expected = finetune(whole)
-    with monkeypatch.context() as patch:
-        crash_at(patch, 4)
-        with pytest.raises(RuntimeError, match="burns down"):
-            finetune(broken)
+    crash(monkeypatch, 4, lambda: finetune(broken))
     stopped = last(broken)
     assert stopped["run"]["step"] == 3
     assert stopped["state_dict"]["model.backbone.dynamics.alpha"] == 1  # of step 2; at 3 it begins to fall

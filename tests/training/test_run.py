@@ -11,7 +11,6 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from four_d.errors import UserError
 from four_d.training import run, train
 from four_d.training.module import TrainingModule
 from four_d.training.record import RunRecord, alone, read_metrics
-from tests.training.runs import make_data, tiny, validated
+from tests.training.runs import assert_same, assert_same_end, crash, last, make_data, tiny, validated
 
 Lines = list[dict[str, Any]]
 
@@ -43,40 +42,6 @@ def curve(config: RunConfig, split: str = "train") -> Lines:
     clock = {"steps_per_s", "images_per_s", "elapsed_s"}
     lines = [line for line in read_metrics(config.run_folder) if line["split"] == split]
     return [{k: v for k, v in line.items() if k not in clock} for line in lines]
-
-
-def last(config: RunConfig) -> dict[str, Any]:
-    return torch.load(config.run_folder / "checkpoints/last.ckpt", weights_only=True)
-
-
-def assert_same(left: object, right: object) -> None:
-    """Equal to the bit, however nested."""
-    if isinstance(left, torch.Tensor):
-        assert isinstance(right, torch.Tensor)
-        assert torch.equal(left, right)
-    elif isinstance(left, Mapping):
-        assert isinstance(right, Mapping)
-        assert left.keys() == right.keys()
-        for key in left:
-            assert_same(left[key], right[key])
-    elif isinstance(left, list | tuple):
-        assert isinstance(right, list | tuple)
-        assert len(left) == len(right)
-        for a, b in zip(left, right):
-            assert_same(a, b)
-    else:
-        assert left == right
-
-
-def crash_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    whole = TrainingModule.training_step
-
-    def failing(self: TrainingModule, batch: Step, number: int) -> object:
-        if self.step == step:
-            raise RuntimeError("the machine burns down")
-        return whole(self, batch, number)
-
-    monkeypatch.setattr(TrainingModule, "training_step", failing)
 
 
 def test_a_run_leaves_config_environment_figures_checkpoints_and_pictures(data: Path, tmp_path: Path) -> None:
@@ -114,18 +79,13 @@ def test_a_killed_and_resumed_run_ends_with_the_same_weights(
     whole = validated(data, tmp_path / "whole", loop=settings)
     broken = validated(data, tmp_path / "broken", loop=settings)
     train(whole)
-    with monkeypatch.context() as patch:
-        crash_at(patch, 5)
-        with pytest.raises(RuntimeError, match="burns down"):
-            train(broken)
+    crash(monkeypatch, 5, lambda: train(broken))
     assert [line["step"] for line in curve(broken)] == [1, 2, 3, 4, 5]
     assert last(broken)["run"]["step"] == 3
     train(broken)
     assert curve(broken) == curve(whole)
     assert curve(broken, "validation") == curve(whole, "validation")
-    for key in ("state_dict", "optimizer_states"):
-        assert_same(last(broken)[key], last(whole)[key])
-    assert_same(last(broken)["run"]["trained"], last(whole)["run"]["trained"])
+    assert_same_end(broken, whole)
 
 
 def test_a_run_that_is_over_is_left_alone(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
