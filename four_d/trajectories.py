@@ -117,17 +117,29 @@ def predicted(prediction: Prediction, clip: Clip, queries: Float[Tensor, "b n 3"
 
 
 def true(clip: Clip, queries: Float[Tensor, "b n 3"]) -> Trajectories | None:
-    """Ground-truth trajectories of the points at the pixels' centres; None if the clip has none.
+    """Ground-truth trajectories of the points at the pixels' centres; None if no clip of the batch has any.
 
-    From the surface at every frame's time, or else from true motion at the query times.
+    Each clip's are from its surface at every frame's time, or else from its true motion at the query times.
     """
     if clip.cameras is None:
         return None
-    if clip.surface is not None:
-        return of_surface(clip, queries)
-    if clip.motion is not None and clip.depth is not None:
+    surface = None if clip.surface is None else of_surface(clip, queries)
+    if clip.motion is None or clip.depth is None:
+        return surface
+    if surface is None or clip.surface is None:
         return of_true_motion(clip, queries)
-    return None
+    has = (clip.surface.faces >= 0).flatten(1).any(-1).tolist()
+    if all(has):
+        return surface
+    motion = of_true_motion(clip, queries)
+    # one of fewer times ends with entries that are not valid
+    chosen = [surface if own else motion for own in has]
+    return Trajectories(
+        points=fields.pad([each.points[i] for i, each in enumerate(chosen)]),
+        visible=fields.pad([each.visible[i] for i, each in enumerate(chosen)]),
+        valid=fields.pad([each.valid[i] for i, each in enumerate(chosen)]),
+        times=fields.pad([each.times[i] for i, each in enumerate(chosen)]),
+    )
 
 
 def of_motion(prediction: Prediction, clip: Clip, queries: Float[Tensor, "b n 3"]) -> Trajectories:

@@ -176,6 +176,27 @@ def test_every_truth_says_what_the_formula_says(source: str) -> None:
         assert torch.equal(found.visible[0] > 0, shown)
 
 
+def test_each_clip_of_a_batch_has_the_truth_that_it_has() -> None:
+    """A surface, stored motion at two query times, neither."""
+    clip, some = scene(), [0, 2]
+    stored = dataclasses.replace(
+        fields.take(clip, "q", some), surface=dataclasses.replace(clip.surface, faces=clip.surface.faces - 1)
+    )
+    bare = dataclasses.replace(stored, motion_valid=torch.zeros_like(stored.motion_valid))
+    parts = [fields.unstack(each, 0) for each in (fields.take(clip, "q", some), stored, bare)]
+    for turned in (parts, parts[::-1]):
+        found = trajectories.true(fields.stack(turned), QUERIES.expand(3, -1, -1))
+        assert found is not None
+        rows = found if turned is parts else fields.take(found, "b", [2, 1, 0])
+        assert rows.points.shape == (3, len(QUERIES), F, 3)
+        assert rows.valid.all((1, 2)).tolist() == [True, False, False]
+        assert rows.valid[1].all(0).tolist() == [True, True, False, False]
+        assert not rows.valid[2].any()
+        torch.testing.assert_close(rows.points[:1], formula(clip, QUERIES))
+        torch.testing.assert_close(rows.points[1:2, :, :2], formula(clip, QUERIES, TIMES[some]))
+        assert rows.times[1, :2].tolist() == TIMES[some].tolist()
+
+
 def test_without_truth_there_is_none_and_what_is_not_known_is_not_valid() -> None:
     clip = scene()
     assert trajectories.true(dataclasses.replace(clip, cameras=None), QUERIES[None]) is None
