@@ -132,11 +132,12 @@ def execute(run: Run) -> Line:
 
 def raw_line(run: Run, scores: Line, minutes: float, *, steps: int) -> Line:
     study, summary = run.study, scores["summary"]
+    figures = {name: score["mean"] for name, score in scores["rows"][scores["model"]].items()} | summary
     return {
         "study": study.name,
         "variant": run.variant,
         "seed": run.seed,
-        **{key.name: summary.get(key.metric.name) for key in study.keys},
+        **{key.name: figures.get(key.metric.name) for key in study.keys},
         "image_free": {key.name: summary["image_free"].get(key.metric.name) for key in study.keys},
         "predictors": {name: summary["predictors"].get(row, {}) for name, row in study.predictors.items()},
         "digest": scores["digest"],
