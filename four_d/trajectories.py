@@ -13,16 +13,17 @@ from typing import cast
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from four_d import fields
 from four_d import surface as surfaces
 from four_d.errors import UserError
 from four_d.geometry import invert_pose, rays, transform, unproject, world_points
-from four_d.keypoints import named
+from four_d.keypoints import decode_names, named
 from four_d.layers import full_precision
 from four_d.query import query_times
 from four_d.rendering.scene import means_at
-from four_d.types import NONE, POINT, Cameras, Clip, Gaussians, Prediction, Surface, same_time, selects
+from four_d.types import NONE, POINT, Cameras, Clip, Gaussians, Keypoints, Prediction, Surface, same_time, selects
 
 EDGE = 0.1
 """Relative difference of inverse depth above which two neighbouring pixels count as different surfaces, or a point as
@@ -261,7 +262,8 @@ def of_true_motion(clip: Clip, queries: Float[Tensor, "b n 3"]) -> Trajectories:
 def of_keypoints(prediction: Prediction, clip: Clip) -> Trajectories | None:
     """Predicted keypoints at every frame's time; None if the model gives none (``*b f joints 3`` by that name).
 
-    Valid are those that have a name in ``clip``, among the keypoints to find or the true ones; with the bones of these.
+    Valid are those that have a name in ``clip`` (`asked_names`); with the bones of the true ones. UserError for another
+    number of them than was asked for, and as in `asked_keypoints`.
     """
     declared = {each.name: each.axes for each in fields.declared(type(prediction))}
     if declared.get("keypoints") != ("*b", "f", "joints", "3"):
@@ -271,9 +273,11 @@ def of_keypoints(prediction: Prediction, clip: Clip) -> Trajectories | None:
         return None
     seen = cast(Tensor | None, getattr(prediction, "keypoint_visible", None))
     visible = torch.ones_like(points[..., 0]) if seen is None else seen
-    truth, names = clip.keypoints, clip.keypoint_names
-    if names is None and truth is not None:
-        names = truth.names
+    truth, names = asked_keypoints(clip), asked_names(clip)
+    if names is not None:
+        if not names.shape[-2]:
+            return None  # nothing was asked for; in training a head finds one that means nothing
+        check_found(points.shape[-2], names.shape[-2])
     known = torch.ones_like(points[:, 0, :, 0], dtype=torch.bool) if names is None else named(names)
     return Trajectories(
         points=points.transpose(1, 2),
@@ -286,8 +290,8 @@ def of_keypoints(prediction: Prediction, clip: Clip) -> Trajectories | None:
 
 
 def of_true_keypoints(clip: Clip) -> Trajectories | None:
-    """True keypoints at every frame's time, with their bones; None if the clip has none."""
-    truth = clip.keypoints
+    """True keypoints (`asked_keypoints`) at every frame's time, with their bones; None if the clip has none."""
+    truth = asked_keypoints(clip)
     if truth is None:
         return None
     return Trajectories(
@@ -297,6 +301,56 @@ def of_true_keypoints(clip: Clip) -> Trajectories | None:
         times=clip.times,
         edges=truth.edges,
         rigid=truth.rigid,
+    )
+
+
+def asked_names(clip: Clip) -> Int[Tensor, "*b joints letters"] | None:
+    """Names of the keypoints that a model was asked for, in its order: the clip's own, else those of the true ones."""
+    if clip.keypoint_names is not None:
+        return clip.keypoint_names
+    return None if clip.keypoints is None else clip.keypoints.names
+
+
+def check_found(found: int, named: int) -> None:
+    """Raise UserError unless a model found as many keypoints as the targets name."""
+    if found != named:
+        raise UserError(
+            f"the targets name {named} keypoints, and a model was asked for {found}; leave Clip.keypoint_names to "
+            "data.sampling.model_inputs"
+        )
+
+
+def asked_keypoints(clip: Clip) -> Keypoints | None:
+    """True keypoints, one for each that a model was asked for (`asked_names`); None if the clip has none.
+
+    UserError where the names to find are not the true ones in their order: nothing else says which point is which.
+    """
+    names, truth = clip.keypoint_names, clip.keypoints
+    if names is None or truth is None or torch.equal(names, truth.names):
+        return truth
+    more = names.shape[-2] - truth.names.shape[-2]
+    true = functional.pad(truth.names, (0, 0, 0, max(more, 0)))
+    asked = functional.pad(names, (0, 0, 0, max(-more, 0)))
+    other = (asked != true).any(-1) & named(truth.names).any(-1, keepdim=True)  # without truth nothing is compared
+    if bool(other.any()):
+        wanted, there = (decode_names(each[other][:1])[0] for each in (asked, true))
+        raise UserError(
+            f"a model was asked for keypoint {wanted!r} where the truth has {there!r}; leave Clip.keypoint_names to "
+            "data.sampling.model_inputs, or give the names of the true keypoints in their order"
+        )
+
+    def padded(values: Tensor, behind: int) -> Tensor:  # or cut, where all that is too much has no name
+        return functional.pad(values, (*[0] * (2 * behind), 0, more))
+
+    return replace(
+        truth,
+        names=names,
+        instances=padded(truth.instances, 0),
+        points=padded(truth.points, 1),
+        valid=padded(truth.valid, 0),
+        pixels=padded(truth.pixels, 1),
+        pixels_valid=padded(truth.pixels_valid, 0),
+        visible=padded(truth.visible, 0),
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional
 
 from four_d import fields
 from four_d.abilities import Abilities, ModelModule
@@ -29,18 +30,21 @@ from four_d.inference import load as load_model
 from four_d.keypoints import encode_names
 from four_d.layers import NameEmbedding
 from four_d.losses.keypoint import OUTPUTS, KeypointLossConfig
+from four_d.losses.siren_pose import SirenPoseLossConfig
+from four_d.metrics.comparison import Comparison
 from four_d.parts import TokenShape
 from four_d.schema import to_plain
 from four_d.training import train
 from four_d.training.module import TrainingModule
 from four_d.training.record import read_metrics
 from four_d.training.run import RunData
+from four_d.training.variation import rows
 from four_d.trajectories import predicted
 from four_d.types import Cameras, Clip, Example, Prediction, Tokens, map_tensors
 from four_d.video.footage import Selection, read
 from four_d.viewer import report
 from tests.helpers import box_clip, loss_value
-from tests.keypoint_scene import EDGES, chain_clip
+from tests.keypoint_scene import EDGES, NAMES, chain_clip
 from tests.test_export import TINY
 from tests.training.runs import tiny
 
@@ -229,8 +233,59 @@ def test_what_cannot_be_compared_is_said(example: Example) -> None:
     with pytest.raises(UserError, match=r"needs keypoints; add a head \{kind: keypoints\}"):
         loss_value(KeypointLossConfig(), Prediction(), example.targets)
     few = fields.take(truly(example), "joints", [0, 1])
-    with pytest.raises(UserError, match="compares the 5 keypoints of its targets, and 2 others"):
+    with pytest.raises(UserError, match="name 5 keypoints, and a model was asked for 2"):
         loss_value(KeypointLossConfig(), few, example.targets)
+
+
+def elsewhere(example: Example, order: list[int]) -> tuple[KeypointPrediction, Clip]:
+    """The truth, and targets that say that the model was asked for it in another order."""
+    names = example.inputs.keypoint_names
+    assert names is not None
+    return truly(example), dataclasses.replace(example.targets, keypoint_names=names[:, order])
+
+
+SPOKEN = "asked for keypoint 'left_knee' where the truth has 'root'"
+
+
+def test_an_elbow_is_never_compared_with_a_knee(example: Example) -> None:
+    """By no loss, metric or measure: names in another order than the truth's are an answer of one line."""
+    said, targets = elsewhere(example, [1, 0, 2, 3, 4])
+    with pytest.raises(UserError, match=SPOKEN):
+        loss_value(KeypointLossConfig(), said, targets)
+    with pytest.raises(UserError, match=SPOKEN):
+        loss_value(SirenPoseLossConfig(source="keypoints"), said, targets)
+    single, clip = fields.unstack(said, 0), fields.unstack(targets, 0)
+    with pytest.raises(UserError, match=SPOKEN):
+        Comparison(single, clip).keypoints  # noqa: B018 - which compares
+    with pytest.raises(UserError, match=SPOKEN):
+        rows(*(fields.take(each, "b", slice(1)) for each in (said, targets)))
+    same = elsewhere(example, [0, 1, 2, 3, 4])
+    assert float(loss_value(KeypointLossConfig(), *same)) == pytest.approx(0, abs=1e-5)
+    found = Comparison(*(fields.unstack(each, 0) for each in same)).keypoints
+    assert found is not None
+    assert (found.mpjpe, found.pck) == (0, 1)
+
+
+def test_clips_of_a_batch_may_ask_by_themselves_or_leave_it_to_the_truth() -> None:
+    """One asks for its five by name, one leaves that open, one asks for six and has no truth."""
+    whole, bare = (normalise(to_clip(chain_clip(seed))) for seed in (0, 1))
+    asks = dataclasses.replace(whole, keypoint_names=encode_names(NAMES))
+    free = dataclasses.replace(bare, keypoints=None, keypoint_names=encode_names([*NAMES, "tail"]))
+    batch = collate([to_example(clip, "key") for clip in (asks, bare, free)])
+    assert batch.inputs.keypoint_names is not None
+    assert torch.equal(batch.inputs.keypoint_names, batch.targets.keypoint_names)  # pyright: ignore[reportArgumentType]
+    right = truly(collate([to_example(clip, "key") for clip in (whole, bare)]))
+    said = KeypointPrediction(
+        keypoints=functional.pad(right.keypoints, (0, 0, 0, 1, 0, 0, 0, 1)),  # pyright: ignore[reportArgumentType]
+        keypoint_pixels=functional.pad(right.keypoint_pixels, (0, 0, 0, 1, 0, 0, 0, 1)),  # pyright: ignore[reportArgumentType]
+        **{
+            name: functional.pad(getattr(right, name), (0, 1, 0, 0, 0, 1), value=1.0)
+            for name in ("keypoint_depth", "keypoint_visible_logits", "keypoint_confidence_logits")
+        },
+    )
+    assert float(loss_value(KeypointLossConfig(), said, batch.targets)) == pytest.approx(0, abs=1e-5)
+    direct = dict.fromkeys(("siren", "graph"), 0.0)
+    assert float(loss_value(SirenPoseLossConfig(source="keypoints", **direct), said, batch.targets)) < 1e-5
 
 
 def test_predicted_keypoints_are_trajectories_with_bones(example: Example) -> None:

@@ -370,7 +370,9 @@ def _with_empty_keypoints(clip: Clip, clips: Sequence[Clip]) -> Clip:
         )
         clip = dataclasses.replace(clip, keypoints=nothing)
     if clip.keypoint_names is None and any(other.keypoint_names is not None for other in clips):
-        clip = dataclasses.replace(clip, keypoint_names=names)
+        # what `model_inputs` asks for
+        asked = names if clip.keypoints is None else clip.keypoints.names
+        clip = dataclasses.replace(clip, keypoint_names=asked)
     if clip.keypoint_boxes is None and any(other.keypoint_boxes is not None for other in clips):
         count = 0 if clip.keypoint_names is None else len(clip.keypoint_names)
         whole = torch.tensor([[0.0, 0.0], [width, height]]).repeat(count, 1, 1)

@@ -31,6 +31,7 @@ from four_d.layers import (
     inverse_log,
 )
 from four_d.parts import EVERY_FRAME, HeadSpec, Provision, TokenShape
+from four_d.trajectories import asked_keypoints
 from four_d.types import CERTAINTY, INTERNAL, LENGTH, NONE, PIXEL, POINT, Clip, Prediction, Tokens, truth
 
 FREQUENCIES = 4
@@ -40,11 +41,13 @@ HIDDEN = -1e4
 
 
 def _true_points(clip: Clip) -> tuple[Tensor | None, Tensor | None]:
-    return (None, None) if clip.keypoints is None else (clip.keypoints.points, clip.keypoints.valid)
+    truth = asked_keypoints(clip)
+    return (None, None) if truth is None else (truth.points, truth.valid)
 
 
 def _true_pixels(clip: Clip) -> tuple[Tensor | None, Tensor | None]:
-    return (None, None) if clip.keypoints is None else (clip.keypoints.pixels, clip.keypoints.pixels_valid)
+    truth = asked_keypoints(clip)
+    return (None, None) if truth is None else (truth.pixels, truth.pixels_valid)
 
 
 @dataclass(frozen=True, kw_only=True)

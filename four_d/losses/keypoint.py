@@ -16,6 +16,7 @@ from four_d.losses.reduction import Over, cross_entropy, kept_mean, nothing, wei
 from four_d.losses.schedule import Weight
 from four_d.losses.supervision import Need, frames_with_cameras
 from four_d.losses.term import LossInputs, LossSpec, LossTerm
+from four_d.trajectories import asked_keypoints, check_found
 from four_d.types import Clip, Keypoints, Prediction
 
 OUTPUTS = (
@@ -34,7 +35,7 @@ LEAST_SIDE = 0.1
 class KeypointLossConfig(LossSpec):
     """Distances of keypoints in the images, in log depth and in space, and two cross-entropies.
 
-    The predicted keypoints are the targets', in their order.
+    The predicted keypoints are the targets', in their order: other names are refused.
     """
 
     needs: ClassVar[tuple[Need, ...]] = ("keypoints",)
@@ -76,15 +77,11 @@ class KeypointLoss(LossTerm[KeypointLossConfig]):
 
     def forward(self, inputs: LossInputs) -> Float[Tensor, ""]:
         """Compute the term. UserError without a head or for keypoints other than the targets'; 0 without truth."""
-        outputs, truth = keypoint_outputs(inputs.prediction), inputs.targets.keypoints
+        outputs, truth = keypoint_outputs(inputs.prediction), asked_keypoints(inputs.targets)
         if truth is None or not truth.points.shape[-2] or not outputs:
             return nothing(inputs.targets.images, *outputs.values())
         points, pixels = outputs["keypoints"], outputs["keypoint_pixels"]
-        if points.shape != truth.points.shape:
-            raise UserError(
-                f"the keypoints loss compares the {truth.points.shape[-2]} keypoints of its targets, and "
-                f"{points.shape[-2]} others were asked for; leave Clip.keypoint_names to data.sampling.model_inputs"
-            )
+        check_found(points.shape[-2], truth.points.shape[-2])
         config, size = self.config, (inputs.targets.images.shape[-2], inputs.targets.images.shape[-1])
         here = inside_image(truth, size)
         away = _length(pixels - truth.pixels, here) / units(truth, here, size, config.by)

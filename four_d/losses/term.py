@@ -75,7 +75,7 @@ class LossInputs:
     @cached_property
     def true_keypoints(self) -> Trajectories | None:
         """True trajectories of the targets' keypoints (`trajectories.of_true_keypoints`), in the order in which
-        ``trajectories["keypoints"]`` has the predicted ones.
+        ``trajectories["keypoints"]`` has the predicted ones. UserError where a model was asked for other names.
         """
         return of_true_keypoints(self.targets)
 

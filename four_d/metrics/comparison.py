@@ -11,6 +11,7 @@ from torch import Tensor
 from four_d import geometry
 from four_d.metrics import depth, masks, points, pose, skeletons
 from four_d.surface import LEAST_MOTION
+from four_d.trajectories import asked_keypoints
 from four_d.types import LIKELY, Cameras, Clip, Prediction
 
 Part = Literal["all", "dynamic", "static"]
@@ -141,8 +142,10 @@ class Comparison:
 
     @cached_property
     def keypoints(self) -> skeletons.SkeletonScores | None:
-        """Errors of keypoints, in source units and pixels; None unless the model was asked for all true ones."""
-        truth = self.targets.keypoints
+        """Errors of keypoints, in source units and pixels; None unless the model was asked for all true ones. UserError
+        where it was asked for others.
+        """
+        truth = asked_keypoints(self.targets)
         predicted = getattr(self.prediction, "keypoints", None)
         if truth is None or predicted is None or predicted.shape != truth.points.shape:
             return None

@@ -26,7 +26,7 @@ from four_d.losses.siren_pose.graph import GraphConfig, GraphNetwork, judged_err
 from four_d.losses.siren_pose.siren import AmortisedSiren, Fitted, SirenConfig, anchors, half_range
 from four_d.losses.supervision import Need
 from four_d.losses.term import LossInputs, LossSpec, LossTerm
-from four_d.trajectories import Trajectories, at_times
+from four_d.trajectories import Trajectories, asked_names, at_times
 from four_d.types import Cameras, Clip, same_time
 
 Source = Literal["keypoints", "pixel_tracks", "gaussians", "motion"]
@@ -230,7 +230,7 @@ class SirenPoseLoss(LossTerm[SirenPoseLossConfig]):
         source.
         """
         source, targets = self.config.source, inputs.targets
-        names = names_of(targets) if source == "keypoints" else None
+        names = asked_names(targets) if source == "keypoints" else None
         if source == "keypoints" and (names is None or not names.shape[1]):
             return {}  # nothing was asked for, so nothing need be found
         if source not in inputs.trajectories:
@@ -354,13 +354,6 @@ class SirenPoseLoss(LossTerm[SirenPoseLossConfig]):
         z, true = (depths(known(each.points, weights), targets.cameras).mT for each in (ours, theirs))
         weights = torch.where(true > NEAREST, weights, 0)
         return consistency.depth(z, true, weights, free=self.config.free_depth)
-
-
-def names_of(clip: Clip) -> Names | None:
-    """Names of the keypoints that a model was asked for, in its order; None without any."""
-    if clip.keypoint_names is not None:
-        return clip.keypoint_names
-    return None if clip.keypoints is None else clip.keypoints.names
 
 
 def depths(points: Points, cameras: Cameras) -> Float[Tensor, "b t n"]:
