@@ -17,13 +17,9 @@ VALUES = (
     f"data.sources.bodies.path={DATA / 'train_bodies'}",
     f"data.validation.held_out.path={DATA / 'held_out_bodies'}",
 )
-WITHOUT = "losses.siren_pose=null"
+WITHOUT = ("losses.siren_pose=null", "optimiser.groups.siren_pose=null")
 TUNED = (*VALUES, "loop.max_steps=300", "loop.epoch_steps=150")
 PARTS = ("position", "depth", "velocity", "acceleration", "bone", "siren", "graph")
-SETTINGS = {
-    "siren": ("losses.siren_pose.siren_network=null", "losses.siren_pose.rate=null"),
-    "graph": ("losses.siren_pose.graph_network=null",),
-}
 FITTED = "start"
 SCORED = ("frames=12", "stride=1", "hints=[boxes]", "tasks=[keypoints,pose]")
 
@@ -33,9 +29,9 @@ STUDY = Study(
         DataSet(name="train_bodies", arguments=("--shards", "0:40", "--seed", "11", *WORLDS, *EASY)),
         DataSet(name="held_out_bodies", arguments=("--shards", "0:2", "--seed", "12", "--held-out", *WORLDS, *HARD)),
     ),
-    shared={FITTED: Training(values=(*VALUES, WITHOUT, "loop.max_steps=2000"), start="checkpoints/unified-small")},
+    shared={FITTED: Training(values=(*VALUES, *WITHOUT, "loop.max_steps=2000"), start="checkpoints/unified-small")},
     variants={
-        "base": Training(values=(*TUNED, WITHOUT), start=FITTED),
+        "base": Training(values=(*TUNED, *WITHOUT), start=FITTED),
         "full": Training(values=TUNED, start=FITTED),
         **{f"no_{part}": Training(values=(*TUNED, f"losses.siren_pose.{part}=0"), start=FITTED) for part in PARTS},
     },
