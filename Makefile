@@ -54,7 +54,7 @@ check: setup
 
 # the lock names no index; hashes make it the same everywhere
 lock:
-	$(BIN)/uv pip compile pyproject.toml --extra synth --extra viz --extra video --group dev --universal \
+	$(BIN)/uv pip compile pyproject.toml --extra synth --extra viz --extra video --extra hdf5 --group dev --universal \
 	  --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet -o requirements.lock
 
 clean:

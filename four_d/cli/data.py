@@ -89,6 +89,30 @@ class ImportCoco:
     """Number of clips of a shard."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImportSleapAnipose:
+    """Flags of data import sleap-anipose."""
+
+    sessions: Annotated[tuple[Path, ...], Form(positional=True, metavar="SESSION")]
+    """Folders with calibration.toml, points3d.h5, and tracks and video of each view."""
+    out: Annotated[Path, Form(positional=True, metavar="OUT")]
+    """Folder of the shards."""
+    unit: Literal["m", "cm", "mm"] | None = None
+    """Unit in which the calibration board was measured (default: unknown, clips are not metric)."""
+    views: Annotated[tuple[str, ...], Form(metavar="NAME")] = ()
+    """Views to take (default: all of the calibration)."""
+    long_side: Annotated[int | None, Form(parse=count, metavar="PIXELS")] = None
+    """Longer side of the stored images (default: as they are)."""
+    clip_frames: Annotated[int, Form(parse=count, metavar="N")] = 48
+    """Most times of a clip; a session becomes clips of about equal length."""
+    name: str = "sleap-anipose"
+    """Name of the source in the manifest."""
+    licence: Annotated[str, Form(metavar="TEXT")] = "unknown"
+    """Licence of the data."""
+    clips_per_shard: Annotated[int, Form(parse=count, metavar="N")] = 16
+    """Number of clips of a shard."""
+
+
 def add_verbs(verbs: Verbs[Verb]) -> None:
     """Add data make, import, check, stats and show."""
     data = verbs.add_parser("data", help="make, import, check, count and show shards")
@@ -99,6 +123,8 @@ def add_verbs(verbs: Verbs[Verb]) -> None:
     imports = imports.add_subparsers(required=True, metavar="FORM")
     text = "Turn keypoint annotations in COCO's form into shards with one vocabulary of names."
     add_verb(imports, "coco", _import_coco, text, lambda: ImportCoco)
+    text = "Turn sessions of sleap-anipose (several views, tracks, triangulated points) into shards with cameras."
+    add_verb(imports, "sleap-anipose", _import_sleap_anipose, text, lambda: ImportSleapAnipose)
     text = "Verify shards against the layout and their geometry; exit 1 if wrong."
     add_verb(data, "check", _data_check, text, lambda: Check)
     add_verb(data, "stats", _data_stats, "Count what is in the shards.", lambda: Stats)
@@ -149,6 +175,23 @@ def _import_coco(arguments: ImportCoco) -> int:
         sources, arguments.out, clips_per_shard=arguments.clips_per_shard, skeleton_base=arguments.skeleton_base
     )
     print(f"{arguments.out}: {manifest.clips} clips, {manifest.frames} frames; names and counts in {VOCABULARY}")
+    return 0
+
+
+def _import_sleap_anipose(arguments: ImportSleapAnipose) -> int:
+    from data_prep.importers.sleap_anipose import Settings, import_sleap_anipose
+
+    settings = Settings(
+        unit=arguments.unit,
+        views=arguments.views,
+        long_side=arguments.long_side,
+        clip_frames=arguments.clip_frames,
+        name=arguments.name,
+        licence=arguments.licence,
+    )
+    out, shards = arguments.out, arguments.clips_per_shard
+    manifest = import_sleap_anipose(arguments.sessions, out, settings, clips_per_shard=shards)
+    print(f"{out}: {manifest.clips} clips, {manifest.frames} frames")
     return 0
 
 
