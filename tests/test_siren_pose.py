@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from four_d import fields
 from four_d.errors import UserError
+from four_d.geometry import project
 from four_d.keypoints import encode_names
 from four_d.losses.siren_pose import FitConfig, fit_siren
 from four_d.losses.siren_pose import consistency as parts
@@ -20,6 +21,7 @@ from four_d.losses.siren_pose.codes import PointCode, canonical
 from four_d.losses.siren_pose.graph import GraphConfig, GraphNetwork, judged_error
 from four_d.losses.siren_pose.siren import AmortisedSiren, Siren, SirenConfig, anchors
 from four_d.trajectories import Trajectories
+from four_d.types import Cameras
 
 TIMES = torch.tensor([[0.0, 0.3, 0.5, 1.1, 1.2], [-1.0, 0.0, 0.1, 0.7, 2.0]], dtype=torch.float64)
 EDGES = torch.tensor([[0, 1], [1, 2], [2, 3], [0, 0]]).expand(2, -1, -1)
@@ -46,10 +48,25 @@ def judged(points: Tensor, reference: Tensor, weights: Tensor, times: Tensor, ed
     return parts.weighted_mean(judged_error(found, points, reference, weights, 0.1), weights)
 
 
+def camera(points: Tensor) -> Cameras:
+    """A camera for each of b t that looks at `made`'s points from a little beside the origin."""
+    poses = torch.eye(4, dtype=torch.float64).repeat(len(points), points.shape[2], 1, 1)
+    poses[:, :, 0, 3] = 0.1 * torch.arange(points.shape[2])
+    lens = torch.tensor([[30.0, 0, 16], [0, 40, 12], [0, 0, 1]], dtype=torch.float64)
+    return Cameras(world_from_camera=poses, intrinsics=lens.expand(*poses.shape[:2], 3, 3))
+
+
+def reprojected(points: Tensor, reference: Tensor, weights: Tensor) -> Tensor:
+    seen = camera(points)
+    pixels = project(reference.transpose(1, 2), seen)[0].transpose(1, 2)
+    return parts.reprojection(points, seen, pixels, torch.full_like(weights, 8), weights)
+
+
 PARTS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "position": lambda x, y, w, _t, _e: parts.position(x, y, w),
     "depth": lambda x, y, w, _t, _e: parts.depth(x[..., 2], y[..., 2], w, free=False),
     "free depth": lambda x, y, w, _t, _e: parts.depth(x[..., 2], y[..., 2], w, free=True),
+    "reprojection": lambda x, y, w, _t, _e: reprojected(x, y, w),
     "velocity": lambda x, y, w, t, _e: parts.velocity(x, t, w, y),
     "joint velocity": lambda x, _y, w, t, e: parts.joint_velocity(x, t, w, e),
     "acceleration": lambda x, y, w, t, _e: parts.acceleration(x, t, w, y),
@@ -66,7 +83,7 @@ def value(
     return PARTS[name](points, reference, weights, times, edges)
 
 
-COMPARING = ("position", "depth", "free depth", "velocity", "acceleration", "bones beside others")
+COMPARING = ("position", "depth", "free depth", "reprojection", "velocity", "acceleration", "bones beside others")
 
 
 @pytest.mark.parametrize("name", COMPARING)
@@ -174,6 +191,48 @@ def test_a_weighted_median_and_depth_up_to_a_factor() -> None:
         value("free depth", 3 * near, points, weights), value("free depth", near, points, weights)
     )
     assert value("depth", 3 * near, points, weights).min() > 0.5
+
+
+def test_reprojection_by_hand() -> None:
+    """6 of 8 pixels to the right and 8 below, of 20; and in another camera nowhere else."""
+    seen = camera(torch.zeros(1, 1, 2, 3))
+    points = torch.tensor([[0.0, 0, 5], [0.1, 0, 5]], dtype=torch.float64)[None, None]
+    pixels = torch.tensor([[16.0, 12], [10, 4]], dtype=torch.float64)[None, None]
+    sides, ones = torch.full((1, 1, 2), 20.0), torch.ones(1, 1, 2, dtype=torch.float64)
+    found = parts.reprojection(points, seen, pixels, sides, ones)
+    torch.testing.assert_close(found.item(), ((0.25 + parts.SOFT**2) ** 0.5 - parts.SOFT) / 2)
+
+
+@pytest.mark.parametrize(
+    "place", [(0.0, 0.0, -2.0), (1.0, -0.5, -3.0), (1.0, 1.0, 0.0), (0.0, 0.0, 0.0), (3.0, 0.0, 1e-9), (0.0, 0.0, 1e-9)]
+)
+def test_a_point_behind_the_camera_is_drawn_before_it(place: tuple[float, float, float]) -> None:
+    """Also one whose pixel would be right, one in the camera's plane, and one at its centre."""
+    points = torch.tensor([place, (0.0, 0.0, 4.0)], dtype=torch.float64)[None, :, None].requires_grad_()
+    seen, ones = camera(torch.zeros(1, 2, 1, 3)), torch.ones(1, 2, 1, dtype=torch.float64)
+    pixels = torch.tensor([[16.0, 12], [16, 12]], dtype=torch.float64)[None, :, None]
+    optimiser, worth = torch.optim.Adam([points], lr=0.1), list[float]()
+    for _ in range(300):
+        value = parts.reprojection(points, seen, pixels, 10 * ones, ones).sum()
+        optimiser.zero_grad()
+        value.backward()
+        assert points.grad is not None
+        assert points.grad.isfinite().all()
+        assert points.grad.norm() < 1e3
+        worth.append(value.item())
+        optimiser.step()
+    assert worth[0] > 0.1
+    assert worth[-1] < 0.01
+    assert points[0, 0, 0, 2] > 0
+
+
+def test_reprojection_does_not_jump_at_the_cameras_plane() -> None:
+    z = torch.linspace(0.05, 0.15, 400, dtype=torch.float64)
+    points = torch.stack([(1 - z**2).sqrt(), torch.zeros_like(z), z], -1)[:, None, None]
+    ones = torch.ones(400, 1, 1, dtype=torch.float64)
+    found = parts.reprojection(points, camera(points), torch.zeros(400, 1, 1, 2).double(), ones, ones)
+    assert found.diff().abs().max() < 2, "of some 300"
+    assert (found.diff() < 0).all(), "the farther before the camera the better"
 
 
 def test_joint_velocity_is_the_distance_to_the_median_of_the_neighbours() -> None:

@@ -20,7 +20,7 @@ from four_d.data.shards import finalise, write_shard
 from four_d.errors import UserError
 from four_d.exporting import export
 from four_d.geometry import project
-from four_d.keypoints import encode_names
+from four_d.keypoints import encode_names, inside_image
 from four_d.losses.siren_pose import SirenPoseLossConfig
 from four_d.losses.siren_pose.term import extent, in_order
 from four_d.losses.supervision import supervised
@@ -244,6 +244,95 @@ def test_hidden_keypoints_get_exactly_no_gradient_unless_they_are_asked_to_count
         assert not felt[:, 4].any()
 
 
+def flat(example: Example) -> tuple[Named, Clip]:
+    """`skeleton`, of which the truth has pixels alone; the toe is outside the image."""
+    said, targets = skeleton(example)
+    assert targets.keypoints is not None
+    assert targets.cameras is not None
+    truth = targets.keypoints
+    pixels = truth.pixels.clone()
+    pixels[:, :, 3] = -5
+    none = torch.zeros_like(truth.valid)
+    return said, replace(targets, keypoints=replace(truth, valid=none, points=0 * truth.points, pixels=pixels))
+
+
+def test_pixels_alone_teach_by_reprojection(example: Example) -> None:
+    said, targets = flat(example)
+    assert said.keypoints is not None
+    assert targets.cameras is not None
+    assert supervised(targets, settings(source="keypoints").needs).all()
+    right = parts(said, targets, source="keypoints", reprojection=1.0)
+    assert right["reprojection"] < 1e-6
+    moved = (said.keypoints + torch.tensor([0.05, 0.0, 0.0])).requires_grad_()
+    found = parts(replace(said, keypoints=moved), targets, source="keypoints", reprojection=1.0)
+    assert found["reprojection"] > 1e-3
+    assert {name for name, value in found.items() if value} == {"reprojection"}
+    config = settings(source="keypoints", reprojection=2.0)
+    config.build()(LossInputs(prediction=replace(said, keypoints=moved), targets=targets)).backward()
+    assert moved.grad is not None
+    assert moved.grad.isfinite().all()
+    assert targets.keypoints is not None
+    here = inside_image(targets.keypoints, (targets.images.shape[-2], targets.images.shape[-1]))
+    here = here & (torch.arange(5) < 4)
+    assert 0 < here.sum() < here.numel()
+    assert torch.equal((moved.grad != 0).any(-1), here), "not outside the image, nor of padding"
+
+
+def test_the_unit_of_reprojection_is_the_box_of_the_thing(example: Example) -> None:
+    said, targets = flat(example)
+    assert targets.keypoints is not None
+    truth, size = targets.keypoints, max(targets.images.shape[-2:])
+    one = replace(truth, pixels_valid=truth.pixels_valid & (torch.arange(5) == 1))
+    for away in (0.01, 0.02):  # of a thing of one point, which counts as a tenth of the image
+        shifted = replace(one, pixels=one.pixels + away * size * torch.tensor([0.6, 0.8]))
+        found = parts(said, replace(targets, keypoints=shifted), source="keypoints", reprojection=1.0)["reprojection"]
+        torch.testing.assert_close(found.item(), ((10 * away) ** 2 + 1e-6) ** 0.5 - 1e-3, rtol=1e-3, atol=0)
+
+
+def test_reprojection_leaves_the_other_parts_and_their_default_as_they_are(example: Example) -> None:
+    said, targets = skeleton(example)
+    assert said.keypoints is not None
+    said = replace(said, keypoints=said.keypoints + 0.1 * torch.rand(1, 4, 5, 3))
+    before = parts(said, targets, source="keypoints")
+    after = parts(said, targets, source="keypoints", reprojection=1.0)
+    assert after.pop("reprojection") > 0
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+    assert settings().reprojection == 0
+
+
+@pytest.mark.parametrize("what", ["hidden", "outside", "true NaN", "no camera in a frame", "no cameras", "no pixels"])
+def test_what_has_no_true_pixel_has_exactly_no_gradient_of_reprojection(example: Example, what: str) -> None:
+    said, targets = flat(example)
+    truth, cameras = targets.keypoints, targets.cameras
+    assert said.keypoints is not None
+    assert truth is not None
+    assert cameras is not None
+    spot = torch.zeros(1, 4, 5, dtype=torch.bool)
+    spot[0, 1, 2] = True
+    if what == "hidden":
+        truth = replace(truth, visible=truth.visible & ~spot)
+    if what in ("outside", "true NaN"):
+        truth = replace(truth, pixels=truth.pixels.masked_fill(spot[..., None], -1 if what == "outside" else torch.nan))
+    if what == "no pixels":
+        truth, spot = replace(truth, pixels_valid=torch.zeros_like(truth.pixels_valid)), torch.ones_like(spot)
+    if what == "no camera in a frame":
+        spot[0, 1] = True
+        cameras = replace(cameras, known=torch.arange(4)[None] != 1)
+    if what == "no cameras":
+        cameras, spot = None, torch.ones_like(spot)
+    lost = (said.keypoints + 0.1).masked_fill(spot[..., None], torch.nan).requires_grad_()
+    only = dict.fromkeys((*DIRECT, "siren", "graph"), 0.0)
+    config = SirenPoseLossConfig(source="keypoints", reprojection=1.0, **only)
+    clip = replace(targets, keypoints=truth, cameras=cameras)
+    value = config.build()(LossInputs(prediction=replace(said, keypoints=lost), targets=clip))
+    value.backward()
+    assert lost.grad is not None
+    assert (lost.grad[spot] == 0).all()
+    assert (value == 0) == bool(spot.all())
+    assert lost.grad[~spot].isfinite().all()
+    assert spot.all() or lost.grad[:, :, 0].any()
+
+
 @pytest.mark.parametrize("what", ["none", "one", "all hidden", "true NaN", "one frame"])
 def test_clips_with_hardly_any_keypoints(example: Example, what: str) -> None:
     said, targets = skeleton(example)
@@ -332,6 +421,8 @@ def test_a_source_that_the_model_lacks_is_one_line(example: Example, right: Pred
         ({"position": -1.0}, "weights of parts must be at least 0"),
         (dict.fromkeys((*DIRECT, "siren", "graph"), 0.0), "one of them positive"),
         ({"hidden": 2.0}, "hidden is 2; choose a share"),
+        ({"reprojection": 1.0}, "which keypoints have, and source is motion"),
+        ({"reprojection": -1.0, "source": "keypoints"}, "weights of parts must be at least 0"),
         ({"points": 0}, "points and neighbours must be at least 1"),
         ({"graph": 0.0, "siren_network": {}}, "graph_network.layers is 1, and has no effect where graph is 0"),
         ({"siren": 0.0, "siren_network": {}, "rate": 2.0}, "rate is 2.0, and has no effect where siren is 0"),

@@ -1,4 +1,4 @@
-"""Consistency of trajectories: position, depth, velocity, acceleration and lengths of bones.
+"""Consistency of trajectories: position, depth, pixels, velocity, acceleration and lengths of bones.
 
 SirenPose (arXiv 2512.20531) names these parts; the formulas are ours, for the paper publishes none.
 
@@ -15,9 +15,11 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
+from four_d.geometry import NEAREST, invert_pose, transform
 from four_d.keypoints import NEIGHBOURS, knn_edges
 from four_d.kinematics import at_ends, bone_lengths, derivative
 from four_d.losses.gaussian import in_space
+from four_d.types import Cameras
 
 Points = Float[Tensor, "b n t 3"]
 Weights = Float[Tensor, "b n t"]
@@ -26,6 +28,11 @@ Edges = Int[Tensor, "b e 2"]
 
 SOFT = 1e-3
 """Distance at which `charbonnier` turns from a square into a distance."""
+BEFORE = 0.1
+"""Depth, as a fraction of a point's distance from the camera, from which on it counts as before it: 6° from its plane,
+where no image reaches."""
+LEAST_DISTANCE = 0.01
+"""Least distance from a camera as a fraction of the mean one of a clip: a point at its centre would have none."""
 LEAST_LENGTH = 1e-6
 """Length below which the logarithm of a bone's length is constant."""
 
@@ -64,6 +71,35 @@ def depth(
     if free:
         ratio = ratio - weighted_median(ratio.detach().flatten(1), weights.flatten(1))[:, None, None]
     return weighted_mean(ratio.abs(), weights)
+
+
+def reprojection(
+    points: Points,
+    cameras: Cameras,
+    pixels: Float[Tensor, "b n f 2"],
+    sides: Float[Tensor, "b n f"],
+    weights: Weights,
+) -> Float[Tensor, "b"]:
+    """Mean ρ(‖π(x) − u*‖ / a) of the pixels π(x) of world points in the frame's camera from the true ones u*.
+
+    ``sides`` are the lengths a in pixels. A point behind the camera, or within 6° of its plane, has its pixel as if it
+    were at the depth z₀ of a point at 6° (`BEFORE` of its distance, without gradient), and 1 − z / z₀ is a third
+    component of the error: all is finite, continuous, and draws it before the camera.
+    """
+    used = (weights > 0).mT[..., None]  # b f n 1
+    local = transform(invert_pose(cameras.world_from_camera.to(points)), known(points, weights).transpose(1, 2))
+    local = torch.where(used, local, local.new_tensor([0.0, 0.0, 1.0]))
+    distance = local.detach().norm(dim=-1)
+    mean = weighted_mean(distance.mT, weights)[:, None, None]
+    least = BEFORE * distance.maximum(LEAST_DISTANCE * mean).clamp_min(NEAREST)
+    z = local[..., 2]
+    before = z >= least
+    lenses = cameras.intrinsics.to(points)[:, :, None]
+    flat = local[..., :2] / torch.where(before, z, least)[..., None]
+    found = flat * lenses[..., [0, 1], [0, 1]] + lenses[..., :2, 2]
+    away = (found - torch.where(used, pixels.transpose(1, 2), 0)) / sides.mT[..., None]
+    behind = torch.where(before, 0, 1 - z / least)
+    return weighted_mean(charbonnier(torch.cat([away, behind[..., None]], dim=-1)).mT, weights)
 
 
 def weighted_median(values: Float[Tensor, "b n"], weights: Float[Tensor, "b n"]) -> Float[Tensor, "b"]:

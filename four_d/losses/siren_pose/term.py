@@ -16,7 +16,8 @@ from torch import Tensor
 from four_d import fields
 from four_d.errors import UserError
 from four_d.geometry import NEAREST, invert_pose, transform
-from four_d.keypoints import NEIGHBOURS
+from four_d.keypoints import NEIGHBOURS, inside_image
+from four_d.losses.keypoint import units
 from four_d.losses.reduction import nothing
 from four_d.losses.schedule import Weight
 from four_d.losses.siren_pose import consistency
@@ -24,9 +25,9 @@ from four_d.losses.siren_pose.codes import Names, PointCode
 from four_d.losses.siren_pose.consistency import Edges, Points, Times, Weights, known, weighted_mean
 from four_d.losses.siren_pose.graph import GraphConfig, GraphNetwork, judged_error
 from four_d.losses.siren_pose.siren import AmortisedSiren, Fitted, SirenConfig, anchors, half_range
-from four_d.losses.supervision import Need
+from four_d.losses.supervision import Need, frames_with_cameras
 from four_d.losses.term import LossInputs, LossSpec, LossTerm
-from four_d.trajectories import Trajectories, asked_names, at_times
+from four_d.trajectories import Trajectories, asked_keypoints, asked_names, at_times
 from four_d.types import Cameras, Clip, same_time
 
 Source = Literal["keypoints", "pixel_tracks", "gaussians", "motion"]
@@ -37,6 +38,8 @@ NEEDS: dict[Source, tuple[Need, ...]] = {
     "pixel_tracks": ("cameras", "surface"),
 }
 """Truth of the trajectories of each source."""
+PARTS = ("position", "depth", "reprojection", "velocity", "acceleration", "bone", "siren", "graph")
+"""Settings that are weights of parts."""
 LEAST_EXTENT = 0.01
 """Least extent of a clip's points relative to their distance from the first camera: that of a single point at rest is
 0, or what rounding makes of it, and would make of any error a huge one."""
@@ -65,6 +68,8 @@ class SirenPoseLossConfig(LossSpec):
     """Weight of distances."""
     depth: float = 0.5
     """Weight of log depth in each frame's camera."""
+    reprojection: float = 0.0
+    """Weight of distances in the images from true pixels, of keypoints in known cameras, also without 3D positions."""
     velocity: float = 0.1
     """Weight of differences of velocity."""
     acceleration: float = 0.05
@@ -93,9 +98,14 @@ class SirenPoseLossConfig(LossSpec):
     """Sizes of the graph network whose error the part ``graph`` is."""
 
     def __post_init__(self) -> None:
-        weights = (self.position, self.depth, self.velocity, self.acceleration, self.bone, self.siren, self.graph)
+        weights = [getattr(self, name) for name in PARTS]
         if min(*weights, self.rate) < 0 or not any(weights):
             raise UserError("weights of parts must be at least 0, and one of them positive")
+        if self.reprojection and self.source != "keypoints":
+            raise UserError(
+                f"reprojection compares with true pixels, which keypoints have, and source is {self.source}; set "
+                "reprojection to 0, or give keypoints a siren_pose loss of their own"
+            )
         if not 0 <= self.hidden <= 1:
             raise UserError(f"hidden is {self.hidden:g}; choose a share from 0 to 1")
         if self.neighbours < 1 or (self.points is not None and self.points < 1):
@@ -245,6 +255,8 @@ class SirenPoseLoss(LossTerm[SirenPoseLossConfig]):
         values = self.direct(compared) | self.learned(compared)
         if self.config.depth:
             values["depth"] = self.depth(paths, truth, targets)
+        if self.config.reprojection:
+            values["reprojection"] = self.reprojection(paths, targets)
         return {name: value.mean() for name, value in values.items()}
 
     def pair(self, paths: Trajectories, truth: Trajectories | None) -> tuple[Trajectories, Trajectories]:
@@ -354,6 +366,21 @@ class SirenPoseLoss(LossTerm[SirenPoseLossConfig]):
         z, true = (depths(known(each.points, weights), targets.cameras).mT for each in (ours, theirs))
         weights = torch.where(true > NEAREST, weights, 0)
         return consistency.depth(z, true, weights, free=self.config.free_depth)
+
+    def reprojection(self, paths: Trajectories, targets: Clip) -> Float[Tensor, "b"]:
+        """Compute the distance of keypoints from their true pixels inside the image, in frames with a known camera.
+
+        Its unit is that of the ``keypoints`` loss (``by: box``).
+        """
+        truth, cameras = asked_keypoints(targets), targets.cameras
+        if truth is None or cameras is None:
+            return weighted_mean(paths.points, torch.zeros_like(paths.points))
+        ours, size = at_times(paths, targets.times), (targets.images.shape[-2], targets.images.shape[-1])
+        here = inside_image(truth, size)
+        weights = self.weigh(ours.valid & here.mT, truth.visible.mT.to(ours.points))
+        weights = torch.where(frames_with_cameras(targets)[:, None], weights, 0)
+        pixels, sides = (each.to(ours.points) for each in (truth.pixels, units(truth, here, size)))
+        return consistency.reprojection(ours.points, cameras, pixels.transpose(1, 2), sides.mT, weights)
 
 
 def depths(points: Points, cameras: Cameras) -> Float[Tensor, "b t n"]:
