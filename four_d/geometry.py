@@ -18,6 +18,8 @@ Fit = tuple[Float[Tensor, "*b"], Float[Tensor, "*b 3 3"], Float[Tensor, "*b 3"]]
 """Scale s, rotation R and translation t of similarities: target ≈ s·R·source + t."""
 BEND = 0.1
 """Relative bend of inverse depth between neighbouring pixels above which a pixel lies between two surfaces."""
+SMALLEST_SQUARE = 1e-24
+"""Squared length below which a quaternion counts as zeros."""
 DROPPED_FRACTION = 0.2
 """Fraction of each clip's pixels, the least confident ones, that is left out."""
 
@@ -40,6 +42,41 @@ def make_pose(rotation: Float[Tensor, "*b 3 3"], translation: Float[Tensor, "*b 
 def transform(a_from_b: Float[Tensor, "*#b 4 4"], points_b: Float[Tensor, "*#b n 3"]) -> Float[Tensor, "*b n 3"]:
     """Transform points from b's to a's coordinates; leading axes broadcast."""
     return points_b @ a_from_b[..., :3, :3].mT + a_from_b[..., None, :3, 3]
+
+
+def unit_quaternions(quats: Float[Tensor, "*b 4"]) -> Float[Tensor, "*b 4"]:
+    """Normalise quaternions; one of zeros becomes the identity, with no gradient."""
+    squared = quats.square().sum(-1, keepdim=True)
+    there = squared > SMALLEST_SQUARE
+    return torch.where(there, quats * torch.where(there, squared, 1).rsqrt(), identity_quaternion(quats))
+
+
+def identity_quaternion(like: Tensor) -> Float[Tensor, "4"]:
+    """Identity (1, 0, 0, 0); device and dtype of ``like``."""
+    return torch.eye(4, device=like.device, dtype=like.dtype)[0]
+
+
+def quaternion_product(left: Float[Tensor, "*#b 4"], right: Float[Tensor, "*#b 4"]) -> Float[Tensor, "*b 4"]:
+    """Multiply quaternions wxyz: the rotation ``right``, then ``left``; leading axes broadcast."""
+    w1, x1, y1, z1 = left.unbind(-1)
+    w2, x2, y2, z2 = right.unbind(-1)
+    parts = [
+        w1 * w2 - x1 * x2 - y1 * y2 - z1 * z2,
+        w1 * x2 + x1 * w2 + y1 * z2 - z1 * y2,
+        w1 * y2 - x1 * z2 + y1 * w2 + z1 * x2,
+        w1 * z2 + x1 * y2 - y1 * x2 + z1 * w2,
+    ]
+    return torch.stack(parts, dim=-1)
+
+
+def conjugate(quats: Float[Tensor, "*b 4"]) -> Float[Tensor, "*b 4"]:
+    """Conjugate quaternions wxyz, the inverse of unit ones."""
+    return quats * quats.new_tensor([1, -1, -1, -1])
+
+
+def in_half_space(quats: Float[Tensor, "*#b 4"], of: Float[Tensor, "*#b 4"]) -> Float[Tensor, "*b 4"]:
+    """The one of q and −q, which are one rotation, that is nearer to another quaternion; leading axes broadcast."""
+    return torch.where((quats * of).sum(-1, keepdim=True) < 0, -quats, quats)
 
 
 def rebase(cameras: Cameras) -> Cameras:
@@ -249,6 +286,10 @@ class Similarity:
         """Transform rotations from an object's axes to b's into those to a's."""
         turn = roma.rotmat_to_unitquat(self.rotation).to(quats).expand_as(quats)
         return roma.quat_xyzw_to_wxyz(roma.quat_product(turn, roma.quat_wxyz_to_xyzw(quats)))
+
+    def turns(self, turns: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n 4"]:
+        """Transform rotations of things in b's axes into the same in a's: the axis turns, the angle stays."""
+        return torch.cat([turns[..., :1], self.normals(turns[..., 1:])], dim=-1)
 
 
 def point_maps(prediction: Prediction) -> tuple[Tensor, Tensor, Tensor] | None:

@@ -48,6 +48,7 @@ class Geometry(Enum):
     NORMAL = "unit normal of a surface, in the world's axes, towards the camera that sees it"
     POSE = "world_from_camera"
     QUATERNION = "rotation from the thing's own axes to the world's"
+    TURN = "rotation of a thing in the world, from one state to another, in the world's axes"
     HARMONICS = "colours by direction: coefficients, then channels"
     INTRINSICS = "pinhole matrix"
     PIXEL = "ends with (x, y) in pixels: of the own frame or, without one, the first; or with (frame, x, y)"
@@ -65,6 +66,7 @@ DISPLACEMENT: Metadata = {"geometry": Geometry.DISPLACEMENT}
 NORMAL: Metadata = {"geometry": Geometry.NORMAL}
 POSE: Metadata = {"geometry": Geometry.POSE}
 QUATERNION: Metadata = {"geometry": Geometry.QUATERNION}
+TURN: Metadata = {"geometry": Geometry.TURN}
 HARMONICS: Metadata = {"geometry": Geometry.HARMONICS}
 INTRINSICS: Metadata = {"geometry": Geometry.INTRINSICS}
 PIXEL: Metadata = {"geometry": Geometry.PIXEL}
@@ -318,7 +320,11 @@ class Tokens:
 
 @dataclass(frozen=True, kw_only=True)
 class Gaussians:
-    """Deformable 3D Gaussians in world coordinates."""
+    """Deformable 3D Gaussians in world coordinates.
+
+    At an offset time a Gaussian is at ``means + offsets``, with the rotation turn ⊗ quat; harmonics stay in the
+    world's axes (`rendering.scene.means_at`, `quats_at` for the times between).
+    """
 
     means: Float[Tensor, "*b n 3"] = field(metadata=POINT)
     quats: Float[Tensor, "*b n 4"] = field(metadata=QUATERNION)
@@ -327,6 +333,8 @@ class Gaussians:
     harmonics: Float[Tensor, "*b n k 3"] = field(metadata=HARMONICS)
     offsets: Float[Tensor, "*b t n 3"] | None = field(default=None, metadata=DISPLACEMENT)
     offset_times: Float[Tensor, "*b t"] | None = field(default=None, metadata=NONE)
+    turns: Float[Tensor, "*b t n 4"] | None = field(default=None, metadata=TURN)
+    """Rotation of each Gaussian about its own mean, unit quaternions; None: none turns. Only beside ``offsets``."""
 
 
 @dataclass(frozen=True, kw_only=True)

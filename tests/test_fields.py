@@ -92,7 +92,7 @@ def test_every_axis_and_every_length_is_known() -> None:
     assert moved == {
         *("cameras.world_from_camera", "cameras.intrinsics", "depth", "points", "motion", "pixel_tracks"),
         *("pixel_track_stages", "gaussians.means", "gaussians.quats", "gaussians.scales", "gaussians.harmonics"),
-        *("gaussians.offsets", "surface.vertices", "tracks.points", "query_points", "scale"),
+        *("gaussians.offsets", "gaussians.turns", "surface.vertices", "tracks.points", "query_points", "scale"),
         *("keypoints.points", "keypoints.pixels", "keypoints.names", "keypoint_names", "keypoint_boxes"),
     }
 
@@ -336,8 +336,8 @@ def inverse(move: Similarity) -> Similarity:
 
 def upright(value: T) -> T:
     """Of the two quaternions that mean one rotation that with a positive first number."""
-    quaternion = Geometry.QUATERNION
-    return fields.apply(value, lambda leaf, t: t * t[..., :1].sign() if leaf.geometry is quaternion else t)
+    rotations = (Geometry.QUATERNION, Geometry.TURN)
+    return fields.apply(value, lambda leaf, t: t * t[..., :1].sign() if leaf.geometry in rotations else t)
 
 
 def movable(kind: type[T]) -> T:

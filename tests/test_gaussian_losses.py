@@ -79,6 +79,7 @@ def truth(targets: Clip) -> Prediction:
             harmonics=draw(B, N, 1, 3, seed=13).requires_grad_(),
             offsets=(offsets + gauge[:, None]).requires_grad_(),
             offset_times=targets.times,
+            turns=torch.nn.functional.normalize(draw(B, F, N, 4, seed=14), dim=-1).requires_grad_(),
         ),
         key_frames=torch.tensor(KEYS).expand(B, -1),
     )
@@ -289,6 +290,7 @@ def test_flow_at_times_without_an_offset_does_not_count() -> None:
         prediction.gaussians,
         offsets=prediction.gaussians.offsets[:, :3].detach().requires_grad_(),
         offset_times=targets.times[:, :3],
+        turns=prediction.gaussians.turns[:, :3].detach(),
     )
     fewer = dataclasses.replace(prediction, gaussians=gaussians)
     assert loss_value(GaussianFlowLossConfig(), fewer, targets).item() == pytest.approx(0, abs=1e-5)

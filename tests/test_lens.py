@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn import functional
 
 import four_d
+from four_d import fields
 from four_d.abilities import UNITS
 from four_d.formats.cameras import read_cameras, read_colmap
-from four_d.geometry import invert_pose, make_pose, project, transform, unproject
+from four_d.geometry import Similarity, invert_pose, make_pose, project, transform, unproject
 from four_d.inference import Known, Selection, infer
 from four_d.inference.lens import Correction, correct, one_focal, stretch
 from four_d.types import (
@@ -227,6 +228,29 @@ def test_gaussians_are_stretched_whole(generator: torch.Generator) -> None:
     ends = (linear @ (gaussians.means + gaussians.offsets[:, 1])[..., None])[..., 0] + 1
     assert after.offsets is not None
     torch.testing.assert_close(after.means + after.offsets[:, 1], ends, atol=1e-5, rtol=0)
+
+
+def test_turns_are_stretched_with_their_gaussians(generator: torch.Generator) -> None:
+    """Exactly by rotations and scales, and as rotations by any other map."""
+    gaussians = said(turned(3, generator), generator).gaussians
+    assert gaussians is not None
+    assert gaussians.offsets is not None
+    turns = torch.nn.functional.normalize(torch.randn(*gaussians.offsets.shape[:3], 4, generator=generator), dim=-1)
+    gaussians = dataclasses.replace(gaussians, turns=turns)
+    count = gaussians.means.shape[1]
+    rotation = roma.random_rotmat(generator=generator)
+    shift = torch.tensor([1.0, 2.0, 3.0])
+    found = stretch(gaussians, (2 * rotation).expand(1, count, 3, 3), shift.expand(1, count, 3)).turns
+    plain = dataclasses.replace(gaussians, harmonics=gaussians.harmonics[..., :1, :])
+    expected = fields.move(plain, Similarity(scale=2.0, rotation=rotation.double(), shift=shift.double())).turns
+    assert found is not None
+    assert expected is not None
+    torch.testing.assert_close((found * expected).sum(-1).abs(), torch.ones(found.shape[:-1]))
+    linear = torch.eye(3) + 0.3 * torch.randn(1, count, 3, 3, generator=generator)
+    other = stretch(gaussians, linear, torch.zeros(1, count, 3)).turns
+    assert other is not None
+    torch.testing.assert_close(other.norm(dim=-1), torch.ones(found.shape[:-1]))
+    assert (other * turns).sum(-1).abs().median() > 0.9
 
 
 def test_what_is_not_finite_stays_so(generator: torch.Generator) -> None:

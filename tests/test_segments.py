@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import roma
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -19,14 +20,14 @@ from four_d.checkpoints import ModelInfo
 from four_d.errors import UserError
 from four_d.evaluation.runs import Run, RunInputs, run_tracks
 from four_d.formats.tracks import read_tracks
-from four_d.geometry import Similarity, make_pose
+from four_d.geometry import Similarity, conjugate, make_pose, quaternion_product
 from four_d.heads.gaussian import GaussianHeadConfig
 from four_d.inference import Known, LoadedModel, Result, Selection, infer, segments
 from four_d.inference.segments import read_segments, write_segments
 from four_d.inference.units import to_model
 from four_d.model import ModelConfig
 from four_d.rendering import render
-from four_d.rendering.scene import means_at
+from four_d.rendering.scene import means_at, quats_at
 from four_d.types import Cameras, Clip, Gaussians, Prediction, Segment, map_tensors, segment_at
 from four_d.video.fit import fit
 from four_d.windows.cut import Cut
@@ -67,6 +68,11 @@ def truth(times: Tensor) -> Tensor:
     return start + times[:, None, None] * way + round_about[:, None] * torch.tensor([0.0, 0, 0.3])[:, None]
 
 
+def spin(times: Tensor) -> Tensor:
+    """True rotation of everything at these times."""
+    return torch.stack([times.cos(), 0 * times, 0.6 * times.sin(), 0.8 * times.sin()], dim=-1)
+
+
 def depth(count: int) -> Tensor:
     """Something that tells the unit."""
     return 1 + torch.rand(count, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -92,14 +98,17 @@ class Perfect:
         local = fields.move(Cameras(world_from_camera=here @ self.world[rows], intrinsics=lens), move)
         places = (truth(self.times[rows]) @ here[:3, :3].mT + here[:3, 3]) * scale
         count = places.shape[1]
+        axes = roma.quat_xyzw_to_wxyz(roma.rotmat_to_unitquat(here[:3, :3]))
+        quats = quaternion_product(axes, spin(self.times[rows]))
         gaussians = Gaussians(
             means=places[0],
-            quats=torch.tensor([1.0, 0, 0, 0]).expand(count, 4),
+            quats=quats[0].expand(count, 4),
             scales=torch.full((count, 3), 0.1 * scale),
             opacities=torch.ones(count),
             harmonics=torch.zeros(count, 1, 3),
             offsets=places - places[0],
             offset_times=torch.arange(len(rows)).float(),
+            turns=quaternion_product(quats, conjugate(quats[0]))[:, None].expand(-1, count, 4),
         )
         said = Prediction(cameras=local, depth=depth(len(self.times))[rows] * scale, gaussians=gaussians)
         return dataclasses.replace(part.value, prediction=said)
@@ -150,6 +159,9 @@ def test_at_every_frame_things_are_where_they_are(count: int, pieces: tuple[int,
         places = means_at(shown, torch.tensor([[time]], dtype=torch.float32))[0, 0]
         torch.testing.assert_close(places, truth(torch.tensor([time], dtype=torch.float32))[0], atol=2e-4, rtol=0)
         torch.testing.assert_close(shown.scales[0], torch.full((3, 3), 0.1), atol=1e-4, rtol=0)
+        quats = quats_at(shown, torch.tensor([[time]], dtype=torch.float32))[0, 0]
+        alike = (quats * spin(torch.tensor([time], dtype=torch.float32))).sum(-1).abs()
+        torch.testing.assert_close(alike, torch.ones(3), atol=1e-5, rtol=0)
 
 
 def test_between_frames_things_go_straight_on_over_seams_too() -> None:

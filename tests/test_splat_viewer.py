@@ -14,13 +14,13 @@ from four_d.cli.flags import from_flags
 from four_d.cli.tools import View
 from four_d.errors import UserError
 from four_d.formats.clouds import PointCloud, fuse
-from four_d.formats.splats import read_gaussians, write_gltf, write_ply, write_spz, write_times
+from four_d.formats.splats import read_gaussians, sound, state_at, write_gltf, write_ply, write_spz, write_times
 from four_d.types import Gaussians, Prediction, Segment
 from four_d.viewer import page as page_module
 from four_d.viewer import report, serve
 from four_d.viewer.scene import scene_html
 from four_d.viewer.splats import GRID, MAGNIFIED, film
-from tests.formats.scene import moving, standing
+from tests.formats.scene import moving, standing, turning
 from tests.splat_scene import splatted
 from tests.test_viewer import Visit, browser, data_of, difference  # noqa: F401  browser is a fixture
 
@@ -40,6 +40,19 @@ def test_what_stands_still_is_recorded_once() -> None:
     expected = (scene.means + 0.5 * (scene.offsets[1] + scene.offsets[2]))[:150] / 2
     np.testing.assert_allclose(shown.positions[2], expected, atol=1 / GRID)
     np.testing.assert_allclose(shown.still.centres, scene.means[150:] / 2, atol=1 / GRID)
+
+
+def test_what_turns_in_its_place_is_recorded_with_its_covariances() -> None:
+    scene = turning(300)
+    shown = film(scene, TIMES, unit=2.0)
+    assert (len(shown.still.centres), len(shown.moving.centres)) == (0, 300)
+    assert shown.covariances is not None
+    for index, time in enumerate(TIMES):
+        alone = film(state_at(sound(scene), time), [0.0], unit=2.0).still
+        np.testing.assert_allclose(shown.covariances[index], alone.covariances, atol=1e-7)
+    assert film(moving(300), TIMES).covariances is None
+    unturned = dataclasses.replace(scene, turns=torch.tensor([1.0, 0, 0, 0]).expand(3, 300, 4))
+    assert len(film(unturned, TIMES).still.centres) == 150
 
 
 def test_covariances_are_of_the_turned_axes() -> None:
@@ -260,6 +273,21 @@ def test_live_view_serves_and_moves() -> None:
         shown = live.moving.centers / MAGNIFIED
         np.testing.assert_array_equal(shown, live.film.positions[4])
         assert np.abs(shown - live.film.positions[0]).max() > 0.05
+    finally:
+        live.stop()
+
+
+def test_live_view_turns() -> None:
+    live = serve(turning(50), port=0)
+    try:
+        assert live.slider is not None
+        live.slider.value = 0.15
+        assert live.moving is not None
+        assert live.film.covariances is not None
+        np.testing.assert_array_equal(live.moving.centers / MAGNIFIED, live.film.positions[4])
+        shown = live.moving.covariances / MAGNIFIED**2
+        np.testing.assert_allclose(shown, live.film.covariances[4], atol=1e-4)
+        assert np.abs(shown - live.film.covariances[0]).max() > 1e-3
     finally:
         live.stop()
 

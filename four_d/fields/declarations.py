@@ -25,6 +25,7 @@ ENDINGS: dict[Geometry, tuple[tuple[str, ...], ...]] = {
     Geometry.NORMAL: (("3",),),
     Geometry.POSE: (("4", "4"),),
     Geometry.QUATERNION: (("4",),),
+    Geometry.TURN: (("4",),),
     Geometry.HARMONICS: (("k", "3"),),
     Geometry.INTRINSICS: (("3", "3"),),
     Geometry.PIXEL: (("2",), ("3",)),

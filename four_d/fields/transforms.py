@@ -41,6 +41,8 @@ def _moved(leaf: Leaf, tensor: Tensor, similarity: Similarity) -> Tensor:
             return similarity.poses(tensor)
         case Geometry.QUATERNION:
             return similarity.quaternions(tensor)
+        case Geometry.TURN:
+            return similarity.turns(tensor)
         case Geometry.UNIT:
             return tensor / similarity.scale
         case _:
@@ -107,7 +109,7 @@ def _reflect(leaf: Leaf, tensor: Tensor, width: int) -> Tensor:
         case Geometry.POSE:
             matrix = torch.diag(torch.tensor([-1, 1, 1, 1]).to(tensor))
             return matrix @ tensor @ matrix
-        case Geometry.QUATERNION:
+        case Geometry.QUATERNION | Geometry.TURN:
             return tensor * torch.tensor([1, 1, -1, -1]).to(tensor)
         case Geometry.INTRINSICS:
             intrinsics = tensor.clone()

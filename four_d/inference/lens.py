@@ -126,6 +126,8 @@ class Correction:
             case Geometry.QUATERNION:
                 turns = roma.rotmat_to_unitquat(of(self.turn)).expand_as(tensor)
                 return roma.quat_xyzw_to_wxyz(roma.quat_product(turns, roma.quat_wxyz_to_xyzw(tensor)))
+            case Geometry.TURN:
+                return torch.cat([tensor[..., :1], _times(of(self.turn), tensor[..., 1:])], dim=-1)
             case Geometry.POSE:
                 centres = _times(of(self.linear), tensor[..., :3, 3]) + of(self.shift)
                 return make_pose(of(self.turn) @ tensor[..., :3, :3], centres)
@@ -253,7 +255,10 @@ def _reach(poses: Float[Tensor, "b f 4 4"], chosen: Tensor) -> float:
 
 
 def stretch(gaussians: Gaussians, linear: Float[Tensor, "b n 3 3"], shift: Float[Tensor, "b n 3"]) -> Gaussians:
-    """Apply an affine map x ↦ linear·x + shift to each of batched Gaussians, including covariances and offsets."""
+    """Apply an affine map x ↦ linear·x + shift to each of batched Gaussians, including covariances and offsets.
+
+    Turns become the rotation nearest to linear·turn·linear⁻¹: exact for similarities, for Gaussians have one shape.
+    """
     means = (linear @ gaussians.means[..., None])[..., 0] + shift
     offsets = gaussians.offsets
     turns = roma.unitquat_to_rotmat(roma.quat_wxyz_to_xyzw(torch.nn.functional.normalize(gaussians.quats, dim=-1)))
@@ -263,8 +268,15 @@ def stretch(gaussians: Gaussians, linear: Float[Tensor, "b n 3 3"], shift: Float
     rotation, scales, _ = torch.linalg.svd(torch.where(finite[..., None, None], axes, torch.eye(3).to(axes)))
     scales = scales.masked_fill(~finite[..., None], torch.nan)  # the writers refuse these with a clear error
     rotation = rotation * torch.det(rotation).sign()[..., None, None]
+    changed = gaussians.turns
+    if changed is not None:
+        inner = roma.unitquat_to_rotmat(roma.quat_wxyz_to_xyzw(changed)).double()
+        maps = torch.where(finite[..., None, None], linear.double(), torch.eye(3).to(axes))[:, None]
+        nearest = roma.special_procrustes(maps @ inner @ torch.linalg.inv(maps))
+        changed = roma.quat_xyzw_to_wxyz(roma.rotmat_to_unitquat(nearest)).to(changed)
     return dataclasses.replace(
         gaussians,
+        turns=changed,
         means=means,
         quats=roma.quat_xyzw_to_wxyz(roma.rotmat_to_unitquat(rotation)).to(gaussians.quats),
         scales=scales.to(gaussians.scales),

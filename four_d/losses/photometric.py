@@ -34,8 +34,8 @@ def required(prediction: Prediction, loss: str) -> Gaussians:
 def untouched(gaussians: Gaussians) -> Float[Tensor, ""]:
     """Zero, with a gradient path to all fields of the Gaussians except their times."""
     shape = (gaussians.means, gaussians.quats, gaussians.scales)
-    offsets = [] if gaussians.offsets is None else [gaussians.offsets]
-    return nothing(*shape, gaussians.opacities, gaussians.harmonics, *offsets)
+    moved = [each for each in (gaussians.offsets, gaussians.turns) if each is not None]
+    return nothing(*shape, gaussians.opacities, gaussians.harmonics, *moved)
 
 
 @dataclass(frozen=True, kw_only=True)

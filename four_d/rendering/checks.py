@@ -33,7 +33,7 @@ def check_gaussians(gaussians: Gaussians) -> None:
     _check_shapes(gaussians)
     named = {
         name: getattr(gaussians, name)
-        for name in ("means", "quats", "scales", "opacities", "harmonics", "offsets", "offset_times")
+        for name in ("means", "quats", "scales", "opacities", "harmonics", "offsets", "offset_times", "turns")
         if getattr(gaussians, name) is not None
     }
     for name, good in _read_back({name: torch.isfinite(value).all() for name, value in named.items()}).items():
@@ -77,6 +77,14 @@ def _check_shapes(gaussians: Gaussians) -> None:
             raise UserError(
                 f"gaussians.offsets is {tuple(offsets_shape)}, offset_times {tuple(times)}, means"
                 f" {tuple(shape)}: give b t n 3 and b t"
+            )
+    if gaussians.turns is not None:
+        if gaussians.offsets is None:
+            raise UserError("gaussians.turns are those at the offset times; give offsets too, zeros if nothing moves")
+        if gaussians.turns.shape != (*gaussians.offsets.shape[:-1], 4):
+            raise UserError(
+                f"gaussians.turns is {tuple(gaussians.turns.shape)}, but the offsets are"
+                f" {tuple(gaussians.offsets.shape)}: give b t n 4"
             )
 
 

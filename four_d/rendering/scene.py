@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from four_d.geometry import invert_pose
+from four_d.geometry import in_half_space, invert_pose, quaternion_product, unit_quaternions
 from four_d.rendering import harmonics
 from four_d.types import Cameras, Gaussians
 
@@ -20,6 +20,7 @@ class Scene:
     means: Float[Tensor, "i n 3"]
     """World positions at the image's time."""
     quats: Float[Tensor, "i n 4"]
+    """Rotations at the image's time."""
     scales: Float[Tensor, "i n 3"]
     opacities: Float[Tensor, "i n"]
     values: Float[Tensor, "i n c"]
@@ -46,7 +47,7 @@ def make_scene(
         values = torch.cat([values, features[:, None].expand(-1, views, -1, -1)], dim=-1)
     return Scene(
         means=means.flatten(0, 1),
-        quats=_repeat_views(gaussians.quats, views),
+        quats=quats_at(gaussians, times).flatten(0, 1),
         scales=_repeat_views(gaussians.scales, views),
         opacities=opacities,
         values=values.flatten(0, 1),
@@ -68,6 +69,22 @@ def means_at(gaussians: Gaussians, times: Float[Tensor, "b v"]) -> Float[Tensor,
     rows = torch.arange(times.shape[0], device=times.device)[:, None]
     before, after = gaussians.offsets[rows, lower], gaussians.offsets[rows, upper]
     return gaussians.means[:, None] + torch.lerp(before, after, fraction[..., None, None].to(before.dtype))
+
+
+def quats_at(gaussians: Gaussians, times: Float[Tensor, "b v"]) -> Float[Tensor, "b v n 4"]:
+    """Rotations at ``times`` (s), of any length: those of `means_at`'s times, turned as far as they have turned then.
+
+    Between two offset times turns go the shorter way, as normalised linear interpolation: the one that glTF's morph
+    targets can hold exactly.
+    """
+    if gaussians.turns is None or gaussians.offset_times is None:
+        return gaussians.quats[:, None].expand(-1, times.shape[1], -1, -1)
+    lower, upper, fraction = _between(gaussians.offset_times, times)
+    rows = torch.arange(times.shape[0], device=times.device)[:, None]
+    turns = unit_quaternions(gaussians.turns)
+    before, after = turns[rows, lower], turns[rows, upper]
+    between = torch.lerp(before, in_half_space(after, before), fraction[..., None, None].to(before.dtype))
+    return quaternion_product(unit_quaternions(between), gaussians.quats[:, None])
 
 
 def _between(offset_times: Float[Tensor, "b t"], times: Float[Tensor, "b v"]) -> tuple[Tensor, Tensor, Tensor]:

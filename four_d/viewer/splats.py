@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from four_d.formats.splats import sound, take
+from four_d.geometry import in_half_space
 from four_d.rendering.harmonics import colours
-from four_d.rendering.scene import means_at
+from four_d.rendering.scene import means_at, quats_at
 from four_d.types import Gaussians, map_tensors
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ FAINTEST = 1 / 255
 """Opacity below which a splat is invisible."""
 GRID = 4096
 """Grid positions per scene unit; splats that move by less are static."""
+TURNED = 1e-3
+"""Change of a quaternion, about half the angle in radians, from which splats are not static."""
 MAGNIFIED = 16.0
 """Magnification of the scene, because viser's covariances are half floats, too coarse near 0."""
 
@@ -46,6 +49,8 @@ class Film:
     """Moving splats at the first time."""
     positions: NDArray[np.float32]
     """Positions of moving splats at every time, t m 3."""
+    covariances: NDArray[np.float32] | None = None
+    """Covariances of moving splats at every time, t m 3 3; None if none turns."""
     times: tuple[float, ...]
     kept: float
     """Fraction of the Gaussians that is kept."""
@@ -101,15 +106,22 @@ def film(
     valid = sound(gaussians)
     visible = take(valid, (valid.opacities >= FAINTEST).nonzero()[:, 0])
     drawn = _thin(visible, most)
-    positions, moves = _positions(drawn, times, unit)
+    positions, quats, moves = _motion(drawn, times, unit)
     total = int((~moves).sum() + moves.sum() * len(times))
     if total > recorded:
         drawn = _thin(drawn, recorded * len(moves) // total)
-        positions, moves = _positions(drawn, times, unit)
-    splats = _splats(drawn, positions[0], torch.zeros(3) if eye is None else eye.detach().cpu().float(), unit)
+        positions, quats, moves = _motion(drawn, times, unit)
+    splats = _splats(drawn, positions[0], quats[0], torch.zeros(3) if eye is None else eye.detach().cpu().float(), unit)
     kept = len(drawn.means) / max(len(valid.means), 1)
-    moving = splats.take(moves)
-    return Film(still=splats.take(~moves), moving=moving, positions=positions[:, moves], times=tuple(times), kept=kept)
+    turning = drawn.turns is not None and bool(moves.any())
+    return Film(
+        still=splats.take(~moves),
+        moving=splats.take(moves),
+        positions=positions[:, moves],
+        times=tuple(times),
+        kept=kept,
+        covariances=_covariances(quats, drawn.scales / unit)[:, moves] if turning else None,
+    )
 
 
 def _thin(gaussians: Gaussians, most: int) -> Gaussians:
@@ -120,22 +132,29 @@ def _thin(gaussians: Gaussians, most: int) -> Gaussians:
     return dataclasses.replace(thinned, scales=thinned.scales * (count / most) ** 0.5)
 
 
-def _positions(
+def _motion(
     gaussians: Gaussians, times: Sequence[float], unit: float
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Positions t n 3 on the grid, and a mask of those that change."""
-    batch = map_tensors(gaussians, lambda tensor: tensor[None])
-    positions = (means_at(batch, torch.tensor([list(times)]))[0] / unit * GRID).round() / GRID
-    return positions.numpy(), (positions != positions[:1]).any(-1).any(0).numpy()
+) -> tuple[NDArray[np.float32], Tensor, NDArray[np.bool_]]:
+    """Positions t n 3 on the grid, unit quaternions t n 4, and a mask of those that move or turn."""
+    batch, at = map_tensors(gaussians, lambda tensor: tensor[None]), torch.tensor([list(times)])
+    positions = (means_at(batch, at)[0] / unit * GRID).round() / GRID
+    quats = quats_at(batch, at)[0]
+    moves = (positions != positions[:1]).any(-1).any(0)
+    if gaussians.turns is not None:
+        moves |= ((in_half_space(quats, quats[:1]) - quats[:1]).abs() > TURNED).any(-1).any(0)
+    return positions.numpy(), quats, moves.numpy()
 
 
-def _splats(gaussians: Gaussians, positions: NDArray[np.float32], eye: Tensor, unit: float) -> Splats:
-    turns = roma.unitquat_to_rotmat(roma.quat_wxyz_to_xyzw(gaussians.quats))
-    axes = turns * (gaussians.scales / unit)[:, None]
+def _covariances(quats: Tensor, scales: Tensor) -> NDArray[np.float32]:
+    axes = roma.unitquat_to_rotmat(roma.quat_wxyz_to_xyzw(quats)) * scales[..., None, :]
+    return (axes @ axes.mT).numpy()
+
+
+def _splats(gaussians: Gaussians, positions: NDArray[np.float32], quats: Tensor, eye: Tensor, unit: float) -> Splats:
     rgb = colours(gaussians.harmonics, torch.from_numpy(positions) * unit - eye)
     return Splats(
         centres=positions,
-        covariances=(axes @ axes.mT).numpy(),
+        covariances=_covariances(quats, gaussians.scales / unit),
         colours=rgb.clamp(0, 1).numpy(),
         opacities=gaussians.opacities[:, None].numpy(),
     )
@@ -153,9 +172,14 @@ def add(server: viser.ViserServer, name: str, splats: Splats) -> viser.GaussianS
     )
 
 
-def move(handle: viser.GaussianSplatHandle, positions: NDArray[np.float32]) -> None:
-    """Move the splats of `add` to positions n 3 in the scene's units."""
-    handle.centers = positions * np.float32(MAGNIFIED)
+def move(handle: viser.GaussianSplatHandle, film: Film, index: int) -> None:
+    """Move the moving splats of a film, which `add` added, to their state at the time of this index, in one message."""
+    positions = film.positions[index] * np.float32(MAGNIFIED)
+    if film.covariances is None:
+        handle.centers = positions
+    else:
+        covariances = film.covariances[index] * np.float32(MAGNIFIED**2)
+        handle.set_gaussians(positions, covariances, film.moving.colours, film.moving.opacities)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +202,7 @@ class Reel:
     def show(self, index: int | None) -> None:
         """Show the time of this index; None: hide."""
         if self.moving is not None and index is not None:
-            move(self.moving, self.film.positions[index])
+            move(self.moving, self.film, index)
         for handle in (self.still, self.moving):
             if handle is not None and handle.visible != (index is not None):
                 handle.visible = index is not None

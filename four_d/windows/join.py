@@ -21,7 +21,7 @@ from four_d.windows.cut import border
 
 LOGGER = logging.getLogger(__name__)
 
-TURNED = frozenset({Geometry.POINT, Geometry.DISPLACEMENT, Geometry.NORMAL, Geometry.QUATERNION})
+TURNED = frozenset({Geometry.POINT, Geometry.DISPLACEMENT, Geometry.NORMAL, Geometry.QUATERNION, Geometry.TURN})
 """Geometry of values that depend on the world's axes."""
 
 S = TypeVar("S", bound="Outputs")

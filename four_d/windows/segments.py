@@ -112,11 +112,14 @@ class Segments(Generic[W]):
         self._held = held.take(range(own[0].start, held.frames.stop))
 
     def _keep(self, gaussians: Gaussians | None, rows: Sequence[int], times: Float[Tensor, "t"]) -> None:
-        """Store a segment with these rows of the offsets, at these times."""
+        """Store a segment with these rows of the offsets and turns, at these times."""
         assert gaussians is not None
         assert gaussians.offsets is not None
         own = dataclasses.replace(
-            gaussians, offsets=gaussians.offsets[list(rows)], offset_times=torch.tensor(times.tolist())
+            gaussians,
+            offsets=gaussians.offsets[list(rows)],
+            offset_times=torch.tensor(times.tolist()),
+            turns=None if gaussians.turns is None else gaussians.turns[list(rows)],
         )
         # the middle of the overlap, as in `border`; where it is a frame's time, that exactly: rounding decides nothing
         start = (times[:1] + self._ended) / 2 if self._made else times[:1]

@@ -35,6 +35,16 @@ def moving(count: int = 300, degree: int = 3, seed: int = 0) -> Gaussians:
     )
 
 
+def turning(count: int = 300, degree: int = 3) -> Gaussians:
+    """The same cloud, all of which turns, some by nearly half a turn from one time to the next, with any signs."""
+    scene = moving(count, degree)
+    generator = torch.Generator().manual_seed(7)
+    axes = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=-1)
+    half = torch.tensor([0.1, 0.8, 1.9])[:, None, None] * torch.rand(count, 1, generator=generator)
+    signs = torch.where(torch.rand(3, count, 1, generator=generator) < 0.5, -1, 1)
+    return dataclasses.replace(scene, turns=signs * torch.cat([half.cos(), half.sin() * axes], dim=-1))
+
+
 def standing(count: int = 300, degree: int = 3) -> Gaussians:
     """The same cloud without motion."""
     return dataclasses.replace(moving(count, degree), offsets=None, offset_times=None)

@@ -34,7 +34,7 @@ from four_d.formats.splats import (
 )
 from four_d.formats.splats import sequence as sequences
 from four_d.types import Cameras, Gaussians, map_tensors
-from tests.formats.scene import SIZE, TIMES, cameras, moving, pictures, standing
+from tests.formats.scene import SIZE, TIMES, cameras, moving, pictures, standing, turning
 
 try:
     from pxr import UsdVol
@@ -72,16 +72,24 @@ def test_the_scene_tells_mistakes() -> None:
     turned = dataclasses.replace(scene, quats=scene.quats.roll(1, dims=-1))
     unlit = dataclasses.replace(scene, harmonics=scene.harmonics * torch.tensor([1.0] + [-1.0] * 15)[:, None])
     larger = dataclasses.replace(scene, scales=scene.scales * 1.2)
+    assert (pictures(turning()) - shown).abs().mean() > 2 / 255
     for wrong in (turned, unlit, larger):
         assert (pictures(wrong) - shown).abs().mean() > 2 / 255
 
 
 @pytest.mark.parametrize(("write", "read", "name"), MOVING)
+@pytest.mark.parametrize("scene", [moving, turning])
 def test_deformable_gaussians_come_back_the_same(
-    write: Callable[..., None], read: Callable[[Path], Gaussians], name: str, tmp_path: Path
+    scene: Callable[[], Gaussians],
+    write: Callable[..., None],
+    read: Callable[[Path], Gaussians],
+    name: str,
+    tmp_path: Path,
 ) -> None:
-    write(tmp_path / name, moving())
-    assert_same_pictures(read(tmp_path / name), moving())
+    write(tmp_path / name, scene())
+    found = read(tmp_path / name)
+    assert (found.turns is None) == (scene().turns is None)
+    assert_same_pictures(found, scene())
 
 
 @pytest.mark.parametrize("degree", [0, 1, 2, 3])
@@ -267,6 +275,19 @@ def test_gltf_moves_by_morph_targets(tmp_path: Path) -> None:
     assert weights.tolist() == np.eye(3).tolist()
     mesh = document.content["meshes"][0]
     assert len(mesh["primitives"][0]["targets"]) == len(mesh["weights"]) == 3
+    assert list(mesh["primitives"][0]["targets"][0]) == ["POSITION"]
+
+
+def test_gltf_turns_by_morph_targets(tmp_path: Path) -> None:
+    """Base and the weighted targets, summed and normalised as for any attribute, are the rotations at any time."""
+    write_gltf(tmp_path / "x.glb", turning())
+    primitive = (document := read_glb(tmp_path / "x.glb")).content["meshes"][0]["primitives"][0]
+    name = "KHR_gaussian_splatting:ROTATION"
+    changes = [document.array(target[name]) for target in primitive["targets"]]
+    found = torch.tensor(document.array(primitive["attributes"][name]) + 0.65 * changes[1] + 0.35 * changes[2])
+    found = torch.nn.functional.normalize(found.roll(1, dims=-1), dim=-1)
+    expected = flip(state_at(sound(turning()), 0.1 + 0.35 * 0.2)).quats
+    torch.testing.assert_close((found * expected).sum(-1).abs(), torch.ones(300))
 
 
 def test_gltf_is_what_another_program_reads(tmp_path: Path) -> None:
@@ -293,6 +314,23 @@ def test_usd_samples_in_time(tmp_path: Path) -> None:
         found = torch.tensor(np.array(positions.Get(Usd.TimeCode(time * 10))))
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     assert prim.GetAttribute("radiance:sphericalHarmonicsDegree").Get() == 3
+    assert not prim.GetAttribute("orientations").GetTimeSamples()
+
+
+@needs_usd
+def test_usd_samples_turns_in_time(tmp_path: Path) -> None:
+    from pxr import Usd
+
+    write_usd(tmp_path / "x.usda", turning())
+    stage = Usd.Stage.Open(str(tmp_path / "x.usda"))
+    orientations = stage.GetDefaultPrim().GetAttribute("orientations")
+    assert orientations.GetTimeSamples() == [0, 1, 3]
+    for time in TIMES:
+        expected = flip(state_at(sound(turning()), time)).quats
+        found = torch.tensor(np.array(orientations.Get(Usd.TimeCode(time * 10)))).roll(1, dims=-1)
+        assert (found * expected).sum(-1).abs().min() > 0.998, "the pace within a gap differs"
+        if time not in (0.13,):
+            torch.testing.assert_close((found * expected).sum(-1).abs(), torch.ones(300))
 
 
 def test_usd_without_openusd_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import torch
 from gsplat.cuda import _torch_impl as gsplat_torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from four_d.rendering import harmonics
 from four_d.types import Cameras, Gaussians
@@ -49,7 +51,15 @@ def straight(focal: float = 20.0, height: int = 9, width: int = 11) -> tuple[Cam
 
 
 def cloud(
-    n: int, *, batch: int = 1, views: int = 1, k: int = 1, size: float = 0.1, seed: int = 0, moves: bool = False
+    n: int,
+    *,
+    batch: int = 1,
+    views: int = 1,
+    k: int = 1,
+    size: float = 0.1,
+    seed: int = 0,
+    moves: bool = False,
+    turns: bool = False,
 ) -> tuple[Gaussians, Cameras, Tensor]:
     """n random Gaussians of each of ``batch`` scenes about 3 in front of ``views`` cameras, float64."""
     generator = torch.Generator().manual_seed(seed)
@@ -68,6 +78,8 @@ def cloud(
         offset_times=torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64).repeat(batch, 1) if moves else None,
     )
     times = uniform(batch, views)
+    if turns:
+        gaussians = dataclasses.replace(gaussians, turns=normalize(uniform(batch, 3, n, 4) - 0.5, dim=-1))
     return gaussians, _ring(batch, views), times
 
 

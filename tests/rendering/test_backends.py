@@ -136,7 +136,7 @@ def test_gsplat_and_torch_agree_on_a_gpu_forward_and_backward() -> None:
 
 
 def _bad(field: str, change: float, index: int = 0) -> Gaussians:
-    gaussians, _, _ = cloud(4, moves=True)
+    gaussians, _, _ = cloud(4, moves=True, turns=True)
     value = getattr(gaussians, field).clone()
     value.view(-1)[index] = change
     return dataclasses.replace(gaussians, **{field: value})
@@ -153,6 +153,8 @@ def _bad(field: str, change: float, index: int = 0) -> Gaussians:
         (_bad("scales", -1.0), "give lengths, not logarithms"),
         (_bad("offset_times", 0.7), "must ascend"),
         (dataclasses.replace(cloud(4)[0], offset_times=torch.zeros(1, 1)), "give both or neither"),
+        (_bad("turns", torch.inf), "turns has values that are not finite"),
+        (dataclasses.replace(cloud(4)[0], turns=torch.zeros(1, 3, 4, 4)), "give offsets too"),
         (dataclasses.replace(cloud(4)[0], harmonics=torch.ones(1, 4, 3, 3)), "3 harmonics per Gaussian"),
         (map_tensors(cloud(4)[0], lambda t: t[0]), "give one batch axis"),
     ],

@@ -29,7 +29,7 @@ def test_the_contributors_of_every_pixel_are_those_of_a_plain_loop() -> None:
 
 
 def test_all_weights_of_a_pixel_sum_to_its_alpha(monkeypatch: pytest.MonkeyPatch) -> None:
-    gaussians, cameras, times = cloud(50, batch=2, views=2, size=0.2, moves=True)
+    gaussians, cameras, times = cloud(50, batch=2, views=2, size=0.2, moves=True, turns=True)
     pixels = pixel_centres(*SIZE, gaussians.means).reshape(1, 1, -1, 2).expand(2, 2, -1, 2)
     alpha = render(gaussians, cameras, times, SIZE, backend="torch").alpha.flatten(2)
     found = contributors(gaussians, cameras, times, pixels, 60)

@@ -5,10 +5,13 @@ import math
 from collections.abc import Callable
 
 import pytest
+import roma
 import torch
 from gsplat.cuda import _torch_impl as gsplat_torch
 from torch import Tensor
 
+from four_d import fields
+from four_d.geometry import Similarity, quaternion_product
 from four_d.rendering import compositing, harmonics, render
 from four_d.rendering.compiled import CompiledRasteriser, library
 from four_d.rendering.in_torch import TorchRasteriser
@@ -113,15 +116,16 @@ def _sums(view: Views) -> list[Tensor]:
     return [(picture * weight.to(picture)).sum() for picture, weight in zip(pictures, weights)]
 
 
-INPUTS = ("means", "quats", "scales", "opacities", "harmonics", "offsets", "features", "background", "poses")
+FIELDS = ("means", "quats", "scales", "opacities", "harmonics", "offsets", "turns")
+INPUTS = (*FIELDS, "features", "background", "poses")
 
 
 @pytest.mark.parametrize("name", INPUTS)
 def test_gradients_are_those_of_finite_differences(backend: str, name: str) -> None:
-    gaussians, cameras, times = cloud(3, views=2, k=4, size=0.3, moves=True)
+    gaussians, cameras, times = cloud(3, views=2, k=4, size=0.3, moves=True, turns=True)
     generator = torch.Generator().manual_seed(3)
     values = {
-        **{field: getattr(gaussians, field) for field in INPUTS[:6]},
+        **{field: getattr(gaussians, field) for field in FIELDS},
         "features": torch.rand(1, 3, 2, generator=generator, dtype=torch.float64),
         "background": torch.rand(3, generator=generator, dtype=torch.float64),
         "poses": cameras.world_from_camera,
@@ -130,7 +134,7 @@ def test_gradients_are_those_of_finite_differences(backend: str, name: str) -> N
     def function(value: Tensor) -> tuple[Tensor, ...]:
         now = {**values, name: value}
         view = render(
-            Gaussians(**{f: now[f] for f in INPUTS[:6]}, offset_times=gaussians.offset_times),
+            Gaussians(**{f: now[f] for f in FIELDS}, offset_times=gaussians.offset_times),
             Cameras(world_from_camera=now["poses"], intrinsics=cameras.intrinsics),
             times,
             (6, 7),
@@ -350,6 +354,61 @@ def test_a_moving_gaussian_is_drawn_where_it_is_at_the_time(backend: str) -> Non
     second = render(moved, cameras, torch.zeros(1, 1), (9, 11), backend=backend)
     torch.testing.assert_close(first.colour, second.colour)
     torch.testing.assert_close(first.depth, second.depth)
+
+
+def _needle(**changes: Tensor) -> Gaussians:
+    """A long Gaussian on the axis of `straight`, along x."""
+    long = torch.tensor([[[0.4, 0.03, 0.05]]], dtype=torch.float64)
+    return dataclasses.replace(one(2.0), scales=long, **changes)
+
+
+def _about(axis: tuple[float, float, float], degrees: float) -> Tensor:
+    half = math.radians(degrees) / 2
+    return torch.tensor([math.cos(half), *(math.sin(half) * part for part in axis)], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("time", "degrees"), [(-1.0, 20.0), (0.0, 20.0), (1.0, 45.0), (2.0, 70.0), (2.5, 85.0), (3.0, 100.0), (8.0, 100.0)]
+)
+def test_a_turning_gaussian_is_drawn_as_one_that_is_turned(backend: str, time: float, degrees: float) -> None:
+    """Between two times halfway, the shorter way although the quaternions have opposite signs, and outside not."""
+    cameras, _ = straight()
+    axis, own = (0.36, 0.48, 0.8), _about((0.0, 0.6, 0.8), 30.0)
+    turns = torch.stack([_about(axis, 20.0), -_about(axis, 70.0), _about(axis, 100.0)])[None, :, None]
+    turning = _needle(
+        quats=3 * own[None, None],
+        offsets=torch.zeros(1, 3, 1, 3, dtype=torch.float64),
+        offset_times=torch.tensor([[0.0, 2.0, 3.0]]),
+        turns=turns,
+    )
+    turned = _needle(quats=quaternion_product(_about(axis, degrees), own)[None, None])
+    first = render(turning, cameras, torch.full((1, 1), time), (9, 11), backend=backend)
+    second = render(turned, cameras, torch.zeros(1, 1), (9, 11), backend=backend)
+    torch.testing.assert_close(first.colour, second.colour)
+    still = render(_needle(quats=own[None, None]), cameras, torch.zeros(1, 1), (9, 11), backend=backend)
+    assert (first.colour - still.colour).abs().max() > 0.05
+
+
+def test_turns_change_no_colours() -> None:
+    """Harmonics stay in the world's axes: a ball that turns looks as one that stands."""
+    gaussians, cameras, times = cloud(8, k=16, size=0.3, moves=True, turns=True)
+    ball = dataclasses.replace(gaussians, scales=torch.full_like(gaussians.scales, 0.2))
+    first, second = (render(each, cameras, times, SIZE) for each in (ball, dataclasses.replace(ball, turns=None)))
+    torch.testing.assert_close(first.colour, second.colour)
+
+
+@pytest.mark.parametrize("change", ["moved", "mirrored"])
+def test_a_world_that_is_moved_with_its_cameras_looks_the_same(change: str) -> None:
+    gaussians, cameras, times = cloud(40, views=2, size=0.2, moves=True, turns=True)
+    before = render(gaussians, cameras, times, SIZE).colour
+    if change == "mirrored":
+        after = render(fields.mirror(gaussians, SIZE[1]), fields.mirror(cameras, SIZE[1]), times, SIZE).colour.flip(-1)
+    else:
+        rotation = roma.random_rotmat(generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+        shift = torch.tensor([3.0, -1.0, 2.0], dtype=torch.float64)
+        move = Similarity(scale=2.5, rotation=rotation, shift=shift)
+        after = render(fields.move(gaussians, move), fields.move(cameras, move), times, SIZE).colour
+    torch.testing.assert_close(after, before)
 
 
 @pytest.mark.parametrize("k", [1, 4, 9, 16])

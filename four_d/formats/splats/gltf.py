@@ -1,10 +1,10 @@
 """Gaussians as binary glTF with ``KHR_gaussian_splatting``; programs that do not know it show coloured points.
 
 Scales are linear, opacities in [0, 1], quaternions (x, y, z, w), harmonics as ours; colours are display-referred sRGB;
-axes y up and z back, so the scene is converted. Motion is morph targets of the positions, one per offset time, and an
-animation of their weights, linear from one target to the next. That is exactly the offsets' interpolation, also beyond
-the first and last time; the file holds each position once, and programs without splats show moving points. One
-primitive per time would repeat every other attribute and jump.
+axes y up and z back, so the scene is converted. Motion is morph targets of the positions, and of the rotations if there
+are turns, one per offset time, and an animation of their weights, linear from one target to the next. That is exactly
+the interpolation of offsets and turns, also beyond the first and last time; the file holds each position once, and
+programs without splats show moving points. One primitive per time would repeat every other attribute and jump.
 
 Source: github.com/KhronosGroup/glTF, extensions/2.0/Khronos/KHR_gaussian_splatting, release candidate.
 """
@@ -19,12 +19,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
 from four_d.errors import UserError
 from four_d.formats.glb import POINTS, UNLIT, Builder, Document, Json, read_glb, to_linear
-from four_d.formats.splats.state import COEFFICIENTS, finite, flip, sound
+from four_d.formats.splats.state import COEFFICIENTS, finite, flip, rotations, sound, turned
 from four_d.types import Gaussians
 
 LOGGER = logging.getLogger(__name__)
@@ -60,6 +61,10 @@ def write_gltf(path: Path, gaussians: Gaussians) -> None:
     node = builder.scene(builder.add("meshes", mesh))
     if gaussians.offsets is not None and gaussians.offset_times is not None:
         primitive["targets"] = [{"POSITION": builder.array(o.numpy(), bounds=True)} for o in gaussians.offsets]
+        if gaussians.turns is not None:
+            for target, quats in zip(primitive["targets"], rotations(gaussians), strict=True):
+                change = (quats - gaussians.quats).roll(-1, dims=-1)
+                target[f"{EXTENSION}:ROTATION"] = builder.array(change.contiguous().numpy())
         mesh["weights"] = [1.0] + [0.0] * (len(gaussians.offsets) - 1)
         _animate(builder, node, gaussians.offset_times)
     builder.write(path)
@@ -188,8 +193,25 @@ def _with_motion(document: Document, primitive: Mapping[str, Any], nodes: Sequen
     positions = torch.from_numpy(
         np.stack([document.array(target["POSITION"]) for target in targets]).astype(np.float32)
     )
+    mix = torch.from_numpy(weights.astype(np.float32))
     return dataclasses.replace(
         still,
-        offsets=torch.einsum("ik,knd->ind", torch.from_numpy(weights.astype(np.float32)), positions),
+        offsets=torch.einsum("ik,knd->ind", mix, positions),
         offset_times=torch.from_numpy(document.array(sampler["input"]).astype(np.float32)),
+        turns=_turns(document, targets, mix, still),
     )
+
+
+def _turns(
+    document: Document, targets: Sequence[Mapping[str, int]], mix: Tensor, still: Gaussians
+) -> Float[Tensor, "t n 4"] | None:
+    """Turns at each time: a target changes the rotations by adding to the quaternions, as to all attributes."""
+    if not any(f"{EXTENSION}:ROTATION" in target for target in targets):
+        return None
+    changes = [
+        torch.from_numpy(document.array(target[f"{EXTENSION}:ROTATION"]).astype(np.float32)).roll(1, dims=-1)
+        if f"{EXTENSION}:ROTATION" in target
+        else torch.zeros_like(still.quats)
+        for target in targets
+    ]
+    return turned(still, list(still.quats + torch.einsum("ik,knd->ind", mix, torch.stack(changes))))

@@ -14,7 +14,7 @@ from four_d.errors import UserError
 from four_d.formats.splats.ply import read_all as read_all_ply
 from four_d.formats.splats.ply import write_ply
 from four_d.formats.splats.spz import read_spz, write_spz
-from four_d.formats.splats.state import finite, sound
+from four_d.formats.splats.state import finite, sound, turned
 from four_d.outputs import new_folder
 from four_d.types import Gaussians
 
@@ -45,7 +45,8 @@ def write_times(
 
 
 def read_times(folder: Path) -> Gaussians:
-    """Read `write_times`' folder: the first file's Gaussians with an offset to each file's positions.
+    """Read `write_times`' folder: the first file's Gaussians with an offset to each file's positions and a turn
+    to its rotations.
 
     Gaussians that are not finite in one of the files are left out of all (`finite`).
 
@@ -72,5 +73,6 @@ def read_times(folder: Path) -> Gaussians:
         first,
         offsets=torch.stack([state.means - first.means for state in states]),
         offset_times=torch.tensor([time for _, time in frames]),
+        turns=turned(first, [state.quats for state in states]),
     )
     return finite(moving, folder)

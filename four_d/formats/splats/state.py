@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,7 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from four_d.errors import UserError
-from four_d.rendering.scene import means_at
+from four_d.geometry import conjugate, in_half_space, quaternion_product, unit_quaternions
+from four_d.rendering.scene import means_at, quats_at
 from four_d.types import Gaussians, map_tensors
 
 LOGGER = logging.getLogger(__name__)
@@ -47,7 +49,9 @@ def sound(gaussians: Gaussians) -> Gaussians:
     count = values["harmonics"].shape[-2]
     if count not in COEFFICIENTS:
         raise UserError(f"the Gaussians have {count} harmonics each; files take 1, 4, 9 or 16")
-    values["quats"] = _unit(values["quats"])
+    values["quats"] = unit_quaternions(values["quats"])
+    if "turns" in values:
+        values["turns"] = unit_quaternions(values["turns"])
     values["opacities"] = values["opacities"].clamp(0, 1)
     return Gaussians(**values)
 
@@ -62,6 +66,8 @@ def finite(gaussians: Gaussians, path: Path) -> Gaussians:
         good &= rows.isfinite().all(-1)
     if gaussians.offsets is not None:
         good &= gaussians.offsets.isfinite().all(-1).all(0)
+    if gaussians.turns is not None:
+        good &= gaussians.turns.isfinite().all(-1).all(0)
     if (gaussians.scales[good] < 0).any():
         raise UserError(f"{path} has negative scales where the format has standard deviations; write it again, as PLY")
     if good.all():
@@ -78,23 +84,36 @@ def take(gaussians: Gaussians, index: Int[Tensor, "m"]) -> Gaussians:
     names = ("means", "quats", "scales", "opacities", "harmonics")
     fields = {name: getattr(gaussians, name)[index] for name in names}
     offsets = None if gaussians.offsets is None else gaussians.offsets[:, index]
-    return dataclasses.replace(gaussians, **fields, offsets=offsets)
+    turns = None if gaussians.turns is None else gaussians.turns[:, index]
+    return dataclasses.replace(gaussians, **fields, offsets=offsets, turns=turns)
 
 
-def _unit(quats: Float[Tensor, "n 4"]) -> Float[Tensor, "n 4"]:
-    length = quats.norm(dim=-1, keepdim=True)
-    identity = torch.tensor([1.0, 0, 0, 0]).expand_as(quats)
-    return torch.where(length > 1e-12, quats / length.clamp_min(1e-12), identity)
+def turned(first: Gaussians, quats: Sequence[Float[Tensor, "n 4"]]) -> Float[Tensor, "t n 4"] | None:
+    """Turns from the rotations of ``first`` to those of each time; None if they are the same at all."""
+    if all(torch.equal(each.nan_to_num(), first.quats.nan_to_num()) for each in quats):
+        return None
+    own = unit_quaternions(first.quats)
+    return torch.stack([quaternion_product(unit_quaternions(each), conjugate(own)) for each in quats])
+
+
+def rotations(gaussians: Gaussians) -> list[Float[Tensor, "n 4"]]:
+    """Rotations at the offset times of Gaussians that turn, each the one of q and −q that is nearer to the last."""
+    assert gaussians.turns is not None
+    found = [gaussians.quats]
+    for each in quaternion_product(gaussians.turns, gaussians.quats):
+        found.append(in_half_space(each, found[-1]))
+    return found[1:]
 
 
 def state_at(gaussians: Gaussians, time: float) -> Gaussians:
-    """State of unbatched Gaussians at a time in seconds, without offsets.
+    """State of unbatched Gaussians at a time in seconds, without offsets and turns.
 
     Motion is linear between offset times, and constant before the first and after the last.
     """
     batch = map_tensors(gaussians, lambda tensor: tensor[None])
-    means = means_at(batch, torch.tensor([[time]], device=gaussians.means.device))[0, 0]
-    return dataclasses.replace(gaussians, means=means, offsets=None, offset_times=None)
+    at = torch.tensor([[time]], device=gaussians.means.device)
+    means, quats = means_at(batch, at)[0, 0], quats_at(batch, at)[0, 0]
+    return dataclasses.replace(gaussians, means=means, quats=quats, offsets=None, offset_times=None, turns=None)
 
 
 def flip(gaussians: Gaussians) -> Gaussians:
@@ -110,4 +129,5 @@ def flip(gaussians: Gaussians) -> Gaussians:
         quats=gaussians.quats * gaussians.quats.new_tensor([1, 1, -1, -1]),
         harmonics=gaussians.harmonics * signs[:, None],
         offsets=None if gaussians.offsets is None else gaussians.offsets * axes,
+        turns=None if gaussians.turns is None else gaussians.turns * gaussians.turns.new_tensor([1, 1, -1, -1]),
     )

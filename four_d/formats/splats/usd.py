@@ -2,8 +2,9 @@
 
 Scales are linear, opacities in [0, 1], harmonics as ours, axes y up and z back, so the scene is converted, and a unit
 is a metre. The schema names no colour space: the coefficients are those of 3D Gaussian splatting unchanged. Positions
-have a time sample per offset time; USD interpolates linearly and holds the first and last, as the offsets do. The time
-code's unit is the median gap between them, so that players step through the samples.
+have a time sample per offset time, and so have the orientations of Gaussians that turn. USD interpolates linearly (on
+the sphere, where turns are at a slightly different pace within a gap) and holds the first and last, as offsets and
+turns do. The time code's unit is the median gap between them, so that players step through the samples.
 
 Source: github.com/PixarAnimationStudios/OpenUSD, pxr/usd/usdVol/schema.usda, 26.03 and later.
 """
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from four_d import fields
 from four_d.errors import UserError
-from four_d.formats.splats.state import COEFFICIENTS, finite, flip, sound
+from four_d.formats.splats.state import COEFFICIENTS, finite, flip, rotations, sound, turned
 from four_d.geometry import Similarity
 from four_d.outputs import new_file
 from four_d.types import Gaussians
@@ -58,7 +59,7 @@ def write_usd(path: Path, gaussians: Gaussians) -> None:
         field = pxr.UsdVol.ParticleField3DGaussianSplat.Define(stage, ROOT)
         stage.SetDefaultPrim(field.GetPrim())
         _set_fixed(pxr.Vt, field, gaussians)
-        _set_positions(pxr, stage, field, gaussians)
+        _set_motion(pxr, stage, field, gaussians)
         stage.Save()
 
 
@@ -77,8 +78,7 @@ def _library() -> Any:  # noqa: ANN401  OpenUSD has no types
 
 def _set_fixed(arrays: Any, field: Any, gaussians: Gaussians) -> None:  # noqa: ANN401
     count = gaussians.harmonics.shape[1]
-    quats = gaussians.quats.roll(-1, dims=-1).contiguous()
-    field.CreateOrientationsAttr(arrays.QuatfArray.FromNumpy(quats.numpy()))
+    field.CreateOrientationsAttr(_orientations(arrays, gaussians.quats))
     field.CreateScalesAttr(arrays.Vec3fArray.FromNumpy(gaussians.scales.contiguous().numpy()))
     field.CreateOpacitiesAttr(arrays.FloatArray.FromNumpy(gaussians.opacities.contiguous().numpy()))
     field.CreateRadianceSphericalHarmonicsDegreeAttr(COEFFICIENTS.index(count))
@@ -86,7 +86,12 @@ def _set_fixed(arrays: Any, field: Any, gaussians: Gaussians) -> None:  # noqa: 
     field.CreateRadianceSphericalHarmonicsCoefficientsAttr(arrays.Vec3fArray.FromNumpy(flat.numpy()))
 
 
-def _set_positions(pxr: Any, stage: Any, field: Any, gaussians: Gaussians) -> None:  # noqa: ANN401
+def _orientations(arrays: Any, quats: Tensor) -> Any:  # noqa: ANN401
+    """Convert (w, x, y, z) to OpenUSD's array."""
+    return arrays.QuatfArray.FromNumpy(quats.roll(-1, dims=-1).contiguous().numpy())
+
+
+def _set_motion(pxr: Any, stage: Any, field: Any, gaussians: Gaussians) -> None:  # noqa: ANN401
     reach = EXTENT * gaussians.scales.amax(dim=-1, keepdim=True)
 
     def set_state(means: Tensor, code: Any) -> None:  # noqa: ANN401
@@ -105,6 +110,10 @@ def _set_positions(pxr: Any, stage: Any, field: Any, gaussians: Gaussians) -> No
     stage.SetEndTimeCode(round(float(times[-1]) * rate, 5))
     for time, offset in zip(times.tolist(), offsets, strict=True):
         set_state(gaussians.means + offset, pxr.Usd.TimeCode(round(time * rate, 5)))
+    if gaussians.turns is not None:
+        for time, quats in zip(times.tolist(), rotations(gaussians), strict=True):
+            array = _orientations(pxr.Vt, quats)
+            field.GetOrientationsAttr().Set(array, pxr.Usd.TimeCode(round(time * rate, 5)))
 
 
 def _rate(times: Tensor) -> float:
@@ -115,7 +124,7 @@ def _rate(times: Tensor) -> float:
 
 
 def read_usd(path: Path) -> Gaussians:
-    """Read the Gaussians of a stage's first particle field, in our axes: first state, and offsets to each sample.
+    """Read the Gaussians of a stage's first particle field, in our axes: first state, offsets and turns to each sample.
 
     Further fields are skipped, with a note on stderr. Gaussians that are not finite are left out (`finite`). A stage
     whose z points up is rotated.
@@ -157,20 +166,21 @@ def _has_transform(pxr: Any, prim: Any) -> bool:  # noqa: ANN401
 
 
 def _read(path: Path, field: Any, rate: float) -> Gaussians:  # noqa: ANN401
-    positions = _attribute(field, "Positions")
-    codes = positions.GetTimeSamples()
+    positions, orientations = _attribute(field, "Positions"), _attribute(field, "Orientations")
+    codes = sorted({*positions.GetTimeSamples(), *orientations.GetTimeSamples()})
     states = [positions.Get(code) for code in codes] or [positions.Get()]
     if states[0] is None:
         raise UserError(f"{path} has a particle field without positions; write it again")
     means = [_array(state, 3) for state in states]
+    quats = [_quats(orientations.Get(code)) for code in codes] or [_quats(orientations.Get())]
     degree = int(field.GetRadianceSphericalHarmonicsDegreeAttr().Get())
     harmonics = _array(_attribute(field, "RadianceSphericalHarmonicsCoefficients").Get(), 3)
     values = {
-        "quats": _quats(_attribute(field, "Orientations").Get()),
+        "quats": quats[0],
         "scales": _array(_attribute(field, "Scales").Get(), 3),
         "opacities": _array(_attribute(field, "Opacities").Get(), 1)[:, 0],
     }
-    lengths = {len(harmonics) / (degree + 1) ** 2, *map(len, means), *map(len, values.values())}
+    lengths = {len(harmonics) / (degree + 1) ** 2, *map(len, means), *map(len, quats), *map(len, values.values())}
     if len(lengths) > 1:
         counts = ", ".join(f"{length:g}" for length in sorted(lengths))
         raise UserError(f"{path} has arrays of {counts} Gaussians; write it again")
@@ -178,7 +188,8 @@ def _read(path: Path, field: Any, rate: float) -> Gaussians:  # noqa: ANN401
     if not codes:
         return still
     times = torch.tensor([code / rate for code in codes])
-    return dataclasses.replace(still, offsets=torch.stack(means) - means[0], offset_times=times)
+    offsets = torch.stack(means) - means[0]
+    return dataclasses.replace(still, offsets=offsets, offset_times=times, turns=turned(still, quats))
 
 
 def _attribute(field: Any, name: str) -> Any:  # noqa: ANN401
@@ -192,6 +203,5 @@ def _array(values: Any, width: int) -> Tensor:  # noqa: ANN401
 
 
 def _quats(values: Any) -> Tensor:  # noqa: ANN401
-    """Convert OpenUSD's array to (w, x, y, z)."""
-    parts = [] if values is None else [(q.GetReal(), *q.GetImaginary()) for q in values]
-    return torch.tensor(parts, dtype=torch.float32).reshape(-1, 4)
+    """Convert OpenUSD's array, whose imaginary parts come first, to (w, x, y, z)."""
+    return _array(values, 4).roll(1, dims=-1)
