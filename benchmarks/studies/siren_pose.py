@@ -18,7 +18,7 @@ VALUES = (
     f"data.validation.held_out.path={DATA / 'held_out_bodies'}",
 )
 WITHOUT = ("losses.siren_pose=null", "optimiser.groups.siren_pose=null")
-TUNED = (*VALUES, "loop.max_steps=300", "loop.epoch_steps=150")
+TUNED = (*VALUES, "loop.max_steps=300", "loop.epoch_steps=300", "loop.ema=0.98")
 PARTS = ("position", "depth", "velocity", "acceleration", "bone", "siren", "graph")
 FITTED = "start"
 SCORED = ("frames=12", "stride=1", "hints=[boxes]", "tasks=[keypoints,pose]")
@@ -29,7 +29,7 @@ STUDY = Study(
         DataSet(name="train_bodies", arguments=("--shards", "0:40", "--seed", "11", *WORLDS, *EASY)),
         DataSet(name="held_out_bodies", arguments=("--shards", "0:2", "--seed", "12", "--held-out", *WORLDS, *HARD)),
     ),
-    shared={FITTED: Training(values=(*VALUES, *WITHOUT, "loop.max_steps=2000"), start="checkpoints/unified-small")},
+    shared={FITTED: Training(values=(*VALUES, *WITHOUT, "loop.max_steps=2400"), start="checkpoints/unified-small")},
     variants={
         "base": Training(values=(*TUNED, *WITHOUT), start=FITTED),
         "full": Training(values=TUNED, start=FITTED),
