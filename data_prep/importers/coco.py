@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import ImageOps, UnidentifiedImageError
 
+from data_prep.importers.frames import CLIP_FRAMES, Reel
 from data_prep.importers.vocabulary import Vocabulary, canonical
 from data_prep.importers.writing import MOST_FRAMES, VOCABULARY, Origin, Planned, digest, write_clips
 from four_d.data.contract import ClipInfo, KeypointArrays, KeypointInfo, ObjectInfo, RawClip
@@ -28,7 +29,7 @@ LOGGER = logging.getLogger(__name__)
 __all__ = ["VOCABULARY", "Source", "import_coco", "sources_in"]
 
 FRAME_RATE = 30.0
-"""Frames per second of videos: the annotations do not tell."""
+"""Frames per second of videos given as images: the annotations do not tell."""
 MOST_EXAMPLES = 1000
 """Instances of a category from which bones are derived where the file has none."""
 FOLDERS = (".", "images", "data", "..", "../images", "../data")
@@ -44,7 +45,9 @@ class Source:
 
     annotations: Path
     images: Path | None = None
-    """Folder that its file names are relative to; None: look in `FOLDERS`."""
+    """Folder that its file names are relative to, or the video whose frames its ``frame_id`` number from 0; None: look
+    in `FOLDERS`.
+    """
     name: str | None = None
     """Name in the manifest; None: the file's own without its ending."""
     licence: str | None = None
@@ -58,7 +61,8 @@ class _Video:
     key: str
     source: str
     licence: str
-    folder: Path
+    images: Path | Reel
+    """Folder of the images, or the video that they are frames of."""
     frames: list[Image]
     edges: Mapping[Skeleton, tuple[tuple[int, int], ...]]
     origin: Origin
@@ -120,7 +124,7 @@ def _videos(source: Source, base: Base | None, vocabulary: Vocabulary, taken: se
     images = [each for image in read_coco(source.annotations, base) if (each := _annotated(image)).instances]
     if not images:
         raise UserError(f"{source.annotations} labels no keypoint of any image")
-    folder = _folder(source, images)
+    folder = _reel(source, images) if source.images and source.images.is_file() else _folder(source, images)
     skeletons = {instance.skeleton: None for image in images for instance in image.instances}
     edges = {skeleton: skeleton.edges or _nearest(skeleton, images) for skeleton in skeletons}
     for skeleton in skeletons:
@@ -131,25 +135,28 @@ def _videos(source: Source, base: Base | None, vocabulary: Vocabulary, taken: se
     licence = source.licence or "; ".join(sorted({image.licence for image in images if image.licence})) or "unknown"
     origin = Origin(
         name="four-d data import coco",
-        files={name: digest(source.annotations)},
+        files={name: digest(source.annotations)}
+        | ({} if isinstance(folder, Path) else {folder.path.name: digest(folder.path)}),
         settings={"skeleton_base": base, "licence": licence},
     )
     grouped: dict[str, list[Image]] = {}
     for image in images:
-        grouped.setdefault(f"{image.file}" if image.video is None else f"video {image.video}", []).append(image)
+        single = image.video is None and isinstance(folder, Path)
+        grouped.setdefault(f"{image.file}" if single else f"video {image.video}", []).append(image)
     found: list[_Video] = []
     for number, frames in enumerate(grouped.values()):
         ordered = sorted(frames, key=lambda image: image.frame)
         _check_video(source, ordered)
-        for start in range(0, len(ordered), MOST_FRAMES):
-            key = f"{name}-{number:07d}" + (f"-{start // MOST_FRAMES}" if len(ordered) > MOST_FRAMES else "")
-            part = ordered[start : start + MOST_FRAMES]
+        most = MOST_FRAMES if isinstance(folder, Path) else CLIP_FRAMES
+        for start in range(0, len(ordered), most):
+            key = f"{name}-{number:07d}" + (f"-{start // most}" if len(ordered) > most else "")
+            part = ordered[start : start + most]
             found.append(
                 _Video(
                     key=key,
                     source=name,
                     licence=licence,
-                    folder=folder,
+                    images=folder,
                     frames=part,
                     edges=edges,
                     origin=origin,
@@ -198,6 +205,25 @@ def _folder(source: Source, images: Sequence[Image]) -> Path:
     return folder
 
 
+def _reel(source: Source, images: Sequence[Image]) -> Reel:
+    """Video that the images are frames of. UserError if it lacks some, has another size, or there are several."""
+    assert source.images is not None
+    reel = Reel(source.images)
+    if len({image.video for image in images}) > 1:
+        raise UserError(f"{source.annotations} has several video_id, and {source.images} is one video; split the file")
+    last = max(image.frame for image in images)
+    if last >= len(reel.times):
+        raise UserError(
+            f"{source.annotations} has frame_id {last}, counted from 0; {source.images} has {len(reel.times)} frames"
+        )
+    size, said = reel.size(), (images[0].width, images[0].height)
+    if size != said:
+        raise UserError(
+            f"{source.images} is {size[0]} × {size[1]}, {source.annotations} is of images of {said[0]} × {said[1]}"
+        )
+    return reel
+
+
 def _nearest(skeleton: Skeleton, images: Sequence[Image]) -> tuple[tuple[int, int], ...]:
     """Bones between neighbours, by mean distances over instances of equal size."""
     same = [each for image in images for each in image.instances if each.skeleton == skeleton][:MOST_EXAMPLES]
@@ -222,8 +248,14 @@ def _check(source: Source, skeleton: Skeleton, edges: Sequence[tuple[int, int]])
 
 def _clip(video: _Video) -> RawClip:
     """Read the images of a clip and its keypoints."""
-    images = np.stack([_read(video.folder / frame.file, frame) for frame in video.frames])
     first = video.frames[0]
+    if isinstance(video.images, Path):
+        images = np.stack([_read(video.images / frame.file, frame) for frame in video.frames])
+        times = [(frame.frame - first.frame) / FRAME_RATE for frame in video.frames]
+    else:
+        reel = video.images
+        images = np.stack(reel.take([frame.frame for frame in video.frames]))
+        times = [reel.times[frame.frame] - reel.times[first.frame] for frame in video.frames]
     things = _things(video)
     starts = np.cumsum([0, *(len(skeleton.names) for skeleton, _ in things)])
     shape = (len(video.frames), int(starts[-1]))
@@ -248,7 +280,7 @@ def _clip(video: _Video) -> RawClip:
         metric=False,
         width=first.width,
         height=first.height,
-        times=[(frame.frame - first.frame) / FRAME_RATE for frame in video.frames],
+        times=times,
         camera_ids=[0] * len(video.frames),
         objects=[ObjectInfo(name="surroundings"), *(ObjectInfo(name=skeleton.category) for skeleton, _ in things)],
         keypoints=KeypointInfo(

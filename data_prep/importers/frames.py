@@ -19,7 +19,7 @@ CLIP_FRAMES = 48
 
 
 class Reel:
-    """Video file or folder of images whose frames are taken in order, decoded once."""
+    """Video file or folder of images whose frames are taken in order, decoded once. UserError if it is neither."""
 
     def __init__(self, path: Path) -> None:
         self._source = footage(path)
@@ -35,14 +35,16 @@ class Reel:
         height, width = next(iter(self._source.frames([0]))).shape[:2]
         return width, height
 
-    def take(self, frames: range) -> list[NDArray[np.uint8]]:
-        """Read consecutive frames (h w 3); earlier ones than the last that were taken start the decoding again."""
-        if not 0 <= self._next <= frames.start:
-            self._frames = self._source.frames(range(frames.start, len(self.times)))
-            self._next = frames.start
-        skipped = frames.start - self._next
-        self._next = frames.stop
-        return list(itertools.islice(self._frames, skipped, skipped + len(frames)))
+    def take(self, frames: Sequence[int]) -> list[NDArray[np.uint8]]:
+        """Read ascending frames (h w 3); one before the last that was taken starts the decoding again."""
+        if not 0 <= self._next <= frames[0]:
+            self._frames = self._source.frames(range(frames[0], len(self.times)))
+            self._next = frames[0]
+        taken: list[NDArray[np.uint8]] = []
+        for frame in frames:
+            taken += itertools.islice(self._frames, frame - self._next, frame - self._next + 1)
+            self._next = frame + 1
+        return taken
 
 
 def cut(total: int, most: int, cameras: int = 1) -> list[range]:

@@ -78,7 +78,7 @@ class ImportCoco:
     out: Annotated[Path, Form(positional=True, metavar="OUT")]
     """Folder of the shards."""
     images: Annotated[tuple[Path, ...], Form(metavar="DIR")] = ()
-    """Folder of each file's images (default: beside it)."""
+    """Folder of each file's images, or the video whose frames they are (default: beside it)."""
     names: Annotated[tuple[str, ...], Form(metavar="NAME")] = ()
     """Name of each source (default: the file's)."""
     licences: Annotated[tuple[str, ...], Form(metavar="TEXT")] = ()
@@ -113,6 +113,30 @@ class ImportSleapAnipose:
     """Number of clips of a shard."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImportVideo:
+    """Flags of data import video."""
+
+    videos: Annotated[tuple[Path, ...], Form(positional=True, metavar="VIDEO")]
+    """Video files, or folders of frames."""
+    out: Annotated[Path, Form(positional=True, metavar="OUT")]
+    """Folder of the shards."""
+    keypoints: Annotated[tuple[Path, ...], Form(metavar="NPZ")] = ()
+    """File of each video's keypoints (default: beside it, of its name with .npz)."""
+    confidence: float = 0.3
+    """Confidence below which a keypoint is unknown."""
+    long_side: Annotated[int | None, Form(parse=count, metavar="PIXELS")] = None
+    """Longer side of the stored images (default: as they are)."""
+    clip_frames: Annotated[int, Form(parse=count, metavar="N")] = 48
+    """Most frames of a clip; a video becomes clips of about equal length."""
+    name: str = "videos"
+    """Name of the source in the manifest."""
+    licence: Annotated[str, Form(metavar="TEXT")] = "unknown"
+    """Licence of the videos and keypoints."""
+    clips_per_shard: Annotated[int, Form(parse=count, metavar="N")] = 64
+    """Number of clips of a shard."""
+
+
 def add_verbs(verbs: Verbs[Verb]) -> None:
     """Add data make, import, check, stats and show."""
     data = verbs.add_parser("data", help="make, import, check, count and show shards")
@@ -125,6 +149,8 @@ def add_verbs(verbs: Verbs[Verb]) -> None:
     add_verb(imports, "coco", _import_coco, text, lambda: ImportCoco)
     text = "Turn sessions of sleap-anipose (several views, tracks, triangulated points) into shards with cameras."
     add_verb(imports, "sleap-anipose", _import_sleap_anipose, text, lambda: ImportSleapAnipose)
+    text = "Turn videos with keypoints of any detector (an NPZ file each) into shards."
+    add_verb(imports, "video", _import_video, text, lambda: ImportVideo)
     text = "Verify shards against the layout and their geometry; exit 1 if wrong."
     add_verb(data, "check", _data_check, text, lambda: Check)
     add_verb(data, "stats", _data_stats, "Count what is in the shards.", lambda: Stats)
@@ -192,6 +218,27 @@ def _import_sleap_anipose(arguments: ImportSleapAnipose) -> int:
     out, shards = arguments.out, arguments.clips_per_shard
     manifest = import_sleap_anipose(arguments.sessions, out, settings, clips_per_shard=shards)
     print(f"{out}: {manifest.clips} clips, {manifest.frames} frames")
+    return 0
+
+
+def _import_video(arguments: ImportVideo) -> int:
+    from data_prep.importers.video import Settings, import_videos
+
+    settings = Settings(
+        confidence=arguments.confidence,
+        long_side=arguments.long_side,
+        clip_frames=arguments.clip_frames,
+        name=arguments.name,
+        licence=arguments.licence,
+    )
+    manifest = import_videos(
+        arguments.videos,
+        arguments.out,
+        settings,
+        keypoints=arguments.keypoints,
+        clips_per_shard=arguments.clips_per_shard,
+    )
+    print(f"{arguments.out}: {manifest.clips} clips, {manifest.frames} frames")
     return 0
 
 

@@ -16,6 +16,7 @@ from four_d.data.contract import RawClip
 from four_d.data.sampling import to_clip
 from four_d.data.shards import ShardReader, load_manifest, write_shard
 from four_d.errors import UserError
+from four_d.formats.videos import write_video
 from four_d.keypoints import decode_names
 from tests.formats.test_coco import ap10k, small
 
@@ -227,3 +228,30 @@ def test_shards_without_a_record_are_not_gone_on_with(tmp_path: Path) -> None:
     write_shard(out, 0, [replace(clip, info=replace(clip.info, generator=None)) for clip in clips])
     with pytest.raises(UserError, match="was made by something else, or by an earlier version"):
         import_coco([Source(annotations=path)], out)
+
+
+def test_images_may_be_the_frames_of_a_video(tmp_path: Path) -> None:
+    """Frames 1 and 3 of a video at 10 frames a second, told apart by their brightness."""
+    video = tmp_path / "walk.mp4"
+    write_video(video, [np.full((48, 64, 3), 40 * index + 20, np.uint8) for index in range(5)], rate=10.0)
+    content = small(skeleton=[[0, 1]])
+    row, image = content["annotations"][0], {**content["images"][0], "width": 64, "height": 48}
+    content["images"] = [{**image, "id": index, "file_name": f"{index}", "frame_id": index} for index in (3, 1)]
+    content["annotations"] = [{**row, "id": index, "image_id": index, "track_id": 7} for index in (3, 1)]
+    path = tmp_path / "walk.json"
+    path.write_text(json.dumps(content))
+    out = tmp_path / "out"
+    assert main(["data", "import", "coco", str(path), str(out), "--images", str(video)]) == 0
+    raw = first(out)
+    assert raw.info.times == pytest.approx([0, 0.2])
+    assert raw.images.mean((1, 2, 3)) == pytest.approx([60, 140], abs=3)
+    assert check(out).ok
+    for change, message in (
+        ({"frame_id": 5}, "has frame_id 5, counted from 0; .*walk.mp4 has 5 frames"),
+        ({"width": 32}, r"walk.mp4 is 64 × 48, .*walk.json is of images of 32 × 48"),
+        ({"video_id": 2}, "has several video_id"),
+    ):
+        path.write_text(json.dumps({**content, "images": [{**content["images"][0], **change}, content["images"][1]]}))
+        with pytest.raises(UserError, match=message):
+            import_coco([Source(annotations=path, images=video)], tmp_path / "no")
+    assert not (tmp_path / "no").exists()
