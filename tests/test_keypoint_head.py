@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch.nn import functional
 from four_d import fields
 from four_d.abilities import Abilities, ModelModule
 from four_d.checkpoints import ModelInfo
+from four_d.cli.values import instance
 from four_d.config import load
 from four_d.data.augment import crop
 from four_d.data.sampling import collate, normalise, to_clip, to_example
@@ -25,8 +27,9 @@ from four_d.exporting import export
 from four_d.formats.keypoints import read_keypoints
 from four_d.geometry import project
 from four_d.heads.keypoint import KeypointHead, KeypointHeadConfig, KeypointPrediction, check_names
-from four_d.inference import LoadedModel, Request, infer
+from four_d.inference import Instance, LoadedModel, Request, infer
 from four_d.inference import load as load_model
+from four_d.inference.keypoints import Boxes
 from four_d.keypoints import encode_names
 from four_d.layers import NameEmbedding
 from four_d.losses.keypoint import OUTPUTS, KeypointLossConfig
@@ -453,9 +456,175 @@ def test_keypoints_of_a_rig_are_a_video_each_and_of_a_moment_none(tmp_path: Path
     assert not (tmp_path / "one" / "keypoints.mp4").exists()
 
 
+def walkers(number: float) -> torch.Tensor:
+    """Centres (x, y) in model pixels of two who pass each other, the first at the left at first."""
+    return torch.tensor([[8 + 1.2 * number, 20.0], [32 - 1.2 * number, 22.0]])
+
+
+class Walkers(ModelModule):
+    """A model that finds head and feet of whichever of `walkers` its box is at, 3 pixels above and below the centre.
+
+    The first pixel's colour is the frame's number. It keeps the boxes that it was given.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused, self.boxes = torch.nn.Parameter(torch.zeros(1)), list[torch.Tensor | None]()
+
+    @property
+    def abilities(self) -> Abilities:
+        outputs = frozenset({"depth", "cameras", *KeypointHeadConfig().provides})
+        return Abilities(outputs=outputs, predictions=(KeypointPrediction,), hints={"boxes": "optional"}, multiple=8)
+
+    def forward(self, clip: Clip) -> Prediction:
+        self.boxes.append(clip.keypoint_boxes)
+        numbers = (clip.images[0, :, 0, 4, 4] * 255).round()
+        f, (h, w) = len(numbers), clip.images.shape[-2:]
+        lens = torch.tensor([[30.0, 0, w / 2], [0, 30, h / 2], [0, 0, 1]])
+        cameras = Cameras(world_from_camera=torch.eye(4).expand(f, 4, 4), intrinsics=lens.expand(f, 3, 3))
+        found: dict[str, torch.Tensor] = {}
+        if clip.keypoint_names is not None:
+            n = clip.keypoint_names.shape[1]
+            boxes = torch.tensor([[0.0, 0], [w, h]]).expand(n, 2, 2)
+            centres = (boxes if clip.keypoint_boxes is None else clip.keypoint_boxes[0]).mean(1)
+            who = torch.cdist(centres, walkers(float(numbers[0]))).argmin(1)
+            pixels = torch.stack([walkers(float(number))[who] for number in numbers])
+            pixels = pixels + torch.stack([torch.zeros(n), 3.0 * (-1) ** torch.arange(1, n + 1)], -1)
+            found = {"keypoint_pixels": pixels, "keypoints": torch.ones(f, n, 3), "keypoint_depth": torch.ones(f, n)}
+            found |= {"keypoint_visible": torch.ones(f, n), "keypoint_confidence": torch.ones(f, n)}
+        value = KeypointPrediction(depth=torch.ones(f, h, w), cameras=cameras, **found)  # pyright: ignore[reportArgumentType]
+        return map_tensors(value, lambda tensor: tensor[None])
+
+
+def passing(folder: Path, count: int = 20) -> tuple[Path, LoadedModel, Walkers]:
+    """A video of 84 × 64 pixels that the model sees at 40 × 32, without half a pixel at the top and 2 at each side."""
+    (folder / "video").mkdir()
+    for index in range(count):
+        Image.fromarray(np.full((64, 84, 3), index, np.uint8)).save(folder / "video" / f"{index:03d}.png")
+    module = Walkers()
+    return folder / "video", LoadedModel(module, ModelInfo(model=TINY, image_size=(32, 40), frames=8)), module
+
+
+def box_at(centre: torch.Tensor) -> tuple[int, int, int, int]:
+    """The user's box around a walker, in original pixels: 6 model pixels to the sides, 5 above and below."""
+    x, y = centre.int().tolist()
+    return 2 * (x - 6) + 2, 2 * (y - 5), 2 * (x + 6) + 2, 2 * (y + 5)
+
+
+def test_two_who_pass_each_other_are_told_apart_by_their_boxes_through_a_long_video(tmp_path: Path) -> None:
+    video, model, module = passing(tmp_path)
+    asked = [Instance(names=["head", "feet"], box=box_at(centre)) for centre in walkers(0)]
+    settings: Any = {"selection": Selection(max_frames=20), "window": 8, "overlap": 2, "page": None}
+    edges: Any = {"keypoint_edges": [("head", "feet")]}
+    result = infer(model, video, tmp_path / "out", keypoints=asked, **edges, **settings)
+    table = read_keypoints(tmp_path / "out" / "keypoints.json")
+    assert (table.names, table.instances) == (["head", "feet"] * 2, [0, 0, 1, 1])
+    assert table.edges == [(0, 1), (2, 3)]
+    assert result.keypoint_instances == (0, 0, 1, 1)
+    for index, frame in enumerate(table.frames):
+        centres = frame.pixels.reshape(2, 2, 2).mean(1)
+        np.testing.assert_allclose(centres, 2 * walkers(index).numpy() + [2, 0], atol=1e-3)
+    starts = [entry["frames"][0] for entry in json.loads((tmp_path / "out" / "windows.json").read_text())["windows"]]
+    assert len(starts) == len(module.boxes) == 3
+    for start, boxes in zip(starts, module.boxes, strict=True):
+        assert boxes is not None
+        around = walkers(start)[:, None] + torch.tensor([[-6.0, -5], [6, 5]])  # the margins are the user's
+        torch.testing.assert_close(
+            boxes[0], around.clamp_min(0).minimum(torch.tensor([40.0, 32])).repeat_interleave(2, 0)
+        )
+    # without boxes, or with those of the first frame alone, the model takes one for the other
+    assert torch.cdist(walkers(0), walkers(starts[-1])).argmin(1).tolist() == [1, 0]
+    alone = model(video, keypoints=["head", "feet"], selection=settings["selection"])
+    assert alone.keypoint_instances == (0, 0)
+    assert module.boxes[-1] is None
+
+
+def test_a_box_is_carried_by_few_points_and_by_none_that_is_no_number() -> None:
+    boxes = Boxes(torch.tensor([[[4.0, 4], [12, 20]]]), [Instance(names=["nose"])], (32, 40))
+    assert boxes.at(range(4)).tolist() == [[[4, 4], [12, 20]]]
+    boxes.add(range(4), torch.tensor([[8.0, 6], [0, 0], [18, 10], [0, 0]])[:, None])
+    assert boxes.at(range(2, 6)).tolist() == [[[14, 8], [22, 24]]], "as far around the nose as the user's"
+    boxes.add(range(2, 6), torch.full((4, 1, 2), torch.nan))
+    assert boxes.at(range(4, 8)).tolist() == [[[14, 8], [22, 24]]]
+    boxes.add(range(4, 8), torch.tensor([[90.0, 10]]).expand(4, 1, 2))
+    assert boxes.at(range(6, 10)).tolist() == [[[40, 8], [40, 24]]], "what has left the image is at its edge"
+
+
+BOX = (10.0, 10.0, 40.0, 50.0)
+
+
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [
+        ((-1.0, 5.0, 20.0, 30.0), r"the box -1,5,20,30 of head reaches outside the first frame; .* 84×64 picture"),
+        ((60.0, 5.0, 84.5, 30.0), "reaches outside the first frame"),
+        ((0.0, 5.0, 1.5, 30.0), "outside what the model sees"),
+    ],
+)
+def test_a_box_outside_the_picture_is_refused_before_anything_is_written(
+    box: Any, message: str, tmp_path: Path
+) -> None:
+    video, model, module = passing(tmp_path, 2)
+    with pytest.raises(UserError, match=message):
+        infer(model, video, tmp_path / "out", keypoints=[Instance(names=["head"], box=box)], page=None)
+    assert not (tmp_path / "out").exists()
+    assert not module.boxes
+
+
+def test_boxes_that_a_model_does_not_take_are_refused() -> None:
+    request = Request(video=np.zeros((1, 8, 8, 3), np.uint8), keypoints=[Instance(names=["a"], box=BOX)])
+    with pytest.raises(UserError, match="finds no keypoints"):
+        request.check_for(Abilities(outputs=frozenset({"depth"}), hints={"boxes": "optional"}))
+    with pytest.raises(UserError, match="takes no hints, not boxes; ask for names alone"):
+        request.check_for(Abilities(outputs=frozenset({"depth", "keypoints"})))
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
+        ({"names": [], "box": BOX}, "the box 10,10,40,50 has no list of names"),
+        ({"names": "nose"}, "has no list of names"),
+        ({"names": ["a"], "box": (40.0, 10.0, 10.0, 50.0)}, r"box 40,10,10,50 of a has its corners reversed"),
+        ({"names": ["a"], "box": (10.0, 10.0, 40.0, 10.0)}, "corners reversed"),
+        ({"names": ["a"], "box": (10.0, 10.0, 40.0, np.nan)}, "not of four finite numbers"),
+        ({"names": ["a"], "box": (10.0, 10.0, 40.0)}, "not of four finite numbers"),
+    ],
+)
+def test_an_instance_that_is_none(asked: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Instance(**asked)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nose,tail@1,2,3", "is not NAME,NAME or NAME,NAME@X0,Y0,X1,Y1"),
+        ("nose@a,b,c,d", "is not NAME,NAME or"),
+        ("@1,2,3,4", "is a box without names"),
+        ("nose@5,5,1,9", "the box 5,5,1,9 of nose has its corners reversed"),
+    ],
+)
+def test_boxes_on_the_command_line(text: str, message: str) -> None:
+    assert instance("nose,tail@1,2,3.5,4") == Instance(names=("nose", "tail"), box=(1, 2, 3.5, 4))
+    assert instance("nose,tail") == Instance(names=("nose", "tail"))
+    with pytest.raises(argparse.ArgumentTypeError, match=message):
+        instance(text)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"keypoints": "nose"}, "keypoints are a text, 'nose'"),
+        ({"keypoints": ["a", Instance(names=["b"])]}, "instances, and the name 'a'"),
+        ({"keypoints": [Instance(names=["a"], box=BOX), Instance(names=["b"])]}, "an instance of b has no box"),
+        ({"keypoints": [Instance(names=["a", "a"], box=BOX)]}, "instance 0 has two keypoints 'a'"),
+        (
+            {
+                "keypoints": [Instance(names=[name], box=BOX) for name in "ab"],
+                "keypoint_edges": [("a", "b")],
+            },
+            "no instance has both ends of the bone a:b",
+        ),
         ({"keypoints": ["a", "a"]}, "two keypoints 'a'"),
         ({"keypoints": ["a", "x" * 40]}, "is of 40 bytes"),
         ({"keypoints": ["a", "b"], "keypoint_edges": [("a", "c")]}, "a bone ends at 'c', which is not among"),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from four_d.cli.common import Verb, Verbs, add_verb, placed
 from four_d.cli.flags import Form
-from four_d.cli.values import bones, names, path, pinhole, point
+from four_d.cli.values import bones, instance, path, pinhole, point
 
 if TYPE_CHECKING:
     from four_d.cli.request import Infer
@@ -20,7 +20,7 @@ FORMS = {
     "depth_unit": Form(metavar="UNIT"),
     "mask": Form(metavar="PATH"),
     "points": Form(parse=point, metavar="X,Y"),
-    "keypoints": Form(parse=names, metavar="NAME,NAME", several=False),
+    "keypoints": Form(parse=instance, metavar="NAME,NAME[@X0,Y0,X1,Y1]"),
     "keypoint_edges": Form(parse=bones, metavar="NAME:NAME,NAME:NAME", several=False),
     "window": Form(metavar="N"),
     "overlap": Form(metavar="K"),

@@ -6,6 +6,8 @@ import argparse
 import math
 from pathlib import Path
 
+from four_d.errors import UserError
+
 
 def path(text: str) -> Path:
     """Path with ``~`` expanded, which shells do not do in --out=~/seen and in quotes."""
@@ -52,6 +54,26 @@ def shares(text: str) -> tuple[float, float]:
 def names(text: str) -> tuple[str, ...]:
     """Words, from KIND,KIND."""
     return tuple(text.split(","))
+
+
+def instance(text: str) -> object:
+    """Keypoints of one instance, from NAME,NAME or NAME,NAME@X0,Y0,X1,Y1."""
+    from four_d.inference import Instance
+
+    asked, box, corners = text.rpartition("@")
+    try:
+        numbers = [float(part) for part in corners.split(",")] if box else []
+        if box and len(numbers) != 4:
+            raise ValueError
+    except ValueError:
+        told = "is not NAME,NAME or NAME,NAME@X0,Y0,X1,Y1, as nose,neck@120,40,260,310"
+        raise argparse.ArgumentTypeError(f"{text!r} {told}") from None
+    if box and not asked:
+        raise argparse.ArgumentTypeError(f"{text!r} is a box without names; write those to find in it before the @")
+    try:
+        return Instance(names=names(asked or corners), box=tuple(numbers) if box else None)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def bone(text: str) -> tuple[str, str]:

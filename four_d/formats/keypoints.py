@@ -44,6 +44,8 @@ class KeypointTable:
     """Keypoints of a video."""
 
     names: Sequence[str]
+    instances: Sequence[int]
+    """Number of the thing that each belongs to, from 0."""
     edges: Sequence[tuple[int, int]] = ()
     """Bones: indices of two names, from 0."""
     unit: str
@@ -53,9 +55,15 @@ class KeypointTable:
 
 def write_keypoints(path: Path, table: KeypointTable) -> None:
     """Write a table as JSON (`docs/inference.md`), a line per frame."""
-    head = {"format": FORMAT, "names": list(table.names), "edges": [list(edge) for edge in table.edges]}
+    head = {
+        "format": FORMAT,
+        "names": list(table.names),
+        "instances": list(table.instances),
+        "edges": [list(edge) for edge in table.edges],
+        "unit": table.unit,
+    }
     lines = ",\n".join(json.dumps(_plain(frame)) for frame in table.frames)
-    text = json.dumps({**head, "unit": table.unit})[:-1]
+    text = json.dumps(head)[:-1]
     with new_file(path) as partial:
         partial.write_text(f'{text}, "frames": [\n{lines}\n]}}\n')
 
@@ -67,8 +75,10 @@ def read_keypoints(path: Path) -> KeypointTable:
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']}, not {FORMAT}")
         rows = cast(list[dict[str, object]], content["frames"])
+        names = cast(list[str], content["names"])
         return KeypointTable(
-            names=cast(list[str], content["names"]),
+            names=names,
+            instances=cast(list[int], content.get("instances", [0] * len(names))),  # of an earlier version: one
             edges=[cast(tuple[int, int], tuple(edge)) for edge in cast(list[list[int]], content["edges"])],
             unit=cast(str, content["unit"]),
             frames=[_frame(row) for row in rows],

@@ -186,7 +186,13 @@ def write_keypoint_table(whole: Result, maps: Maps, folder: Path) -> None:
         )
         for frame, time in enumerate(whole.times)
     ]
-    table = KeypointTable(names=whole.keypoint_names, edges=whole.keypoint_edges, unit=whole.unit, frames=frames)
+    table = KeypointTable(
+        names=whole.keypoint_names,
+        instances=whole.keypoint_instances,
+        edges=whole.keypoint_edges,
+        unit=whole.unit,
+        frames=frames,
+    )
     write_keypoints(folder / "keypoints.json", table)
 
 

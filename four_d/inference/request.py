@@ -18,6 +18,7 @@ from four_d.errors import UserError
 from four_d.formats.cameras import read_cameras
 from four_d.inference import hints
 from four_d.inference.hints import Known
+from four_d.inference.keypoints import Instance, instances_of
 from four_d.keypoints import check_edges, check_skeleton
 from four_d.video.fit import Fits
 from four_d.video.footage import Selection, check_footage
@@ -37,7 +38,7 @@ class Asked(TypedDict, total=False):
     selection: Selection | None
     mask: Mask | None
     points: Points | None
-    keypoints: Sequence[str] | None
+    keypoints: Sequence[str] | Sequence[Instance] | None
     keypoint_edges: Sequence[tuple[str, str]]
     known: Known | None
     window: int | None
@@ -58,10 +59,11 @@ class Request:
     points: Points | None = None
     """Pixels to track: X,Y of the first frame or FRAME,X,Y (default for a model with motion: a grid). A model with
     motion or Gaussians tracks them in 3D, one with a track head in the images."""
-    keypoints: Sequence[str] | None = None
-    """Names of keypoints to find, for a model with a keypoints head."""
+    keypoints: Sequence[str] | Sequence[Instance] | None = None
+    """Keypoints to find, for a model with a keypoints head: names, or instances with names and a box each, in pixels of
+    the first frame, so that two of a kind can be told apart."""
     keypoint_edges: Sequence[tuple[str, str]] = ()
-    """Bones to draw between keypoints, each two of their names."""
+    """Bones to draw between keypoints, each two of their names, in every instance that has both."""
     known: Known | None = None
     """Known cameras and depth, for a model that takes them."""
     window: int | None = None
@@ -81,24 +83,48 @@ class Request:
 
         if self.keypoints is not None:
             try:
-                check_skeleton(self.keypoints, [0] * len(self.keypoints), (), ())
+                check_skeleton(self.keypoint_names, self.keypoint_instances, (), ())
             except ValueError as error:
                 raise UserError(str(error)) from error
         self.bones  # noqa: B018 - which refuses names that are not asked for
 
     @property
+    def instances(self) -> tuple[Instance, ...]:
+        """Instances whose keypoints are asked for. UserError as in `keypoints.instances_of`."""
+        return instances_of(self.keypoints or ())
+
+    @property
+    def keypoint_names(self) -> tuple[str, ...]:
+        """Names of all keypoints, instance by instance."""
+        return tuple(name for each in self.instances for name in each.names)
+
+    @property
+    def keypoint_instances(self) -> tuple[int, ...]:
+        """Number of each keypoint's instance, from 0."""
+        return tuple(number for number, each in enumerate(self.instances) for _ in each.names)
+
+    @property
     def bones(self) -> tuple[tuple[int, int], ...]:
-        """Bones as indices of ``keypoints``. UserError for a name that is not among them, and bones that are none."""
-        names = list(self.keypoints or ())
+        """Bones as indices of `keypoint_names`, of every instance that has both ends.
+
+        UserError for a name that is not among them, ends of two instances, and bones that are none.
+        """
+        names, edges, start = self.keypoint_names, list[tuple[int, int]](), 0
         unknown = [name for edge in self.keypoint_edges for name in edge if name not in names]
         if unknown:
             raise UserError(f"a bone ends at {unknown[0]!r}, which is not among the keypoints; add it there")
-        edges = tuple((names.index(start), names.index(end)) for start, end in self.keypoint_edges)
+        for each in self.instances:
+            place = {name: start + index for index, name in enumerate(each.names)}
+            start += len(each.names)
+            edges += [(place[one], place[two]) for one, two in self.keypoint_edges if one in place and two in place]
+        for one, two in self.keypoint_edges:
+            if not any(names[start] == one and names[end] == two for start, end in edges):
+                raise UserError(f"no instance has both ends of the bone {one}:{two}; add them there, or leave it out")
         try:
             check_edges(edges, names)
         except ValueError as error:
             raise UserError(str(error)) from error
-        return edges
+        return tuple(edges)
 
     @property
     def videos(self) -> Sequence[object]:
@@ -160,6 +186,8 @@ class Request:
             raise UserError("this model follows no points (it has no motion, track or gaussian head); leave them out")
         if self.keypoints is not None and "keypoints" not in model.outputs:
             raise UserError("this model finds no keypoints (it has no keypoints head); leave them out")
+        if any(each.box is not None for each in self.instances) and "boxes" not in model.hints:
+            raise UserError(f"this model {model.hints_text}, not boxes; ask for names alone, or take another model")
         if self.known is not None:
             hints.check(self.known, model)
 

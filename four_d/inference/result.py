@@ -59,6 +59,8 @@ class Result:
 
     keypoint_names: tuple[str, ...] = ()
     """Names of the keypoints that were asked for, in the order of ``prediction.keypoints``."""
+    keypoint_instances: tuple[int, ...] = ()
+    """Number of the instance that each of them belongs to, from 0 in the order in which they were asked for."""
     keypoint_edges: tuple[tuple[int, int], ...] = ()
     """Bones between them, as they were asked for."""
 
@@ -137,6 +139,7 @@ class Result:
             unit=self.unit,
             device=self.device,
             keypoint_names=self.keypoint_names,
+            keypoint_instances=self.keypoint_instances,
             keypoint_edges=self.keypoint_edges,
         )
 
@@ -159,6 +162,7 @@ class Result:
             unit=self.unit,
             device=self.device,
             keypoint_names=self.keypoint_names,
+            keypoint_instances=self.keypoint_instances,
             keypoint_edges=self.keypoint_edges,
         )
 

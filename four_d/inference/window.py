@@ -16,6 +16,7 @@ from four_d.abilities import UNITS, Model
 from four_d.checkpoints import ModelInfo
 from four_d.inference import units
 from four_d.inference.hints import Known, add
+from four_d.inference.keypoints import Boxes, boxes_to_model
 from four_d.inference.lens import Correction, correct
 from four_d.inference.request import Request
 from four_d.inference.result import Result
@@ -64,6 +65,7 @@ class VideoSource:
         """Start on a stream of the request's video, without reading its frames."""
         self._model, self._request, self._stream = model, request, stream
         self._fits: Fits | None = None
+        self._boxes: Boxes | None = None
         cameras = None if request.known is None else request.known.cameras
         self._remarks = Remarks("cameras" if cameras is None or not isinstance(cameras, str | Path) else cameras)
 
@@ -92,9 +94,13 @@ class VideoSource:
         """Read the windows one after the other, with a progress bar."""
         model = self._model if gaussians else self._model.without("gaussians")
         with progress("windows", len(plan), "window") as bar:
-            for video in self._stream.windows(plan):
-                self._fits = self._fits or self._fit(video)
-                yield partial(self._predict, model, video)
+            for frames, video in zip(plan, self._stream.windows(plan), strict=True):
+                if self._fits is None:
+                    self._fits = self._fit(video)
+                    boxes = boxes_to_model(self._request.instances, self._fits)
+                    if boxes is not None:
+                        self._boxes = Boxes(boxes, self._request.instances, self._fits.model)
+                yield partial(self._next, model, video, frames)
                 bar.advance()
 
     def again(self, part: Part[Result], moments: Sequence[range]) -> Result:
@@ -116,8 +122,25 @@ class VideoSource:
         able = self._model.abilities
         return fit(sizes_of(video.frames), self._model.info.image_size, able.multiple, exact=able.image_size)
 
+    def _next(
+        self, model: Loaded, video: Video, frames: range, queries: Float[Tensor, "n 3"] | None, *, tracks: bool
+    ) -> tuple[Result, PointTracks | None]:
+        """Predict the next window, with boxes where the keypoints have gone."""
+        boxes = None if self._boxes is None else self._boxes.at(frames)
+        result, tracked = self._predict(model, video, queries, tracks=tracks, boxes=boxes)
+        pixels = getattr(result.prediction, "keypoint_pixels", None)
+        if self._boxes is not None and isinstance(pixels, Tensor):
+            self._boxes.add(frames, pixels)
+        return result, tracked
+
     def _predict(
-        self, model: Loaded, video: Video, queries: Float[Tensor, "n 3"] | None, *, tracks: bool
+        self,
+        model: Loaded,
+        video: Video,
+        queries: Float[Tensor, "n 3"] | None,
+        *,
+        tracks: bool,
+        boxes: Float[Tensor, "n 2 2"] | None = None,
     ) -> tuple[Result, PointTracks | None]:
         """Result of frames seen at once, in the first frame's coordinates, and the points tracked in model pixels."""
         request, to = self._request, self._fit(video)
@@ -133,7 +156,8 @@ class VideoSource:
             dynamic=None if moving is None else moving[None],
             dynamic_known=None if moving is None else torch.ones_like(times, dtype=torch.bool),
             query_points=None if queries is None else queries[None],
-            keypoint_names=encode_names(request.keypoints)[None] if request.keypoints else None,
+            keypoint_names=encode_names(request.keypoint_names)[None] if request.keypoints else None,
+            keypoint_boxes=None if boxes is None else boxes[None],
         )
         given = None
         if request.known is not None and model.abilities.hints:
@@ -154,7 +178,8 @@ class VideoSource:
             device=model.device,
             camera_ids=None if video.cameras == 1 else tuple(clip.camera_ids[0].tolist()),
             motion=None if tracked is None else correction.motion,
-            keypoint_names=tuple(request.keypoints or ()),
+            keypoint_names=request.keypoint_names,
+            keypoint_instances=request.keypoint_instances,
             keypoint_edges=request.bones,
         )
         return result, None if tracked is None else map_tensors(tracked, lambda tensor: tensor.cpu())

@@ -12,7 +12,7 @@ from four_d.formats.keypoints import FrameKeypoints, KeypointTable, read_keypoin
 def test_files_of_another_form_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "keypoints.json"
     frame = FrameKeypoints(time=0.5, camera=1, pixels=np.array([[1.5, 2.5]]))
-    write_keypoints(path, KeypointTable(names=["nose"], unit="metres", frames=[frame]))
+    write_keypoints(path, KeypointTable(names=["nose"], instances=[0], unit="metres", frames=[frame]))
     found = read_keypoints(path).frames[0]
     assert (found.time, found.camera, found.pixels.tolist(), found.depth) == (0.5, 1, [[1.5, 2.5]], None)
     text = path.read_text()
