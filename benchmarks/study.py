@@ -325,7 +325,8 @@ def named(name: str) -> Study:
     """The study of that name, with or without its hyphens and underscores."""
     stems = sorted(path.stem for path in (Path(__file__).parent / "studies").glob("[!_]*.py"))
     studies = {stem: importlib.import_module(f"benchmarks.studies.{stem}") for stem in stems}
-    known = {_bare(stem): module.STUDY for stem, module in studies.items() if module.STUDY.name == stem}
+    found = {stem: cast(Study | None, getattr(module, "STUDY", None)) for stem, module in studies.items()}
+    known = {_bare(stem): study for stem, study in found.items() if study is not None and study.name == stem}
     if _bare(name) not in known:
         raise SystemExit(f"there is no study {name!r}; choose one of {', '.join(s.name for s in known.values())}")
     return known[_bare(name)]
