@@ -611,9 +611,17 @@ def test_keypoints_are_scored_where_their_task_is_chosen() -> None:
     )
     example = _example([1])
     example = dataclasses.replace(example, targets=dataclasses.replace(example.targets, keypoints=keypoints))
-    model = Says(lambda _: KeypointPrediction(keypoints=points + torch.tensor([0.3, 0, 0])))
+    moved = points + torch.tensor([0.3, 0, 0])
+    model = Says(lambda _: KeypointPrediction(keypoints=moved, keypoint_pixels=10 * points[..., :2]))
     found = evaluate(model, [example], tasks=["keypoints"]).rows["model"]
     assert found["keypoint_mpjpe"].mean == pytest.approx(0.3 * 2, rel=1e-5), "in source units"
+    assert found["keypoint_mpjpe_procrustes"].mean == pytest.approx(0, abs=1e-5)
+    assert found["keypoint_pck"].mean == 1
+    assert found["keypoint_acceleration_error"].mean == pytest.approx(0, abs=1e-3)
+    lengths = (points[0, :, 0] - points[0, :, 1]).norm(dim=-1).log()
+    assert found["keypoint_bone_variance"].mean == pytest.approx(float(lengths.var(correction=0)), rel=1e-4)
+    third = points[0].double().diff(n=3, dim=0).norm(dim=-1).mean() / (example.targets.times[0].diff()[0] ** 3)
+    assert found["keypoint_jerk"].mean == pytest.approx(float(third) * 2, rel=1e-3)
     assert all(name.startswith("keypoint_") for name in found)
     assert not any(name.startswith("keypoint_") for name in evaluate(model, [example], tasks=["motion"]).rows["model"])
 

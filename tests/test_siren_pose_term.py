@@ -244,6 +244,53 @@ def test_hidden_keypoints_get_exactly_no_gradient_unless_they_are_asked_to_count
         assert not felt[:, 4].any()
 
 
+def test_the_order_of_keypoints_does_not_matter(example: Example) -> None:
+    said, targets = skeleton(example)
+    truth, order = targets.keypoints, torch.tensor([2, 4, 0, 3, 1])
+    assert said.keypoints is not None
+    assert truth is not None
+    said = replace(said, keypoints=said.keypoints + 0.1 * torch.rand(1, 4, 5, 3))
+    turned = replace(fields.take(truth, "n", order), edges=order.argsort()[truth.edges], rigid=truth.rigid)
+    there = replace(targets, keypoints=turned, keypoint_names=turned.names)
+    before = parts(said, targets, source="keypoints", reprojection=1.0)
+    after = parts(fields.take(said, "joints", order), there, source="keypoints", reprojection=1.0)
+    assert min(before.values()) > 0
+    for name in before:
+        torch.testing.assert_close(after[name], before[name], rtol=1e-4, atol=1e-7)
+
+
+def test_a_clip_of_one_image_has_positions_alone(example: Example) -> None:
+    said, targets = skeleton(example)
+    assert said.keypoints is not None
+    one = fields.take(replace(said, keypoints=said.keypoints + 0.1), "f", [1])
+    found = parts(one, fields.take(targets, "f", [1]), source="keypoints", reprojection=1.0)
+    assert {name for name, value in found.items() if value > 0} == {
+        "position",
+        "depth",
+        "reprojection",
+        "siren",
+        "graph",
+    }
+    assert all(value.isfinite() for value in found.values())
+
+
+@pytest.mark.parametrize("end", [-1, 5])
+def test_an_edge_to_no_point_is_refused_and_one_to_itself_is_none(example: Example, end: int) -> None:
+    said, targets = skeleton(example)
+    assert said.keypoints is not None
+    assert targets.keypoints is not None
+    said = replace(said, keypoints=said.keypoints + 0.1 * torch.rand(1, 4, 5, 3))
+    edges = targets.keypoints.edges.clone()
+    edges[0, 3] = 2
+    own = replace(targets, keypoints=replace(targets.keypoints, edges=edges, rigid=torch.ones(1, 4, dtype=torch.bool)))
+    rigid = torch.tensor([[True, True, True, False]])
+    same = replace(targets, keypoints=replace(targets.keypoints, rigid=rigid))
+    torch.testing.assert_close(parts(said, own, source="keypoints"), parts(said, same, source="keypoints"))
+    edges[0, 1, 0] = end
+    with pytest.raises(UserError, match=r"an edge of Clip\.keypoints joins points of .*, and there are 5"):
+        parts(said, own, source="keypoints")
+
+
 def flat(example: Example) -> tuple[Named, Clip]:
     """`skeleton`, of which the truth has pixels alone; the toe is outside the image."""
     said, targets = skeleton(example)

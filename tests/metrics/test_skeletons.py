@@ -43,6 +43,19 @@ def test_each_frames_similarity_is_forgiven_by_procrustes_only() -> None:
     assert found > 0.5
 
 
+def test_procrustes_by_hand() -> None:
+    """A square bent to a saddle: no rotation is better than none, and the best scale is 2 / (2 + h²)."""
+    square = torch.tensor([[1.0, 1, 0], [-1, 1, 0], [-1, -1, 0], [1, -1, 0]], dtype=torch.float64)
+    height = 0.5
+    saddle = square + height * torch.tensor([[0.0, 0, 1], [0, 0, -1], [0, 0, 1], [0, 0, -1]], dtype=torch.float64)
+    scale = 2 / (2 + height**2)
+    expected = (2 * (1 - scale) ** 2 + (scale * height) ** 2) ** 0.5
+    valid = torch.ones(1, 4, dtype=torch.bool)
+    assert skeletons.procrustes_mpjpe(saddle[None], square[None], valid) == pytest.approx(expected)
+    assert skeletons.procrustes_mpjpe(7 * saddle[None] + 3, square[None], valid) == pytest.approx(expected)
+    assert skeletons.mpjpe(saddle[None], square[None], valid) == pytest.approx(height)
+
+
 def test_points_without_truth_count_nowhere() -> None:
     truth, valid = cloud(), ALL.clone()
     valid[2, 1] = False

@@ -298,10 +298,19 @@ class SirenPoseLoss(LossTerm[SirenPoseLossConfig]):
         return self.joined(compared, paths)
 
     def joined(self, given: Compared, paths: Trajectories) -> Compared:
-        """Add the skeletons' edges, and in clips without one those between nearest neighbours."""
-        skeleton = given.edges if paths.edges is None else paths.edges
+        """Add the skeletons' edges, and in clips without one those between nearest neighbours.
+
+        UserError for an edge that ends at no point.
+        """
+        skeleton, count = given.edges if paths.edges is None else paths.edges, paths.points.shape[1]
+        bones = consistency.real(skeleton)
+        if bool((((skeleton < 0) | (skeleton >= count)) & bones[..., None]).any()):
+            raise UserError(
+                f"an edge of Clip.keypoints joins points of {skeleton.amin()} to {skeleton.amax()}, and there are "
+                f"{count}, counted from 0; give indices of them"
+            )
         rigid = torch.zeros_like(skeleton[..., 0], dtype=torch.bool) if paths.rigid is None else paths.rigid
-        bare = ~consistency.real(skeleton).any(-1)
+        bare = ~bones.any(-1)
         nearest = given.edges
         if bool(bare.any()):
             weights = torch.where(bare[:, None, None], given.any, 0)
