@@ -16,6 +16,7 @@ EXTRAS = {
     "video": ("av", "reading and writing video files"),
     "viz": ("viser", "report pages and four-d view"),
     "usd": ("pxr", "Gaussians as USD"),
+    "mesh": ("trimesh", "objects from meshes"),
     "hdf5": ("h5py", "importing sessions of sleap-anipose"),
     "synth": ("mujoco", "making synthetic worlds"),
     "xformers": ("xformers", "attention: xformers, on CUDA"),

@@ -18,16 +18,21 @@ def colours(harmonics: Float[Tensor, "*#b n k 3"], directions: Float[Tensor, "*#
     if count not in COUNTS:
         raise UserError(f"{count} harmonics per Gaussian; give 1, 4, 9 or 16 (degree 0 to 3)")
     if count == 1:
-        flat = (harmonics[..., 0, :] * _DEGREE_0 + 0.5).clamp_min(0)
+        flat = (harmonics[..., 0, :] * DEGREE_0 + 0.5).clamp_min(0)
         return flat.expand(*torch.broadcast_shapes(flat.shape, directions.shape))
     bases = basis(torch.nn.functional.normalize(directions, dim=-1), count)
     return ((bases[..., None] * harmonics).sum(-2) + 0.5).clamp_min(0)
 
 
+def constant(colours: Float[Tensor, "*b n 3"]) -> Float[Tensor, "*b n 1 3"]:
+    """Harmonics of degree 0 that give these colours from everywhere."""
+    return ((colours - 0.5) / DEGREE_0)[..., None, :]
+
+
 def basis(unit: Float[Tensor, "*b 3"], count: int) -> Float[Tensor, "*b k"]:
     """Evaluate the first ``count`` real spherical harmonics at unit directions, by degree, order −l to l."""
     x, y, z = unit.unbind(-1)
-    terms = [torch.full_like(x, _DEGREE_0)]
+    terms = [torch.full_like(x, DEGREE_0)]
     if count > 1:
         terms += [-_DEGREE_1 * y, _DEGREE_1 * z, -_DEGREE_1 * x]
     if count > 4:
@@ -37,7 +42,8 @@ def basis(unit: Float[Tensor, "*b 3"], count: int) -> Float[Tensor, "*b k"]:
     return torch.stack(terms, dim=-1)
 
 
-_DEGREE_0 = 0.28209479177387814
+DEGREE_0 = 0.28209479177387814
+"""Constant basis function."""
 _DEGREE_1 = 0.4886025119029199
 
 

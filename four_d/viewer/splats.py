@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from four_d.formats.splats import sound, take
+from four_d.formats.splats import sound, take, thin
 from four_d.geometry import in_half_space
 from four_d.rendering.harmonics import colours
 from four_d.rendering.scene import means_at, quats_at
@@ -105,11 +105,11 @@ def film(
     """
     valid = sound(gaussians)
     visible = take(valid, (valid.opacities >= FAINTEST).nonzero()[:, 0])
-    drawn = _thin(visible, most)
+    drawn = thin(visible, most)
     positions, quats, moves = _motion(drawn, times, unit)
     total = int((~moves).sum() + moves.sum() * len(times))
     if total > recorded:
-        drawn = _thin(drawn, recorded * len(moves) // total)
+        drawn = thin(drawn, recorded * len(moves) // total)
         positions, quats, moves = _motion(drawn, times, unit)
     splats = _splats(drawn, positions[0], quats[0], torch.zeros(3) if eye is None else eye.detach().cpu().float(), unit)
     kept = len(drawn.means) / max(len(valid.means), 1)
@@ -122,14 +122,6 @@ def film(
         kept=kept,
         covariances=_covariances(quats, drawn.scales / unit)[:, moves] if turning else None,
     )
-
-
-def _thin(gaussians: Gaussians, most: int) -> Gaussians:
-    count = len(gaussians.means)
-    if count <= most:
-        return gaussians
-    thinned = take(gaussians, torch.linspace(0, count - 1, most).long())
-    return dataclasses.replace(thinned, scales=thinned.scales * (count / most) ** 0.5)
 
 
 def _motion(

@@ -5,7 +5,7 @@ from four_d.formats.splats.gltf import read_gltf, write_gltf
 from four_d.formats.splats.ply import read_ply, write_ply
 from four_d.formats.splats.sequence import read_times, write_times
 from four_d.formats.splats.spz import read_spz, write_spz
-from four_d.formats.splats.state import flip, sound, state_at, take
+from four_d.formats.splats.state import flip, sound, state_at, take, thin
 from four_d.formats.splats.usd import read_usd, write_usd
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "sound",
     "state_at",
     "take",
+    "thin",
     "write_gltf",
     "write_ply",
     "write_spz",

@@ -26,6 +26,7 @@ from torch import Tensor
 from four_d.errors import UserError
 from four_d.formats.glb import POINTS, UNLIT, Builder, Document, Json, read_glb, to_linear
 from four_d.formats.splats.state import COEFFICIENTS, finite, flip, rotations, sound, turned
+from four_d.rendering.harmonics import DEGREE_0
 from four_d.types import Gaussians
 
 LOGGER = logging.getLogger(__name__)
@@ -39,8 +40,6 @@ _IDENTITY = {
     "scale": [1, 1, 1],
     "matrix": [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1],
 }
-SH_CONSTANT = 0.28209479177387814
-"""Constant spherical harmonic, of degree 0."""
 
 
 def write_gltf(path: Path, gaussians: Gaussians) -> None:
@@ -98,7 +97,7 @@ def _names(count: int) -> list[str]:
 
 def _fallback(gaussians: Gaussians) -> NDArray[np.uint16]:
     """Linear colour and opacity for programs that show plain points."""
-    colours = (SH_CONSTANT * gaussians.harmonics[:, 0] + 0.5).clamp(0, 1).numpy()
+    colours = (DEGREE_0 * gaussians.harmonics[:, 0] + 0.5).clamp(0, 1).numpy()
     values = np.concatenate([to_linear(colours), gaussians.opacities[:, None].numpy()], axis=-1)
     return np.rint(values * 65535).astype(np.uint16)
 

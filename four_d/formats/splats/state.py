@@ -88,6 +88,15 @@ def take(gaussians: Gaussians, index: Int[Tensor, "m"]) -> Gaussians:
     return dataclasses.replace(gaussians, **fields, offsets=offsets, turns=turns)
 
 
+def thin(gaussians: Gaussians, most: int) -> Gaussians:
+    """Subsample unbatched Gaussians evenly in their order; each stands for its neighbours too, and grows with them."""
+    count = len(gaussians.means)
+    if count <= most:
+        return gaussians
+    thinned = take(gaussians, torch.linspace(0, count - 1, most).long())
+    return dataclasses.replace(thinned, scales=thinned.scales * (count / most) ** 0.5)
+
+
 def turned(first: Gaussians, quats: Sequence[Float[Tensor, "n 4"]]) -> Float[Tensor, "t n 4"] | None:
     """Turns from the rotations of ``first`` to those of each time; None if they are the same at all."""
     if all(torch.equal(each.nan_to_num(), first.quats.nan_to_num()) for each in quats):
