@@ -131,10 +131,6 @@ def import_sleap_anipose(
 
     """
     settings = settings or Settings()
-    if twice := [
-        each.resolve().name for each in sessions if [s.resolve().name for s in sessions].count(each.resolve().name) > 1
-    ]:
-        raise UserError(f"two sessions are called {twice[0]}; import them into folders of their own")
     vocabulary = Vocabulary()
     plans: list[Planned] = []
     for folder in sessions:
@@ -310,14 +306,16 @@ def _view(name: str, tracks: _Tracks, video: Path, entry: Mapping[str, Any], cal
         rotation = torch.tensor(entry["rotation"], dtype=torch.float64)
         translation = torch.tensor(entry["translation"], dtype=torch.float64)
         pose = geometry.make_pose(roma.rotvec_to_rotmat(rotation.reshape(3)), translation.reshape(3))
+        said = tuple(int(side) for side in entry["size"]) if "size" in entry else None
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"{what} lacks or breaks one of matrix, distortions, rotation, translation ({error})"
+            f"{what} lacks or breaks one of matrix, distortions, rotation, translation, size ({error})"
         ) from error
     reel = Reel(video)
     size = reel.size()
-    said = tuple(int(side) for side in entry.get("size", size))
-    if said != size:
+    if not bool(pose.isfinite().all()):
+        raise UserError(f"{what} has a pose that is not finite; calibrate again, or leave it out with --views")
+    if said is not None and said != size:
         raise UserError(f"{what} is calibrated for images of {said[0]} × {said[1]}, {video} has {size[0]} × {size[1]}")
     if len(reel.times) < len(tracks.pixels):
         raise UserError(f"{video} has {len(reel.times)} frames, its tracks {len(tracks.pixels)}; give the whole video")

@@ -94,8 +94,8 @@ def import_videos(
         clips_per_shard: clips of each shard but the last.
 
     Raises:
-        UserError: a missing or unreadable file, arrays that break the layout, more frames than the video has, videos of
-            one name, and what `write_clips` refuses. Nothing is written before all files are read.
+        UserError: a missing or unreadable file, arrays that break the layout, more frames than the video has, and what
+            `write_clips` refuses. Nothing is written before all files are read.
 
     """
     settings = settings or Settings()
@@ -105,10 +105,7 @@ def import_videos(
     vocabulary = Vocabulary()
     plans: list[Planned] = []
     for video, file in zip(videos, files):
-        own = _plans(video, file, settings, vocabulary)
-        if plans and any(own[0].key == plan.key for plan in plans):
-            raise UserError(f"two videos are called {video.stem}; rename one, or import it into another folder")
-        plans += own
+        plans += _plans(video, file, settings, vocabulary)
     return write_clips(out, plans, vocabulary, name=settings.name, clips_per_shard=clips_per_shard)
 
 
@@ -146,8 +143,7 @@ def read_keypoints(path: Path, confidence: float = CONFIDENCE) -> Found:
         if values is not None and (not np.isfinite(values).all() or (np.diff(values) <= 0).any() or values[0] < 0):
             raise UserError(f"{path}: {name} have to ascend, from 0 or more")
     poses, intrinsics = optional("world_from_camera", (f, 4, 4), "f"), optional("intrinsics", (f, 3, 3), "f")
-    if (poses is None) != (intrinsics is None):
-        raise UserError(f"{path}: world_from_camera and intrinsics come together; add the other")
+    _check_cameras(path, poses, intrinsics)
     metric = optional("metric", (), "b")
     edges, rigid = _bones(path, names, optional("edges", (None, 2), "iu"), arrays)
     pixels = np.where(known[..., None], pixels, np.nan)
@@ -167,6 +163,21 @@ def read_keypoints(path: Path, confidence: float = CONFIDENCE) -> Found:
     if not finite(found.pixels).any():
         raise UserError(f"{path} knows no keypoint: all are NaN, or of a confidence below {confidence:g}")
     return found
+
+
+def _check_cameras(path: Path, poses: NDArray[Any] | None, intrinsics: NDArray[Any] | None) -> None:
+    """Raise UserError for cameras that the layout cannot hold."""
+    if (poses is None) != (intrinsics is None):
+        raise UserError(f"{path}: world_from_camera and intrinsics come together; add the other")
+    if poses is None or intrinsics is None:
+        return
+    if not (np.isfinite(poses).all() and np.isfinite(intrinsics).all()):
+        raise UserError(f"{path}: a camera has NaN or infinity; leave out its frame (frames), or all cameras")
+    pinhole = intrinsics[:, [0, 1, 2, 2, 2], [1, 0, 0, 1, 2]]
+    if np.abs(pinhole - [0, 0, 0, 0, 1]).max() > 1e-6 or np.abs(poses[:, 3] - [0, 0, 0, 1]).max() > 1e-6:
+        raise UserError(
+            f"{path}: intrinsics have to be fx 0 cx, 0 fy cy, 0 0 1, and the last row of world_from_camera 0 0 0 1"
+        )
 
 
 def _as_things(values: NDArray[Any], several: bool) -> NDArray[Any]:

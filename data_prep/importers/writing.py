@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,11 +69,18 @@ def write_clips(
         clips_per_shard: clips of each shard but the last.
 
     Raises:
-        UserError: fewer than one clip in a shard, or shards in ``out`` of other clips, files or settings.
+        UserError: fewer than one clip in a shard, two clips of one key, or shards in ``out`` of other clips, files or
+            settings.
 
     """
     if clips_per_shard < 1:
         raise UserError(f"clips per shard is {clips_per_shard}; choose 1 or more")
+    keys = Counter(plan.key for plan in plans)
+    if twice := [key for key, count in keys.items() if count > 1]:
+        raise UserError(
+            f"two clips would have the key {twice[0]}, from names that are alike in it; rename one of the sources, or "
+            "import it into another folder"
+        )
     out.mkdir(parents=True, exist_ok=True)
     refuse_foreign(out)
     parts = [plans[start : start + clips_per_shard] for start in range(0, len(plans), clips_per_shard)]

@@ -215,6 +215,17 @@ def _fisheye(made: Any, folder: Path) -> None:
     made.write(folder)
 
 
+def _no_finite_pose(made: Any, folder: Path) -> None:
+    made.write(folder)
+    calibration = folder / "calibration.toml"
+    calibration.write_text(calibration.read_text().replace("translation = [3.0,", "translation = [nan,"))
+
+
+def _one_side(made: Any, folder: Path) -> None:
+    made.calibration["low"]["size"] = 64
+    made.write(folder)
+
+
 def _no_pose(made: Any, folder: Path) -> None:
     del made.calibration["low"]["rotation"]
     made.write(folder)
@@ -231,6 +242,8 @@ def _no_pose(made: Any, folder: Path) -> None:
         (_no_hdf5, "points3d.h5 is not there or not HDF5"),
         (_other_size, "low is calibrated for images of 128 × 96"),
         (_fisheye, "low is a fisheye camera"),
+        (_no_finite_pose, "low has a pose that is not finite"),
+        (_one_side, "low lacks or breaks one of .*size"),
         (_no_pose, "low lacks or breaks one of matrix, distortions, rotation, translation"),
     ],
 )
@@ -253,7 +266,7 @@ def test_views_that_were_not_filmed_are_left_out(tmp_path: Path, caplog: pytest.
     assert sorted(set(clips(tmp_path / "out")[0].info.camera_ids)) == [0, 1, 2]
     with pytest.raises(UserError, match="has no view 'front'; it has low, side, top, back"):
         import_sleap_anipose([folder], tmp_path / "no", Settings(views=("front",)))
-    with pytest.raises(UserError, match="two sessions are called day"):
+    with pytest.raises(UserError, match="two clips would have the key day-000000"):
         import_sleap_anipose([folder, folder], tmp_path / "no")
 
 

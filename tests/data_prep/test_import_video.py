@@ -40,6 +40,15 @@ def keypoints(**more: Any) -> dict[str, Any]:
     return {"names": np.array(NAMES), "pixels": pixels, **more}
 
 
+def cameras(lens: Any = None, pose: Any = None) -> dict[str, NDArray[np.float64]]:
+    """Arrays of cameras, all with one lens and pose."""
+    lens = [[50.0, 0, 32], [0, 50, 24], [0, 0, 1]] if lens is None else lens
+    return {
+        "intrinsics": np.stack([np.array(lens)] * FRAMES),
+        "world_from_camera": np.stack([np.eye(4) if pose is None else pose] * FRAMES),
+    }
+
+
 def clips(folder: Path) -> list[RawClip]:
     """All clips of a data set."""
     with ShardReader(folder) as reader:
@@ -107,10 +116,9 @@ def test_several_things_some_frames_and_their_own_times(tmp_path: Path) -> None:
 
 
 def test_positions_and_cameras_are_taken_too(tmp_path: Path) -> None:
-    intrinsics = np.broadcast_to([[50.0, 0, 32], [0, 50, 24], [0, 0, 1]], (FRAMES, 3, 3))
     arrays = keypoints()
     points = np.concatenate([(arrays["pixels"] - [32, 24]) / 50 * 2, np.full((FRAMES, 3, 1), 2.0)], axis=-1)
-    arrays |= {"points": points, "intrinsics": intrinsics, "world_from_camera": np.stack([np.eye(4)] * FRAMES)}
+    arrays |= {"points": points} | cameras()
     np.savez(tmp_path / "film.npz", **arrays, metric=True)
     import_videos([film(tmp_path / "film.mp4")], tmp_path / "out", Settings(long_side=32))
     (raw,) = clips(tmp_path / "out")
@@ -179,6 +187,9 @@ def test_clips_without_keypoints_are_left_out(tmp_path: Path, caplog: pytest.Log
         ({"frames": np.array([0, 2, 1, 3, 4])}, "frames have to ascend"),
         ({"frames": np.arange(1, 6)}, "has keypoints of frame 5, counted from 0; .* has 5 frames"),
         ({"intrinsics": np.zeros((FRAMES, 3, 3))}, "world_from_camera and intrinsics come together"),
+        (cameras(lens=[[50.0, 1, 32], [0, 50, 24], [0, 0, 1]]), "intrinsics have to be fx 0 cx"),
+        (cameras(pose=np.full((4, 4), np.nan)), "a camera has NaN or infinity"),
+        (cameras(pose=np.ones((4, 4))), "the last row of world_from_camera 0 0 0 1"),
     ],
 )
 def test_what_breaks_the_layout_is_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -195,7 +206,7 @@ def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
     np.savez(tmp_path / "film.npz", **keypoints())
     with pytest.raises(UserError, match="1 files of keypoints for 2 videos"):
         import_videos([video, video], tmp_path / "out", keypoints=[tmp_path / "film.npz"])
-    with pytest.raises(UserError, match="two videos are called film"):
+    with pytest.raises(UserError, match="two clips would have the key film-000000"):
         import_videos([video, video], tmp_path / "out")
 
 
