@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from jaxtyping import Float
@@ -16,6 +17,7 @@ from torch import Tensor
 from four_d import checkpoints, fields
 from four_d import config as configs
 from four_d.config import RunConfig, load
+from four_d.data.sampling import collate, normalise, to_clip, to_example
 from four_d.data.shards import finalise, write_shard
 from four_d.errors import UserError
 from four_d.exporting import export
@@ -323,6 +325,35 @@ def test_pixels_alone_teach_by_reprojection(example: Example) -> None:
     here = here & (torch.arange(5) < 4)
     assert 0 < here.sum() < here.numel()
     assert torch.equal((moved.grad != 0).any(-1), here), "not outside the image, nor of padding"
+
+
+def test_pixels_of_two_cameras_place_points_in_space() -> None:
+    """Read from a shard without any 3D position; a single camera leaves the depth as it was."""
+    raw = chain_clip(0, frames=3, cameras=2, size=64)
+    assert raw.keypoints is not None
+    bare = replace(raw.keypoints, points=0 * raw.keypoints.points, valid=np.zeros_like(raw.keypoints.valid))
+    whole = normalise(to_clip(raw))
+    clip = normalise(to_clip(replace(raw, keypoints=bare)))
+    factor = float(whole.scale) / float(clip.scale)  # pyright: ignore[reportArgumentType]
+    true = fields.scale(whole, factor).keypoints
+    assert true is not None
+    seen = true.visible.view(2, 3, 5).all(0)
+    assert seen.sum() > 5
+    for cameras, near in ((2, True), (1, False)):
+        targets = collate([to_example(fields.take(clip, "f", range(3 * cameras)), "key")]).targets
+        start = true.points[:3] + 0.2 * torch.randn(3, 5, 3, generator=torch.Generator().manual_seed(0))
+        points = start.clone().requires_grad_()
+        term = SirenPoseLossConfig(source="keypoints", reprojection=1.0, siren=0.0, graph=0.0).build()
+        optimiser = torch.optim.Adam([points], lr=0.04)
+        for _ in range(120):
+            said = Named(keypoints=points.repeat(cameras, 1, 1)[None], keypoint_visible=torch.ones(1, 3 * cameras, 5))
+            value = term(LossInputs(prediction=said, targets=targets))
+            optimiser.zero_grad()
+            value.backward()
+            optimiser.step()
+        away, before = ((each.detach() - true.points[:3])[seen].norm(dim=-1).mean() for each in (points, start))
+        assert value < 0.02, cameras  # pyright: ignore[reportPossiblyUnboundVariable]
+        assert (away < 0.1 * before) == near, (cameras, away, before)
 
 
 def test_the_unit_of_reprojection_is_the_box_of_the_thing(example: Example) -> None:
