@@ -25,7 +25,8 @@ def script() -> ModuleType:
     return module
 
 
-STUDIES = sorted(path.stem for path in (ROOT / "benchmarks" / "studies").glob("[!_]*.py"))
+FILES = (ROOT / "benchmarks" / "studies").glob("[!_]*.py")
+STUDIES = sorted(path.stem for path in FILES if "\nSTUDY = Study(" in path.read_text())
 
 
 def line(variant: str, seed: int, **values: object) -> dict[str, object]:
