@@ -19,7 +19,7 @@ from four_d.cli.infer import FORMS
 from four_d.cli.request import Infer
 from four_d.cli.values import point
 from four_d.cli.world import Make
-from four_d.inference import Known
+from four_d.inference import Instance, Known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,10 +115,13 @@ def test_every_flag_has_help() -> None:
 
 def test_the_big_verbs_give_their_dataclasses_whole() -> None:
     words = ["infer", "a.mp4", "b.mp4", "--out", "out", "--no-tracks", "--max-frames", "9", "--intrinsics", "5,5,3,2"]
+    words += ["--keypoints", "nose,tail@1,2,30,40", "nose@50,2,80.5,40", "--keypoint-edges", "nose:tail"]
     asked = from_flags(cli.parse(words), Infer, FORMS).request
     assert asked.selection is not None
     assert (asked.video, asked.tracks, asked.selection.max_frames) == ((Path("a.mp4"), Path("b.mp4")), False, 9)
     assert asked.known == Known(intrinsics=((5.0, 5.0, 3.0, 2.0),))
+    assert asked.instances[1] == Instance(names=("nose",), box=(50, 2, 80.5, 40))
+    assert (asked.keypoint_names, asked.bones) == (("nose", "tail", "nose"), ((0, 1),))
     words = ["data", "make", "out", "--size", "64x48", "--paths", "pan,orbit", "--seconds", "0.5:0.8", "--rig", "0.5"]
     made = from_flags(cli.parse(words), Make, WORLD)
     assert (made.size, made.world.paths, made.world.duration_s) == ((64, 48), ("pan", "orbit"), (0.5, 0.8))
