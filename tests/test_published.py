@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -147,16 +148,30 @@ def test_points_aligned_by_trajectory(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_published_scores_are_those_of_the_metrics(tmp_path: Path) -> None:
-    """A static camera's ATE is the truth's extent, and depth twice too large where it is not aligned errs by 1."""
+    """Depth twice too large errs by 1 where it is not aligned."""
     result = _scored("folder", tmp_path / "set", lambda model: replace(model, unit=2.0), tasks=("video_depth",))
     assert result.means()["depth_absrel_published_metric"] == pytest.approx(1, abs=1e-5)
-    (sequence,) = PROTOCOLS["folder"].open(tmp_path / "set")
-    config = PublishedConfig(protocol="folder", root=str(tmp_path / "set"), tasks=("pose",), long_side=32)
-    still = run_protocol(StaticCamera(), config, patch=PATCH, trained=(32, 32)).means()
+
+
+@pytest.mark.parametrize("name", ["folder", "sintel", "bonn", "bonn_matched"])
+def test_a_camera_that_stands_still_errs_by_what_the_true_one_does(name: str, tmp_path: Path) -> None:
+    """ATE is the extent of its path, RPE the size of its steps and turns, in plain numbers."""
+    writer, only = written.WRITERS[name]
+    writer(tmp_path / "set")
+    sequences = None if only is None else (only,)
+    config = PublishedConfig(protocol=name, root=str(tmp_path / "set"), sequences=sequences, tasks=("pose",))
+    still = run_protocol(StaticCamera(), replace(config, long_side=32), patch=PATCH, trained=(32, 32)).means()
+    sequence = next(each for each in PROTOCOLS[name].open(tmp_path / "set", sequences) if each.cameras is not None)
     assert sequence.cameras is not None
-    centres = sequence.cameras().world_from_camera[:, :3, 3]
-    extent = (centres - centres.mean(0)).square().sum(-1).mean().sqrt()
-    assert still["pose_ate_sim3"] == pytest.approx(float(extent))
+    poses = sequence.cameras().world_from_camera.numpy()
+    centres = poses[:, :3, 3]
+    assert still["pose_ate_sim3"] == pytest.approx(np.sqrt(((centres - centres.mean(0)) ** 2).sum(-1).mean()))
+    steps = np.linalg.norm(np.diff(centres, axis=0), axis=-1)
+    assert still["pose_rpe_trans_sim3"] == pytest.approx(np.sqrt((steps**2).mean()))
+    cosines = [(np.trace(one[:3, :3].T @ other[:3, :3]) - 1) / 2 for one, other in itertools.pairwise(poses)]
+    turns = np.rad2deg(np.arccos(np.clip(cosines, -1, 1)))
+    assert turns.max() > 0.1
+    assert still["pose_rpe_rot_deg_sim3"] == pytest.approx(np.sqrt((turns**2).mean()), rel=1e-4)
 
 
 def test_windows_for_video_depth_cover_every_frame_once(tmp_path: Path) -> None:
