@@ -333,9 +333,10 @@ def asked_keypoints(clip: Clip) -> Keypoints | None:
     asked = functional.pad(names, (0, 0, 0, max(-more, 0)))
     other = (asked != true).any(-1) & named(truth.names).any(-1, keepdim=True)  # without truth nothing is compared
     if bool(other.any()):
-        wanted, there = (decode_names(each[other][:1])[0] for each in (asked, true))
+        first = (decode_names(each[other][:1])[0] for each in (asked, true))
+        wanted, there = (f"keypoint {name!r}" if name else "none" for name in first)
         raise UserError(
-            f"a model was asked for keypoint {wanted!r} where the truth has {there!r}; leave Clip.keypoint_names to "
+            f"a model was asked for {wanted} where the truth has {there}; leave Clip.keypoint_names to "
             "data.sampling.model_inputs, or give the names of the true keypoints in their order"
         )
 

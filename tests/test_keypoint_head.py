@@ -247,7 +247,7 @@ def elsewhere(example: Example, order: list[int]) -> tuple[KeypointPrediction, C
     return truly(example), dataclasses.replace(example.targets, keypoint_names=names[:, order])
 
 
-SPOKEN = "asked for keypoint 'left_knee' where the truth has 'root'"
+SPOKEN = "asked for keypoint 'left_knee' where the truth has keypoint 'root'"
 
 
 def test_an_elbow_is_never_compared_with_a_knee(example: Example) -> None:
@@ -262,6 +262,9 @@ def test_an_elbow_is_never_compared_with_a_knee(example: Example) -> None:
         Comparison(single, clip).keypoints  # noqa: B018 - which compares
     with pytest.raises(UserError, match=SPOKEN):
         rows(*(fields.take(each, "b", slice(1)) for each in (said, targets)))
+    few = elsewhere(example, [0, 1, 2])[1]
+    with pytest.raises(UserError, match="asked for none where the truth has keypoint 'right_knee'"):
+        loss_value(KeypointLossConfig(), said, few)
     same = elsewhere(example, [0, 1, 2, 3, 4])
     assert float(loss_value(KeypointLossConfig(), *same)) == pytest.approx(0, abs=1e-5)
     found = Comparison(*(fields.unstack(each, 0) for each in same)).keypoints
