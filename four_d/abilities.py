@@ -18,12 +18,15 @@ Hint = Literal["intrinsics", "poses", "depth", "masks", "boxes"]
 HINTS: tuple[Hint, ...] = ("intrinsics", "poses", "depth", "masks", "boxes")
 Use = Literal["off", "optional", "required"]
 """Use of a hint by a model; ``required``: it refuses a clip without."""
-Normalisation = Literal["mean_distance", "disparity"]
+Normalisation = Literal["mean_distance", "disparity", "stored"]
 """Quantity of a fixed size in examples: the mean distance of points (VGGT: 1), or the disparity that a fifth of the
-pixels fall below (DGS-LRM: 2)."""
+pixels fall below (DGS-LRM: 2); or none, where lengths are in the source's own unit (``stored``)."""
+World = Literal["first_camera", "stored"]
+"""Coordinates of a model's outputs: the first frame's camera, or those of its training data."""
 UNITS: dict[Normalisation, str] = {
     "mean_distance": "model unit: the mean distance of the scene's points to the first camera is about 1; not metres",
     "disparity": "the unit of the cameras and depth that were given",
+    "stored": "the unit of the model's training data; of a model of one object, the object's radius",
 }
 """Unit of the lengths that a model predicts, in words, by how it was trained."""
 
@@ -64,6 +67,8 @@ class Abilities:
     """Way in which a wrapper shows clips to the model (`pairwise`); empty: the whole clip at once."""
     normalisation: Normalisation = "mean_distance"
     """Rule for its unit of length."""
+    world: World = "first_camera"
+    """Coordinates of its outputs."""
     trained_frames: int | None = None
     """Number of frames of a clip in training; None: unknown."""
     precision: Precision | None = None

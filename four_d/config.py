@@ -221,6 +221,7 @@ class RunConfig:
                 )
         self._check_hints()
         self._check_motion()
+        self._check_world()
 
     def _check_motion(self) -> None:
         """Check that ``data.motion_every``, unless null, is the stride of the model's token rows."""
@@ -228,6 +229,17 @@ class RunConfig:
         if every not in (None, stride):
             has = "gives tokens of all frames" if stride == 1 else f"has stride {stride}"
             raise UserError(f"data.motion_every is {every}, and the backbone {has}; set data.motion_every=null")
+
+    def _check_world(self) -> None:
+        """Check that examples are in the coordinates of the model's outputs, and in a unit that these have."""
+        world = self.model.abilities.world
+        if self.data.world != world:
+            raise UserError(f"data.world is {self.data.world}, and the model's outputs are not; set data.world={world}")
+        if world == "stored" and self.data.normalisation != "stored":
+            raise UserError(
+                f"data.normalisation is {self.data.normalisation}, a unit of each example's own, and the model's world "
+                "has one; set data.normalisation=stored"
+            )
 
     def _check_hints(self) -> None:
         """Check that the model takes every hint of the data, and that the data always gives the required ones."""

@@ -194,7 +194,7 @@ def _entry(setting: _Setting, part: str, own: str) -> _Setting:
         return _Setting(name=own, hint=item, default=_UNSET, value=values[part])
     if part in kinds:
         return _Setting(name=own, hint=kinds[part], default=_UNSET, value=_UNSET)
-    if kinds:
+    if kinds and _without_kind(branches(item)) is None:
         names = [f"{setting.name}.{name}" for name in {**values, **kinds}]
         deeper = [f"{setting.name}.{name}.{part}" for name, member in kinds.items() if part in _names(member)]
         yours = (
@@ -256,18 +256,26 @@ def _page(setting: _Setting, width: int) -> str:
     named = typing.get_origin(setting.hint) is dict
     lines = [_headline(setting)] if setting.name else []
     lines += _wrapped(setting.doc, width, "  ")
-    if named and len(branches(setting.hint)) != 1:
+    if named and _without_kind(branches(setting.hint)) is None:
         return "\n".join([*lines, *_entries(setting)])
+    whole = setting.name
     if named:
         setting = replace(setting, name=f"{setting.name}.NAME", value=_UNSET)
     if len(members) > 1:
         kinds = kinds_of(members)
         lines += [f"  kinds: {', '.join(kinds)}"]
-        members = members[:1] if type(setting.default) is members[0] else []
-        lines += [] if members else [f"  {_ask(setting.name, next(iter(kinds)))}"]
+        usual = type(setting.default) if setting.default is not _UNSET and not named else _without_kind(members)
+        members = [member for member in members if member is usual]
+        lines += [] if members and not named else [f"  {_ask(whole, next(iter(kinds)))}"]
     for member in members:
         lines += _dataclass(member, setting, width)
     return "\n".join(lines).strip()
+
+
+def _without_kind(members: Sequence[type]) -> type | None:
+    """The member that is meant where no kind is given; None where one must be."""
+    known = kinds_of(members).values()
+    return next((member for member in members if member not in known), None)
 
 
 def _dataclass(member: type, setting: _Setting, width: int) -> list[str]:

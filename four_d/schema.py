@@ -149,6 +149,7 @@ def _example(hint: object, dotted: str) -> str:
     if typing.get_origin(hint) is dict:
         return _example(typing.get_args(hint)[1], f"{dotted}.NAME")
     members = branches(hint)
+    members = [member for member in members if kind_of(member) is None] or members  # which is meant without a kind
     if len(members) > 1:
         return f"{dotted}.kind=… ({', '.join(kinds_of(members))})"
     required = _required(members[0]) if members else []

@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import multiprocessing
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -22,10 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from four_d.abilities import Normalisation
+from four_d.abilities import Normalisation, World
 from four_d.data.augment import AugmentConfig, augment, crop
 from four_d.data.contract import RawClip, truths
 from four_d.data.motion import choose_times, key_frames, with_motion
+from four_d.data.renders import RenderReader, RendersConfig
 from four_d.data.sampling import (
     HintProbabilities,
     SamplingConfig,
@@ -64,14 +65,24 @@ class SourceConfig:
         if self.weight <= 0:
             raise UserError(f"weight is {self.weight}; choose a positive number or remove the source")
 
+    def open(self) -> ShardReader:
+        """Open the shards. UserError if one is missing or of the wrong size."""
+        return ShardReader(Path(self.path))
+
+
+AnySourceConfig = SourceConfig | RendersConfig
+"""Config of any source; without a ``kind`` shards."""
+Reader = ShardReader | RenderReader
+"""Open source: its ``samples``, and ``read``, which gives frames of one of them as a `RawClip`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Training data and its batches."""
 
-    sources: dict[str, SourceConfig]
-    """Data sets to train on, under names of your choice."""
-    validation: dict[str, SourceConfig] = field(default_factory=dict[str, SourceConfig])
+    sources: dict[str, AnySourceConfig]
+    """Data sets to train on, under names of your choice: folders of shards, or ``kind: renders``, an object."""
+    validation: dict[str, AnySourceConfig] = field(default_factory=dict[str, AnySourceConfig])
     """Held-out data sets; none = no validation."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """Choice of an example's frames and cameras among a clip's."""
@@ -104,7 +115,10 @@ class DataConfig:
     normalisation: Normalisation = "mean_distance"
     """Unit of length that each example is brought to. ``mean_distance``, VGGT's: the mean distance of points to the
     first camera is 1; ``disparity``, DGS-LRM's: a fifth of the pixels has a depth above ½, for models of given
-    poses."""
+    poses; ``stored``: the source's own."""
+    world: World = "first_camera"
+    """Coordinates of each example: its first frame's camera, or those of the source (``stored``), for models of one
+    object."""
     hints: HintProbabilities = field(default_factory=HintProbabilities)
     """Probability of each ground-truth hint to the model."""
     workers: int = 0
@@ -256,16 +270,16 @@ def shape(size: tuple[int, int], aspect: float, multiple: int) -> tuple[int, int
 class Sources:
     """Open data sets of a run, from which examples are made. Corrupt samples are replaced and reported."""
 
-    def __init__(self, config: dict[str, SourceConfig]) -> None:
+    def __init__(self, config: Mapping[str, AnySourceConfig]) -> None:
         self.names = list(config)
-        self.readers = [ShardReader(Path(source.path)) for source in config.values()]
+        self.readers: list[Reader] = [source.open() for source in config.values()]
         self.weights = [source.weight for source in config.values()]
         for source, reader in zip(config.values(), self.readers):
             if not len(reader):
                 raise UserError(f"{source.path}: the manifest lists no clips")
 
     def fingerprint(self) -> str:
-        """Hash of the manifests' contents: equal where the stream is equal."""
+        """Hash of the sources' contents: equal where the stream is equal."""
         content = [(s.shard, s.key, s.frames) for reader in self.readers for s in reader.samples]
         return hashlib.sha256(repr(content).encode()).hexdigest()
 
@@ -410,7 +424,7 @@ class ValidationClips(Dataset[Step]):
 
 def prepared(raw: RawClip, config: DataConfig, rng: np.random.Generator, change: Callable[[Clip], Clip]) -> Clip:
     """Prepare a stored clip for the losses: ``change`` crops and augments it; then units and motion."""
-    clip = change(to_clip(raw, with_surface=config.surface or config.query_times > 0))
+    clip = change(to_clip(raw, with_surface=config.surface or config.query_times > 0, world=config.world))
     clip = normalise(
         split(clip, config.references, 0 if config.views is None else config.views.count), config.normalisation
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from four_d import fields, geometry
 from four_d import surface as surfaces
-from four_d.abilities import HINTS, Hint, Normalisation
+from four_d.abilities import HINTS, Hint, Normalisation, World
 from four_d.data.contract import RawClip
 from four_d.errors import UserError
 from four_d.keypoints import NAME_BYTES, encode_names, queries_of
@@ -130,15 +130,15 @@ def _exactly(chosen: NDArray[np.int64], count: int, rng: np.random.Generator) ->
     return chosen[positions]
 
 
-def to_clip(raw: RawClip, *, with_surface: bool = False) -> Clip:
+def to_clip(raw: RawClip, *, with_surface: bool = False, world: World = "first_camera") -> Clip:
     """Convert a decoded sample to unbatched tensors in the source's units; absent modalities stay None.
 
-    World = the first frame's camera (the source's own world where cameras are unknown). Depth, ``valid`` and
-    ``dynamic`` come from the surface where there is one, else from the source. ``with_surface`` keeps the
+    World = the first frame's camera, or the source's own (``stored``, and where cameras are unknown). Depth, ``valid``
+    and ``dynamic`` come from the surface where there is one, else from the source. ``with_surface`` keeps the
     correspondence as well.
     """
     info = raw.info
-    cameras, new_from_world = _cameras_from_first(raw)
+    cameras, new_from_world = _cameras(raw, world)
     clip = Clip(
         images=torch.from_numpy(raw.images).permute(0, 3, 1, 2).float() / 255,
         times=torch.tensor(info.times, dtype=torch.float32),
@@ -146,8 +146,8 @@ def to_clip(raw: RawClip, *, with_surface: bool = False) -> Clip:
         cameras=cameras,
         depth=None if raw.depth is None else torch.tensor(raw.depth, dtype=torch.float32),
         dynamic=None if raw.dynamic is None else torch.tensor(raw.dynamic),
-        tracks=_tracks_from_first(raw, new_from_world),
-        keypoints=_keypoints_from_first(raw, new_from_world),
+        tracks=_tracks(raw, new_from_world),
+        keypoints=_keypoints(raw, new_from_world),
         metric=torch.tensor(info.metric),
         scale=torch.tensor(1.0),
     )
@@ -159,17 +159,18 @@ def to_clip(raw: RawClip, *, with_surface: bool = False) -> Clip:
     return clip if clip.depth is None else dataclasses.replace(clip, valid=clip.depth > 0)
 
 
-def _cameras_from_first(raw: RawClip) -> tuple[Cameras | None, Float[Tensor, "4 4"]]:
-    """Cameras in the first one's coordinates, and that transform; computed in float64, since a world may be large."""
+def _cameras(raw: RawClip, world: World) -> tuple[Cameras | None, Float[Tensor, "4 4"]]:
+    """Cameras in the new world, and new_from_world; computed in float64, since a world may be large."""
+    same = torch.eye(4, dtype=torch.float64)
     if raw.world_from_camera is None or raw.intrinsics is None:
-        return None, torch.eye(4, dtype=torch.float64)
+        return None, same
     poses = torch.from_numpy(raw.world_from_camera)
-    first_from_world = geometry.invert_pose(poses[0])
+    new_from_world = same if world == "stored" else geometry.invert_pose(poses[0])
     intrinsics = torch.from_numpy(raw.intrinsics).float()
-    return Cameras(world_from_camera=(first_from_world @ poses).float(), intrinsics=intrinsics), first_from_world
+    return Cameras(world_from_camera=(new_from_world @ poses).float(), intrinsics=intrinsics), new_from_world
 
 
-def _tracks_from_first(raw: RawClip, new_from_world: Float[Tensor, "4 4"]) -> Tracks | None:
+def _tracks(raw: RawClip, new_from_world: Float[Tensor, "4 4"]) -> Tracks | None:
     if raw.tracks is None or raw.info.track_times is None:
         return None
     points = geometry.transform(new_from_world, torch.tensor(raw.tracks.points, dtype=torch.float64))
@@ -181,7 +182,7 @@ def _tracks_from_first(raw: RawClip, new_from_world: Float[Tensor, "4 4"]) -> Tr
     )
 
 
-def _keypoints_from_first(raw: RawClip, new_from_world: Float[Tensor, "4 4"]) -> Keypoints | None:
+def _keypoints(raw: RawClip, new_from_world: Float[Tensor, "4 4"]) -> Keypoints | None:
     stored, said = raw.keypoints, raw.info.keypoints
     if stored is None or said is None:
         return None
@@ -204,12 +205,14 @@ def _keypoints_from_first(raw: RawClip, new_from_world: Float[Tensor, "4 4"]) ->
 def normalise(clip: Clip, rule: Normalisation = "mean_distance") -> Clip:
     """Divide a clip's lengths by one number, recorded in ``scale``. World = the first frame's camera.
 
-    ``disparity`` needs depth: UserError without. ``mean_distance`` is VGGT's: the mean distance of all valid points to
-    the origin (training/train_utils/normalization.py: sum / (count + 1e-3), clamped to [1e-6, 1e6]). Without depth it
-    is that of the valid keypoints, or else the mean distance of the other cameras from the first; without cameras the
-    mean depth; and 1 where there is none of these, or no camera moves.
+    ``stored`` leaves them as they are, in any world. ``disparity`` needs depth: UserError without. ``mean_distance`` is
+    VGGT's: the mean distance of all valid points to the origin (training/train_utils/normalization.py: sum / (count +
+    1e-3), clamped to [1e-6, 1e6]). Without depth it is that of the valid keypoints, or else the mean distance of the
+    other cameras from the first; without cameras the mean depth; and 1 where there is none of these, or no camera
+    moves.
     """
-    scale = _mean_distance_scale(clip) if rule == "mean_distance" else disparity_scale(clip)
+    scales = {"mean_distance": _mean_distance_scale, "disparity": disparity_scale, "stored": _no_scale}
+    scale = scales[rule](clip)
     clip = clip if clip.scale is not None else dataclasses.replace(clip, scale=torch.tensor(1.0))
     return fields.divide(clip, scale.clamp(*SCALE_RANGE))
 
@@ -219,6 +222,10 @@ def disparity_scale(clip: Clip) -> Float[Tensor, ""]:
     if clip.depth is None or clip.valid is None or not bool(clip.valid.any()):
         raise UserError("normalisation by disparity needs depth; give it, or set data.normalisation=mean_distance")
     return DISPARITY / (1 / clip.depth[clip.valid]).quantile(DISPARITY_QUANTILE)
+
+
+def _no_scale(clip: Clip) -> Float[Tensor, ""]:  # noqa: ARG001 - as the other rules
+    return torch.tensor(1.0)
 
 
 def _mean_distance_scale(clip: Clip) -> Float[Tensor, ""]:

@@ -178,6 +178,11 @@ class Request:
 
     def check_for(self, model: Abilities) -> None:
         """Raise UserError for inputs that the model does not take; reports skipped files beside masks and depth."""
+        if model.world != "first_camera":
+            raise UserError(
+                "this model's cameras are about one object that fills its pictures; run it on a video by "
+                "four_d.pose_net.follow_object, which crops them"
+            )
         if self.mask is not None and not model.masks:
             raise UserError("this model does not ask what moves (backbone.dynamics is off); leave the mask out")
         if isinstance(self.mask, str | Path):
