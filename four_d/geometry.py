@@ -74,6 +74,16 @@ def conjugate(quats: Float[Tensor, "*b 4"]) -> Float[Tensor, "*b 4"]:
     return quats * quats.new_tensor([1, -1, -1, -1])
 
 
+def rotate(quats: Float[Tensor, "*#b 4"], points: Float[Tensor, "*#b 3"]) -> Float[Tensor, "*b 3"]:
+    """Rotate points by unit quaternions wxyz; leading axes broadcast. The identity leaves them exactly as they are."""
+    w, x, y, z = quats.unbind(-1)
+    a, b, c = points.unbind(-1)
+    # v + w s + u × s with s = 2 u × v
+    p, q, r = 2 * (y * c - z * b), 2 * (z * a - x * c), 2 * (x * b - y * a)
+    parts = [a + w * p + y * r - z * q, b + w * q + z * p - x * r, c + w * r + x * q - y * p]
+    return torch.stack(parts, dim=-1)
+
+
 def in_half_space(quats: Float[Tensor, "*#b 4"], of: Float[Tensor, "*#b 4"]) -> Float[Tensor, "*b 4"]:
     """The one of q and −q, which are one rotation, that is nearer to another quaternion; leading axes broadcast."""
     return torch.where((quats * of).sum(-1, keepdim=True) < 0, -quats, quats)

@@ -22,6 +22,19 @@ def derivative(
     return result * factor
 
 
+def between(known_times: Float[Tensor, "b t"], times: Float[Tensor, "b v"]) -> tuple[Tensor, Tensor, Tensor]:
+    """Indices of the known times around each time, and its fraction of the way between them, 0 to 1.
+
+    Known times must ascend. Before the first and after the last, the time is the nearest of them.
+    """
+    known_times = known_times.contiguous()
+    upper = torch.searchsorted(known_times, times.to(known_times.dtype).contiguous()).clamp(0, known_times.shape[1] - 1)
+    lower = (upper - 1).clamp_min(0)
+    start, end = known_times.gather(1, lower), known_times.gather(1, upper)
+    span = torch.where(end > start, end - start, torch.ones_like(end))
+    return lower, upper, ((times - start) / span).clamp(0, 1)
+
+
 def known(valid: Bool[Tensor, "*b t"], order: int) -> Bool[Tensor, "*b steps"]:
     """True where all samples of `derivative` are valid."""
     for _ in range(order):

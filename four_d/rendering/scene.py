@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from four_d.geometry import in_half_space, invert_pose, quaternion_product, unit_quaternions
+from four_d.kinematics import between
 from four_d.rendering import harmonics
 from four_d.types import Cameras, Gaussians
 
@@ -65,7 +66,7 @@ def means_at(gaussians: Gaussians, times: Float[Tensor, "b v"]) -> Float[Tensor,
     """Positions at ``times`` (s): between offset times linear, before the first and after the last the nearest."""
     if gaussians.offsets is None or gaussians.offset_times is None:
         return gaussians.means[:, None].expand(-1, times.shape[1], -1, -1)
-    lower, upper, fraction = _between(gaussians.offset_times, times)
+    lower, upper, fraction = between(gaussians.offset_times, times)
     rows = torch.arange(times.shape[0], device=times.device)[:, None]
     before, after = gaussians.offsets[rows, lower], gaussians.offsets[rows, upper]
     return gaussians.means[:, None] + torch.lerp(before, after, fraction[..., None, None].to(before.dtype))
@@ -79,21 +80,9 @@ def quats_at(gaussians: Gaussians, times: Float[Tensor, "b v"]) -> Float[Tensor,
     """
     if gaussians.turns is None or gaussians.offset_times is None:
         return gaussians.quats[:, None].expand(-1, times.shape[1], -1, -1)
-    lower, upper, fraction = _between(gaussians.offset_times, times)
+    lower, upper, fraction = between(gaussians.offset_times, times)
     rows = torch.arange(times.shape[0], device=times.device)[:, None]
     turns = unit_quaternions(gaussians.turns)
     before, after = turns[rows, lower], turns[rows, upper]
-    between = torch.lerp(before, in_half_space(after, before), fraction[..., None, None].to(before.dtype))
-    return quaternion_product(unit_quaternions(between), gaussians.quats[:, None])
-
-
-def _between(offset_times: Float[Tensor, "b t"], times: Float[Tensor, "b v"]) -> tuple[Tensor, Tensor, Tensor]:
-    """Indices of the known times around each time, and its fraction of the way between them, 0 to 1."""
-    offset_times = offset_times.contiguous()
-    upper = torch.searchsorted(offset_times, times.to(offset_times.dtype).contiguous()).clamp(
-        0, offset_times.shape[1] - 1
-    )
-    lower = (upper - 1).clamp_min(0)
-    start, end = offset_times.gather(1, lower), offset_times.gather(1, upper)
-    span = torch.where(end > start, end - start, torch.ones_like(end))
-    return lower, upper, ((times - start) / span).clamp(0, 1)
+    mixed = torch.lerp(before, in_half_space(after, before), fraction[..., None, None].to(before.dtype))
+    return quaternion_product(unit_quaternions(mixed), gaussians.quats[:, None])

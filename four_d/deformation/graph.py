@@ -1,0 +1,89 @@
+"""A deformation graph as one module: nodes on an object, its points' binding, and the nodes' motion."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from four_d.deformation.motion import MlpMotionConfig, MotionConfig, NodeStates
+from four_d.deformation.nodes import Binding, bind, edges_between, farthest_points
+from four_d.deformation.skinning import Skinning, skin
+from four_d.errors import UserError
+from four_d.types import Gaussians
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeformationConfig:
+    """Deformation graph of one object (Sumner et al. 2007)."""
+
+    nodes: int = 512
+    """Number of control nodes, as in SC-GS; fewer where the object has fewer points."""
+    bound: int = 4
+    """Nodes that each point follows, as in DreamMesh4D."""
+    neighbours: int = 8
+    """Neighbours of each node, to which rigidity ties it."""
+    skinning: Skinning = "dual_quaternion"
+    linear: float = 0.5
+    """Share of the linear blend in the hybrid skinning."""
+    motion: MotionConfig = field(default_factory=MlpMotionConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("nodes", "bound", "neighbours"):
+            if (value := getattr(self, name)) < 1:
+                raise UserError(f"{name} is {value}; give 1 or more")
+        if not 0 <= self.linear <= 1:
+            raise UserError(f"linear is {self.linear}; give a share from 0 to 1")
+
+    def build(self, points: Float[Tensor, "n 3"], times: Float[Tensor, "t"]) -> Deformation:
+        """Build the graph of an object whose points are there at rest, over these times (s), which ascend."""
+        return Deformation(self, points, times)
+
+
+class Deformation(nn.Module):
+    """Points of an object over time, at rest when built. Nodes and binding are buffers, the motion is trained."""
+
+    nodes: Tensor
+    indices: Tensor
+    weights: Tensor
+    pairs: Tensor
+    edges: Tensor
+
+    def __init__(self, config: DeformationConfig, points: Float[Tensor, "n 3"], times: Float[Tensor, "t"]) -> None:
+        super().__init__()
+        self.config = config
+        points = points.detach()
+        nodes = points[farthest_points(points, config.nodes)].clone()
+        binding = bind(points, nodes, config.bound)
+        buffers = {
+            "nodes": nodes,
+            "indices": binding.indices,
+            "weights": binding.weights,
+            "pairs": binding.pairs,
+            "edges": edges_between(nodes, config.neighbours),
+        }
+        for name, value in buffers.items():
+            self.register_buffer(name, value)
+        self.motion = config.motion.build(nodes, times)
+
+    @property
+    def binding(self) -> Binding:
+        """Nodes that each point follows."""
+        return Binding(indices=self.indices, weights=self.weights, pairs=self.pairs)
+
+    def states(self, times: Float[Tensor, "t"]) -> NodeStates:
+        """States of the nodes at any times (s)."""
+        return self.motion(times)
+
+    def forward(
+        self, points: Float[Tensor, "n 3"], states: NodeStates
+    ) -> tuple[Float[Tensor, "t n 3"], Float[Tensor, "t n 4"]]:
+        """Give the places and turns (`skin`) of the points that it was built for, at rest at ``points``."""
+        config = self.config
+        return skin(points, self.nodes, self.binding, states, config.skinning, config.linear)
+
+    def deform(self, gaussians: Gaussians, times: Float[Tensor, "t"]) -> Gaussians:
+        """Give unbatched Gaussians with their offsets and turns at these times (s), which ascend."""
+        places, turns = self(gaussians.means, self.states(times))
+        return replace(gaussians, offsets=places - gaussians.means, offset_times=times, turns=turns)
