@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from four_d.deformation.motion import MlpMotionConfig, MotionConfig, NodeStates
-from four_d.deformation.nodes import Binding, bind, edges_between, farthest_points
+from four_d.deformation.nodes import Binding, bind, bound_to, edges_between, farthest_points
 from four_d.deformation.skinning import Skinning, skin
 from four_d.errors import UserError
 from four_d.types import Gaussians
@@ -42,7 +42,10 @@ class DeformationConfig:
 
 
 class Deformation(nn.Module):
-    """Points of an object over time, at rest when built. Nodes and binding are buffers, the motion is trained."""
+    """Points of an object over time, at rest when built. Nodes and binding are buffers, the motion is trained.
+
+    A saved one loads into one that was built of as many points, in any places, and times.
+    """
 
     nodes: Tensor
     indices: Tensor
@@ -60,11 +63,12 @@ class Deformation(nn.Module):
             "nodes": nodes,
             "indices": binding.indices,
             "weights": binding.weights,
-            "pairs": binding.pairs,
             "edges": edges_between(nodes, config.neighbours),
         }
         for name, value in buffers.items():
             self.register_buffer(name, value)
+        self.register_buffer("pairs", binding.pairs, persistent=False)
+        self.register_load_state_dict_post_hook(_pair)
         self.motion = config.motion.build(nodes, times)
 
     @property
@@ -87,3 +91,8 @@ class Deformation(nn.Module):
         """Give unbatched Gaussians with their offsets and turns at these times (s), which ascend."""
         places, turns = self(gaussians.means, self.states(times))
         return replace(gaussians, offsets=places - gaussians.means, offset_times=times, turns=turns)
+
+
+def _pair(graph: Deformation, _: object) -> None:
+    """Find the pairs of nodes again, whose number depends on the binding that was loaded."""
+    graph.pairs = bound_to(graph.indices, graph.weights).pairs

@@ -66,8 +66,15 @@ def bind(points: Float[Tensor, "n 3"], nodes: Float[Tensor, "m 3"], count: int =
     even = total <= NO_DISTANCE
     weights = torch.where(even, 1 / k, raw / torch.where(even, 1, total))
     own, order = indices[:, :k].sort(dim=1)
-    pairs = torch.stack([indices[:, :1].expand(-1, k - 1), indices[:, 1:k]], dim=-1).flatten(0, 1)
-    return Binding(indices=own, weights=weights.gather(1, order), pairs=pairs.unique(dim=0))
+    return bound_to(own, weights.gather(1, order))
+
+
+@torch.no_grad()
+def bound_to(indices: Int[Tensor, "n k"], weights: Float[Tensor, "n k"]) -> Binding:
+    """Binding of points to these nodes, in ascending order, with these shares."""
+    nearest = indices.gather(1, weights.argmax(1, keepdim=True)).expand_as(indices)
+    pairs = torch.stack([nearest, indices], dim=-1)[nearest != indices].unique(dim=0)
+    return Binding(indices=indices, weights=weights, pairs=pairs)
 
 
 def _nearest(points: Float[Tensor, "n 3"], nodes: Float[Tensor, "m 3"], count: int) -> tuple[Tensor, Tensor]:

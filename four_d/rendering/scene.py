@@ -82,7 +82,6 @@ def quats_at(gaussians: Gaussians, times: Float[Tensor, "b v"]) -> Float[Tensor,
         return gaussians.quats[:, None].expand(-1, times.shape[1], -1, -1)
     lower, upper, fraction = between(gaussians.offset_times, times)
     rows = torch.arange(times.shape[0], device=times.device)[:, None]
-    turns = unit_quaternions(gaussians.turns)
-    before, after = turns[rows, lower], turns[rows, upper]
+    before, after = (unit_quaternions(gaussians.turns[rows, index]) for index in (lower, upper))
     mixed = torch.lerp(before, in_half_space(after, before), fraction[..., None, None].to(before.dtype))
     return quaternion_product(unit_quaternions(mixed), gaussians.quats[:, None])
