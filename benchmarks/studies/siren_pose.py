@@ -18,7 +18,14 @@ VALUES = (
     f"data.validation.held_out.path={DATA / 'held_out_bodies'}",
 )
 WITHOUT = ("losses.siren_pose=null", "optimiser.groups.siren_pose=null")
-TUNED = (*VALUES, "loop.max_steps=200", "loop.epoch_steps=200", "loop.ema=0.98")
+TUNED = (
+    *VALUES,
+    "weights.fresh=[]",
+    "weights.dropped=[]",
+    "loop.max_steps=200",
+    "loop.epoch_steps=200",
+    "loop.ema=0.98",
+)
 PARTS = ("position", "depth", "velocity", "acceleration", "bone", "siren", "graph")
 FITTED = "start"
 SCORED = ("frames=12", "clips=80", "stride=1", "hints=[boxes]", "tasks=[keypoints,pose]")
