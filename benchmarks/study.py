@@ -107,8 +107,9 @@ def train(study: Study, training: Training, name: str, seed: int) -> float:
 
 
 def evaluate(run: Run, model: str, values: Iterable[str], out: str) -> Line:
-    """The scores of a model, also kept in the run's folder."""
-    log, file = RUNS / "logs" / f"{run.name.replace('/', '-')}.log", RUNS / run.name / out
+    """The scores of a model, also kept beside the runs."""
+    name = run.name.replace("/", "-")
+    log, file = RUNS / "logs" / f"{name}.log", RUNS / "scores" / f"{name}-{out}"
     file.parent.mkdir(parents=True, exist_ok=True)
     finish(call(run.study, four_d("eval", model, *values, "--json", str(file)), log), log)
     return cast(Line, json.loads(file.read_text()))
