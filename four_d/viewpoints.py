@@ -67,12 +67,10 @@ def view_classes(azimuths: int, elevations: int, highest: float) -> Float[Tensor
 
 def view_angles(rotation: Float[Tensor, "*b 3 3"], classes: Float[Tensor, "k 3 3"]) -> Float[Tensor, "*b k"]:
     """Angles in radians between viewing directions, whatever the roll."""
-    direction = rotation[..., 2, :]
-    others = classes.to(rotation)[:, 2]
-    return torch.atan2(
-        torch.linalg.cross(direction[..., None, :].expand(*direction.shape[:-1], *others.shape), others).norm(dim=-1),
-        direction @ others.mT,
-    )
+    direction = rotation[..., None, 2, :]
+    others = classes.to(rotation)[:, 2].expand(*direction.shape[:-2], -1, -1)
+    crossed = torch.linalg.cross(direction.expand_as(others), others)
+    return torch.atan2(crossed.norm(dim=-1), (direction * others).sum(-1))
 
 
 def soft_classes(

@@ -12,6 +12,7 @@ from four_d.losses.gaussian import GaussianDepthLossConfig, GaussianFlowLossConf
 from four_d.losses.keypoint import KeypointLossConfig
 from four_d.losses.matching import MatchingLossConfig
 from four_d.losses.motion import MotionLossConfig
+from four_d.losses.object_pose import ObjectPoseLossConfig
 from four_d.losses.photometric import PhotometricLossConfig
 from four_d.losses.siren_pose import SirenPoseLossConfig
 from four_d.losses.term import LossSpec
@@ -27,6 +28,7 @@ LossConfig = Annotated[
         KeypointLossConfig,
         MatchingLossConfig,
         MotionLossConfig,
+        ObjectPoseLossConfig,
         TrackLossConfig,
         PhotometricLossConfig,
         GaussianDepthLossConfig,
