@@ -223,7 +223,10 @@ def _members(setting: _Setting) -> list[type]:
         kind = cast(Plain, setting.value).get("kind")
         if kind is not None and kind not in kinds_of(members):
             raise UserError(f"{setting.name}.kind is {kind!r}; {_near(str(kind), [*kinds_of(members)])}")
-        chosen = kinds_of(members).get(str(kind)) if kind is not None else type(setting.default)
+        usual = type(setting.default)
+        if setting.default is _UNSET and typing.get_origin(setting.hint) is not dict:
+            usual = _without_kind(members)
+        chosen = usual if kind is None else kinds_of(members).get(str(kind))
         if chosen in members:
             return [cast(type, chosen)]
     return sorted(members, key=lambda member: member is not type(setting.default))

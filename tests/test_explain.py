@@ -29,9 +29,9 @@ def settings(kind: type, where: str = "", given: tuple[str, ...] = ()) -> Iterat
         yield own, given, docs.get(name, "").replace("None", "null")
         members = branches(hints[name])
         for member in members:
-            tag = next(iter(kinds_of([member])), "NAME")
-            chosen = (f"{own}.kind={tag}",) if len(members) > 1 and not entry else ()
-            yield from settings(member, f"{own}.{tag}" if entry else own, (*given, *chosen))
+            kinds = [*kinds_of([member])]  # none of what is meant without a kind
+            chosen = [f"{own}.kind={kind}" for kind in kinds if len(members) > 1 and not entry]
+            yield from settings(member, f"{own}.{(kinds or ['NAME'])[0]}" if entry else own, (*given, *chosen))
 
 
 def undocumented(kind: type, where: str, seen: set[type]) -> Iterator[str]:
@@ -104,6 +104,10 @@ def test_unions_and_mappings_name_their_kinds() -> None:
     assert "kinds: camera, dense, dynamic, gaussian, keypoints, track" in explain("model.heads")
     assert explain("model.backbone").splitlines()[0] == "model.backbone: alternating | spacetime"
     assert "data.sources.NAME.path: text, required" in explain("data.sources")
+    assert "kinds: renders\n" in explain("data.sources")
+    assert explain("data.sources.renders.size").startswith("data.sources.renders.size: whole number, default 64")
+    assert "model.heads: NAME" in explain("model"), "without a kind"
+    assert explain("model", [], ["model.kind=pose_net"]).splitlines()[0] == "model: pose_net"
     assert explain("model.backbone.stride").startswith("model.backbone.stride: whole number, default 4")
     assert explain().startswith("name: text, required\n")
 

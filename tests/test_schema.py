@@ -29,7 +29,7 @@ class Union:
     """Settings that choose the kinds of the parts around it."""
     kinds: tuple[str, ...]
     default: str | None
-    """Kind without any; None for an entry of a mapping, which has none."""
+    """Kind without any; None for an entry of a mapping and for a required part, which have none."""
 
 
 def unions(kind: type, where: str = "", around: tuple[str, ...] = ()) -> Iterator[Union]:
@@ -40,7 +40,8 @@ def unions(kind: type, where: str = "", around: tuple[str, ...] = ()) -> Iterato
         entry = typing.get_origin(hints[each.name]) is dict
         own = f"{where}.{each.name}{'.one' if entry else ''}".lstrip(".")
         if len(members) > 1:
-            default = None if entry else cast(type, each.default_factory)().kind
+            required = each.default_factory is dataclasses.MISSING
+            default = None if entry or required else cast(type, each.default_factory)().kind
             yield Union(own, around, tuple(schema.kinds_of(members)), default)
         for member in members:
             chosen = (f"{own}.kind={each}" for each in schema.kinds_of([member]) if len(members) > 1)
@@ -57,7 +58,8 @@ def at(plain: Plain, name: str) -> object:
 
 def test_there_are_the_unions_that_are_known() -> None:
     names = {union.name for union in UNIONS}
-    assert {"model.backbone", "model.backbone.patches", "model.heads.one", "losses.one"} <= names
+    known = {"model", "model.backbone", "model.backbone.patches", "model.heads.one", "losses.one", "data.sources.one"}
+    assert known <= names
 
 
 @pytest.mark.parametrize("union", UNIONS, ids=lambda union: union.name)
