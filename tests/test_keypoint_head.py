@@ -88,7 +88,14 @@ def truly(example: Example) -> KeypointPrediction:
         keypoint_depth=project(truth.points, cameras)[1],
         keypoint_visible_logits=torch.where(truth.visible, 50.0, -50.0),
         keypoint_confidence_logits=torch.full_like(truth.pixels[..., 0], 50.0),
+        keypoint_patch_logits=certain(truth.pixels),
     )
+
+
+def certain(pixels: Tensor) -> Tensor:
+    """Logits of the 4 × 4 patches of an image of 32 × 32 for those that pixels are in."""
+    column, row = (pixels.nan_to_num() // 8).long().clamp(0, 3).unbind(-1)
+    return 50 * functional.one_hot(4 * row + column, 16).to(pixels).unflatten(-1, (4, 4))
 
 
 def test_names_that_read_alike_are_alike() -> None:
@@ -175,9 +182,10 @@ def test_the_truth_costs_nothing_and_each_part_counts_alone(example: Example, by
     right, targets = truly(example), example.targets
     config = KeypointLossConfig(by=by)
     assert float(loss_value(config, right, targets)) == pytest.approx(0, abs=1e-5)
-    alone = {"pixels": 0.0, "depth": 0.0, "points": 0.0, "visibility": 0.0, "confidence": 0.0}
+    alone = {"pixels": 0.0, "patch": 0.0, "depth": 0.0, "points": 0.0, "visibility": 0.0, "confidence": 0.0}
     wrong: dict[str, tuple[str, Any]] = {
         "pixels": ("keypoint_pixels", lambda x: x + 3.2),
+        "patch": ("keypoint_patch_logits", lambda x: -x),
         "depth": ("keypoint_depth", lambda x: x * 2),
         "points": ("keypoints", lambda x: x + 0.5),
         "visibility": ("keypoint_visible_logits", lambda x: -x),

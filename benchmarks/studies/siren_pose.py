@@ -7,15 +7,15 @@ from four_d.metrics.catalogue import METRICS
 
 WORLDS = (
     *("--bodies", "--clips-per-shard", "25", "--cameras", "2", "--frames", "16", "--size", "64"),
-    *("--moving", "0.05:0.5", "--paths", "handheld,static,orbit", "--rig", "0.5"),
+    *("--moving", "0.12:0.6", "--paths", "handheld,static,orbit", "--rig", "0.5"),
 )
 EASY = ("--seconds", "0.8:2.2", "--creatures", "1:3", "--obstacles", "0:5")
 HARD = ("--seconds", "1.6:2.2", "--creatures", "2:3", "--obstacles", "3:6")
 """Fast, a tenth of a second and more between frames; of several things; with something before them."""
 VALUES = (
     "overlays/siren_pose_mini",
-    f"data.sources.bodies.path={DATA / 'train_bodies'}",
-    f"data.validation.held_out.path={DATA / 'held_out_bodies'}",
+    f"data.sources.bodies.path={DATA / 'train_creatures'}",
+    f"data.validation.held_out.path={DATA / 'held_out_creatures'}",
 )
 WITHOUT = ("losses.siren_pose=null", "optimiser.groups.siren_pose=null")
 TUNED = (
@@ -33,17 +33,17 @@ SCORED = ("frames=12", "clips=80", "stride=1", "hints=[boxes]", "tasks=[keypoint
 STUDY = Study(
     name="siren_pose",
     data=(
-        DataSet(name="train_bodies", arguments=("--shards", "0:40", "--seed", "11", *WORLDS, *EASY)),
-        DataSet(name="held_out_bodies", arguments=("--shards", "0:2", "--seed", "12", "--held-out", *WORLDS, *HARD)),
+        DataSet(name="train_creatures", arguments=("--shards", "0:28", "--seed", "11", *WORLDS, *EASY)),
+        DataSet(name="held_out_creatures", arguments=("--shards", "0:2", "--seed", "12", "--held-out", *WORLDS, *HARD)),
     ),
-    shared={FITTED: Training(values=(*VALUES, *WITHOUT, "loop.max_steps=2400"), start="checkpoints/unified-small")},
+    shared={FITTED: Training(values=(*VALUES, *WITHOUT, "loop.max_steps=2500"), start="checkpoints/unified-small")},
     variants={
         "base": Training(values=(*TUNED, *WITHOUT), start=FITTED),
         "full": Training(values=TUNED, start=FITTED),
         **{f"no_{part}": Training(values=(*TUNED, f"losses.siren_pose.{part}=0"), start=FITTED) for part in PARTS},
     },
     seeds=(0, 1, 2),
-    evaluation=(f"data={DATA / 'held_out_bodies'}", *SCORED),
+    evaluation=(f"data={DATA / 'held_out_creatures'}", *SCORED),
     others=("smoothed",),
     keys=(
         Key(

@@ -115,7 +115,7 @@ def main() -> None:
         model = load(RUNS / STUDY.name / f"base-{seed}")
         given = {"size": list(model.info.image_size), **load_plain([], STUDY.evaluation, EvaluationConfig)}
         config = build(EvaluationConfig, {**given, "normalisation": model.abilities.normalisation}, "eval")
-        training = dataclasses.replace(config, data=str(DATA / "train_bodies"))
+        training = dataclasses.replace(config, data=str(DATA / "train_creatures"))
         chosen, table = best_filter(model, training)
         seen = model if chosen is None else Smoothed(model=model, degree=chosen[0], width=chosen[1])
         line = raw_line(

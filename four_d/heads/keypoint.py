@@ -67,6 +67,10 @@ class KeypointPrediction(Prediction):
     keypoint_visible_logits: Float[Tensor, "*b f joints"] | None = field(default=None, metadata=NONE | INTERNAL)
     """Logits of ``keypoint_visible``, which a loss needs where the sigmoid saturates; so the next field."""
     keypoint_confidence_logits: Float[Tensor, "*b f joints"] | None = field(default=None, metadata=NONE | INTERNAL)
+    keypoint_patch_logits: Float[Tensor, "*b f joints rows columns"] | None = field(
+        default=None, metadata=NONE | INTERNAL
+    )
+    """How well each patch matches, of which the pixel is the mean."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +97,8 @@ class KeypointHeadConfig(HeadSpec):
     def provides(self) -> tuple[str, ...]:
         """Positions in space and in the images, depth, visibility and confidence."""
         sure = ("keypoint_visible", "keypoint_confidence")
-        return "keypoints", "keypoint_pixels", "keypoint_depth", *sure, *(f"{name}_logits" for name in sure)
+        logits = (*(f"{name}_logits" for name in sure), "keypoint_patch_logits")
+        return "keypoints", "keypoint_pixels", "keypoint_depth", *sure, *logits
 
     @property
     def prediction(self) -> type[Prediction]:
@@ -211,7 +216,8 @@ class KeypointHead(nn.Module):
         for block in self.blocks:
             x = block(x, patches, named(names))
         x = self.norm(x)
-        shares = (self.match(x) @ patches.mT * patches.shape[-1] ** -0.5).softmax(-1)
+        matches = self.match(x) @ patches.mT * patches.shape[-1] ** -0.5
+        shares = matches.softmax(-1)
         x = x + self.read(torch.cat([x, shares @ patches], dim=-1))
         visible, confidence = self.visible(x)[..., 0], self.confidence(x)[..., 0]
         return KeypointPrediction(
@@ -222,6 +228,7 @@ class KeypointHead(nn.Module):
             keypoint_confidence=confidence.sigmoid(),
             keypoint_visible_logits=visible,
             keypoint_confidence_logits=confidence,
+            keypoint_patch_logits=matches.unflatten(-1, grid),
         )
 
     def queries(

@@ -25,6 +25,7 @@ OUTPUTS = (
     "keypoint_depth",
     "keypoint_visible_logits",
     "keypoint_confidence_logits",
+    "keypoint_patch_logits",
 )
 """Fields of a prediction that the term reads."""
 LEAST_SIDE = 0.1
@@ -33,7 +34,7 @@ LEAST_SIDE = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class KeypointLossConfig(LossSpec):
-    """Distances of keypoints in the images, in log depth and in space, and two cross-entropies.
+    """Distances of keypoints in the images, in log depth and in space, and three cross-entropies.
 
     The predicted keypoints are the targets', in their order: other names are refused.
     """
@@ -48,6 +49,9 @@ class KeypointLossConfig(LossSpec):
     by: Literal["box", "image"] = "box"
     """Unit of that distance: the longer side of the box of the thing's known points inside the image, at least a tenth
     of the image's (a thing far away counts as one that is near); or the image's longer side."""
+    patch: float = 0.2
+    """Weight of the cross-entropy of the patch that the point is in, of points inside the image: the mean of patches
+    that the pixel is has hardly a gradient towards the right one while none is preferred."""
     depth: float = 1.0
     """Weight of the difference of the logarithms of depth, of points before a known camera."""
     points: float = 1.0
@@ -88,8 +92,11 @@ class KeypointLoss(LossTerm[KeypointLossConfig]):
         right = away.detach() < config.near
         depth, before = true_depth(inputs.targets, truth)
         logs = (outputs["keypoint_depth"].clamp_min(NEAREST).log() - depth.log()).abs()
+        matched = outputs.get("keypoint_patch_logits")  # a head of one's own may find pixels without
+        patches = torch.zeros_like(away) if matched is None else patch_entropy(matched, truth.pixels, size)
         parts = (
             (config.pixels, away, here),
+            (config.patch, patches, here),
             (config.depth, logs, before),
             (config.points, _length(points - truth.points, truth.valid), truth.valid),
             (config.visibility, cross_entropy(outputs["keypoint_visible_logits"], truth.visible), truth.pixels_valid),
@@ -108,6 +115,19 @@ def keypoint_outputs(prediction: Prediction) -> dict[str, Tensor]:
         )
     found = {name: cast(Tensor | None, getattr(prediction, name)) for name in OUTPUTS}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def patch_entropy(
+    logits: Float[Tensor, "b f n rows columns"], pixels: Float[Tensor, "b f n 2"], size: tuple[int, int]
+) -> Float[Tensor, "b f n"]:
+    """Cross-entropy, in nats, of the patch that each pixel is in, of an image of ``size`` (rows, columns); of pixels
+    outside the nearest one.
+    """
+    rows, columns = logits.shape[-2:]
+    cell = pixels.nan_to_num() / pixels.new_tensor([size[1] / columns, size[0] / rows])
+    x, y = cell.floor().long().unbind(-1)
+    index = y.clamp(0, rows - 1) * columns + x.clamp(0, columns - 1)
+    return -logits.flatten(-2).log_softmax(-1).gather(-1, index[..., None])[..., 0]
 
 
 def units(
