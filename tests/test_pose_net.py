@@ -18,6 +18,7 @@ from four_d.abilities import ModelModule
 from four_d.config import RunConfig, load, load_plain
 from four_d.data.loading import ValidationClips
 from four_d.errors import UserError
+from four_d.exporting import export
 from four_d.geometry import invert_pose, make_pose, rotation_angle
 from four_d.losses.object_pose import ObjectPoseLossConfig, class_divergence, hypothesis_angle
 from four_d.losses.term import LossInputs
@@ -220,13 +221,38 @@ def test_the_shipped_config_trains_resumes_and_is_read_back(file: Path, tmp_path
     result = four_d.train(longer)
     assert result.steps == 3
     assert result.validation["pose"] > 0
+    assert 0 < result.validation["object_rot_deg"] <= 180
+    assert result.best is not None
     lines = [line for line in read_metrics(config.run_folder) if line["split"] == "train"]
     assert [line["step"] for line in lines] == [1, 2, 3]
     checkpoint = checkpoints.read(config.run_folder)
     assert checkpoint.info.normalisation == "stored"
     assert checkpoint.model.abilities.world == "stored"
-    with pytest.raises(UserError, match=r"four_d\.pose_net\.follow_object"):
-        four_d.load(config.run_folder)(torch.rand(2, 3, 32, 32))
+    out = export(config.run_folder, tmp_path / "out")
+    assert "follow_object(model, gaussians, images, masks, intrinsics)" in (out / "README.md").read_text()
+    for file_or_folder in (config.run_folder, out, out / "model.pt2"):
+        with pytest.raises(UserError, match=r"four_d\.pose_net\.follow_object"):
+            four_d.load(file_or_folder)(torch.rand(2, 3, 32, 32))
+
+
+def test_the_encoder_may_be_a_vision_transformer() -> None:
+    """Of timm, as DINOv2 is, here a small one without its weights."""
+    small = {
+        "kind": "timm",
+        "model": "vit_tiny_patch16_224",
+        "image_size": 32,
+        "depth": 1,
+        "embed_width": 32,
+        "heads": 2,
+    }
+    plain = {"kind": "pose_net", "patches": small, "patch_size": 16, "width": 32, "hidden": 32}
+    config = schema.build(PoseNetConfig, plain, "model")
+    images = torch.rand(1, 2, 3, 64, 64)
+    found = config.build()(
+        Clip(images=images, times=torch.zeros(1, 2), camera_ids=torch.zeros(1, 2, dtype=torch.int64))
+    )
+    assert isinstance(found, PosePrediction)
+    assert cast(Tensor, found.pose_logits).shape == (1, 2, 36)
 
 
 def rotation_errors(model: ModelModule, config: RunConfig) -> Tensor:
