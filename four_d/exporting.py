@@ -28,7 +28,7 @@ import four_d
 from four_d.objects import read_object
 from four_d.pose_net import follow_object
 
-model = four_d.load("path/to/this/folder").model
+model = four_d.load("path/to/this/folder")
 gaussians = read_object(Path("path/to/the/object.glb")).gaussians
 found = follow_object(model, gaussians, images, masks, intrinsics)  # found.cameras, found.ambiguous"""
 """Use of a model of one object."""
