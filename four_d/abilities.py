@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from four_d import fields
 from four_d.devices import Precision, computing
-from four_d.errors import UserError
 from four_d.extension import Spec
 from four_d.types import Clip, Prediction, widened
 
@@ -74,6 +73,8 @@ class Abilities:
     """Number of frames of a clip in training; None: unknown."""
     precision: Precision | None = None
     """Arithmetic precision; None: the caller's, such as an enclosing autocast's."""
+    looks: bool = True
+    """False if its outputs do not depend on the images, as a scene's that is fitted to one clip."""
 
     @property
     def required(self) -> frozenset[Hint]:
@@ -107,15 +108,6 @@ class Abilities:
     def arithmetic(self) -> str:
         """Arithmetic precision as the end of a note; empty where it is fp32 or unset."""
         return "" if self.precision in (None, "fp32") else f"; computed in {self.precision}"
-
-
-def check_sees_scenes(model: Abilities) -> None:
-    """Raise UserError for a model of one object, which takes crops of it, where one of any videos is needed."""
-    if model.world != "first_camera":
-        raise UserError(
-            "this model's cameras are about one object that fills its pictures; run it on a video by "
-            "four_d.pose_net.follow_object, which crops them"
-        )
 
 
 def check(prediction: Prediction, abilities: Abilities) -> None:

@@ -21,6 +21,7 @@ from four_d.layers import Block
 from four_d.parts import QUERY, Backbone, BackboneSpec, Head, HeadSpec
 from four_d.pose_net.model import PoseNetConfig
 from four_d.query import query_times
+from four_d.scene import DeformableSceneConfig
 from four_d.types import Clip, Prediction, Tokens, merge_predictions
 
 
@@ -53,7 +54,7 @@ class ModelConfig(ModelSpec):
         return FourD(backbone, {name: config.build(self.backbone.shape) for name, config in self.heads.items()})
 
 
-AnyModelConfig = Annotated[ModelSpec, OneOf(ModelConfig, PoseNetConfig)]
+AnyModelConfig = Annotated[ModelSpec, OneOf(ModelConfig, PoseNetConfig, DeformableSceneConfig)]
 """Config of any model; without a ``kind`` a `ModelConfig`."""
 
 

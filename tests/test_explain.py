@@ -163,7 +163,7 @@ def test_the_command_takes_a_setting_configs_and_overrides(
         (["explain", "."], r"\. is neither a setting nor a config; choose among name, model"),
         (["explain", "losses[0]"], r"losses\[0\] is neither a setting nor a config; did you mean losses\?"),
         (["explain", "lr"], r"did you mean optimiser\.lr or optimiser\.groups\.NAME\.lr\?"),
-        (["explain", "motion"], r"did you mean losses\.motion\?"),
+        (["explain", "motion"], r"did you mean losses\.motion or model\.deformation\.motion\?"),
         (["explain", "config.optimiser.lr"], r"did you mean optimiser\.lr"),
         (["explain", "seed", "loop"], r"seed and loop are both settings; explain one at a time"),
         (["explain", "seed", "vgt"], r"config vgt does not exist; did you mean vggt\?"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from four_d.deformation.motion import MlpMotionConfig, MotionConfig, NodeStates
@@ -25,9 +26,11 @@ class DeformationConfig:
     neighbours: int = 8
     """Neighbours of each node, to which rigidity ties it."""
     skinning: Skinning = "dual_quaternion"
+    """Blend of the nodes' motions at a point; ``hybrid``: a share ``linear`` of the linear blend."""
     linear: float = 0.5
     """Share of the linear blend in the hybrid skinning."""
     motion: MotionConfig = field(default_factory=MlpMotionConfig)
+    """Motion of the nodes over time."""
 
     def __post_init__(self) -> None:
         for name in ("nodes", "bound", "neighbours"):
@@ -86,6 +89,16 @@ class Deformation(nn.Module):
         """Give the places and turns (`skin`) of the points that it was built for, at rest at ``points``."""
         config = self.config
         return skin(points, self.nodes, self.binding, states, config.skinning, config.linear)
+
+    @torch.no_grad()
+    def follow_rows(self, former: Int[Tensor, "k"], moved: Bool[Tensor, "k"], points: Float[Tensor, "k 3"]) -> None:
+        """Go on with other points: each bound as the former one of that number or, where it has ``moved``, anew."""
+        indices, weights = self.indices[former], self.weights[former]
+        if bool(moved.any()):
+            anew = bind(points[moved], self.nodes, self.config.bound)
+            indices[moved], weights[moved] = anew.indices, anew.weights.to(weights)
+        self.indices, self.weights = indices, weights
+        _pair(self, None)
 
     def deform(self, gaussians: Gaussians, times: Float[Tensor, "t"]) -> Gaussians:
         """Give unbatched Gaussians with their offsets and turns at these times (s), which ascend."""

@@ -102,6 +102,7 @@ class MlpMotionConfig:
 
     kind: Literal["mlp"] = "mlp"
     width: int = 64
+    """Channels of the hidden layers."""
     depth: int = 3
     """Hidden layers."""
     time_frequencies: int = 6
@@ -182,7 +183,9 @@ class HexplaneMotionConfig:
     scales: tuple[int, ...] = (1, 2)
     """Factors of ``resolution``."""
     features: int = 16
+    """Features of a cell."""
     width: int = 64
+    """Channels of the hidden layers."""
     depth: int = 1
     """Hidden layers of the network."""
 

@@ -70,7 +70,7 @@ class KeypointPrediction(Prediction):
     keypoint_patch_logits: Float[Tensor, "*b f joints rows columns"] | None = field(
         default=None, metadata=NONE | INTERNAL
     )
-    """How well each patch matches, of which the pixel is the mean."""
+    """Match of each patch, by which the pixel is their mean."""
 
 
 @dataclass(frozen=True, kw_only=True)

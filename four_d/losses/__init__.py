@@ -14,9 +14,12 @@ from four_d.losses.matching import MatchingLossConfig
 from four_d.losses.motion import MotionLossConfig
 from four_d.losses.object_pose import ObjectPoseLossConfig
 from four_d.losses.photometric import PhotometricLossConfig
+from four_d.losses.reconstruction import ReconstructionLossConfig
+from four_d.losses.scene import CameraPriorLossConfig, RigidityLossConfig
 from four_d.losses.siren_pose import SirenPoseLossConfig
 from four_d.losses.term import LossSpec
 from four_d.losses.track import TrackLossConfig
+from four_d.losses.tracked_pixels import TrackedPixelsLossConfig
 
 LossConfig = Annotated[
     LossSpec,
@@ -34,6 +37,10 @@ LossConfig = Annotated[
         GaussianDepthLossConfig,
         GaussianFlowLossConfig,
         SirenPoseLossConfig,
+        ReconstructionLossConfig,
+        TrackedPixelsLossConfig,
+        RigidityLossConfig,
+        CameraPriorLossConfig,
     ),
 ]
 """Config of any loss term, chosen by its ``kind``."""

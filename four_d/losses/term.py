@@ -49,6 +49,16 @@ class LossInputs:
         return render(gaussians, shown.cameras, shown.times, (shown.images.shape[-2], shown.images.shape[-1]))
 
     @cached_property
+    def own_views(self) -> Views | None:
+        """Renders of the predicted Gaussians for the clip's own frames and the predicted cameras, over black; None
+        without either.
+        """
+        gaussians, cameras, images = self.prediction.gaussians, self.prediction.cameras, self.targets.images
+        if gaussians is None or cameras is None:
+            return None
+        return render(gaussians, cameras, self.targets.times, (images.shape[-2], images.shape[-1]))
+
+    @cached_property
     def queries(self) -> Float[Tensor, "b n 3"]:
         """Query points (frame, x, y): the clip's; without them, in the first frame, those that the model tracked, or a
         grid of `GRID` rows and columns.

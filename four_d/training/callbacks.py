@@ -114,7 +114,7 @@ class Reporter(Callback):
         judged = cast(Mapping[str, object], outputs)
         prediction = cast(Prediction, judged["prediction"])
         self._complain(batch.skipped)
-        if not batch.repeat:
+        if not batch.repeat and module.model.abilities.looks:
             self._shown.append(rows(prediction, targets))
         if self._record is not None and self._drawn < module.config.logging.pictures:
             picture = draw(prediction, targets, f"{batch.batches[0].key[0]}, step {module.step}")

@@ -1,0 +1,201 @@
+"""Gaussians and cameras against 2D tracks of a video (PAD3R, arXiv 2509.25183: L_track and L_multi-track).
+
+The paper publishes no formula. This one follows Shape of Motion (arXiv 2407.13764) and our reading of PAD3R's
+ablations: each step's frames are a block, whose first frame (forward) and last (backward) are anchors in turn. Blocks
+of several strides, at all places of the video, come from the sampling of frames (``data.sampling.max_stride``).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from four_d import fields
+from four_d.errors import UserError
+from four_d.geometry import NEAREST, project
+from four_d.losses.photometric import required, untouched
+from four_d.losses.schedule import Weight
+from four_d.losses.supervision import Need
+from four_d.losses.term import LossInputs, LossSpec, LossTerm
+from four_d.rendering import contributors
+from four_d.rendering.scene import means_at
+from four_d.types import Cameras, Gaussians, map_tensors, same_time
+
+Directions = Literal["forward", "both"]
+ARRAYS = ("times", "pixels", "visible")
+LEAST_ALPHA = 0.5
+"""Alpha below which the object does not cover a pixel, whose track then says nothing about it."""
+SEEN = 0.5
+"""Visibility above which a track counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackedPixelsLossConfig(LossSpec):
+    """Distance between where a step's Gaussians carry the pixels of an anchor frame and where tracks say they go.
+
+    A pixel's point is the mean of the Gaussians that show it in the anchor frame, by their weights there, which have no
+    gradient. Distances are in units of the image's longer side.
+    """
+
+    needs: ClassVar[tuple[Need, ...]] = ()
+    teaches: ClassVar[tuple[str, ...]] = ("gaussians", "cameras")
+    kind: Literal["tracked_pixels"] = "tracked_pixels"
+    file: str
+    """NPZ with ``times`` t (s), ``pixels`` n t 2 (x, y, of images of the run's size) and ``visible`` n t (0 to 1)."""
+    weight: Weight = 1.0
+    directions: Directions = "both"
+    """Anchors: the first frame of a step alone, or the last one too."""
+    points: int = 256
+    """Tracks of an anchor at most, drawn anew at every step."""
+    contributors: int = 8
+    """Gaussians of a pixel."""
+    huber: float = 0.02
+    """Distance beyond which errors count linearly, in units of the longer side."""
+    trim: float = 0.98
+    """Share of the errors that counts, the smallest (Shape of Motion's)."""
+    fade: float = 2.0
+    """Weights of frames fall as e^(−fade · |t − anchor| / the step's span)."""
+
+    def __post_init__(self) -> None:
+        if self.points < 1 or self.contributors < 1 or self.huber <= 0:
+            raise UserError("points and contributors must be at least 1, and huber positive")
+        if not 0 < self.trim <= 1 or self.fade < 0:
+            raise UserError("trim is a share above 0 and up to 1, and fade at least 0")
+
+    def build(self) -> TrackedPixelsLoss:
+        """Build the term. UserError where the file cannot be used."""
+        return TrackedPixelsLoss(self)
+
+
+def read_tracks(file: Path) -> tuple[Float[Tensor, "t"], Float[Tensor, "n t 2"], Float[Tensor, "n t"]]:
+    """Read times, pixels and visibility. UserError naming what is missing or does not fit."""
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            lacking = [name for name in ARRAYS if name not in archive]
+            if lacking:
+                raise UserError(f"{file} has no array {lacking[0]}; tracks are {', '.join(ARRAYS)}")
+            found = [cast(NDArray[np.float32], archive[name]) for name in ARRAYS]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read as NPZ ({error}); give tracks.npz") from error
+    times, pixels, visible = (torch.from_numpy(np.asarray(each, dtype=np.float64)) for each in found)
+    if pixels.shape != (*visible.shape, 2) or visible.shape[1:] != times.shape:
+        raise UserError(
+            f"{file}: pixels are {tuple(pixels.shape)} and visible {tuple(visible.shape)} for {len(times)} times; "
+            "give n t 2 and n t of the same video"
+        )
+    known = pixels.isfinite().all(-1)
+    return times.float(), torch.where(known[..., None], pixels, 0).float(), torch.where(known, visible, 0).float()
+
+
+class TrackedPixelsLoss(LossTerm[TrackedPixelsLossConfig]):
+    """The term of `TrackedPixelsLossConfig`."""
+
+    times: Tensor
+    pixels: Tensor
+    visible: Tensor
+
+    def __init__(self, config: TrackedPixelsLossConfig) -> None:
+        super().__init__(config)
+        for name, value in zip(ARRAYS, read_tracks(Path(config.file)), strict=True):
+            self.register_buffer(name, value, persistent=False)  # the file is the run's
+
+    def forward(self, inputs: LossInputs) -> Float[Tensor, ""]:
+        """Compute the term. UserError without Gaussians or cameras, or for frames that the tracks do not have."""
+        prediction, targets = inputs.prediction, inputs.targets
+        gaussians = required(prediction, "tracked_pixels")
+        if prediction.cameras is None:
+            raise UserError("the tracked_pixels loss needs cameras; take a model that predicts them")
+        size = (targets.images.shape[-2], targets.images.shape[-1])
+        cameras, values = prediction.cameras, list[Tensor]()
+        for index, times in enumerate(targets.times):
+            own = slice(index, index + 1)
+            alone = map_tensors(cameras, lambda tensor, own=own: tensor[own])
+            values.append(self.of_clip(fields.take(gaussians, "b", own), alone, times, size))
+        return torch.stack(values).mean() + untouched(gaussians)
+
+    def of_clip(
+        self, gaussians: Gaussians, cameras: Cameras, times: Float[Tensor, "f"], size: tuple[int, int]
+    ) -> Float[Tensor, ""]:
+        """Value of one clip: the mean over its anchors that have tracks."""
+        frames = self.frames_at(times)
+        order = times.argsort()
+        anchors = order[:1] if self.config.directions == "forward" else order[[0, -1]]
+        found = [self.of_anchor(gaussians, cameras, times, frames, int(anchor), size) for anchor in anchors.unique()]
+        known = [each for each in found if each is not None]
+        return torch.stack(known).mean() if known else gaussians.means.new_zeros(())
+
+    def frames_at(self, times: Float[Tensor, "f"]) -> Int[Tensor, "f"]:
+        """Entry of the tracks of each time. UserError where there is none."""
+        nearest = (times[:, None] - self.times).abs().argmin(-1)
+        if not bool(same_time(self.times[nearest], times).all()):
+            raise UserError(
+                f"{self.config.file} has tracks of {float(self.times.min()):g} to {float(self.times.max()):g} s, "
+                "and not those of this video's frames; give tracks of the same video"
+            )
+        return nearest
+
+    def of_anchor(
+        self,
+        gaussians: Gaussians,
+        cameras: Cameras,
+        times: Float[Tensor, "f"],
+        frames: Int[Tensor, "f"],
+        anchor: int,
+        size: tuple[int, int],
+    ) -> Float[Tensor, ""] | None:
+        """Value of the tracks seen in one frame; None where there are none that the object covers."""
+        config = self.config
+        there = (self.visible[:, frames[anchor]] > SEEN).nonzero()[:, 0]
+        there = there[torch.randperm(len(there)).to(there.device)[: config.points]]
+        if not len(there):
+            return None
+        pixels, seen = self.pixels[there][:, frames], self.visible[there][:, frames]
+        camera = map_tensors(cameras, lambda tensor: tensor[:, anchor : anchor + 1])
+        shown = contributors(
+            gaussians,
+            camera,
+            times[None, anchor : anchor + 1],
+            pixels[None, None, :, anchor],
+            config.contributors,
+            size=size,
+        )
+        shares, members = shown.weights[0, 0], shown.indices[0, 0].clamp_min(0)
+        alpha = shares.sum(-1)
+        covered = alpha > LEAST_ALPHA
+        shares = torch.where(covered[:, None], shares / alpha.clamp_min(LEAST_ALPHA)[:, None], 0)
+        places = means_at(gaussians, times[None])[0][:, members]  # f p k 3
+        carried = (places * shares[..., None]).sum(2)
+        at, depth = project(carried[None], cameras)
+        away = (at[0] - pixels.movedim(1, 0)) / max(size)
+        counts = covered & (seen.mT > SEEN) & (depth[0] > NEAREST)
+        counts = counts & (torch.arange(len(times), device=counts.device) != anchor)[:, None]
+        if not bool(counts.any()):
+            return None
+        squares = torch.where(counts[..., None], away, 1).square().sum(-1)
+        errors = functional.huber_loss(squares.sqrt(), torch.zeros_like(squares), reduction="none", delta=config.huber)
+        return self.mean(errors / config.huber, counts, seen.mT, times, anchor)
+
+    def mean(
+        self,
+        errors: Float[Tensor, "f p"],
+        counts: Tensor,
+        seen: Float[Tensor, "f p"],
+        times: Float[Tensor, "f"],
+        anchor: int,
+    ) -> Float[Tensor, ""]:
+        """Mean of the smallest errors, by visibility and nearness in time."""
+        kept = errors.detach()[counts].sort().values
+        limit = kept[min(math.ceil(self.config.trim * len(kept)), len(kept)) - 1]
+        span = (times.max() - times.min()).clamp_min(1e-9)
+        near = torch.exp(-self.config.fade * (times - times[anchor]).abs() / span)
+        weights = torch.where(counts & (errors.detach() <= limit), seen * near[:, None], 0)
+        return (weights * torch.where(counts, errors, 0)).sum() / weights.sum().clamp_min(1e-9)
