@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from four_d import fields
 from four_d.devices import Precision, computing
+from four_d.errors import UserError
 from four_d.extension import Spec
 from four_d.types import Clip, Prediction, widened
 
@@ -108,6 +109,15 @@ class Abilities:
     def arithmetic(self) -> str:
         """Arithmetic precision as the end of a note; empty where it is fp32 or unset."""
         return "" if self.precision in (None, "fp32") else f"; computed in {self.precision}"
+
+
+def check_sees_scenes(model: Abilities) -> None:
+    """Raise UserError for a model of one object, which takes crops of it, where one of any videos is needed."""
+    if model.world != "first_camera":
+        raise UserError(
+            "this model's cameras are about one object that fills its pictures; run it on a video by "
+            "four_d.pose_net.follow_object, which crops them"
+        )
 
 
 def check(prediction: Prediction, abilities: Abilities) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from four_d import __version__, config, schema
 from four_d.abilities import ModelModule, Normalisation
 from four_d.data.manifest import load_manifest
+from four_d.data.renders import RendersConfig
 from four_d.errors import UserError
 from four_d.model import AnyModelConfig
 
@@ -185,7 +186,7 @@ def _with_origin(info: ModelInfo, origin: schema.Plain) -> ModelInfo:
 def _run_info(run: config.RunConfig, steps: int) -> ModelInfo:
     licences: dict[str, str] = {}
     for name, source in run.data.sources.items():
-        licences |= _licences(name, Path(source.path))
+        licences |= {name: source.licence} if isinstance(source, RendersConfig) else _licences(name, Path(source.path))
     return ModelInfo(
         model=run.model,
         image_size=run.data.image_size,

@@ -147,7 +147,8 @@ class LoopConfig:
     """Device; auto: a GPU where there is one."""
     best: str = "loss"
     """Validation figure whose best value, lowest or highest, marks ``best.ckpt``: loss, a term,
-    depth_absrel_median_frame, pose_rot_pairs_deg, motion_epe_relative, or a metric given to the training."""
+    depth_absrel_median_frame, pose_rot_pairs_deg, motion_epe_relative, object_rot_deg, or a metric given to the
+    training."""
 
     def __post_init__(self) -> None:
         if min(self.max_steps, self.epoch_steps, self.accumulate) < 1:

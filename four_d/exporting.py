@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from four_d import __version__, checkpoints, fields, programs, tracing
-from four_d.abilities import UNITS, ModelModule
+from four_d.abilities import UNITS, ModelModule, World
 from four_d.checkpoints import CARD, CONFIG, ENVIRONMENT, METRICS, WEIGHTS, ModelInfo
 from four_d.errors import UserError
 from four_d.metrics import catalogue
@@ -23,6 +23,15 @@ from four_d.types import Prediction
 
 PROGRAM, PROGRAM_NOTE = "model.pt2", "export.json"
 CODE = ("command", "commit")
+OF_ONE_OBJECT = """from pathlib import Path
+import four_d
+from four_d.objects import read_object
+from four_d.pose_net import follow_object
+
+model = four_d.load("path/to/this/folder")
+gaussians = read_object(Path("path/to/the/object.glb")).gaussians
+found = follow_object(model, gaussians, images, masks, intrinsics)  # found.cameras, found.ambiguous"""
+"""Use of a model of one object."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -146,8 +155,10 @@ def _write_program(folder: Path, model: ModelModule, info: ModelInfo) -> tuple[s
     return tuple(errors)
 
 
-def _usage(outputs: Collection[str], *, posed: bool, measured: bool) -> str:
+def _usage(outputs: Collection[str], *, posed: bool, measured: bool, world: World) -> str:
     """Python snippet that loads the model and calls it on a video, with required poses and depth."""
+    if world == "stored":
+        return OF_ONE_OBJECT
     given = set(outputs)
     results = {"depth": "depth", "world_from_camera": "cameras", "points": "points", "motion": "tracks"}
     names = [result for name, result in results.items() if name in given]
@@ -178,6 +189,8 @@ def card(info: ModelInfo, model: ModelModule, outputs: Collection[str], *, progr
     frames = f"{least} frames or more" if taken.frames is None else f"{taken.frames} frames"
     limit = f" `{PROGRAM}` takes exactly\nthat size, and {frames}." if program else ""
     height, width = info.image_size
+    measured, world = info.normalisation == "disparity", model.abilities.world
+    usage = _usage(outputs, posed="poses" in taken.hints, measured=measured, world=world)
     return f"""---
 library_name: four_d
 tags: [video, depth, camera-pose, 4d-reconstruction]
@@ -187,7 +200,7 @@ tags: [video, depth, camera-pose, 4d-reconstruction]
 {count / 1e6:.2f} M parameters; video in, {", ".join(outputs)} out. Written by four_d {info.four_d}.
 
 ```python
-{_usage(outputs, posed="poses" in taken.hints, measured=info.normalisation == "disparity")}
+{usage}
 ```
 
 ## Training

@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 
 from four_d import fields, schema
-from four_d.abilities import Abilities, Hint, ModelModule, ModelSpec, Use
+from four_d.abilities import Abilities, Hint, ModelModule, ModelSpec, Use, World
 from four_d.checkpoints import ModelInfo
 from four_d.devices import Precision
 from four_d.errors import UserError
@@ -45,6 +45,7 @@ class ProgramConfig(ModelSpec):
     key_frames: int = 0
     key_cameras: int | None = None
     multiple: int = 1
+    world: World = "first_camera"
 
     @property
     def abilities(self) -> Abilities:
@@ -63,6 +64,7 @@ class ProgramConfig(ModelSpec):
             key_frames=self.key_frames if gaussians else 0,
             key_cameras=self.key_cameras if gaussians else None,
             multiple=self.multiple,
+            world=self.world,
             image_size=taken.image_size,
             frames=taken.frames,
         )
@@ -196,6 +198,7 @@ def describe(model: ModelModule, info: ModelInfo, labels: Sequence[str]) -> Prog
         key_frames=able.key_frames,
         key_cameras=able.key_cameras,
         multiple=able.multiple,
+        world=able.world,
     )
 
 

@@ -85,7 +85,7 @@ def encode_pose(cameras: Cameras, size: tuple[int, int]) -> ObjectPose:
 
     Of cameras of another focal length the distance is that from which a camera of `FOCAL` sees the object as large.
     """
-    side, centre = _side(cameras.intrinsics, size)
+    side, centre = max(size), cameras.intrinsics.new_tensor([size[1] / 2, size[0] / 2])
     camera_from_object = invert_pose(cameras.world_from_camera)
     shift = camera_from_object[..., :3, 3]
     z = shift[..., 2].clamp_min(1e-6)
@@ -100,18 +100,14 @@ def encode_pose(cameras: Cameras, size: tuple[int, int]) -> ObjectPose:
 
 def decode_pose(pose: ObjectPose, size: tuple[int, int]) -> Cameras:
     """Cameras of poses, of the focal length `FOCAL`, for images of ``size`` (height, width); world = the object's."""
-    side, centre = _side(pose.offset, size)
+    side = max(size)
     z = pose.log_distance.exp()
     shift = torch.cat([pose.offset / FOCAL * z[..., None], z[..., None]], dim=-1)
-    lens = pose.offset.new_tensor([[FOCAL * side, 0, centre[0]], [0, FOCAL * side, centre[1]], [0, 0, 1]])
+    lens = pose.offset.new_tensor([[FOCAL * side, 0, size[1] / 2], [0, FOCAL * side, size[0] / 2], [0, 0, 1]])
     return Cameras(
         world_from_camera=invert_pose(make_pose(pose.rotation, shift)),
         intrinsics=lens.expand(*z.shape, 3, 3).clone(),
     )
-
-
-def _side(like: Tensor, size: tuple[int, int]) -> tuple[int, Float[Tensor, "2"]]:
-    return max(size), like.new_tensor([size[1] / 2, size[0] / 2])
 
 
 def framed(points: Float[Tensor, "n 3"], rotation: Float[Tensor, "3 3"]) -> Float[Tensor, "3"]:

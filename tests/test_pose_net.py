@@ -18,10 +18,13 @@ from four_d.abilities import ModelModule
 from four_d.config import RunConfig, load, load_plain
 from four_d.data.loading import ValidationClips
 from four_d.errors import UserError
+from four_d.evaluation import EvaluationConfig, PublishedConfig, run, run_protocol
+from four_d.exporting import export
 from four_d.geometry import invert_pose, make_pose, rotation_angle
 from four_d.losses.object_pose import ObjectPoseLossConfig, class_divergence, hypothesis_angle
 from four_d.losses.term import LossInputs
-from four_d.pose_net import PoseNetConfig, PosePrediction
+from four_d.objects import read_object
+from four_d.pose_net import PoseNetConfig, PosePrediction, follow_object
 from four_d.training.record import read_metrics
 from four_d.types import Cameras, Clip, Prediction
 from four_d.viewpoints import FOCAL, decode_pose, encode_pose, soft_classes, view_angles, view_classes
@@ -202,6 +205,8 @@ def test_settings_that_do_not_fit_are_named() -> None:
         schema.build(RunConfig, plain, "config")
     with pytest.raises(UserError, match=r"data\.normalisation=stored"):
         load(["pose_net"], ["data.normalisation=mean_distance"])
+    with pytest.raises(UserError, match=r"set augment\.mirror_share=0"):
+        load(["pose_net"], ["data.augment.mirror_share=0.5"])
     with pytest.raises(UserError, match=r"data\.world=first_camera"):
         load(["vggt"], ["data.world=stored", "data.sources.a.path=x"])
 
@@ -214,19 +219,55 @@ def run_of(file: Path, folder: Path, steps: int, *more: str) -> RunConfig:
 
 def test_the_shipped_config_trains_resumes_and_is_read_back(file: Path, tmp_path: Path) -> None:
     small = ["model.width=32", "model.hidden=64", "model.depth=1", "data.images_per_batch=4", "data.validation_clips=2"]
-    config = run_of(file, tmp_path, 2, *small, "data.sources.renders.size=32")
+    config = run_of(file, tmp_path, 2, *small, "data.sources.renders.size=32", "data.sources.renders.licence=CC0-1.0")
     assert four_d.train(config).steps == 2
     longer = dataclasses.replace(config, loop=dataclasses.replace(config.loop, max_steps=3))
     result = four_d.train(longer)
     assert result.steps == 3
     assert result.validation["pose"] > 0
+    assert 0 < result.validation["object_rot_deg"] <= 180
+    assert result.best is not None
     lines = [line for line in read_metrics(config.run_folder) if line["split"] == "train"]
     assert [line["step"] for line in lines] == [1, 2, 3]
     checkpoint = checkpoints.read(config.run_folder)
     assert checkpoint.info.normalisation == "stored"
+    assert checkpoint.info.trained_on == {"renders": "CC0-1.0"}
     assert checkpoint.model.abilities.world == "stored"
+    out = export(config.run_folder, tmp_path / "out")
+    assert "follow_object(model, gaussians, images, masks, intrinsics)" in (out / "README.md").read_text()
+    for file_or_folder in (config.run_folder, out, out / "model.pt2"):
+        with pytest.raises(UserError, match=r"four_d\.pose_net\.follow_object"):
+            four_d.load(file_or_folder)(torch.rand(2, 3, 32, 32))
+    model = four_d.load(out)
     with pytest.raises(UserError, match=r"four_d\.pose_net\.follow_object"):
-        four_d.load(config.run_folder)(torch.rand(2, 3, 32, 32))
+        run(model, EvaluationConfig(data="nowhere"))
+    with pytest.raises(UserError, match=r"four_d\.pose_net\.follow_object"):
+        run_protocol(model, PublishedConfig(protocol="sintel", root="nowhere"), patch=8, trained=(32, 32))
+    gaussians = read_object(file).gaussians
+    images, masks = torch.rand(2, 3, 40, 60), torch.zeros(2, 40, 60, dtype=torch.bool)
+    masks[:, 10:30, 20:50] = True
+    found = follow_object(model, gaussians, images, masks, size=32)
+    assert bool(found.cameras.world_from_camera.isfinite().all())
+
+
+def test_the_encoder_may_be_a_vision_transformer() -> None:
+    """Of timm, as DINOv2 is, here a small one without its weights."""
+    small = {
+        "kind": "timm",
+        "model": "vit_tiny_patch16_224",
+        "image_size": 32,
+        "depth": 1,
+        "embed_width": 32,
+        "heads": 2,
+    }
+    plain = {"kind": "pose_net", "patches": small, "patch_size": 16, "width": 32, "hidden": 32}
+    config = schema.build(PoseNetConfig, plain, "model")
+    images = torch.rand(1, 2, 3, 64, 64)
+    found = config.build()(
+        Clip(images=images, times=torch.zeros(1, 2), camera_ids=torch.zeros(1, 2, dtype=torch.int64))
+    )
+    assert isinstance(found, PosePrediction)
+    assert cast(Tensor, found.pose_logits).shape == (1, 2, 36)
 
 
 def rotation_errors(model: ModelModule, config: RunConfig) -> Tensor:

@@ -138,6 +138,8 @@ class DataConfig:
             raise UserError(f"aspect is {list(self.aspect)}; give rows over columns, 0 < least ≤ most, or null")
         if self.motion_every is not None and self.motion_every < 1:
             raise UserError("motion_every must be at least 1, or null")
+        if self.world == "stored" and self.augment.mirror_share:
+            raise UserError("augment.mirror_share mirrors the world, which is the source's; set augment.mirror_share=0")
         if self.workers < 0 or self.query_times < 0 or self.references < 0:
             raise UserError("workers, query_times and references must be at least 0")
 

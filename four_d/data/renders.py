@@ -45,6 +45,8 @@ class RendersConfig:
     weight: float = 1.0
     """Share of the examples that come from here, relative to the other sources' weights; above 0. Validation reads
     every set alike."""
+    licence: str = "unknown"
+    """Licence of the object, which the cards of models trained on it name."""
     count: int = 10_000
     """Number of different pictures; the next pass shows them again."""
     size: int = 64
@@ -110,7 +112,9 @@ class RenderReader:
         """All pictures; ``shard`` names the object's content and all settings that pictures depend on."""
 
     def _digest(self) -> str:
-        settings = {name: value for name, value in asdict(self.config).items() if name not in ("path", "weight")}
+        settings = {
+            name: value for name, value in asdict(self.config).items() if name not in ("path", "weight", "licence")
+        }
         digest = hashlib.sha256(repr(sorted(settings.items())).encode())
         for name, tensor in sorted(named(self.gaussians).items()):
             digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
@@ -149,7 +153,7 @@ class RenderReader:
         pixels = (picture.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
         info = ClipInfo(
             source=sample.source,
-            licence="unknown",
+            licence=self.config.licence,
             metric=False,
             width=size,
             height=size,

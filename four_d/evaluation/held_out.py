@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from four_d import fields
-from four_d.abilities import Hint, Model, Normalisation
+from four_d.abilities import Hint, Model, Normalisation, check_sees_scenes
 from four_d.data.loading import fit
 from four_d.data.motion import with_motion
 from four_d.data.sampling import collate, normalise, to_clip, to_example
@@ -119,8 +119,10 @@ class EvaluationConfig:
 def run(model: Model, config: EvaluationConfig, metrics: Sequence[Metric] = ()) -> Evaluation:
     """Score a loaded model by ``config``; the image-free predictors are fitted on ``train_data`` first.
 
-    ``metrics`` are the caller's own, as in `evaluate`. UserError for a hint that the model does not take.
+    ``metrics`` are the caller's own, as in `evaluate`. UserError for a hint that the model does not take, or a model
+    of one object.
     """
+    check_sees_scenes(model.abilities)
     _check_hints(model, config.hints)
     device = usable(config.device)
     more = set(config.tasks) != {"tracks"}

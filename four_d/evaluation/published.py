@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from four_d import geometry
-from four_d.abilities import Model
+from four_d.abilities import Model, check_sees_scenes
 from four_d.devices import Precision, told_when_full, usable
 from four_d.errors import UserError
 from four_d.evaluation.published_result import Missing, Published, Row, Skip, means
@@ -150,6 +150,7 @@ def run_protocol(model: Model, config: PublishedConfig, *, patch: int, trained: 
         UserError: no such set under ``root``, or no sequence can be scored.
 
     """
+    check_sees_scenes(model.abilities)
     config = replace(config, device=str(usable(config.device)))
     protocol, tracks, views = PROTOCOLS[config.protocol], config.tracks(), config.views()
     if tracks is not None:

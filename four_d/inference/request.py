@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from four_d.abilities import Abilities
+from four_d.abilities import Abilities, check_sees_scenes
 from four_d.errors import UserError
 from four_d.formats.cameras import read_cameras
 from four_d.inference import hints
@@ -178,11 +178,7 @@ class Request:
 
     def check_for(self, model: Abilities) -> None:
         """Raise UserError for inputs that the model does not take; reports skipped files beside masks and depth."""
-        if model.world != "first_camera":
-            raise UserError(
-                "this model's cameras are about one object that fills its pictures; run it on a video by "
-                "four_d.pose_net.follow_object, which crops them"
-            )
+        check_sees_scenes(model)
         if self.mask is not None and not model.masks:
             raise UserError("this model does not ask what moves (backbone.dynamics is off); leave the mask out")
         if isinstance(self.mask, str | Path):

@@ -84,6 +84,15 @@ RELATIVE_MOTION = Metric(
     task="motion",
     validation="only",
 )
+OBJECT_ROTATION = Metric(
+    "object_rot_deg",
+    "mean error of the object's rotation in the camera, of models of one object; in training's validation only",
+    unit="°",
+    better="lower",
+    compute=lambda video: video.object_rotation_error,
+    task="pose",
+    validation="only",
+)
 
 
 def _depth_metrics() -> list[Metric]:
@@ -469,7 +478,7 @@ GROUPS: dict[str, tuple[Metric, ...]] = {
     "keypoints": KEYPOINTS,
     "renders": RENDERS,
     "published": PUBLISHED,
-    "training": (RELATIVE_MOTION,),
+    "training": (RELATIVE_MOTION, OBJECT_ROTATION),
 }
 METRICS = {metric.name: metric for group in GROUPS.values() for metric in group}
 

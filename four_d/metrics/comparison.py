@@ -160,6 +160,15 @@ class Comparison:
         )
 
     @cached_property
+    def object_rotation_error(self) -> float | None:
+        """Mean angle in degrees between predicted and true rotations of an object that is the world's origin."""
+        predicted, truth = self.prediction.cameras, self.true_cameras
+        if predicted is None or truth is None or getattr(self.prediction, "pose_uncertainty", None) is None:
+            return None
+        rotations = (each.world_from_camera[..., :3, :3].to(truth.world_from_camera) for each in (predicted, truth))
+        return float(geometry.rotation_angle(next(rotations).mT @ next(rotations)).rad2deg().mean())
+
+    @cached_property
     def relative_motion_error(self) -> float | None:
         """Mean error of the motion of moving pixels over its mean length."""
         predicted, truth, valid = self.prediction.motion, self.targets.motion, self.targets.motion_valid

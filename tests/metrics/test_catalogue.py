@@ -59,6 +59,7 @@ def test_a_metric_with_a_function_is_computed_wherever_it_stands() -> None:
         "depth_absrel_median_frame",
         "pose_rot_pairs_deg",
         "motion_epe_relative",
+        "object_rot_deg",
     ]
 
 
