@@ -192,6 +192,23 @@ def test_frames_without_the_object_have_the_nearest_pose_and_no_confidence() -> 
         follow_object(model, thing, images, torch.zeros_like(masks))
 
 
+@pytest.mark.parametrize(
+    ("masks", "lenses", "message"),
+    [
+        ((2, 8, 8), None, r"masks are \(2, 8, 8\) and images \(3, 3, 8, 8\); give one mask"),
+        ((3, 8, 9), None, "give one mask of its size for each frame"),
+        ((3, 8, 8), (1, 3, 3), r"intrinsics are \(1, 3, 3\); give one matrix for each of 3 frames"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(
+    masks: tuple[int, ...], lenses: tuple[int, ...] | None, message: str
+) -> None:
+    given = torch.ones(masks, dtype=torch.bool)
+    cameras = None if lenses is None else torch.eye(3).expand(lenses)
+    with pytest.raises(UserError, match=message):
+        follow_object(Oracle(torch.eye(3).expand(3, 3, 3)), box(), torch.zeros(3, 3, 8, 8), given, cameras)
+
+
 def test_different_hypotheses_are_apart_and_the_likeliest_first() -> None:
     model = Oracle(torch.eye(3).expand(2, 3, 3))
     images = torch.zeros(2, 1, 3, 8, 8)

@@ -72,8 +72,8 @@ def follow_object(
     model: Model,
     gaussians: Gaussians,
     images: Float[Tensor, "f 3 h w"],
-    masks: Bool[Tensor, "f h w"],
-    intrinsics: Float[Tensor, "f 3 3"] | None = None,
+    masks: Bool[Tensor, "*masks"],
+    intrinsics: Float[Tensor, "*lenses"] | None = None,
     *,
     size: int = 64,
     config: FollowConfig | None = None,
@@ -87,16 +87,17 @@ def follow_object(
         model: the trained model.
         gaussians: the object, unbatched, of radius 1 (`objects.read_object`).
         images: RGB in [0, 1], in order of time.
-        masks: the object's pixels.
-        intrinsics: in pixels; None: focal length `viewpoints.FOCAL` times the longer side.
+        masks: the object's pixels, ``f h w``.
+        intrinsics: ``f 3 3``, in pixels; None: focal length `viewpoints.FOCAL` times the longer side.
         size: side of the crops, that of the training's pictures.
         config: None: the default.
 
     Raises:
-        UserError: no frame shows the object, or a model of another kind.
+        UserError: shapes that do not fit each other, no frame that shows the object, or a model of another kind.
 
     """
     config = config or FollowConfig()
+    _check_shapes(images, masks, intrinsics)
     seen = masks.flatten(1).any(-1)
     if not bool(seen.any()):
         raise UserError("no mask shows the object; give masks of it, one for each frame")
@@ -126,6 +127,17 @@ def follow_object(
         ambiguous=other is not None,
         alternative=None if other is None else cameras(other),
     )
+
+
+def _check_shapes(images: Tensor, masks: Tensor, intrinsics: Tensor | None) -> None:
+    """Raise UserError unless there is one mask of its size, and one camera, for each frame."""
+    frames, _, height, width = images.shape
+    if masks.shape != (frames, height, width):
+        raise UserError(
+            f"masks are {tuple(masks.shape)} and images {tuple(images.shape)}; give one mask of its size for each frame"
+        )
+    if intrinsics is not None and intrinsics.shape != (frames, 3, 3):
+        raise UserError(f"intrinsics are {tuple(intrinsics.shape)}; give one matrix for each of {frames} frames")
 
 
 def _assumed(images: Float[Tensor, "f 3 h w"]) -> Float[Tensor, "f 3 3"]:
