@@ -287,7 +287,7 @@ def rotation_errors(model: ModelModule, config: RunConfig) -> Tensor:
 
 @pytest.mark.slow
 def test_it_learns_the_poses_of_a_box(file: Path, tmp_path: Path) -> None:
-    """Two random rotations are 126° apart in the median; the mean pose leaves about 90°."""
+    """Any constant pose is off by about 90°."""
     config = run_of(file, tmp_path, 150)
     four_d.train(config)
     errors = rotation_errors(checkpoints.read(config.run_folder).model, config)
