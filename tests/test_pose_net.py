@@ -29,6 +29,7 @@ from four_d.training.record import read_metrics
 from four_d.types import Cameras, Clip, Prediction
 from four_d.viewpoints import FOCAL, decode_pose, encode_pose, soft_classes, view_angles, view_classes
 from tests.object_scene import write_box
+from tests.training.runs import assert_same, crash, last
 
 SMALL = PoseNetConfig(width=32, hidden=64, depth=1)
 
@@ -217,12 +218,16 @@ def run_of(file: Path, folder: Path, steps: int, *more: str) -> RunConfig:
     return load(["pose_net"], [f"folder={folder}", *source, loop, *more])
 
 
-def test_the_shipped_config_trains_resumes_and_is_read_back(file: Path, tmp_path: Path) -> None:
+def test_the_shipped_config_trains_resumes_and_is_read_back(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small = ["model.width=32", "model.hidden=64", "model.depth=1", "data.images_per_batch=4", "data.validation_clips=2"]
-    config = run_of(file, tmp_path, 2, *small, "data.sources.renders.size=32", "data.sources.renders.licence=CC0-1.0")
-    assert four_d.train(config).steps == 2
-    longer = dataclasses.replace(config, loop=dataclasses.replace(config.loop, max_steps=3))
-    result = four_d.train(longer)
+    source = ["data.sources.renders.size=32", "data.sources.renders.licence=CC0-1.0"]
+    config, broken = (run_of(file, tmp_path / name, 3, *small, *source) for name in ("whole", "broken"))
+    result = four_d.train(config)
+    crash(monkeypatch, 2, lambda: four_d.train(broken))
+    four_d.train(broken)
+    assert_same(last(broken)["state_dict"], last(config)["state_dict"])
     assert result.steps == 3
     assert result.validation["pose"] > 0
     assert 0 < result.validation["object_rot_deg"] <= 180
