@@ -287,6 +287,7 @@ def footage(folder: Path) -> FitRequest:
         size=SIZE,
         focal=1.25,
         gaussians=300,
+        pose_steps=0,
         steps=6,
     )
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from four_d import __version__
-from four_d.cli import data, infer, runs, tools, weights
+from four_d.cli import data, fit, infer, runs, tools, weights
 from four_d.cli.common import NUMBERS, Command, Verb
 from four_d.errors import UserError
 from four_d.logs import to_stderr
@@ -85,6 +85,6 @@ def parser() -> argparse.ArgumentParser:
     made = Verb(prog="four-d", description="Train, evaluate and export feed-forward 4D models.")
     made.add_argument("--version", action="version", version=f"four-d {__version__}")
     verbs = made.add_subparsers(required=True, metavar="VERB")
-    for group in (runs, infer, data, weights, tools):
+    for group in (runs, infer, fit, data, weights, tools):
         group.add_verbs(verbs)
     return made

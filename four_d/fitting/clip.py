@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from four_d.data.contract import ClipInfo, RawClip
-from four_d.data.shards import finalise, write_shard
+from four_d.data.shards import finalise, shard_done, write_shard
 from four_d.errors import UserError
 from four_d.video.fit import Fits, fit, resize, resize_masks, sizes_of
 from four_d.video.footage import footage, stream
@@ -27,8 +27,10 @@ class FittedClip:
     times: NDArray[np.float64]
     """Seconds of the frames."""
     fits: Fits
-    covered: NDArray[np.float64]
-    """Fraction of each frame that the mask covers."""
+    images: NDArray[np.uint8]
+    """f h w 3, as they are fitted."""
+    masks: NDArray[np.bool_]
+    """f h w."""
 
 
 def write_clip(video: Path, mask: Path, size: int, out: Path) -> FittedClip:
@@ -47,8 +49,7 @@ def write_clip(video: Path, mask: Path, size: int, out: Path) -> FittedClip:
         masks.append(resize_masks(as_masks(mask, part), to).numpy())
         fits.append(to)
     shown, kept = np.concatenate(images), np.concatenate(masks)
-    covered = kept.mean(axis=(1, 2), dtype=np.float64)
-    if not covered.any():
+    if not kept.any():
         raise UserError(f"{mask} marks nothing in any frame of {video}; give one that is nonzero where the object is")
     info = ClipInfo(
         source=SOURCE,
@@ -59,6 +60,7 @@ def write_clip(video: Path, mask: Path, size: int, out: Path) -> FittedClip:
         times=frames.times.tolist(),
         camera_ids=[0] * len(shown),
     )
-    write_shard(out, 0, [RawClip(key=SOURCE, info=info, images=shown, dynamic=kept)], lossless=True)
+    if not shard_done(out, 0):
+        write_shard(out, 0, [RawClip(key=SOURCE, info=info, images=shown, dynamic=kept)], lossless=True)
     finalise(out, SOURCE)
-    return FittedClip(times=frames.times, fits=Fits.join(fits), covered=covered)
+    return FittedClip(times=frames.times, fits=Fits.join(fits), images=shown, masks=kept)

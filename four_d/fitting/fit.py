@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import logging
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -14,23 +15,34 @@ from torch import Tensor
 
 from four_d import checkpoints, config, fields
 from four_d.config import RunConfig
+from four_d.errors import UserError
 from four_d.fitting.clip import FittedClip, write_clip
 from four_d.fitting.request import FitRequest
 from four_d.fitting.tracks import write_fit_tracks
 from four_d.geometry import make_pose
+from four_d.inference import Request, infer, load
 from four_d.metrics.comparison import Comparison
 from four_d.metrics.metric import Metric
 from four_d.objects import read_object
-from four_d.outputs import new_folder
+from four_d.outputs import keep_apart, new_folder, write_json
+from four_d.pose_net import follow_object
 from four_d.rendering import render
 from four_d.scene import DeformableSceneConfig, initial_scene
 from four_d.training.run import TrainResult, train
 
-LOGGER = logging.getLogger(__name__)
-
 CONFIG = "pad3r"
-CLIP, START, RUN, TRACKS = "clip", "start", "scene", "tracks.npz"
+CLIP, POSES, START, RUN, TRACKS, REQUEST, RESULT = (
+    "clip",
+    "pose_net",
+    "start",
+    "scene",
+    "tracks.npz",
+    "fit.json",
+    "result",
+)
 """Names in a fit's folder."""
+POSE_SIZE = 64
+"""Side of the pictures that the pose network sees."""
 FILLS = 0.8
 """Share of the frame's shorter side that the object's diameter fills in the cameras of the beginning."""
 
@@ -54,41 +66,93 @@ FRAME_PSNR = Metric("frame_psnr", frame_psnr.__doc__ or "", unit="dB", better="h
 def fit(request: FitRequest, out: Path, overrides: Sequence[str] = ()) -> TrainResult:
     """Fit a scene, going on where an earlier call with the same request stopped.
 
-    ``out`` gets the clip as shards, the tracks, the weights of the beginning, and the run, a model like any other.
+    ``out`` gets the clip as shards, the tracks, the pose network, the weights of the beginning, and the run, a model
+    like any other.
 
     Args:
         request: video, object, and how long.
-        out: the fit's folder.
+        out: the fit's folder, apart from the inputs.
         overrides: ``key=value`` of the run's config (configs/pad3r.yaml).
 
     Raises:
-        UserError: inputs that cannot be read or do not belong together, or a folder of something else.
+        UserError: inputs that cannot be read or do not belong together, or a folder of something else or of another
+            request.
 
     """
-    out.mkdir(parents=True, exist_ok=True)
+    keep_apart(out, [request.video, request.object, request.mask, request.tracks])
+    check_request(request, out)
     clip = write_clip(request.video, request.mask, request.size, out / CLIP)
     if request.tracks is not None:
         write_fit_tracks(request.tracks, clip.times, clip.fits, out / TRACKS)
-    scene = write_start(request, clip, out / START)
+    if not (out / START / checkpoints.CONFIG).is_file() and not write_start(request, clip, out):
+        return train(pose_config(request, out))  # stopped by a signal; the next call goes on
+    scene = checkpoints.read_info(out / START / checkpoints.CONFIG).model
+    assert isinstance(scene, DeformableSceneConfig)
     return train(run_config(request, scene, out, overrides), metrics=[FRAME_PSNR])
 
 
-def write_start(request: FitRequest, clip: FittedClip, out: Path) -> DeformableSceneConfig:
-    """Write the scene of the beginning as an export, and return its config."""
+def deliver(request: FitRequest, out: Path) -> None:
+    """Write ``out/result`` as ``four-d infer`` does: cameras, Gaussians, pictures of new views, the report page."""
+    infer(load(out / RUN), Request(video=request.video), out / RESULT, overwrite=True)
+
+
+def check_request(request: FitRequest, out: Path) -> None:
+    """Record the request in ``out``. UserError if another one is recorded there, or other files are."""
+    file = out / REQUEST
+    if file.is_file():
+        before = cast("dict[str, object]", json.loads(file.read_text()))
+        for name, value in request.same_inputs().items():
+            if before.get(name) != value:
+                raise UserError(
+                    f"{out} holds a fit with {name} {before.get(name)}, and now it is {value}; choose another --out"
+                )
+        return
+    if out.is_dir() and any(out.iterdir()):
+        raise UserError(f"{out} holds files and no fit; choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(file, request.same_inputs())
+
+
+def write_start(request: FitRequest, clip: FittedClip, out: Path) -> bool:
+    """Write the scene of the beginning as an export; False if the training of the pose network was stopped."""
     found = read_object(request.object, gaussians=request.gaussians, up=request.up)
     count = len(clip.times)
-    model = DeformableSceneConfig(frames=count, gaussians=len(found.gaussians.means), image_size=clip.fits.model)
     lenses = pinhole(request.focal, clip.fits.model).expand(count, 3, 3)
     poses = from_the_front(lenses[0], clip.fits.model).expand(count, 4, 4)
+    if request.pose_steps:
+        result = train(pose_config(request, out))
+        if result.exit_code:
+            return False
+        images = torch.from_numpy(clip.images).permute(0, 3, 1, 2).float() / 255
+        path = follow_object(
+            load(out / POSES), found.gaussians, images, torch.from_numpy(clip.masks), lenses, size=POSE_SIZE
+        )
+        poses = path.cameras.world_from_camera
+    model = DeformableSceneConfig(frames=count, gaussians=len(found.gaussians.means), image_size=clip.fits.model)
     torch.manual_seed(request.seed)
     scene = initial_scene(model, found.gaussians, torch.from_numpy(clip.times).float(), poses, lenses)
     info = checkpoints.ModelInfo(model=model, image_size=model.image_size, frames=count, name=request.video.stem)
-    with new_folder(out, "export", overwrite=True) as folder:
-        save_file(
-            {name: value.contiguous() for name, value in scene.state_dict().items()}, folder / checkpoints.WEIGHTS
-        )
+    with new_folder(out / START, "export") as folder:
+        weights = {name: value.contiguous() for name, value in scene.state_dict().items()}
+        save_file(weights, folder / checkpoints.WEIGHTS)
         checkpoints.write_info(folder / checkpoints.CONFIG, info)
-    return model
+    return True
+
+
+def pose_config(request: FitRequest, out: Path) -> RunConfig:
+    """Config of the pose network's run: configs/pose_net.yaml with this object."""
+    return config.load(
+        ["pose_net"],
+        [
+            f"folder={out}",
+            f"name={POSES}",
+            f"seed={request.seed}",
+            f"data.sources.renders.path={request.object}",
+            f"data.sources.renders.size={POSE_SIZE}",
+            f"data.sources.renders.up={'null' if request.up is None else request.up}",
+            f"loop.max_steps={request.pose_steps}",
+        ],
+    )
 
 
 def pinhole(focal: float, size: tuple[int, int]) -> Float[Tensor, "3 3"]:

@@ -9,6 +9,7 @@ from four_d.errors import UserError
 from four_d.objects import Up
 
 LEAST_SIDE = 16
+"""Least ``size``: SSIM needs a few pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +24,6 @@ class FitRequest:
     """Image or folder of images, one per frame: nonzero where the object is."""
     tracks: Path | None = None
     """NPZ of 2D tracks through the video: tracks.npz of ``four-d infer``, or CoTracker's or TAPIR's arrays."""
-    cameras: Path | None = None
-    """JSON of the object's camera in every frame, in place of an estimate; None: every frame from the front."""
     up: Up | None = None
     """Axis of the object's file that points up; None: the file format's own."""
     size: int = 96
@@ -33,10 +32,19 @@ class FitRequest:
     """Focal length of the frames in units of their longer side, where no cameras say; 1.5: Lab4D's."""
     gaussians: int = 5000
     """Gaussians at the beginning."""
+    pose_steps: int = 300
+    """Steps of the pose network on renders of the object; 0: none, and every frame begins as seen from the front."""
     steps: int = 1500
     """Steps of the fit."""
     seed: int = 0
+    """Seed of both trainings."""
 
     def __post_init__(self) -> None:
-        if self.size < LEAST_SIDE or self.steps < 1 or self.gaussians < 1 or self.focal <= 0:
-            raise UserError(f"size is at least {LEAST_SIDE}; steps, gaussians and focal are positive")
+        if self.size < LEAST_SIDE or self.steps < 1 or self.gaussians < 1 or self.focal <= 0 or self.pose_steps < 0:
+            raise UserError(
+                f"size is at least {LEAST_SIDE}; steps, gaussians and focal are positive, pose_steps is not negative"
+            )
+
+    def same_inputs(self) -> dict[str, object]:
+        """Choices that what is in a fit's folder depends on: all but the length of the fit."""
+        return {name: str(value) for name, value in vars(self).items() if name != "steps"}

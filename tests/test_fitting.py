@@ -1,0 +1,135 @@
+"""``four-d fit``: from files to a scene and its page, and a clear answer to files that do not belong together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from four_d.cli.program import main
+from four_d.errors import UserError
+from four_d.fitting import FitRequest, fit
+from four_d.fitting.clip import write_clip
+from four_d.fitting.fit import FILLS, from_the_front, pinhole
+from four_d.fitting.tracks import read_any, write_fit_tracks
+from four_d.geometry import invert_pose, rays
+from four_d.inference import load
+from four_d.losses.tracked_pixels import read_tracks
+from tests.test_scene import FRAMES, SIZE, SMALL, footage
+
+
+@pytest.fixture(scope="module")
+def request_(tmp_path_factory: pytest.TempPathFactory) -> FitRequest:
+    return footage(tmp_path_factory.mktemp("video"))
+
+
+def test_one_command_gives_a_model_and_a_page(request_: FitRequest, tmp_path: Path) -> None:
+    out, given = tmp_path / "fit", request_
+    words = [str(given.video), "--object", str(given.object), "--mask", str(given.mask), "--out", str(out)]
+    words += ["--size", str(SIZE), "--focal", "1.25", "--gaussians", "200", "--pose-steps", "2", "--steps", "2"]
+    assert main(["fit", *words, "--set", *SMALL]) == 0
+    assert {"clip", "pose_net", "start", "scene", "result", "fit.json"} <= {each.name for each in out.iterdir()}
+    assert (out / "result" / "report.html").stat().st_size > 1000
+    assert load(out / "scene").abilities.gives_gaussians
+    assert main(["fit", *words, "--set", *SMALL]) == 0, "what is done is done"
+
+
+def test_another_request_does_not_go_on_with_a_fit(request_: FitRequest, tmp_path: Path) -> None:
+    out = tmp_path / "fit"
+    fit(replace(request_, steps=1), out, SMALL)
+    with pytest.raises(UserError, match=r"holds a fit with gaussians 300, and now it is 200; choose another --out"):
+        fit(replace(request_, gaussians=200), out, SMALL)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "letter.txt").write_text("dear")
+    with pytest.raises(UserError, match="holds files and no fit"):
+        fit(request_, tmp_path / "other", SMALL)
+    with pytest.raises(UserError, match="video"):
+        fit(request_, request_.video / "fit", SMALL)
+
+
+def test_videos_and_masks_that_cannot_be_fitted(request_: FitRequest, tmp_path: Path) -> None:
+    black = tmp_path / "black"
+    black.mkdir()
+    for index in range(FRAMES):
+        Image.fromarray(np.zeros((SIZE, SIZE), np.uint8)).save(black / f"{index}.png")
+    with pytest.raises(UserError, match="marks nothing in any frame"):
+        write_clip(request_.video, black, SIZE, tmp_path / "clip")
+    with pytest.raises(UserError, match="one frame; a fit needs two"):
+        write_clip(request_.video / "00.png", request_.mask / "00.png", SIZE, tmp_path / "clip")
+    few = tmp_path / "few"
+    few.mkdir()
+    for name in ("00.png", "01.png", "02.png"):
+        (few / name).write_bytes((request_.mask / name).read_bytes())
+    with pytest.raises(UserError, match="3 masks, and 6 frames"):
+        write_clip(request_.video, few, SIZE, tmp_path / "clip")
+    with pytest.raises(UserError, match="size is at least 16"):
+        replace(request_, size=8)
+    assert not (tmp_path / "clip").exists()
+
+
+def test_an_object_that_leaves_the_frame_is_fitted_where_it_is(request_: FitRequest, tmp_path: Path) -> None:
+    mask = tmp_path / "masks"
+    mask.mkdir()
+    for index, file in enumerate(sorted(request_.mask.iterdir())):
+        image = np.asarray(Image.open(file)) * (index < FRAMES - 2)
+        Image.fromarray(image.astype(np.uint8)).save(mask / file.name)
+    result = fit(replace(request_, mask=mask, steps=2), tmp_path / "fit", SMALL)
+    assert np.isfinite(result.validation["loss"])
+
+
+def test_tracks_of_three_programs_are_one(request_: FitRequest, tmp_path: Path) -> None:
+    clip = write_clip(request_.video, request_.mask, SIZE // 2, tmp_path / "clip")
+    pixels = np.random.default_rng(0).uniform(2, 30, (4, FRAMES, 2))
+    seen = np.ones((4, FRAMES), bool)
+    seen[1, 2] = False
+    files = {name: tmp_path / f"{name}.npz" for name in ("cotracker", "tapir", "own")}
+    np.savez(files["cotracker"], tracks=pixels.swapaxes(0, 1)[None], visibility=seen.T[None])
+    np.savez(files["tapir"], tracks=pixels, occluded=~seen)
+    np.savez(
+        files["own"],
+        queries=np.zeros((4, 3), np.float32),
+        times=clip.times,
+        frame_times=clip.times,
+        frame_cameras=np.zeros(FRAMES, np.int64),
+        visible=seen.astype(np.float32),
+        moving=np.ones(4, bool),
+        unit="",
+        pixels=pixels.astype(np.float32),
+    )
+    for name, file in files.items():
+        out = tmp_path / f"fitted-{name}.npz"
+        assert write_fit_tracks(file, clip.times, clip.fits, out) == 4
+        times, found, visible = read_tracks(out)
+        np.testing.assert_allclose(times, clip.times, rtol=1e-6)
+        np.testing.assert_allclose(found, pixels / 2, rtol=1e-4)
+        assert torch.equal(visible > 0.5, torch.from_numpy(seen))
+
+
+def test_tracks_that_are_none_or_of_another_video(request_: FitRequest, tmp_path: Path) -> None:
+    clip = write_clip(request_.video, request_.mask, SIZE, tmp_path / "clip")
+    file = tmp_path / "tracks.npz"
+    np.savez(file, tracks=np.zeros((4, 9, 2)), visible=np.ones((4, 9)))
+    with pytest.raises(UserError, match="tracks through 9 frames, and the video has 6"):
+        write_fit_tracks(file, clip.times, clip.fits, tmp_path / "out.npz")
+    np.savez(file, tracks=np.zeros((4, 6, 2)))
+    with pytest.raises(UserError, match="does not say where its tracks are visible"):
+        read_any(file, FRAMES)
+    np.savez(file, tracks=np.zeros((4, 6, 3)), visible=np.ones((4, 6)))
+    with pytest.raises(UserError, match=r"tracks are \(4, 6, 3\)"):
+        read_any(file, FRAMES)
+    file.write_text("no archive")
+    with pytest.raises(UserError, match="cannot be read as NPZ"):
+        read_any(file, FRAMES)
+    assert not (tmp_path / "out.npz").exists()
+
+
+def test_the_camera_of_the_beginning_sees_the_object_at_its_size() -> None:
+    lens = pinhole(1.5, (48, 64))
+    pose = from_the_front(lens, (48, 64))
+    distance = invert_pose(pose)[2, 3]
+    edge = rays(lens[None], torch.tensor([[[32.0, 24 + FILLS * 24]]]))[0, 0]
+    torch.testing.assert_close(edge[1] * distance, torch.tensor(1.0))
