@@ -20,7 +20,7 @@ import torch
 
 from four_d.config import RunConfig, load
 from four_d.data.loading import FromStep, TrainingSteps, loader
-from four_d.data.shards import load_manifest
+from four_d.data.shards import ShardReader, load_manifest
 from four_d.progress import progress
 from four_d.training.record import describe_machine
 
@@ -88,7 +88,7 @@ def measure_loader(config: RunConfig, steps: int) -> dict[str, float]:
             clips, frames = clips + shape[0], frames + shape[0] * shape[1]
             bar.advance()
     seconds = time.perf_counter() - began
-    manifests = [reader.manifest for reader in data.sources.readers]
+    manifests = [reader.manifest for reader in data.sources.readers if isinstance(reader, ShardReader)]
     per_frame = sum(m.bytes for m in manifests) / sum(m.frames for m in manifests)
     return {
         "clips_per_s": clips / seconds,
