@@ -12,7 +12,7 @@ SLOW := slow and not gpu and not network
 
 STUDIES := study-page4d study-dept3r study-dgs-lrm study-siren-pose
 
-.PHONY: setup demo test test-slow coverage $(STUDIES) check lock clean
+.PHONY: setup demo test test-slow coverage $(STUDIES) study-pad3r check lock clean
 
 setup: $(VENV)/.ready
 
@@ -43,6 +43,10 @@ coverage: setup
 # ONLY=variant SEEDS=0,1: those runs again; otherwise what has no raw line yet
 $(STUDIES): study-%: setup
 	$(BIN)/python benchmarks/study.py $* $(if $(ONLY),--only $(ONLY)) $(if $(SEEDS),--seeds $(SEEDS))
+
+# ONLY=rung: that one alone
+study-pad3r: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/pad3r.py $(if $(ONLY),--only $(ONLY))
 
 check: setup
 	$(BIN)/ruff format --check .
