@@ -102,11 +102,27 @@ def test_tracks_of_three_programs_are_one(request_: FitRequest, tmp_path: Path) 
     )
     for name, file in files.items():
         out = tmp_path / f"fitted-{name}.npz"
-        assert write_fit_tracks(file, clip.times, clip.fits, out) == 4
+        assert write_fit_tracks(file, clip, out) == 4
         times, found, visible = read_tracks(out)
         np.testing.assert_allclose(times, clip.times, rtol=1e-6)
         np.testing.assert_allclose(found, pixels / 2, rtol=1e-4)
         assert torch.equal(visible > 0.5, torch.from_numpy(seen))
+
+
+def test_of_a_longer_video_frames_are_taken_evenly_and_so_are_its_tracks(request_: FitRequest, tmp_path: Path) -> None:
+    for name in ("frames", "masks"):
+        (tmp_path / name).mkdir()
+        files = sorted((request_.video if name == "frames" else request_.mask).iterdir())
+        for index in range(30):
+            (tmp_path / name / f"{index:02d}.png").write_bytes(files[index % FRAMES].read_bytes())
+    whole = write_clip(tmp_path / "frames", tmp_path / "masks", SIZE, tmp_path / "whole")
+    assert len(whole.times) == whole.total == 30
+    clip = write_clip(tmp_path / "frames", tmp_path / "masks", SIZE, tmp_path / "clip", most=10)
+    assert (len(clip.times), clip.total, clip.indices[:3]) == (10, 30, (0, 3, 6))
+    file, pixels = tmp_path / "tracks.npz", np.random.default_rng(0).uniform(2, 30, (4, 30, 2))
+    np.savez(file, tracks=pixels, occluded=np.zeros((4, 30), bool))
+    write_fit_tracks(file, clip, tmp_path / "out.npz")
+    np.testing.assert_allclose(read_tracks(tmp_path / "out.npz")[1], pixels[:, clip.indices], rtol=1e-4)
 
 
 def test_tracks_that_are_none_or_of_another_video(request_: FitRequest, tmp_path: Path) -> None:
@@ -114,16 +130,16 @@ def test_tracks_that_are_none_or_of_another_video(request_: FitRequest, tmp_path
     file = tmp_path / "tracks.npz"
     np.savez(file, tracks=np.zeros((4, 9, 2)), visible=np.ones((4, 9)))
     with pytest.raises(UserError, match="tracks through 9 frames, and the video has 6"):
-        write_fit_tracks(file, clip.times, clip.fits, tmp_path / "out.npz")
+        write_fit_tracks(file, clip, tmp_path / "out.npz")
     np.savez(file, tracks=np.zeros((4, 6, 2)))
     with pytest.raises(UserError, match="does not say where its tracks are visible"):
-        read_any(file, FRAMES)
+        read_any(file, (FRAMES,))
     np.savez(file, tracks=np.zeros((4, 6, 3)), visible=np.ones((4, 6)))
     with pytest.raises(UserError, match=r"tracks are \(4, 6, 3\)"):
-        read_any(file, FRAMES)
+        read_any(file, (FRAMES,))
     file.write_text("no archive")
     with pytest.raises(UserError, match="cannot be read as NPZ"):
-        read_any(file, FRAMES)
+        read_any(file, (FRAMES,))
     assert not (tmp_path / "out.npz").exists()
 
 

@@ -12,7 +12,7 @@ from four_d.data.contract import ClipInfo, RawClip
 from four_d.data.shards import finalise, shard_done, write_shard
 from four_d.errors import UserError
 from four_d.video.fit import Fits, fit, resize, resize_masks, sizes_of
-from four_d.video.footage import footage, stream
+from four_d.video.footage import Selection, footage, stream
 from four_d.video.mask import as_masks
 
 WINDOW = 16
@@ -26,6 +26,10 @@ class FittedClip:
 
     times: NDArray[np.float64]
     """Seconds of the frames."""
+    total: int
+    """Frames of the video."""
+    indices: tuple[int, ...]
+    """Frames of the video that were taken."""
     fits: Fits
     images: NDArray[np.uint8]
     """f h w 3, as they are fitted."""
@@ -33,12 +37,12 @@ class FittedClip:
     """f h w."""
 
 
-def write_clip(video: Path, mask: Path, size: int, out: Path) -> FittedClip:
-    """Write the frames at about size² pixels, and the mask as what moves, as shards in ``out``.
+def write_clip(video: Path, mask: Path, size: int, out: Path, *, most: int = 300) -> FittedClip:
+    """Write up to ``most`` frames at about size² pixels, and the mask as what moves, as shards in ``out``.
 
     UserError where the video or the mask cannot be read, has one frame only, or the mask is empty in every frame.
     """
-    frames = stream(footage(video))
+    frames = stream(footage(video), Selection(max_frames=most))
     if len(frames) < 2:
         raise UserError(f"{video} has one frame; a fit needs two and more")
     plan = [range(start, min(start + WINDOW, len(frames))) for start in range(0, len(frames), WINDOW)]
@@ -63,4 +67,11 @@ def write_clip(video: Path, mask: Path, size: int, out: Path) -> FittedClip:
     if not shard_done(out, 0):
         write_shard(out, 0, [RawClip(key=SOURCE, info=info, images=shown, dynamic=kept)], lossless=True)
     finalise(out, SOURCE)
-    return FittedClip(times=frames.times, fits=Fits.join(fits), images=shown, masks=kept)
+    return FittedClip(
+        times=frames.times,
+        total=frames.total,
+        indices=tuple(range(len(shown))) if frames.indices is None else frames.indices,
+        fits=Fits.join(fits),
+        images=shown,
+        masks=kept,
+    )

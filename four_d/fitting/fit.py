@@ -29,6 +29,7 @@ from four_d.pose_net import follow_object
 from four_d.rendering import render
 from four_d.scene import DeformableSceneConfig, initial_scene
 from four_d.training.run import TrainResult, train
+from four_d.video.footage import Selection
 
 CONFIG = "pad3r"
 CLIP, POSES, START, RUN, TRACKS, REQUEST, RESULT = (
@@ -81,9 +82,9 @@ def fit(request: FitRequest, out: Path, overrides: Sequence[str] = ()) -> TrainR
     """
     keep_apart(out, [request.video, request.object, request.mask, request.tracks])
     check_request(request, out)
-    clip = write_clip(request.video, request.mask, request.size, out / CLIP)
+    clip = write_clip(request.video, request.mask, request.size, out / CLIP, most=request.max_frames)
     if request.tracks is not None:
-        write_fit_tracks(request.tracks, clip.times, clip.fits, out / TRACKS)
+        write_fit_tracks(request.tracks, clip, out / TRACKS)
     if not (out / START / checkpoints.CONFIG).is_file() and not write_start(request, clip, out):
         return train(pose_config(request, out))  # stopped by a signal; the next call goes on
     scene = checkpoints.read_info(out / START / checkpoints.CONFIG).model
@@ -93,7 +94,12 @@ def fit(request: FitRequest, out: Path, overrides: Sequence[str] = ()) -> TrainR
 
 def deliver(request: FitRequest, out: Path) -> None:
     """Write ``out/result`` as ``four-d infer`` does: cameras, Gaussians, pictures of new views, the report page."""
-    infer(load(out / RUN), Request(video=request.video), out / RESULT, overwrite=True)
+    infer(
+        load(out / RUN),
+        Request(video=request.video, selection=Selection(max_frames=request.max_frames)),
+        out / RESULT,
+        overwrite=True,
+    )
 
 
 def check_request(request: FitRequest, out: Path) -> None:

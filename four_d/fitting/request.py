@@ -8,6 +8,8 @@ from pathlib import Path
 from four_d.errors import UserError
 from four_d.objects import Up
 
+MOST_FRAMES = 999
+"""Frames of a clip in the shard layout."""
 LEAST_SIDE = 16
 """Least ``size``: SSIM needs a few pixels."""
 
@@ -26,6 +28,8 @@ class FitRequest:
     """NPZ of 2D tracks through the video: tracks.npz of ``four-d infer``, or CoTracker's or TAPIR's arrays."""
     up: Up | None = None
     """Axis of the object's file that points up; None: the file format's own."""
+    max_frames: int = 300
+    """Maximum number of frames, evenly spaced."""
     size: int = 96
     """Side of a square with as many pixels as the frames that are fitted."""
     focal: float = 1.5
@@ -40,6 +44,8 @@ class FitRequest:
     """Seed of both trainings."""
 
     def __post_init__(self) -> None:
+        if not 2 <= self.max_frames <= MOST_FRAMES:
+            raise UserError(f"max_frames is {self.max_frames}; choose from 2 to {MOST_FRAMES}")
         if self.size < LEAST_SIDE or self.steps < 1 or self.gaussians < 1 or self.focal <= 0 or self.pose_steps < 0:
             raise UserError(
                 f"size is at least {LEAST_SIDE}; steps, gaussians and focal are positive, pose_steps is not negative"

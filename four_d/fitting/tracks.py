@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from four_d.errors import UserError
+from four_d.fitting.clip import FittedClip
 from four_d.formats.tracks import read_tracks
 from four_d.outputs import new_file
-from four_d.video.fit import Fits
 
 KINDS = (
     "tracks.npz of four-d infer (queries, times, pixels, visible), CoTracker's tracks (frames, points, 2) with "
@@ -21,41 +21,41 @@ KINDS = (
 )
 
 
-def write_fit_tracks(source: Path, times: NDArray[np.float64], fits: Fits, out: Path) -> int:
+def write_fit_tracks(source: Path, clip: FittedClip, out: Path) -> int:
     """Write ``times``, ``pixels`` (n t 2) and ``visible`` (n t) in pixels of the fitted frames; returns n.
 
     Args:
-        source: NPZ in original pixels (`KINDS`).
-        times: of the video's frames, seconds.
-        fits: of the frames.
+        source: NPZ in original pixels (`KINDS`), through the frames that were taken or all of the video.
+        clip: the frames that were taken.
         out: NPZ (`losses.tracked_pixels.read_tracks`).
 
     Raises:
         UserError: a file of another kind, or of another video's number of frames.
 
     """
-    pixels, visible = read_any(source, len(times))
-    if pixels.shape[1] != len(times):
-        raise UserError(
-            f"{source} has tracks through {pixels.shape[1]} frames, and the video has {len(times)}; "
-            "track the same frames"
-        )
+    count = len(clip.times)
+    pixels, visible = read_any(source, (count, clip.total))
+    if pixels.shape[1] == clip.total:
+        pixels, visible = pixels[:, clip.indices], visible[:, clip.indices]
+    if pixels.shape[1] != count:
+        frames = f"{count} frames were taken of {clip.total}" if count != clip.total else f"the video has {count}"
+        raise UserError(f"{source} has tracks through {pixels.shape[1]} frames, and {frames}; track the same frames")
     known = np.asarray(np.isfinite(pixels).all(-1))
-    placed = fits.points_to_model(
-        torch.from_numpy(np.where(known[..., None], pixels, 0)).float().movedim(1, 0), torch.arange(len(times))[:, None]
+    placed = clip.fits.points_to_model(
+        torch.from_numpy(np.where(known[..., None], pixels, 0)).float().movedim(1, 0), torch.arange(count)[:, None]
     )
     with new_file(out) as partial, partial.open("wb") as file:
         np.savez_compressed(
             file,
-            times=times,
+            times=clip.times,
             pixels=placed.movedim(0, 1).numpy(),
             visible=np.where(known, visible, 0).astype(np.float32),
         )
     return len(pixels)
 
 
-def read_any(source: Path, frames: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Pixels n t 2 and visibility n t of a file of any of `KINDS`. UserError for another."""
+def read_any(source: Path, frames: tuple[int, ...]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Pixels n t 2 and visibility n t of a file of any of `KINDS`, of a number of ``frames``. UserError for another."""
     try:
         with np.load(source, allow_pickle=False) as archive:
             arrays = {name: cast(NDArray[np.float64], archive[name]) for name in archive.files}
@@ -78,5 +78,5 @@ def read_any(source: Path, frames: int) -> tuple[NDArray[np.float64], NDArray[np
     if tracks.ndim != 3 or tracks.shape[-1] != 2 or visible.shape != tracks.shape[:2]:
         raise UserError(f"{source}: tracks are {tracks.shape} and their visibility {visible.shape}; give {KINDS}")
     # CoTracker's come frame by frame, TAPIR's point by point
-    by_frame = "visibility" in arrays if tracks.shape[0] == tracks.shape[1] else tracks.shape[0] == frames
+    by_frame = "visibility" in arrays if tracks.shape[0] == tracks.shape[1] else tracks.shape[0] in frames
     return (tracks.swapaxes(0, 1), visible.T) if by_frame else (tracks, visible)
