@@ -11,14 +11,16 @@ import torch
 from PIL import Image
 
 from four_d.cli.program import main
+from four_d.config import RunConfig
 from four_d.errors import UserError
 from four_d.fitting import FitRequest, fit
 from four_d.fitting.clip import write_clip
-from four_d.fitting.fit import FILLS, from_the_front, pinhole
+from four_d.fitting.stages import FILLS, from_the_front, pinhole
 from four_d.fitting.tracks import read_any, write_fit_tracks
 from four_d.geometry import invert_pose, rays
 from four_d.inference import load
 from four_d.losses.tracked_pixels import read_tracks
+from four_d.training.run import TrainResult, train
 from tests.test_scene import FRAMES, SIZE, SMALL, footage
 
 
@@ -36,6 +38,23 @@ def test_one_command_gives_a_model_and_a_page(request_: FitRequest, tmp_path: Pa
     assert (out / "result" / "report.html").stat().st_size > 1000
     assert load(out / "scene").abilities.gives_gaussians
     assert main(["fit", *words, "--set", *SMALL]) == 0, "what is done is done"
+
+
+def test_a_stop_in_the_pose_network_ends_the_fit_and_the_next_call_goes_on(
+    request_: FitRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, out, calls = replace(request_, pose_steps=2, steps=1), tmp_path / "fit", list[str]()
+
+    def stopped(run: RunConfig, **options: object) -> TrainResult:
+        calls.append(run.name)
+        return replace(train(run, **options), exit_code=143)  # pyright: ignore[reportArgumentType]
+
+    with monkeypatch.context() as patch:
+        patch.setattr("four_d.fitting.stages.train", stopped)
+        assert fit(given, out, SMALL).exit_code == 143
+    assert calls == ["pose_net"]
+    assert not (out / "start").exists()
+    assert fit(given, out, SMALL).exit_code == 0
 
 
 def test_another_request_does_not_go_on_with_a_fit(request_: FitRequest, tmp_path: Path) -> None:

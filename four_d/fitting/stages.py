@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,8 @@ from four_d.rendering import render
 from four_d.scene import DeformableSceneConfig, initial_scene
 from four_d.training.run import TrainResult, train
 from four_d.video.footage import Selection
+
+LOGGER = logging.getLogger(__name__)
 
 CONFIG = "pad3r"
 CLIP, POSES, START, RUN, TRACKS, REQUEST, RESULT = (
@@ -85,8 +88,10 @@ def fit(request: FitRequest, out: Path, overrides: Sequence[str] = ()) -> TrainR
     clip = write_clip(request.video, request.mask, request.size, out / CLIP, most=request.max_frames)
     if request.tracks is not None:
         write_fit_tracks(request.tracks, clip, out / TRACKS)
-    if not (out / START / checkpoints.CONFIG).is_file() and not write_start(request, clip, out):
-        return train(pose_config(request, out))  # stopped by a signal; the next call goes on
+    if not (out / START / checkpoints.CONFIG).is_file():
+        stopped = write_start(request, clip, out)
+        if stopped is not None:
+            return stopped
     scene = checkpoints.read_info(out / START / checkpoints.CONFIG).model
     assert isinstance(scene, DeformableSceneConfig)
     return train(run_config(request, scene, out, overrides), metrics=[FRAME_PSNR])
@@ -119,16 +124,20 @@ def check_request(request: FitRequest, out: Path) -> None:
     write_json(file, request.same_inputs())
 
 
-def write_start(request: FitRequest, clip: FittedClip, out: Path) -> bool:
-    """Write the scene of the beginning as an export; False if the training of the pose network was stopped."""
+def write_start(request: FitRequest, clip: FittedClip, out: Path) -> TrainResult | None:
+    """Write the scene of the beginning as an export; the pose network's result instead, if a signal stopped it."""
     found = read_object(request.object, gaussians=request.gaussians, up=request.up)
+    if found.gaussians.harmonics.shape[1] > 1:
+        LOGGER.warning(
+            f"{request.object}: colours that depend on the direction are left out, since a scene turns the world"
+        )
     count = len(clip.times)
     lenses = pinhole(request.focal, clip.fits.model).expand(count, 3, 3)
     poses = from_the_front(lenses[0], clip.fits.model).expand(count, 4, 4)
     if request.pose_steps:
         result = train(pose_config(request, out))
         if result.exit_code:
-            return False
+            return result
         images = torch.from_numpy(clip.images).permute(0, 3, 1, 2).float() / 255
         path = follow_object(
             load(out / POSES), found.gaussians, images, torch.from_numpy(clip.masks), lenses, size=POSE_SIZE
@@ -142,7 +151,7 @@ def write_start(request: FitRequest, clip: FittedClip, out: Path) -> bool:
         weights = {name: value.contiguous() for name, value in scene.state_dict().items()}
         save_file(weights, folder / checkpoints.WEIGHTS)
         checkpoints.write_info(folder / checkpoints.CONFIG, info)
-    return True
+    return None
 
 
 def pose_config(request: FitRequest, out: Path) -> RunConfig:
