@@ -33,7 +33,7 @@ class FitRequest:
     size: int = 96
     """Side of a square with as many pixels as the frames that are fitted."""
     focal: float = 1.5
-    """Focal length of the frames in units of their longer side, where no cameras say; 1.5: Lab4D's."""
+    """Focal length of the frames in units of their longer side; 1.5: Lab4D's."""
     gaussians: int = 5000
     """Gaussians at the beginning."""
     pose_steps: int = 300
