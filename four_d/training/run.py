@@ -202,7 +202,9 @@ def train(config: RunConfig, *, resume: Resume = "auto", **options: Unpack[Train
     """
     world = parallel.discover()
     parallel.tell_tasks(world)
-    _check_folder(config)
+    _keep_from_inputs(config)
+    if world.rank == 0:  # a slower process would take the first one's new files for another's
+        _refuse_foreign_files(config.run_folder)
     check_unit(config)
     own = options.get("metrics", ())
     metrics = validation_metrics(config.losses, own)
@@ -235,11 +237,15 @@ def slow_precision(loop: LoopConfig) -> list[str]:
     return ["this processor has no AVX-512 and emulates bfloat16, which is far slower; set loop.precision=fp32"]
 
 
-def _check_folder(config: RunConfig) -> None:
-    """Raise UserError for a run folder that overlaps the inputs, or holds files that no run wrote."""
-    folder, data = config.run_folder, config.data
-    weights = None if config.weights is None else config.weights.path
-    keep_apart(folder, [weights, *(each.path for each in (*data.sources.values(), *data.validation.values()))])
+def _keep_from_inputs(config: RunConfig) -> None:
+    """Raise UserError for a run folder that overlaps the inputs."""
+    weights, data = None if config.weights is None else config.weights.path, config.data
+    inputs = [each.path for each in (*data.sources.values(), *data.validation.values())]
+    keep_apart(config.run_folder, [weights, *inputs])
+
+
+def _refuse_foreign_files(folder: Path) -> None:
+    """Raise UserError for a run folder that holds files of a run's names and no run."""
     if (folder / ENVIRONMENT).is_file() or (folder / LAST).is_file():
         return
     for name in (CONFIG, METRICS, BEST):

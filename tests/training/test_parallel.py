@@ -169,6 +169,28 @@ def test_a_batch_that_does_not_split_evenly_is_refused(tmp_path: Path, monkeypat
         train(validated(data, tmp_path))
 
 
+def test_a_slower_process_does_not_refuse_what_the_first_has_begun_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = validated(
+        make_data(tmp_path / "data"), tmp_path / "runs", data={"images_per_batch": 12, "clips_multiple": 2}
+    )
+    config.run_folder.mkdir(parents=True)
+    (config.run_folder / "config.yaml").write_text(to_yaml(config))  # rank 0's first file
+
+    class ReachedTheLoopError(Exception):
+        pass
+
+    def loop(*_: object) -> None:
+        raise ReachedTheLoopError
+
+    monkeypatch.setattr("four_d.training.run._fit", loop)
+    for rank, error in (("1", ReachedTheLoopError), ("0", UserError)):
+        launched(monkeypatch, {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"})
+        with pytest.raises(error):
+            train(config)
+
+
 def test_the_world_is_read_from_the_launchers_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     assert discover() == World(rank=0, size=1, local_size=1)
     launched(monkeypatch, {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"})
