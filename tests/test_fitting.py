@@ -15,11 +15,12 @@ from four_d.config import RunConfig
 from four_d.errors import UserError
 from four_d.fitting import FitRequest, fit
 from four_d.fitting.clip import write_clip
-from four_d.fitting.stages import FILLS, from_the_front, pinhole
+from four_d.fitting.stages import FILLS, OF_TRACKS, from_the_front, pinhole, run_config
 from four_d.fitting.tracks import read_any, write_fit_tracks
 from four_d.geometry import invert_pose, rays
 from four_d.inference import load
 from four_d.losses.tracked_pixels import read_tracks
+from four_d.scene import DeformableSceneConfig
 from four_d.training.run import TrainResult, train
 from tests.test_scene import FRAMES, SIZE, SMALL, footage
 
@@ -160,6 +161,16 @@ def test_tracks_that_are_none_or_of_another_video(request_: FitRequest, tmp_path
     with pytest.raises(UserError, match="cannot be read as NPZ"):
         read_any(file, (FRAMES,))
     assert not (tmp_path / "out.npz").exists()
+
+
+def test_losses_of_tracks_are_those_of_fits_with_tracks(request_: FitRequest, tmp_path: Path) -> None:
+    model = DeformableSceneConfig(frames=FRAMES, gaussians=300, image_size=(SIZE, SIZE))
+    without = run_config(request_, model, tmp_path, ())
+    assert {"reconstruction", "rigidity", "cameras"} <= set(without.losses)
+    assert set(OF_TRACKS).isdisjoint(without.losses)
+    given = run_config(replace(request_, tracks=Path("any.npz")), model, tmp_path, ("losses.flow.weight=0.5",))
+    assert [getattr(given.losses[name], "file", "") for name in OF_TRACKS] == [str(tmp_path / "tracks.npz")] * 2
+    assert given.losses["flow"].weight == 0.5
 
 
 def test_the_camera_of_the_beginning_sees_the_object_at_its_size() -> None:

@@ -21,7 +21,7 @@ from four_d.geometry import invert_pose, make_pose, project
 from four_d.losses.reconstruction import ReconstructionLossConfig
 from four_d.losses.scene import CameraPriorLossConfig, RigidityLossConfig
 from four_d.losses.term import LossInputs
-from four_d.losses.tracked_pixels import TrackedPixelsLossConfig
+from four_d.losses.tracked_pixels import TrackedPixelsLossConfig, huber
 from four_d.rendering import render
 from four_d.rendering.harmonics import constant
 from four_d.rendering.scene import means_at
@@ -137,7 +137,7 @@ def test_its_own_pictures_are_best_and_every_weight_gets_a_gradient() -> None:
     torch.manual_seed(0)
     best = term(inputs(made, clip))
     with torch.no_grad():
-        made.means += 0.1 * torch.randn_like(made.means)
+        made.means.add_(0.1 * torch.randn_like(made.means))
         made.corrections[:, 3] += 0.1
     torch.manual_seed(0)
     worse = term(inputs(made, clip))
@@ -196,7 +196,8 @@ def test_exact_tracks_cost_nothing_and_a_wrong_camera_its_displacement(tmp_path:
     term = TrackedPixelsLossConfig(
         file=str(tracks(made, tmp_path, 1)), directions="forward", fade=0.0, trim=1.0
     ).build()
-    assert term(inputs(made, clip)).item() == pytest.approx(0, abs=1e-6)
+    exact = term(inputs(made, clip))
+    assert exact.item() == pytest.approx(0, abs=1e-6)
     with torch.no_grad():
         made.corrections[1:, 0] += 0.05  # about its own x axis: 40 pixels · tan, of 32, less half the Huber threshold
     wrong = term(inputs(made, clip))
@@ -206,13 +207,24 @@ def test_exact_tracks_cost_nothing_and_a_wrong_camera_its_displacement(tmp_path:
     assert (made.corrections.grad[1:].norm(dim=-1) > 0).all()
 
 
+def test_an_error_of_exactly_nothing_has_a_gradient() -> None:
+    squares = torch.tensor([0.0, 1e-6, 4e-4, 0.25], requires_grad=True)
+    values = huber(squares, 0.02)
+    distances = squares.detach().sqrt()
+    expected = torch.where(distances <= 0.02, distances.square() / 0.04, distances - 0.01)
+    torch.testing.assert_close(values, expected)
+    values.sum().backward()
+    assert squares.grad is not None
+    assert squares.grad.isfinite().all()
+
+
 def test_forward_and_backward_agree_on_a_sequence_that_is_its_own_mirror(tmp_path: Path) -> None:
     seen = cameras()
     poses = torch.cat([seen.world_from_camera[:3], seen.world_from_camera[:3].flip(0)])
     made = initial_scene(config(), thing(), TIMES, poses, seen.intrinsics)
     file = tracks(made, tmp_path)
     with torch.no_grad():
-        made.means += 0.05 * torch.randn(made.means.shape, generator=torch.Generator().manual_seed(1))
+        made.means.add_(0.05 * torch.randn(made.means.shape, generator=torch.Generator().manual_seed(1)))
     clip = pictures()
     one, both = (
         TrackedPixelsLossConfig(file=str(file), directions=each, points=1000).build()(inputs(made, clip))

@@ -45,6 +45,8 @@ CLIP, POSES, START, RUN, TRACKS, REQUEST, RESULT = (
     "result",
 )
 """Names in a fit's folder."""
+OF_TRACKS = ("tracks", "flow")
+"""Losses of configs/pad3r.yaml that need tracks."""
 POSE_SIZE = 64
 """Side of the pictures that the pose network sees."""
 FILLS = 0.8
@@ -198,6 +200,7 @@ def run_config(request: FitRequest, scene: DeformableSceneConfig, out: Path, ove
         f"data.validation.clip.path={out / CLIP}",
         f"loop.max_steps={request.steps}",
     ]
-    if request.tracks is not None:
-        given += ["losses.tracks.kind=tracked_pixels", f"losses.tracks.file={out / TRACKS}"]
+    given += [
+        f"losses.{name}=null" if request.tracks is None else f"losses.{name}.file={out / TRACKS}" for name in OF_TRACKS
+    ]
     return config.load([CONFIG], [*given, *overrides])

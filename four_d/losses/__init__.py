@@ -15,6 +15,7 @@ from four_d.losses.motion import MotionLossConfig
 from four_d.losses.object_pose import ObjectPoseLossConfig
 from four_d.losses.photometric import PhotometricLossConfig
 from four_d.losses.reconstruction import ReconstructionLossConfig
+from four_d.losses.rendered_flow import RenderedFlowLossConfig
 from four_d.losses.scene import CameraPriorLossConfig, RigidityLossConfig
 from four_d.losses.siren_pose import SirenPoseLossConfig
 from four_d.losses.term import LossSpec
@@ -39,6 +40,7 @@ LossConfig = Annotated[
         SirenPoseLossConfig,
         ReconstructionLossConfig,
         TrackedPixelsLossConfig,
+        RenderedFlowLossConfig,
         RigidityLossConfig,
         CameraPriorLossConfig,
     ),

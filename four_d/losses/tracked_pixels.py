@@ -14,10 +14,9 @@ from typing import ClassVar, Literal, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from four_d import fields
 from four_d.errors import UserError
@@ -96,6 +95,33 @@ def read_tracks(file: Path) -> tuple[Float[Tensor, "t"], Float[Tensor, "n t 2"],
     return times.float(), torch.where(known[..., None], pixels, 0).float(), torch.where(known, visible, 0).float()
 
 
+def entries(recorded: Float[Tensor, "t"], times: Float[Tensor, "f"], file: str) -> Int[Tensor, "f"]:
+    """Entry of a file's tracks of each time. UserError where there is none."""
+    nearest = (times[:, None] - recorded).abs().argmin(-1)
+    if not bool(same_time(recorded[nearest], times).all()):
+        raise UserError(
+            f"{file} has tracks of {float(recorded.min()):g} to {float(recorded.max()):g} s, and not those of this "
+            "video's frames; give tracks of the same video"
+        )
+    return nearest
+
+
+def huber(squares: Float[Tensor, "*b"], threshold: float) -> Float[Tensor, "*b"]:
+    """Huber losses of squared distances, over the threshold: d² / 2t below it, d − t / 2 above.
+
+    Of squares, since the root of one that is exactly 0 has no gradient.
+    """
+    near = squares <= threshold**2
+    far = torch.where(near, threshold**2, squares).sqrt() - threshold / 2
+    return torch.where(near, squares / (2 * threshold), far)
+
+
+def smallest(errors: Float[Tensor, "*b"], counts: Bool[Tensor, "*b"], share: float) -> Bool[Tensor, "*b"]:
+    """Mask of the errors within the smallest ``share`` of those that count, some of which do."""
+    kept = errors.detach()[counts].sort().values
+    return errors.detach() <= kept[min(math.ceil(share * len(kept)), len(kept)) - 1]
+
+
 class TrackedPixelsLoss(LossTerm[TrackedPixelsLossConfig]):
     """The term of `TrackedPixelsLossConfig`."""
 
@@ -126,22 +152,12 @@ class TrackedPixelsLoss(LossTerm[TrackedPixelsLossConfig]):
         self, gaussians: Gaussians, cameras: Cameras, times: Float[Tensor, "f"], size: tuple[int, int]
     ) -> Float[Tensor, ""]:
         """Value of one clip: the mean over its anchors that have tracks."""
-        frames = self.frames_at(times)
+        frames = entries(self.times, times, self.config.file)
         order = times.argsort()
         anchors = order[:1] if self.config.directions == "forward" else order[[0, -1]]
         found = [self.of_anchor(gaussians, cameras, times, frames, int(anchor), size) for anchor in anchors.unique()]
         known = [each for each in found if each is not None]
         return torch.stack(known).mean() if known else gaussians.means.new_zeros(())
-
-    def frames_at(self, times: Float[Tensor, "f"]) -> Int[Tensor, "f"]:
-        """Entry of the tracks of each time. UserError where there is none."""
-        nearest = (times[:, None] - self.times).abs().argmin(-1)
-        if not bool(same_time(self.times[nearest], times).all()):
-            raise UserError(
-                f"{self.config.file} has tracks of {float(self.times.min()):g} to {float(self.times.max()):g} s, "
-                "and not those of this video's frames; give tracks of the same video"
-            )
-        return nearest
 
     def of_anchor(
         self,
@@ -181,8 +197,7 @@ class TrackedPixelsLoss(LossTerm[TrackedPixelsLossConfig]):
         if not bool(counts.any()):
             return None
         squares = torch.where(counts[..., None], away, 1).square().sum(-1)
-        errors = functional.huber_loss(squares.sqrt(), torch.zeros_like(squares), reduction="none", delta=config.huber)
-        return self.mean(errors / config.huber, counts, seen.mT, times, anchor)
+        return self.mean(huber(squares, config.huber), counts, seen.mT, times, anchor)
 
     def mean(
         self,
@@ -193,9 +208,8 @@ class TrackedPixelsLoss(LossTerm[TrackedPixelsLossConfig]):
         anchor: int,
     ) -> Float[Tensor, ""]:
         """Mean of the smallest errors, by visibility and nearness in time."""
-        kept = errors.detach()[counts].sort().values
-        limit = kept[min(math.ceil(self.config.trim * len(kept)), len(kept)) - 1]
         span = (times.max() - times.min()).clamp_min(1e-9)
         near = torch.exp(-self.config.fade * (times - times[anchor]).abs() / span)
-        weights = torch.where(counts & (errors.detach() <= limit), seen * near[:, None], 0)
+        kept = counts & smallest(errors, counts, self.config.trim)
+        weights = torch.where(kept, seen * near[:, None], 0)
         return (weights * torch.where(counts, errors, 0)).sum() / weights.sum().clamp_min(1e-9)
