@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from four_d.deformation.motion import NodeStates
-from four_d.types import FIXED, INTERNAL, NONE, Prediction
+from four_d.types import FIXED, INTERNAL, NONE, POSE, Prediction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,8 @@ class ScenePrediction(Prediction):
     """The clip's distinct times in order, seconds."""
     node_quats: Float[Tensor, "*b moments nodes 4"] | None = field(default=None, metadata=FIXED | INTERNAL)
     node_shifts: Float[Tensor, "*b moments nodes 3"] | None = field(default=None, metadata=FIXED | INTERNAL)
+    world_from_object: Float[Tensor, "*b 4 4"] | None = field(default=None, metadata=POSE | INTERNAL)
+    """The object's own coordinates in the prediction's, the first frame's camera."""
     camera_corrections: Float[Tensor, "*b f 6"] | None = field(default=None, metadata=FIXED | INTERNAL)
     """Learned change of each frame's camera: rotation vector, then shift, in the camera's own axes."""
 

@@ -9,6 +9,7 @@ from four_d.losses.camera import CameraLossConfig
 from four_d.losses.dense import DepthLossConfig, PointsLossConfig
 from four_d.losses.dynamic import DynamicLossConfig
 from four_d.losses.gaussian import GaussianDepthLossConfig, GaussianFlowLossConfig
+from four_d.losses.guidance import GuidanceLossConfig
 from four_d.losses.keypoint import KeypointLossConfig
 from four_d.losses.matching import MatchingLossConfig
 from four_d.losses.motion import MotionLossConfig
@@ -43,6 +44,7 @@ LossConfig = Annotated[
         RenderedFlowLossConfig,
         RigidityLossConfig,
         CameraPriorLossConfig,
+        GuidanceLossConfig,
     ),
 ]
 """Config of any loss term, chosen by its ``kind``."""

@@ -6,7 +6,7 @@ has the displacement of its projection as its value, which is composited as a co
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -24,7 +24,7 @@ from four_d.losses.supervision import Need
 from four_d.losses.term import LossInputs, LossSpec, LossTerm
 from four_d.losses.tracked_pixels import ARRAYS, LEAST_ALPHA, SEEN, entries, huber, read_tracks, smallest
 from four_d.rendering import render
-from four_d.rendering.scene import means_at, quats_at
+from four_d.rendering.scene import means_at, still
 from four_d.types import Cameras, Gaussians, map_tensors
 
 
@@ -133,17 +133,8 @@ def displacements(
     first, second = pairs.unbind(-1)
     before = (depth[0] > NEAREST)[first] & (depth[0] > NEAREST)[second]
     moved = torch.where(before[..., None], pixels[0, second] - pixels[0, first], 0) / max(size)
-
-    def alike(values: Tensor) -> Tensor:
-        return values.expand(len(pairs), *values.shape[1:])
-
-    there = Gaussians(
-        means=places[first],
-        quats=quats_at(gaussians, times[None])[0, first],
-        scales=alike(gaussians.scales),
-        opacities=torch.where(before, gaussians.opacities, 0),
-        harmonics=alike(gaussians.harmonics[:, :, :1]),
-    )
+    there = still(gaussians, times[None, first])
+    there = replace(there, opacities=torch.where(before, there.opacities, 0))
     camera = map_tensors(cameras, lambda tensor: tensor[0, first][:, None])
     views = render(there, camera, times[first][:, None], size, features=moved)
     assert views.features is not None

@@ -85,3 +85,15 @@ def quats_at(gaussians: Gaussians, times: Float[Tensor, "b v"]) -> Float[Tensor,
     before, after = (unit_quaternions(gaussians.turns[rows, index]) for index in (lower, upper))
     mixed = torch.lerp(before, in_half_space(after, before), fraction[..., None, None].to(before.dtype))
     return quaternion_product(unit_quaternions(mixed), gaussians.quats[:, None])
+
+
+def still(gaussians: Gaussians, times: Float[Tensor, "b v"]) -> Gaussians:
+    """Sets of Gaussians (b·v, in row-major order) as they are at each of ``times`` (s), without motion."""
+    views = times.shape[1]
+    return Gaussians(
+        means=means_at(gaussians, times).flatten(0, 1),
+        quats=quats_at(gaussians, times).flatten(0, 1),
+        scales=_repeat_views(gaussians.scales, views),
+        opacities=_repeat_views(gaussians.opacities, views),
+        harmonics=_repeat_views(gaussians.harmonics, views),
+    )

@@ -146,6 +146,7 @@ class DeformableScene(ModelModule):
             node_times=moments,
             node_quats=states.quats,
             node_shifts=states.shifts,
+            world_from_object=first,
             camera_corrections=self.corrections[frames],
         )
 
