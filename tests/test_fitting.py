@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from four_d import checkpoints, config
 from four_d.cli.program import main
 from four_d.config import RunConfig
 from four_d.errors import UserError
@@ -21,7 +24,9 @@ from four_d.geometry import invert_pose, rays
 from four_d.inference import load
 from four_d.losses.tracked_pixels import read_tracks
 from four_d.scene import DeformableSceneConfig
-from four_d.training.run import TrainResult, train
+from four_d.training import TrainingModule
+from four_d.training.record import read_metrics
+from four_d.training.run import RunData, TrainResult, train
 from tests.test_scene import FRAMES, SIZE, SMALL, footage
 
 
@@ -39,6 +44,44 @@ def test_one_command_gives_a_model_and_a_page(request_: FitRequest, tmp_path: Pa
     assert (out / "result" / "report.html").stat().st_size > 1000
     assert load(out / "scene").abilities.gives_gaussians
     assert main(["fit", *words, "--set", *SMALL]) == 0, "what is done is done"
+
+
+def test_its_progress_is_told_and_drawn(
+    request_: FitRequest, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("four_d.progress.LOG_EVERY_S", 0.0)
+    result = fit(request_, tmp_path / "fit", SMALL)
+    told = re.findall(r"training scene: 6/6 .*frame_psnr ([\d.]+)", capfd.readouterr().err)
+    assert told == [f"{result_before(result.folder):.4g}"], "the last validation before the line"
+    pictures = sorted((result.folder / "pictures").iterdir())
+    assert [each.name for each in pictures] == [f"clip-0-{step:07d}.png" for step in (0, 3, 6)]
+    rows, columns = np.asarray(Image.open(pictures[-1])).shape[:2]
+    assert rows > 3 * 128  # frame, render, error
+    assert columns > FRAMES * 128
+    found = validated_twice(result.folder)
+    assert found[0] == found[1], "random backgrounds are the same at every validation"
+
+
+def result_before(folder: Path) -> float:
+    """PSNR of the last validation but one."""
+    lines = [line for line in read_metrics(folder) if line["split"] == "validation"]
+    return cast(float, lines[-2]["frame_psnr"])
+
+
+def validated_twice(folder: Path) -> list[float]:
+    """The run's reconstruction loss in validation, after two other draws."""
+    run = config.load([folder / "config.yaml"])
+    module, clips = TrainingModule(run, checkpoints.read(folder)).eval(), RunData(run).validation
+    assert clips is not None
+    found = list[float]()
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        terms = cast("dict[str, torch.Tensor]", module.validation_step(clips[0], 0)["terms"])
+        found.append(float(terms["reconstruction"]))
+        after = torch.rand(1)
+        torch.manual_seed(seed)
+        assert torch.equal(after, torch.rand(1)), "and the generator is left as it was"
+    return found
 
 
 def test_a_stop_in_the_pose_network_ends_the_fit_and_the_next_call_goes_on(

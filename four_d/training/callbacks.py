@@ -7,7 +7,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -43,8 +43,9 @@ class Stopped(Exception):  # noqa: N818  # not an error: a requested stop, after
 class Reporter(Callback):
     """Reporter of figures to the run's record and the progress bar. ``record`` is None on all ranks but the first."""
 
-    def __init__(self, record: RunRecord | None, bar: Bar) -> None:
-        self._record, self._bar = record, bar
+    def __init__(self, record: RunRecord | None, bar: Bar, shown: Sequence[str] = ()) -> None:
+        """``shown``: figures of validation whose last value the progress line has beside the loss."""
+        self._record, self._bar, self._names = record, bar, shown
         self._sums: dict[str, Tensor] = {}
         self._steps = self._images = 0
         self._since = time.monotonic()
@@ -78,7 +79,8 @@ class Reporter(Callback):
             self._write_line(module)
         if module.config.loop.max_minutes is not None and module.share > 0:
             self._bar.expect(max(module.step, round(module.step / module.share)))
-        self._bar.advance(1, **({} if self.loss is None else {"loss": self.loss}))
+        judged = {name: module.validation[name] for name in self._names if name in module.validation}
+        self._bar.advance(1, **({} if self.loss is None else {"loss": self.loss}), **judged)
 
     def _complain(self, skipped: tuple[str, ...]) -> None:
         """Report each corrupt sample once per process; count all."""

@@ -249,7 +249,9 @@ class TrainingModule(lightning.LightningModule):
     def validation_step(self, step: Step, _: int) -> dict[str, Prediction | Terms]:
         """Prediction and terms of one clip, under the averaged weights if there are any."""
         targets = step.batches[0].targets
-        prediction, terms = self.terms(step.batches[0])
+        with torch.random.fork_rng():  # what terms draw is the same at every validation, so that figures compare
+            torch.manual_seed(self.config.seed)
+            prediction, terms = self.terms(step.batches[0])
         terms = {name: value.detach() for name, value in terms.items()}
         found = judged(prediction, terms, self.supervised(targets), targets, self.metrics.values())
         self._means.add(found, 0.0 if step.repeat else 1.0)

@@ -302,7 +302,8 @@ def _fit(module: TrainingModule, world: World, data: RunData, start: _Start, opt
         with progress(f"training {config.name}", loop.max_steps, "step", shown=world.rank == 0) as bar:
             bar.resume(start.step)
             watch, best = Watch(), BestKeeper(folder, loop.best)
-            first = [Agreement(start.step, fingerprint), watch, Reporter(record, bar), best]
+            own = [metric.name for metric in options.get("metrics", ())]
+            first = [Agreement(start.step, fingerprint), watch, Reporter(record, bar, own), best]
             callbacks = [*first, *options.get("callbacks", ()), Keeper(folder, watch)]
             trainer = make_trainer(config, world, {**options, "callbacks": callbacks})
             exit_code = _run(trainer, module, data, start)

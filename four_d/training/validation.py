@@ -13,14 +13,18 @@ from torch import Tensor
 
 from four_d import drawing, fields, geometry
 from four_d.config import RECORDED
+from four_d.deformation.prediction import ScenePrediction
 from four_d.drawing import Map
 from four_d.metrics.catalogue import METRICS, VALIDATION
 from four_d.metrics.comparison import Comparison
 from four_d.metrics.metric import Metric, check_own
+from four_d.rendering import render
 from four_d.training import parallel
-from four_d.types import Clip, Geometry, Prediction, map_tensors
+from four_d.types import Cameras, Clip, Geometry, Prediction, map_tensors
 
 MAX_FRAMES_SHOWN = 8
+LARGEST_ERROR = 0.5
+"""Mean difference of colours, of values in [0, 1], that is drawn as the largest."""
 
 Weighted = dict[str, tuple[float, float]]
 """Figure → (value, weight); weight 0 where the truth does not allow it."""
@@ -101,6 +105,8 @@ class _Truth:
 def draw(prediction: Prediction, targets: Clip, title: str) -> drawing.RgbImage | None:
     """Frames over true and predicted maps of the first clip of a batch; None for a model without any.
 
+    Of a fitted scene: its renders, and their errors where the object's mask is known, black outside the mask.
+
     Maps are the fields that are drawn (`types.drawn`), those of `CERTAINTY` aside, and the depth of predicted points.
     They are drawn in the truth's scale, if there is truth; lengths are first brought to its median over the clip.
     """
@@ -117,9 +123,31 @@ def draw(prediction: Prediction, targets: Clip, title: str) -> drawing.RgbImage 
                 median = float(np.median(truth.values[truth.known]))
                 values = values * median / float(np.median(values[values > 0]))
         rows[each.label] = [image(values[i], scale) for i in chosen]
+    if isinstance(prediction, ScenePrediction):
+        rows |= _renders(prediction, targets, chosen.tolist())
     if len(rows) == 1:
         return None
     return drawing.grid(list(rows.values()), list(rows), [f"frame {i}" for i in chosen], title)
+
+
+def _renders(prediction: ScenePrediction, targets: Clip, frames: list[int]) -> dict[str, list[drawing.RgbImage]]:
+    """Rows of a fitted scene's renders of the first clip's frames, and of their errors."""
+    if prediction.gaussians is None or prediction.cameras is None:
+        return {}
+    first = (slice(1), frames)
+    cameras = Cameras(
+        world_from_camera=prediction.cameras.world_from_camera[first], intrinsics=prediction.cameras.intrinsics[first]
+    )
+    size = (targets.images.shape[-2], targets.images.shape[-1])
+    with torch.no_grad():
+        gaussians = fields.take(prediction.gaussians, "b", slice(1))
+        shown = render(gaussians, cameras, targets.times[first], size).colour[0].clamp(0, 1)
+    found = {"render": [*(shown.movedim(1, -1) * 255).round().byte().cpu().numpy()]}
+    if targets.dynamic is not None:
+        truth = targets.images[0, frames] * targets.dynamic[0, frames, None]
+        errors = (shown - truth.to(shown)).abs().mean(1).cpu().numpy()
+        found |= {f"error, to {LARGEST_ERROR:g}": [drawing.range_image(each, (0.0, LARGEST_ERROR)) for each in errors]}
+    return found
 
 
 def _maps(prediction: Prediction) -> list[_Map]:
