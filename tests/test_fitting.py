@@ -27,7 +27,7 @@ from four_d.scene import DeformableSceneConfig
 from four_d.training import TrainingModule
 from four_d.training.record import read_metrics
 from four_d.training.run import RunData, TrainResult, train
-from tests.test_scene import FRAMES, SIZE, SMALL, footage
+from tests.test_scene import FRAMES, SIZE, SMALL, footage, masks_of
 
 
 @pytest.fixture(scope="module")
@@ -122,11 +122,11 @@ def test_videos_and_masks_that_cannot_be_fitted(request_: FitRequest, tmp_path: 
     with pytest.raises(UserError, match="marks nothing in any frame"):
         write_clip(request_.video, black, SIZE, tmp_path / "clip")
     with pytest.raises(UserError, match="one frame; a fit needs two"):
-        write_clip(request_.video / "00.png", request_.mask / "00.png", SIZE, tmp_path / "clip")
+        write_clip(request_.video / "00.png", masks_of(request_) / "00.png", SIZE, tmp_path / "clip")
     few = tmp_path / "few"
     few.mkdir()
     for name in ("00.png", "01.png", "02.png"):
-        (few / name).write_bytes((request_.mask / name).read_bytes())
+        (few / name).write_bytes((masks_of(request_) / name).read_bytes())
     with pytest.raises(UserError, match="3 masks, and 6 frames"):
         write_clip(request_.video, few, SIZE, tmp_path / "clip")
     with pytest.raises(UserError, match="size is at least 16"):
@@ -137,7 +137,7 @@ def test_videos_and_masks_that_cannot_be_fitted(request_: FitRequest, tmp_path: 
 def test_an_object_that_leaves_the_frame_is_fitted_where_it_is(request_: FitRequest, tmp_path: Path) -> None:
     mask = tmp_path / "masks"
     mask.mkdir()
-    for index, file in enumerate(sorted(request_.mask.iterdir())):
+    for index, file in enumerate(sorted(masks_of(request_).iterdir())):
         image = np.asarray(Image.open(file)) * (index < FRAMES - 2)
         Image.fromarray(image.astype(np.uint8)).save(mask / file.name)
     result = fit(replace(request_, mask=mask, steps=2), tmp_path / "fit", SMALL)
@@ -145,7 +145,7 @@ def test_an_object_that_leaves_the_frame_is_fitted_where_it_is(request_: FitRequ
 
 
 def test_tracks_of_three_programs_are_one(request_: FitRequest, tmp_path: Path) -> None:
-    clip = write_clip(request_.video, request_.mask, SIZE // 2, tmp_path / "clip")
+    clip = write_clip(request_.video, masks_of(request_), SIZE // 2, tmp_path / "clip")
     pixels = np.random.default_rng(0).uniform(2, 30, (4, FRAMES, 2))
     seen = np.ones((4, FRAMES), bool)
     seen[1, 2] = False
@@ -175,7 +175,7 @@ def test_tracks_of_three_programs_are_one(request_: FitRequest, tmp_path: Path) 
 def test_of_a_longer_video_frames_are_taken_evenly_and_so_are_its_tracks(request_: FitRequest, tmp_path: Path) -> None:
     for name in ("frames", "masks"):
         (tmp_path / name).mkdir()
-        files = sorted((request_.video if name == "frames" else request_.mask).iterdir())
+        files = sorted((request_.video if name == "frames" else masks_of(request_)).iterdir())
         for index in range(30):
             (tmp_path / name / f"{index:02d}.png").write_bytes(files[index % FRAMES].read_bytes())
     whole = write_clip(tmp_path / "frames", tmp_path / "masks", SIZE, tmp_path / "whole")
@@ -189,7 +189,7 @@ def test_of_a_longer_video_frames_are_taken_evenly_and_so_are_its_tracks(request
 
 
 def test_tracks_that_are_none_or_of_another_video(request_: FitRequest, tmp_path: Path) -> None:
-    clip = write_clip(request_.video, request_.mask, SIZE, tmp_path / "clip")
+    clip = write_clip(request_.video, masks_of(request_), SIZE, tmp_path / "clip")
     file = tmp_path / "tracks.npz"
     np.savez(file, tracks=np.zeros((4, 9, 2)), visible=np.ones((4, 9)))
     with pytest.raises(UserError, match="tracks through 9 frames, and the video has 6"):

@@ -304,6 +304,12 @@ def footage(folder: Path) -> FitRequest:
     )
 
 
+def masks_of(request: FitRequest) -> Path:
+    """Folder of the masks that `footage` gave."""
+    assert request.mask is not None
+    return request.mask
+
+
 SMALL = (
     "loop.epoch_steps=3",
     "loop.accelerator=cpu",

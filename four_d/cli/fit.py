@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from four_d.cli.common import Verb, Verbs, add_verb
 from four_d.cli.flags import Form
-from four_d.cli.values import path
+from four_d.cli.values import auto, path
 
 if TYPE_CHECKING:
     from four_d.cli.fitting import Fit
@@ -15,7 +15,8 @@ FORMS = {
     "video": Form(parse=path, metavar="VIDEO", positional=True),
     "object": Form(metavar="FILE"),
     "mask": Form(metavar="PATH"),
-    "tracks": Form(metavar="FILE"),
+    "tracks": Form(parse=auto, metavar="FILE|auto"),
+    "model": Form(metavar="PATH"),
 }
 """Command-line forms of the fields of `FitRequest`."""
 

@@ -19,6 +19,11 @@ def path(text: str) -> Path:
         return Path(text)
 
 
+def auto(text: str) -> Path | str:
+    """The word auto, or a path (./auto for a file of that name)."""
+    return text if text == "auto" else path(text)
+
+
 def index_range(text: str) -> range:
     """Indices A to B - 1, from A:B."""
     first, _, last = text.partition(":")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from four_d.errors import UserError
 from four_d.objects import Up
 
 MOST_FRAMES = 999
 """Frames of a clip in the shard layout."""
+AUTO = "auto"
+"""Tracks of the model."""
 LEAST_SIDE = 16
 """Least ``size``: SSIM needs a few pixels."""
 
@@ -22,10 +25,14 @@ class FitRequest:
     """Video file or folder of images."""
     object: Path
     """File of the object: splats (PLY) or a mesh (GLB, OBJ, PLY), as image-to-3D models write them."""
-    mask: Path
-    """Image or folder of images, one per frame: nonzero where the object is."""
-    tracks: Path | None = None
-    """NPZ of 2D tracks through the video: tracks.npz of ``four-d infer``, or CoTracker's or TAPIR's arrays."""
+    mask: Path | None = None
+    """Image or folder of images, one per frame: nonzero where the object is. None: what ``model`` sees move."""
+    tracks: Path | Literal["auto"] | None = None
+    """NPZ of 2D tracks through the video: tracks.npz of ``four-d infer``, or CoTracker's or TAPIR's arrays; or auto:
+    those of ``model``."""
+    model: Path | None = None
+    """Exported folder or run folder that gives what is not given of mask and tracks (default: the best reference
+    model)."""
     up: Up | None = None
     """Axis of the object's file that points up; None: the file format's own."""
     max_frames: int = 300
@@ -50,6 +57,14 @@ class FitRequest:
             raise UserError(
                 f"size is at least {LEAST_SIDE}; steps, gaussians and focal are positive, pose_steps is not negative"
             )
+        if self.model is not None and self.mask is not None and self.tracks != AUTO:
+            raise UserError("model is for a mask or tracks that are not given; leave it out, or the mask")
+
+    @property
+    def files(self) -> list[Path]:
+        """All input files and folders."""
+        given = (self.video, self.object, self.mask, self.tracks, self.model)
+        return [each for each in given if isinstance(each, Path)]
 
     def same_inputs(self) -> dict[str, object]:
         """Choices that what is in a fit's folder depends on: all but the length of the fit."""

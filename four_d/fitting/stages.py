@@ -18,7 +18,8 @@ from four_d import checkpoints, config, fields
 from four_d.config import RunConfig
 from four_d.errors import UserError
 from four_d.fitting.clip import FittedClip, write_clip
-from four_d.fitting.request import FitRequest
+from four_d.fitting.request import AUTO, FitRequest
+from four_d.fitting.seen import Seen, find_model, look, write_masks, write_tracks
 from four_d.fitting.tracks import write_fit_tracks
 from four_d.geometry import make_pose
 from four_d.inference import Request, infer, load
@@ -47,6 +48,8 @@ CLIP, POSES, START, RUN, TRACKS, REQUEST, RESULT = (
 """Names in a fit's folder."""
 OF_TRACKS = ("tracks", "flow")
 """Losses of configs/pad3r.yaml that need tracks."""
+MODEL_MASKS, MODEL_TRACKS = "model_masks", "model_tracks.npz"
+"""Names of what a model sees, where no mask or no tracks are given."""
 POSE_SIZE = 64
 """Side of the pictures that the pose network sees."""
 FILLS = 0.8
@@ -85,11 +88,9 @@ def fit(request: FitRequest, out: Path, overrides: Sequence[str] = ()) -> TrainR
             request.
 
     """
-    keep_apart(out, [request.video, request.object, request.mask, request.tracks])
+    keep_apart(out, request.files)
     check_request(request, out)
-    clip = write_clip(request.video, request.mask, request.size, out / CLIP, most=request.max_frames)
-    if request.tracks is not None:
-        write_fit_tracks(request.tracks, clip, out / TRACKS)
+    clip = write_inputs(request, out)
     if not (out / START / checkpoints.CONFIG).is_file():
         stopped = write_start(request, clip, out)
         if stopped is not None:
@@ -97,6 +98,26 @@ def fit(request: FitRequest, out: Path, overrides: Sequence[str] = ()) -> TrainR
     scene = checkpoints.read_info(out / START / checkpoints.CONFIG).model
     assert isinstance(scene, DeformableSceneConfig)
     return train(run_config(request, scene, out, overrides), metrics=[FRAME_PSNR])
+
+
+def write_inputs(request: FitRequest, out: Path) -> FittedClip:
+    """Write the clip and its tracks; a mask and tracks of the model first, where they are asked for and not there."""
+    seen: Seen | None = None
+    mask, tracks = request.mask, request.tracks
+    if mask is None:
+        mask = out / MODEL_MASKS
+        if not mask.is_dir():
+            seen = look(find_model(request.model), request.video, request.max_frames)
+            write_masks(seen, mask)
+    clip = write_clip(request.video, mask, request.size, out / CLIP, most=request.max_frames)
+    if tracks == AUTO:
+        tracks = out / MODEL_TRACKS
+        if not tracks.is_file():
+            seen = seen or look(find_model(request.model), request.video, request.max_frames)
+            write_tracks(seen, clip, tracks)
+    if isinstance(tracks, Path):
+        write_fit_tracks(tracks, clip, out / TRACKS)
+    return clip
 
 
 def deliver(request: FitRequest, out: Path) -> None:
@@ -115,10 +136,9 @@ def check_request(request: FitRequest, out: Path) -> None:
     if file.is_file():
         before = cast("dict[str, object]", json.loads(file.read_text()))
         for name, value in request.same_inputs().items():
-            if before.get(name) != value:
-                raise UserError(
-                    f"{out} holds a fit with {name} {before.get(name)}, and now it is {value}; choose another --out"
-                )
+            earlier = before.get(name, str(getattr(FitRequest, name, None)))  # a choice that is newer than the fit
+            if earlier != value:
+                raise UserError(f"{out} holds a fit with {name} {earlier}, and now it is {value}; choose another --out")
         return
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"{out} holds files and no fit; choose another --out")

@@ -70,7 +70,7 @@ def read_any(source: Path, frames: tuple[int, ...]) -> tuple[NDArray[np.float64]
         raise UserError(f"{source} has {', '.join(arrays) or 'no arrays'}; give {KINDS}")
     seen = arrays.get("visibility", arrays.get("visible", arrays.get("visibles")))
     hidden = arrays.get("occluded")
-    tracks = tracks[0] if tracks.ndim == 4 and len(tracks) == 1 else tracks
+    tracks = (tracks[0] if tracks.ndim == 4 and len(tracks) == 1 else tracks).astype(np.float64)
     if seen is None and hidden is None:
         raise UserError(f"{source} does not say where its tracks are visible; give {KINDS}")
     visible = 1.0 - cast(NDArray[np.float64], hidden).astype(np.float64) if seen is None else seen.astype(np.float64)
