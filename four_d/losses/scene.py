@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from four_d.deformation import edges_between, rigidity, smoothness
@@ -55,6 +55,10 @@ class RigidityLossConfig(LossSpec):
 class RigidityLoss(LossTerm[RigidityLossConfig]):
     """The term of `RigidityLossConfig`."""
 
+    def __init__(self, config: RigidityLossConfig) -> None:
+        super().__init__(config)
+        self._found: tuple[int, Tensor, Tensor] | None = None
+
     def forward(self, inputs: LossInputs) -> Float[Tensor, ""]:
         """Compute the term. UserError for a model that is no scene."""
         scene, config = scene_of(inputs.prediction, self.config.kind), self.config
@@ -64,12 +68,18 @@ class RigidityLoss(LossTerm[RigidityLossConfig]):
         values: list[Tensor] = []
         for index, (nodes, times) in enumerate(zip(scene.nodes, scene.node_times, strict=True)):
             states = scene.states(index)
-            value = rigidity(nodes, states, edges_between(nodes, count))
+            value = rigidity(nodes, states, self.edges(nodes, count))
             if config.smooth and len(times) > 2:
                 steps = times / times.diff().mean()
                 value = value + config.smooth * smoothness(states, steps)
             values.append(value)
         return torch.stack(values).mean()
+
+    def edges(self, nodes: Float[Tensor, "m 3"], count: int) -> Int[Tensor, "e 2"]:
+        """Edges between neighbours, found anew only for other nodes or another number."""
+        if self._found is None or self._found[0] != count or not torch.equal(self._found[1], nodes):
+            self._found = count, nodes.detach().clone(), edges_between(nodes, count)
+        return self._found[2]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ of several strides, at all places of the video, come from the sampling of frames
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, cast
@@ -122,6 +123,17 @@ def smallest(errors: Float[Tensor, "*b"], counts: Bool[Tensor, "*b"], share: flo
     return errors.detach() <= kept[min(math.ceil(share * len(kept)), len(kept)) - 1]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Tracks that are seen in one frame of a clip, the anchor, through the clip's frames."""
+
+    clip: int
+    anchor: int
+    """Frame of the clip."""
+    pixels: Float[Tensor, "p f 2"]
+    seen: Float[Tensor, "f p"]
+
+
 class TrackedPixelsLoss(LossTerm[TrackedPixelsLossConfig]):
     """The term of `TrackedPixelsLossConfig`."""
 
@@ -141,63 +153,92 @@ class TrackedPixelsLoss(LossTerm[TrackedPixelsLossConfig]):
         if prediction.cameras is None:
             raise UserError("the tracked_pixels loss needs cameras; take a model that predicts them")
         size = (targets.images.shape[-2], targets.images.shape[-1])
-        cameras, values = prediction.cameras, list[Tensor]()
-        for index, times in enumerate(targets.times):
-            own = slice(index, index + 1)
-            alone = map_tensors(cameras, lambda tensor, own=own: tensor[own])
-            values.append(self.of_clip(fields.take(gaussians, "b", own), alone, times, size))
+        blocks = [
+            block
+            for clip, times in enumerate(targets.times)
+            for block in self.blocks(clip, times, entries(self.times, times, self.config.file))
+        ]
+        shown = self.shown(gaussians, prediction.cameras, targets.times, blocks, size)
+        values = list[Tensor]()
+        for clip, times in enumerate(targets.times):
+            alone = map_tensors(prediction.cameras, lambda tensor, clip=clip: tensor[clip : clip + 1])
+            places = means_at(fields.take(gaussians, "b", slice(clip, clip + 1)), times[None])[0]
+            own = [
+                self.of_block(block, places, alone, times, found, max(size))
+                for block, found in zip(blocks, shown, strict=True)
+                if block.clip == clip
+            ]
+            known = [each for each in own if each is not None]
+            values.append(torch.stack(known).mean() if known else gaussians.means.new_zeros(()))
         return torch.stack(values).mean() + untouched(gaussians)
 
-    def of_clip(
-        self, gaussians: Gaussians, cameras: Cameras, times: Float[Tensor, "f"], size: tuple[int, int]
-    ) -> Float[Tensor, ""]:
-        """Value of one clip: the mean over its anchors that have tracks."""
-        frames = entries(self.times, times, self.config.file)
+    def blocks(self, clip: int, times: Float[Tensor, "f"], frames: Int[Tensor, "f"]) -> list[Block]:
+        """Draw the tracks of each anchor of a clip, of those that are seen in it."""
         order = times.argsort()
         anchors = order[:1] if self.config.directions == "forward" else order[[0, -1]]
-        found = [self.of_anchor(gaussians, cameras, times, frames, int(anchor), size) for anchor in anchors.unique()]
-        known = [each for each in found if each is not None]
-        return torch.stack(known).mean() if known else gaussians.means.new_zeros(())
+        found = list[Block]()
+        for anchor in anchors.unique().tolist():
+            there = (self.visible[:, frames[anchor]] > SEEN).nonzero()[:, 0]
+            there = there[torch.randperm(len(there)).to(there.device)[: self.config.points]]
+            pixels, seen = self.pixels[there][:, frames], self.visible[there][:, frames]
+            found.append(Block(clip=clip, anchor=anchor, pixels=pixels, seen=seen.mT))
+        return found
 
-    def of_anchor(
+    def shown(
         self,
         gaussians: Gaussians,
         cameras: Cameras,
-        times: Float[Tensor, "f"],
-        frames: Int[Tensor, "f"],
-        anchor: int,
+        times: Float[Tensor, "b f"],
+        blocks: Sequence[Block],
         size: tuple[int, int],
-    ) -> Float[Tensor, ""] | None:
-        """Value of the tracks seen in one frame; None where there are none that the object covers."""
-        config = self.config
-        there = (self.visible[:, frames[anchor]] > SEEN).nonzero()[:, 0]
-        there = there[torch.randperm(len(there)).to(there.device)[: config.points]]
-        if not len(there):
-            return None
-        pixels, seen = self.pixels[there][:, frames], self.visible[there][:, frames]
-        camera = map_tensors(cameras, lambda tensor: tensor[:, anchor : anchor + 1])
-        shown = contributors(
-            gaussians,
-            camera,
-            times[None, anchor : anchor + 1],
-            pixels[None, None, :, anchor],
-            config.contributors,
+    ) -> list[tuple[Int[Tensor, "p k"], Float[Tensor, "p k"]]]:
+        """Gaussians that show each block's pixels in its anchor, and their weights: of all blocks at once, since a call
+        for each costs about as much as one for all.
+        """
+        most = max(len(block.pixels) for block in blocks)
+        middle = times.new_tensor([size[1] / 2, size[0] / 2])
+        asked = middle.repeat(len(blocks), 1, most, 1)
+        for index, block in enumerate(blocks):
+            asked[index, 0, : len(block.pixels)] = block.pixels[:, block.anchor]
+        clips = torch.tensor([block.clip for block in blocks], device=times.device)
+        anchors = torch.tensor([block.anchor for block in blocks], device=times.device)
+        found = contributors(
+            fields.take(gaussians, "b", clips),
+            map_tensors(cameras, lambda tensor: tensor[clips, anchors][:, None]),
+            times[clips, anchors][:, None],
+            asked,
+            self.config.contributors,
             size=size,
         )
-        shares, members = shown.weights[0, 0], shown.indices[0, 0].clamp_min(0)
+        counts = [len(block.pixels) for block in blocks]
+        return [
+            (found.indices[index, 0, :count].clamp_min(0), found.weights[index, 0, :count])
+            for index, count in enumerate(counts)
+        ]
+
+    def of_block(
+        self,
+        block: Block,
+        places: Float[Tensor, "f n 3"],
+        cameras: Cameras,
+        times: Float[Tensor, "f"],
+        shown: tuple[Int[Tensor, "p k"], Float[Tensor, "p k"]],
+        side: int,
+    ) -> Float[Tensor, ""] | None:
+        """Value of the tracks seen in one frame; None where there are none that the object covers."""
+        members, shares = shown
         alpha = shares.sum(-1)
         covered = alpha > LEAST_ALPHA
         shares = torch.where(covered[:, None], shares / alpha.clamp_min(LEAST_ALPHA)[:, None], 0)
-        places = means_at(gaussians, times[None])[0][:, members]  # f p k 3
-        carried = (places * shares[..., None]).sum(2)
+        carried = (places[:, members] * shares[..., None]).sum(2)  # of f p k 3
         at, depth = project(carried[None], cameras)
-        away = (at[0] - pixels.movedim(1, 0)) / max(size)
-        counts = covered & (seen.mT > SEEN) & (depth[0] > NEAREST)
-        counts = counts & (torch.arange(len(times), device=counts.device) != anchor)[:, None]
+        away = (at[0] - block.pixels.movedim(1, 0)) / side
+        counts = covered & (block.seen > SEEN) & (depth[0] > NEAREST)
+        counts = counts & (torch.arange(len(times), device=counts.device) != block.anchor)[:, None]
         if not bool(counts.any()):
             return None
         squares = torch.where(counts[..., None], away, 1).square().sum(-1)
-        return self.mean(huber(squares, config.huber), counts, seen.mT, times, anchor)
+        return self.mean(huber(squares, self.config.huber), counts, block.seen, times, block.anchor)
 
     def mean(
         self,

@@ -229,6 +229,7 @@ def test_more_than_the_memory_holds_is_refused_before_drawing(name: str, monkeyp
     gaussians, cameras, times = cloud(30, size=0.5)
     cost = backends.choose(name, CPU).cost
     fixed = 30 * cost.per_gaussian * 8
+    monkeypatch.setattr(memory, "FEW", 0)
     monkeypatch.setattr(memory, "free_bytes", lambda _: fixed - 1)
     with pytest.raises(UserError, match=r"rendering 30 Gaussians in 1 images needs about .* GB"):
         render(gaussians, cameras, times, (64, 64), backend=name)
