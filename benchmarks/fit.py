@@ -3,10 +3,11 @@
     python benchmarks/fit.py [--steps 40] [--sizes 96,256] [--frames 30,300] [--seed 0] [--note TEXT]
 
 The video is the study's dog (`studies/pad3r_clips.py`), 140° of view, rendered at the size, as long as the most
-``--frames``, of which fewer are taken evenly; its object file and tracks are given. Each case is fitted in a process of its own, with one thread: `WARM` steps, then ``--steps`` that are timed.
-Seconds are the process's own (CPU time), since other work may share the machine; wall-clock seconds stand beside them.
-The renderer's time is that of `render` and of its backward pass, from the gradient of the picture to that of Gaussians
-and cameras. Results go to ``docs/results/fit.json``.
+``--frames``, of which fewer are taken evenly; its object file and tracks are given. Each case is fitted in a process of
+its own, with one thread: `WARM` steps, then ``--steps`` that are timed. Seconds are the process's own (CPU time), since
+other work may share the machine; wall-clock seconds stand beside them. The renderer's time is that of `render` and of
+its backward pass, from the gradient of the picture to that of Gaussians and cameras. Results go to
+``docs/results/fit.json``.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import patch
 
 import lightning
 import numpy as np
@@ -226,10 +228,12 @@ def measure(source: Path, frames: int, size: int, steps: int, seed: int) -> dict
     own = (f"loop.epoch_steps={total}", "name=timed")
     timer = Timer()
     clock = Clock(timer, steps)
-    for module in (term, rendered_flow):
-        setattr(module, "render", timer.render)
-    setattr(tracked_pixels, "contributors", timer.find)
-    train(run_config(replace(request, steps=total), model, out, own), callbacks=[clock])
+    with (
+        patch.object(term, "render", timer.render),
+        patch.object(rendered_flow, "render", timer.render),
+        patch.object(tracked_pixels, "contributors", timer.find),
+    ):
+        train(run_config(replace(request, steps=total), model, out, own), callbacks=[clock])
     used = clock.parts["data"] + clock.parts["step"]
     return {
         "seconds_per_1000_steps": 1000 * used / clock.done,
