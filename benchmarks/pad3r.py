@@ -3,8 +3,8 @@
     python benchmarks/pad3r.py [--only RUNG] [--things dog,eel] [--coverages 40,140] [--summary]
 
 Each fit becomes a line of ``docs/results/raw/pad3r.jsonl`` when it ends, and is not made again;
-``docs/results/pad3r.json`` follows from the lines. A scene is compared after the one rotation and shift that fit all
-its cameras best; its scale is the object file's.
+``docs/results/pad3r.json`` follows from the lines. A scene is compared after the one rotation, shift and scale that fit
+all its cameras best: one camera does not tell how large an object is, and the object's file has another surface.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.generate import commit, processor  # noqa: E402 - this script is run by its path
 from benchmarks.studies import pad3r_clips as clips  # noqa: E402
-from four_d import fields  # noqa: E402
+from four_d import config, fields  # noqa: E402
 from four_d.fitting import FitRequest, fit  # noqa: E402
 from four_d.geometry import Similarity, project  # noqa: E402
 from four_d.inference import load  # noqa: E402
@@ -40,6 +40,7 @@ from four_d.objects import read_object  # noqa: E402
 from four_d.rendering import contributors, render  # noqa: E402
 from four_d.rendering.scene import means_at  # noqa: E402
 from four_d.scene import DeformableScene  # noqa: E402
+from four_d.training import train  # noqa: E402
 from four_d.types import Gaussians, map_tensors  # noqa: E402
 
 RUNS = Path("runs/studies/pad3r")
@@ -47,7 +48,7 @@ RESULTS = ROOT / "docs" / "results"
 RAW = RESULTS / "raw" / "pad3r.jsonl"
 LADDER, ALL = (40, 140), (0, 40, 90, 140, 180)
 """Degrees of azimuth at which all rungs are fitted, and the last one."""
-STEPS, POSE_STEPS = 1200, 300
+STEPS, POSE_STEPS, GAUSSIANS = 400, 300, 2000
 RUNGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "cameras": ({"pose_steps": 0, "tracks": None}, ()),
     "posenet": ({"tracks": None}, ()),
@@ -58,10 +59,14 @@ RUNGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 KEYS = ("psnr", "pose_error_deg", "track_error", "chamfer")
 
 
-def align(truth: Float[Tensor, "f 4 4"], found: Float[Tensor, "f 4 4"], scale: float) -> Similarity:
-    """Similarity from a scene's object coordinates to the video's, by its cameras."""
+def align(truth: Float[Tensor, "f 4 4"], found: Float[Tensor, "f 4 4"]) -> Similarity:
+    """Similarity from a scene's object coordinates to the video's, by its cameras.
+
+    The scale is that of distances from the object's middle: cameras that hardly move tell none by their places.
+    """
     product = (truth[:, :3, :3] @ found[:, :3, :3].mT).sum(0)
     rotation = cast(Tensor, roma.special_procrustes(product)).double()
+    scale = float((truth[:, :3, 3].norm(dim=-1) / found[:, :3, 3].norm(dim=-1)).median())
     shift = (truth[:, :3, 3].double() - scale * found[:, :3, 3].double() @ rotation.mT).mean(0)
     return Similarity(scale=scale, rotation=rotation, shift=shift)
 
@@ -72,7 +77,7 @@ def scores(scene: DeformableScene, name: str, coverage: int, scale: float) -> di
     thing, seed = clips.THINGS[name](), 100 + list(clips.THINGS).index(name)
     times, truth = torch.arange(clips.FRAMES) / clips.RATE, clips.path(coverage, seed)
     found = scene.cameras(torch.arange(clips.FRAMES))
-    placed = align(truth, found, scale)
+    placed = align(truth, found)
     turned = placed.rotation.float() @ found[:, :3, :3]
     angles = roma.rotmat_geodesic_distance(turned, truth[:, :3, :3])
     return {
@@ -84,8 +89,10 @@ def scores(scene: DeformableScene, name: str, coverage: int, scale: float) -> di
 
 
 def moved_at(scene: DeformableScene, placed: Similarity, times: Float[Tensor, "t"]) -> Gaussians:
-    """The scene's Gaussians at times, batched, in the video's coordinates."""
-    return fields.stack([fields.move(scene.deformation.deform(scene.gaussians(), times), placed)])
+    """The scene's Gaussians at times of the clip, batched, in the video's coordinates."""
+    own = times * clips.RATE * (scene.times[1] - scene.times[0])  # a folder of frames has a rate of its own
+    moved = scene.deformation.deform(scene.gaussians(), own)
+    return fields.stack([fields.move(dataclasses.replace(moved, offset_times=times), placed)])
 
 
 def held_out(scene: DeformableScene, thing: clips.Thing, placed: Similarity, truth: Float[Tensor, "f 4 4"]) -> float:
@@ -146,11 +153,26 @@ def chamfer(scene: DeformableScene, thing: clips.Thing, placed: Similarity, time
     return statistics.fmean(float(each.amin(0).mean() + each.amin(1).mean()) / 2 for each in both)
 
 
-def run(rung: str, name: str, coverage: int) -> dict[str, Any]:
-    """One fit and its line."""
+def clip_of(name: str, coverage: int) -> Path:
+    """The folder of a video, made if it is not there."""
     source = RUNS / "clips" / f"{name}-{coverage}"
     if not (source / "tracks.npz").is_file():
         clips.make(name, coverage, source)
+    return source
+
+
+def pose_net(name: str) -> Path:
+    """The pose network of one object, whose file is the same at all coverages; trained once."""
+    folder, file = RUNS / "pose_nets", clip_of(name, LADDER[0]) / "object.ply"
+    values = [f"folder={folder}", f"name={name}", f"data.sources.renders.path={file}", f"loop.max_steps={POSE_STEPS}"]
+    if train(config.load(["pose_net"], values)).exit_code:
+        raise SystemExit(1)
+    return folder / name
+
+
+def run(rung: str, name: str, coverage: int) -> dict[str, Any]:
+    """One fit and its line."""
+    source = clip_of(name, coverage)
     changes, settings = RUNGS[rung]
     request = FitRequest(
         video=source / "frames",
@@ -159,9 +181,9 @@ def run(rung: str, name: str, coverage: int) -> dict[str, Any]:
         tracks=source / "tracks.npz",
         size=clips.SIZE,
         focal=clips.FOCAL / clips.SIZE,
-        gaussians=clips.GIVEN,
+        gaussians=GAUSSIANS,
         steps=STEPS,
-        pose_steps=POSE_STEPS,
+        pose_net=None if rung == "cameras" else pose_net(name),
     )
     out, began = RUNS / f"{rung}-{name}-{coverage}", time.monotonic()
     result = fit(dataclasses.replace(request, **changes), out, settings)
@@ -176,6 +198,7 @@ def run(rung: str, name: str, coverage: int) -> dict[str, Any]:
         "coverage": coverage,
         **scores(scene, name, coverage, scale),
         "frame_psnr": result.validation["frame_psnr"],
+        "steps": STEPS,
         "minutes": round((time.monotonic() - began) / 60, 2),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "commit": commit(),

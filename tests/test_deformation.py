@@ -21,6 +21,7 @@ from four_d.deformation import (
     MotionConfig,
     NodeStates,
     Skinning,
+    anchored,
     bind,
     edges_between,
     farthest_points,
@@ -74,6 +75,37 @@ def rigid(nodes: Tensor, times: int = 3) -> tuple[Tensor, Tensor, NodeStates]:
 def alike(found: Tensor, expected: Tensor) -> None:
     """Rotations are the same, whatever the quaternions' signs."""
     torch.testing.assert_close((found * expected).sum(-1).abs(), torch.ones_like(found[..., 0]))
+
+
+# rigid motion left to cameras
+
+
+def test_anchored_nodes_have_no_rigid_motion_together_and_the_same_deformation() -> None:
+    nodes = rand(12, 3)
+    quats, shifts, moved = rigid(nodes)
+    still = anchored(nodes, moved)
+    torch.testing.assert_close(still.shifts, torch.zeros_like(still.shifts), atol=2e-3, rtol=0)
+    alike(still.quats, torch.tensor([1.0, 0, 0, 0], dtype=torch.float64).expand_as(still.quats))
+    bent = states(3, 12, most=0.4)
+    before, after = nodes + bent.shifts, nodes + anchored(nodes, bent).shifts
+    torch.testing.assert_close(torch.cdist(after, after), torch.cdist(before, before))
+    torch.testing.assert_close(after.mean(1), nodes.mean(0).expand(3, 3))
+    both = NodeStates(
+        quats=quaternion_product(quats[:, None], bent.quats),
+        shifts=rotate(quats[:, None], nodes + bent.shifts) + shifts[:, None] - nodes,
+    )
+    torch.testing.assert_close(anchored(nodes, both).shifts, anchored(nodes, bent).shifts, atol=2e-2, rtol=0)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_anchoring_of_nodes_on_one_line_has_gradients(count: int) -> None:
+    nodes = torch.arange(count, dtype=torch.float64)[:, None] * torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
+    given = states(2, count)
+    given.shifts.requires_grad_()
+    found = anchored(nodes, given)
+    (found.shifts.square().sum() + found.quats[..., 1].sum()).backward()
+    assert given.shifts.grad is not None
+    assert bool(given.shifts.grad.isfinite().all())
 
 
 # nodes

@@ -15,6 +15,7 @@ from PIL import Image
 from four_d import checkpoints, config
 from four_d.cli.program import main
 from four_d.config import RunConfig
+from four_d.deformation import DirectMotionConfig
 from four_d.errors import UserError
 from four_d.fitting import FitRequest, fit
 from four_d.fitting.clip import write_clip
@@ -23,7 +24,7 @@ from four_d.fitting.tracks import read_any, write_fit_tracks
 from four_d.geometry import invert_pose, rays
 from four_d.inference import load
 from four_d.losses.tracked_pixels import read_tracks
-from four_d.scene import DeformableSceneConfig
+from four_d.scene import DeformableScene, DeformableSceneConfig
 from four_d.training import TrainingModule
 from four_d.training.record import read_metrics
 from four_d.training.run import RunData, TrainResult, train
@@ -99,6 +100,28 @@ def test_a_stop_in_the_pose_network_ends_the_fit_and_the_next_call_goes_on(
     assert calls == ["pose_net"]
     assert not (out / "start").exists()
     assert fit(given, out, SMALL).exit_code == 0
+
+
+def test_a_pose_network_of_before_and_settings_of_the_model_are_those_of_the_fit(
+    request_: FitRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = tmp_path / "first"
+    fit(replace(request_, pose_steps=2, steps=1), first, SMALL)
+    trained = list[str]()
+
+    def noted(run: RunConfig, **options: object) -> TrainResult:
+        trained.append(run.name)
+        return train(run, **options)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr("four_d.fitting.stages.train", noted)
+    given = replace(request_, pose_steps=2, steps=1, pose_net=first / "pose_net")
+    fit(given, tmp_path / "second", [*SMALL, "model.deformation.motion={kind: direct}"])
+    assert trained == ["scene"]
+    found = load(tmp_path / "second" / "scene").model
+    assert isinstance(found, DeformableScene)
+    assert found.config.deformation.motion == DirectMotionConfig()
+    with pytest.raises(UserError, match="leave one out"):
+        replace(given, pose_steps=0)
 
 
 def test_another_request_does_not_go_on_with_a_fit(request_: FitRequest, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import roma
 import torch
 from PIL import Image
 
@@ -199,12 +200,30 @@ def test_exact_tracks_cost_nothing_and_a_wrong_camera_its_displacement(tmp_path:
     exact = term(inputs(made, clip))
     assert exact.item() == pytest.approx(0, abs=1e-6)
     with torch.no_grad():
-        made.corrections[1:, 0] += 0.05  # about its own x axis: 40 pixels · tan, of 32, less half the Huber threshold
+        made.corrections[1:, 3] += 0.15  # along its own x axis: pixels of a focal length of 40
     wrong = term(inputs(made, clip))
-    assert wrong.item() == pytest.approx(40 * math.tan(0.05) / SIZE - 0.01, rel=0.1)
+    away = 40 * 0.15 / cameras().world_from_camera[:, :3, 3].norm(dim=-1).mean() / SIZE
+    assert wrong.item() == pytest.approx(float(away) - 0.01, rel=0.1), "less half the Huber threshold"
     wrong.backward()
     assert made.corrections.grad is not None
     assert (made.corrections.grad[1:].norm(dim=-1) > 0).all()
+
+
+def test_a_corrected_camera_turns_about_the_object() -> None:
+    made = apart()
+    before = made.cameras(torch.arange(FRAMES)).detach()
+    with torch.no_grad():
+        made.corrections[:, 1] += 0.3
+    after = made.cameras(torch.arange(FRAMES)).detach()
+    middle = torch.zeros(FRAMES, 1, 3)
+    shown = [
+        project(middle, Cameras(world_from_camera=each, intrinsics=made.intrinsics))[0] for each in (before, after)
+    ]
+    torch.testing.assert_close(shown[1], shown[0], atol=1e-3, rtol=0)
+    torch.testing.assert_close(after[:, :3, 3].norm(dim=-1), before[:, :3, 3].norm(dim=-1))
+    torch.testing.assert_close(
+        roma.rotmat_geodesic_distance(before[:, :3, :3], after[:, :3, :3]), torch.full((FRAMES,), 0.3)
+    )
 
 
 def test_an_error_of_exactly_nothing_has_a_gradient() -> None:

@@ -15,6 +15,7 @@ FORMS = {
     "video": Form(parse=path, metavar="VIDEO", positional=True),
     "object": Form(metavar="FILE"),
     "mask": Form(metavar="PATH"),
+    "pose_net": Form(metavar="RUN"),
     "tracks": Form(parse=auto, metavar="FILE|auto"),
     "model": Form(metavar="PATH"),
 }

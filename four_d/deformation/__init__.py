@@ -13,6 +13,7 @@ from four_d.deformation.motion import (
     MotionConfig,
     NodeMotion,
     NodeStates,
+    anchored,
 )
 from four_d.deformation.nodes import Binding, bind, edges_between, farthest_points
 from four_d.deformation.skinning import Skinning, skin
@@ -28,6 +29,7 @@ __all__ = [
     "NodeMotion",
     "NodeStates",
     "Skinning",
+    "anchored",
     "bind",
     "edges_between",
     "farthest_points",

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from four_d.deformation.motion import MlpMotionConfig, MotionConfig, NodeStates
+from four_d.deformation.motion import MlpMotionConfig, MotionConfig, NodeStates, anchored
 from four_d.deformation.nodes import Binding, bind, bound_to, edges_between, farthest_points
 from four_d.deformation.skinning import Skinning, skin
 from four_d.errors import UserError
@@ -31,6 +31,8 @@ class DeformationConfig:
     """Share of the linear blend in the hybrid skinning."""
     motion: MotionConfig = field(default_factory=MlpMotionConfig)
     """Motion of the nodes over time."""
+    anchored: bool = False
+    """Take the rigid motion of all nodes together out of theirs (`anchored`): cameras of a scene carry it, not both."""
 
     def __post_init__(self) -> None:
         for name in ("nodes", "bound", "neighbours"):
@@ -81,7 +83,8 @@ class Deformation(nn.Module):
 
     def states(self, times: Float[Tensor, "t"]) -> NodeStates:
         """States of the nodes at any times (s)."""
-        return self.motion(times)
+        states = self.motion(times)
+        return anchored(self.nodes, states) if self.config.anchored else states
 
     def forward(
         self, points: Float[Tensor, "n 3"], states: NodeStates

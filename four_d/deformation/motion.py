@@ -9,19 +9,22 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
+import roma
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
 from four_d.errors import UserError
-from four_d.geometry import identity_quaternion, in_half_space, unit_quaternions
+from four_d.geometry import identity_quaternion, in_half_space, quaternion_product, unit_quaternions
 from four_d.kinematics import between
 
 NUMBERS = 7
 """Numbers of a state: change of the quaternion, 4, and shift, 3."""
+ANCHOR = 1e-3
+"""Pull of `anchored` to no rotation, beside the nodes' mean variance: places on one line do not tell a rotation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +68,24 @@ class NodeMotion(nn.Module):
 def _states(raw: Float[Tensor, "s m 7"]) -> NodeStates:
     quats = unit_quaternions(identity_quaternion(raw) + raw[..., :4])
     return NodeStates(quats=quats, shifts=raw[..., 4:])
+
+
+def anchored(nodes: Float[Tensor, "m 3"], states: NodeStates) -> NodeStates:
+    """Take out of the states, at each time, the rotation and shift that fit all nodes at rest to their places best.
+
+    A camera that turns about an object and an object that turns before a camera look the same; of the two descriptions
+    this leaves the first. Rotations that the places do not tell (nodes on one line) stay.
+    """
+    places, middle = nodes + states.shifts, nodes.mean(0)
+    centred, centres = nodes - middle, places.mean(1, keepdim=True)
+    product = (places - centres).mT @ centred
+    size = centred.square().sum() / 3
+    rotation = cast(
+        Tensor, roma.special_procrustes(product + ANCHOR * size.clamp_min(1e-12) * torch.eye(3).to(product))
+    )
+    back = roma.quat_xyzw_to_wxyz(roma.rotmat_to_unitquat(rotation.mT))[:, None]
+    shifts = (places - centres) @ rotation + middle - nodes
+    return NodeStates(quats=quaternion_product(back, states.quats), shifts=shifts)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,6 +45,9 @@ class FitRequest:
     """Gaussians at the beginning."""
     pose_steps: int = 300
     """Steps of the pose network on renders of the object; 0: none, and every frame begins as seen from the front."""
+    pose_net: Path | None = None
+    """Pose network trained before on this object (``four-d train pose_net``, or ``pose_net/`` of another fit); None:
+    train one."""
     steps: int = 1500
     """Steps of the fit."""
     seed: int = 0
@@ -59,11 +62,13 @@ class FitRequest:
             )
         if self.model is not None and self.mask is not None and self.tracks != AUTO:
             raise UserError("model is for a mask or tracks that are not given; leave it out, or the mask")
+        if self.pose_net is not None and not self.pose_steps:
+            raise UserError("pose_steps=0 begins every frame at the front, and pose_net is given; leave one out")
 
     @property
     def files(self) -> list[Path]:
         """All input files and folders."""
-        given = (self.video, self.object, self.mask, self.tracks, self.model)
+        given = (self.video, self.object, self.mask, self.tracks, self.model, self.pose_net)
         return [each for each in given if isinstance(each, Path)]
 
     def same_inputs(self) -> dict[str, object]:

@@ -92,7 +92,7 @@ def fit(request: FitRequest, out: Path, overrides: Sequence[str] = ()) -> TrainR
     check_request(request, out)
     clip = write_inputs(request, out)
     if not (out / START / checkpoints.CONFIG).is_file():
-        stopped = write_start(request, clip, out)
+        stopped = write_start(request, clip, out, overrides)
         if stopped is not None:
             return stopped
     scene = checkpoints.read_info(out / START / checkpoints.CONFIG).model
@@ -146,7 +146,7 @@ def check_request(request: FitRequest, out: Path) -> None:
     write_json(file, request.same_inputs())
 
 
-def write_start(request: FitRequest, clip: FittedClip, out: Path) -> TrainResult | None:
+def write_start(request: FitRequest, clip: FittedClip, out: Path, overrides: Sequence[str] = ()) -> TrainResult | None:
     """Write the scene of the beginning as an export; the pose network's result instead, if a signal stopped it."""
     found = read_object(request.object, gaussians=request.gaussians, up=request.up)
     if found.gaussians.harmonics.shape[1] > 1:
@@ -157,15 +157,21 @@ def write_start(request: FitRequest, clip: FittedClip, out: Path) -> TrainResult
     lenses = pinhole(request.focal, clip.fits.model).expand(count, 3, 3)
     poses = from_the_front(lenses[0], clip.fits.model).expand(count, 4, 4)
     if request.pose_steps:
-        result = train(pose_config(request, out))
-        if result.exit_code:
-            return result
+        network = request.pose_net
+        if network is None:
+            result = train(pose_config(request, out))
+            if result.exit_code:
+                return result
+            network = out / POSES
         images = torch.from_numpy(clip.images).permute(0, 3, 1, 2).float() / 255
         path = follow_object(
-            load(out / POSES), found.gaussians, images, torch.from_numpy(clip.masks), lenses, size=POSE_SIZE
+            load(network), found.gaussians, images, torch.from_numpy(clip.masks), lenses, size=POSE_SIZE
         )
         poses = path.cameras.world_from_camera
-    model = DeformableSceneConfig(frames=count, gaussians=len(found.gaussians.means), image_size=clip.fits.model)
+    sizes = DeformableSceneConfig(frames=count, gaussians=len(found.gaussians.means), image_size=clip.fits.model)
+    model = run_config(request, sizes, out, overrides).model
+    if not isinstance(model, DeformableSceneConfig):
+        raise UserError("a fit's model is a scene; leave model.kind as it is")
     torch.manual_seed(request.seed)
     scene = initial_scene(model, found.gaussians, torch.from_numpy(clip.times).float(), poses, lenses)
     info = checkpoints.ModelInfo(model=model, image_size=model.image_size, frames=count, name=request.video.stem)

@@ -165,9 +165,15 @@ class DeformableScene(ModelModule):
         return (times[:, None] - self.times).abs().argmin(-1)
 
     def cameras(self, frames: Int[Tensor, "f"]) -> Float[Tensor, "f 4 4"]:
-        """object_from_camera of these frames: the poses given at the beginning, then the learned corrections."""
+        """object_from_camera of these frames: the poses given at the beginning, with the learned corrections.
+
+        A correction turns a camera about the object's middle, not about itself, which would move the object out of
+        the picture; then it shifts it along its own axes.
+        """
         learned = self.corrections[frames]
-        return self.poses[frames] @ make_pose(roma.rotvec_to_rotmat(learned[:, :3]), learned[:, 3:])
+        turn = make_pose(roma.rotvec_to_rotmat(learned[:, :3]), torch.zeros_like(learned[:, 3:]))
+        shift = make_pose(torch.eye(3).to(turn).expand(len(turn), 3, 3), learned[:, 3:])
+        return turn @ self.poses[frames] @ shift
 
     @torch.no_grad()
     def _note(self, means: Tensor) -> None:
