@@ -191,7 +191,7 @@ def run(rung: str, name: str, coverage: int) -> dict[str, Any]:
         raise SystemExit(result.exit_code)
     scene = load(out / "scene").model
     assert isinstance(scene, DeformableScene)
-    scale = read_object(request.object).file_from_object.scale
+    scale = read_object(source / "object.ply").file_from_object.scale
     return {
         "rung": rung,
         "thing": name,

@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING
 
 from four_d.cli.common import Verb, Verbs, add_verb
 from four_d.cli.flags import Form
-from four_d.cli.values import auto, path
+from four_d.cli.values import auto, path, thing
 
 if TYPE_CHECKING:
     from four_d.cli.fitting import Fit
 
 FORMS = {
     "video": Form(parse=path, metavar="VIDEO", positional=True),
-    "object": Form(metavar="FILE"),
+    "object": Form(parse=thing, metavar="FILE|synthetic:KIND@SEED"),
+    "init": Form(metavar="NAME|PATH"),
     "mask": Form(metavar="PATH"),
     "pose_net": Form(metavar="RUN"),
     "tracks": Form(parse=auto, metavar="FILE|auto"),

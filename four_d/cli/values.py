@@ -8,6 +8,9 @@ from pathlib import Path
 
 from four_d.errors import UserError
 
+SYNTHETIC = "synthetic:"
+"""Beginning of the name of an object of the generator."""
+
 
 def path(text: str) -> Path:
     """Path with ``~`` expanded, which shells do not do in --out=~/seen and in quotes."""
@@ -22,6 +25,18 @@ def path(text: str) -> Path:
 def auto(text: str) -> Path | str:
     """The word auto, or a path (./auto for a file of that name)."""
     return text if text == "auto" else path(text)
+
+
+def thing(text: str) -> object:
+    """Path of an object's file, or an object of the generator, from synthetic:KIND@SEED."""
+    if not text.startswith(SYNTHETIC):
+        return path(text)
+    from data_prep.synthetic.objects import parse_synthetic
+
+    try:
+        return parse_synthetic(text.removeprefix(SYNTHETIC))
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def index_range(text: str) -> range:

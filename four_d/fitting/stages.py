@@ -18,16 +18,18 @@ from four_d import checkpoints, config, fields
 from four_d.config import RunConfig
 from four_d.errors import UserError
 from four_d.fitting.clip import FittedClip, write_clip
+from four_d.fitting.feed_forward import Begun, begin, named_model
 from four_d.fitting.request import AUTO, FitRequest
 from four_d.fitting.seen import Seen, find_model, look, write_masks, write_tracks
 from four_d.fitting.tracks import write_fit_tracks
+from four_d.formats.splats import write_ply
 from four_d.geometry import make_pose
 from four_d.inference import Request, infer, load
 from four_d.metrics.comparison import Comparison
 from four_d.metrics.metric import Metric
 from four_d.objects import read_object
-from four_d.outputs import keep_apart, new_folder, write_json
-from four_d.pose_net import follow_object
+from four_d.outputs import keep_apart, new_file, new_folder, write_json
+from four_d.pose_net import follow_object, place_object
 from four_d.rendering import render
 from four_d.scene import DeformableSceneConfig, initial_scene
 from four_d.training.run import TrainResult, train
@@ -48,6 +50,8 @@ CLIP, POSES, START, RUN, TRACKS, REQUEST, RESULT = (
 """Names in a fit's folder."""
 OF_TRACKS = ("tracks", "flow")
 """Losses of configs/pad3r.yaml that need tracks."""
+OBJECT = "object.ply"
+"""Name of an object that no file of the user's gives."""
 MODEL_MASKS, MODEL_TRACKS = "model_masks", "model_tracks.npz"
 """Names of what a model sees, where no mask or no tracks are given."""
 POSE_SIZE = 64
@@ -148,18 +152,18 @@ def check_request(request: FitRequest, out: Path) -> None:
 
 def write_start(request: FitRequest, clip: FittedClip, out: Path, overrides: Sequence[str] = ()) -> TrainResult | None:
     """Write the scene of the beginning as an export; the pose network's result instead, if a signal stopped it."""
-    found = read_object(request.object, gaussians=request.gaussians, up=request.up)
-    if found.gaussians.harmonics.shape[1] > 1:
-        LOGGER.warning(
-            f"{request.object}: colours that depend on the direction are left out, since a scene turns the world"
-        )
     count = len(clip.times)
     lenses = pinhole(request.focal, clip.fits.model).expand(count, 3, 3)
+    begun = None if request.init is None else begin_by(request, request.init, clip, lenses[0])
+    file = object_file(request, begun, out)
+    found = read_object(file, gaussians=request.gaussians, up=request.up)
+    if found.gaussians.harmonics.shape[1] > 1:
+        LOGGER.warning(f"{file}: colours that depend on the direction are left out, since a scene turns the world")
     poses = from_the_front(lenses[0], clip.fits.model).expand(count, 4, 4)
-    if request.pose_steps:
+    if request.trained:
         network = request.pose_net
         if network is None:
-            result = train(pose_config(request, out))
+            result = train(pose_config(request, file, out))
             if result.exit_code:
                 return result
             network = out / POSES
@@ -168,6 +172,9 @@ def write_start(request: FitRequest, clip: FittedClip, out: Path, overrides: Seq
             load(network), found.gaussians, images, torch.from_numpy(clip.masks), lenses, size=POSE_SIZE
         )
         poses = path.cameras.world_from_camera
+    elif begun is not None:
+        placed = place_object(found.gaussians, begun.turns, torch.from_numpy(clip.masks), lenses, size=POSE_SIZE)
+        poses = placed.world_from_camera
     sizes = DeformableSceneConfig(frames=count, gaussians=len(found.gaussians.means), image_size=clip.fits.model)
     model = run_config(request, sizes, out, overrides).model
     if not isinstance(model, DeformableSceneConfig):
@@ -182,7 +189,25 @@ def write_start(request: FitRequest, clip: FittedClip, out: Path, overrides: Seq
     return None
 
 
-def pose_config(request: FitRequest, out: Path) -> RunConfig:
+def begin_by(request: FitRequest, name: str, clip: FittedClip, lens: Float[Tensor, "3 3"]) -> Begun:
+    """Run the feed-forward model of that name, with the cameras of another one if it needs them."""
+    model = load(named_model(name)).to("auto")
+    poser = find_model(request.model) if model.abilities.required else model
+    return begin(model, poser, clip, lens)
+
+
+def object_file(request: FitRequest, begun: Begun | None, out: Path) -> Path:
+    """File of the object: the user's, or one in the fit's folder of what another provider makes."""
+    if isinstance(request.object, Path):
+        return request.object
+    provider = begun if request.object is None else request.object
+    assert provider is not None
+    with new_file(out / OBJECT) as partial:
+        write_ply(partial, provider.provide(request.gaussians).gaussians)
+    return out / OBJECT
+
+
+def pose_config(request: FitRequest, file: Path, out: Path) -> RunConfig:
     """Config of the pose network's run: configs/pose_net.yaml with this object."""
     return config.load(
         ["pose_net"],
@@ -190,10 +215,10 @@ def pose_config(request: FitRequest, out: Path) -> RunConfig:
             f"folder={out}",
             f"name={POSES}",
             f"seed={request.seed}",
-            f"data.sources.renders.path={request.object}",
+            f"data.sources.renders.path={file}",
             f"data.sources.renders.size={POSE_SIZE}",
             f"data.sources.renders.up={'null' if request.up is None else request.up}",
-            f"loop.max_steps={request.pose_steps}",
+            f"loop.max_steps={request.trained}",
         ],
     )
 

@@ -102,21 +102,27 @@ _HOLDS_SPLATS: dict[str, Callable[[Path], bool]] = {".ply": _is_splat_ply, ".glb
 
 
 def _of_splats(path: Path, number: int | None, up: Up | None) -> CanonicalObject:
-    found = read_gaussians(path)
+    usual: Up = "-y" if path.suffix.lower() == ".ply" else "y"
+    return of_gaussians(read_gaussians(path), path, gaussians=number, up=up, usual=usual)
+
+
+def of_gaussians(
+    found: Gaussians, name: str | Path, *, gaussians: int | None = None, up: Up | None = None, usual: Up = "-y"
+) -> CanonicalObject:
+    """Object out of unbatched Gaussians, read with ``usual`` as the axis that points up. As `read_object`."""
     if not len(found.means):
-        raise UserError(f"{path} holds no Gaussians; give another file")
+        raise UserError(f"{name} holds no Gaussians; give another file")
     if found.offset_times is not None:
         found = state_at(found, float(found.offset_times[0]))
-    if number is not None and number < len(found.means):
-        Remarks(path).say(f"of {len(found.means):,} Gaussians {number:,} are taken, larger than they were")
-        found = thin(found, number)
-    centre, radius = _extent(path, _without_strays(found))
-    usual: Up = "-y" if path.suffix.lower() == ".ply" else "y"
+    if gaussians is not None and gaussians < len(found.means):
+        Remarks(name).say(f"of {len(found.means):,} Gaussians {gaussians:,} are taken, larger than they were")
+        found = thin(found, gaussians)
+    centre, radius = _extent(name, _without_strays(found))
     read_from_file, object_from_file = (_TURNS[axis].double() for axis in (usual, up or usual))
     turn = object_from_file @ read_from_file.mT
     placed = replace(found, means=((found.means.double() - centre) / radius).float(), scales=found.scales / radius)
     return CanonicalObject(
-        gaussians=_turned(path, placed, turn),
+        gaussians=_turned(name, placed, turn),
         file_from_object=Similarity(
             scale=radius, rotation=object_from_file.mT.contiguous(), shift=read_from_file.mT @ centre
         ),
@@ -124,7 +130,7 @@ def _of_splats(path: Path, number: int | None, up: Up | None) -> CanonicalObject
     )
 
 
-def _turned(path: Path, gaussians: Gaussians, turn: Float[Tensor, "3 3"]) -> Gaussians:
+def _turned(name: str | Path, gaussians: Gaussians, turn: Float[Tensor, "3 3"]) -> Gaussians:
     if torch.equal(turn, torch.eye(3, dtype=torch.float64)):
         return gaussians
     if torch.equal(turn, _TURNS["y"].double()):  # which harmonics of any degree follow
@@ -132,7 +138,7 @@ def _turned(path: Path, gaussians: Gaussians, turn: Float[Tensor, "3 3"]) -> Gau
     try:
         return fields.move(gaussians, Similarity(scale=1.0, rotation=turn, shift=torch.zeros(3, dtype=torch.float64)))
     except UserError as error:
-        raise UserError(f"{path}: {error}; or turn it in another program, and leave out up") from error
+        raise UserError(f"{name}: {error}; or turn it in another program, and leave out up") from error
 
 
 def _without_strays(gaussians: Gaussians) -> Float[Tensor, "m 3"]:
@@ -149,26 +155,33 @@ def _sorted_at(means: Float[Tensor, "m 3"], fraction: float) -> Float[Tensor, "3
     return means.sort(dim=0).values[round(fraction * (len(means) - 1))]
 
 
-def _extent(path: Path, points: Float[Tensor, "m 3"]) -> tuple[Float[Tensor, "3"], float]:
+def _extent(name: str | Path, points: Float[Tensor, "m 3"]) -> tuple[Float[Tensor, "3"], float]:
     """Middle of the bounding box, and distance of the farthest point from it. UserError without extent."""
     centre = (points.amin(0) + points.amax(0)) / 2
     radius = float((points - centre).norm(dim=-1).max())
     if not radius > 0:
-        raise UserError(f"{path} has no extent: all is in one place; give an object that has a size")
+        raise UserError(f"{name} has no extent: all is in one place; give an object that has a size")
     return centre, radius
 
 
 def _of_mesh(path: Path, number: int | None, up: Up | None) -> CanonicalObject:
-    triangles, remarks = read_triangles(path), Remarks(path)
+    return of_triangles(read_triangles(path), path, gaussians=number, up=up or "y")
+
+
+def of_triangles(
+    triangles: Triangles, name: str | Path, *, gaussians: int | None = None, up: Up = "y"
+) -> CanonicalObject:
+    """Object out of a mesh, whose surface is covered by Gaussians. As `read_object`."""
+    remarks = Remarks(name)
     vertices, own = np.unique(triangles.faces, return_inverse=True)
-    centre, radius = _extent(path, torch.from_numpy(triangles.vertices[vertices]))
-    turn = _TURNS[up or "y"].double()
+    centre, radius = _extent(name, torch.from_numpy(triangles.vertices[vertices]))
+    turn = _TURNS[up].double()
     points = (torch.from_numpy(triangles.vertices[vertices]) - centre) @ turn.mT / radius
     faces = torch.from_numpy(own.reshape(-1, 3))
     if not triangles.coloured:
         remarks.say("it has no colours, and becomes grey")
     return CanonicalObject(
-        gaussians=_surface(path, triangles, points[faces], number, remarks),
+        gaussians=_surface(name, triangles, points[faces], gaussians, remarks),
         file_from_object=Similarity(scale=radius, rotation=turn.mT, shift=centre),
         coloured=triangles.coloured,
         vertices=points.float(),
@@ -181,13 +194,13 @@ SMALLEST = 1e-14
 
 
 def _surface(
-    path: Path, triangles: Triangles, corners: Float[Tensor, "m 3 3"], number: int | None, remarks: Remarks
+    name: str | Path, triangles: Triangles, corners: Float[Tensor, "m 3 3"], number: int | None, remarks: Remarks
 ) -> Gaussians:
     """Gaussians on triangles of an object of radius 1. UserError if none has an area."""
     edges = corners[:, 1:] - corners[:, :1]
     there = (torch.linalg.cross(edges[:, 0], edges[:, 1]).norm(dim=-1) / 2 > SMALLEST).nonzero()[:, 0]
     if not len(there):
-        raise UserError(f"{path} has no surface: none of its {len(corners):,} triangles has an area; repair the mesh")
+        raise UserError(f"{name} has no surface: none of its {len(corners):,} triangles has an area; repair the mesh")
     if len(there) < len(corners):
         remarks.say(f"{len(corners) - len(there):,} of {len(corners):,} triangles have no area and are left out")
     most = min(max(NUMBER, EACH * len(there)), MOST) if number is None else number

@@ -129,6 +129,38 @@ def follow_object(
     )
 
 
+def place_object(
+    gaussians: Gaussians,
+    rotations: Float[Tensor, "f 3 3"],
+    masks: Bool[Tensor, "f h w"],
+    intrinsics: Float[Tensor, "f 3 3"],
+    *,
+    size: int = 64,
+) -> Cameras:
+    """Cameras of known rotations about an object, placed where its silhouette has the mask's centre and area.
+
+    Args:
+        gaussians: the object, unbatched, of radius 1.
+        rotations: camera_from_object of each frame.
+        masks: the object's pixels; frames without any repeat the nearest one's pose relative to the camera.
+        intrinsics: in pixels of the masks.
+        size: side of the crops in which silhouettes are compared.
+
+    Raises:
+        UserError: no mask shows the object.
+
+    """
+    seen = masks.flatten(1).any(-1)
+    if not bool(seen.any()):
+        raise UserError("no mask shows the object; give masks of it, one for each frame")
+    blank = torch.zeros(int(seen.sum()), 3, *masks.shape[1:])
+    crops = crop_object(blank, masks[seen], intrinsics[seen], size)
+    with torch.no_grad():
+        pose = _fitted(gaussians, (crops.camera_from_crop.mT @ rotations[seen])[:, None], crops)
+    alone = map_tensors(pose, lambda values: values[:, 0])
+    return _spread(crop_cameras(alone, crops, intrinsics[seen]), seen, intrinsics)
+
+
 def _check_shapes(images: Tensor, masks: Tensor, intrinsics: Tensor | None) -> None:
     """Raise UserError unless there is one mask of its size, and one camera, for each frame."""
     frames, _, height, width = images.shape
