@@ -137,6 +137,22 @@ class ImportVideo:
     """Number of clips of a shard."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImportFit:
+    """Flags of data import fit."""
+
+    fits: Annotated[tuple[Path, ...], Form(positional=True, metavar="FIT_DIR")]
+    """Folders that four-d fit wrote."""
+    out: Annotated[Path, Form(positional=True, metavar="OUT")]
+    """Folder of the shards."""
+    name: str = "fits"
+    """Name of the source in the manifest."""
+    licence: Annotated[str, Form(metavar="TEXT")] = "unknown"
+    """Licence of the videos."""
+    clips_per_shard: Annotated[int, Form(parse=count, metavar="N")] = 16
+    """Number of clips of a shard."""
+
+
 def add_verbs(verbs: Verbs[Verb]) -> None:
     """Add data make, import, check, stats and show."""
     data = verbs.add_parser("data", help="make, import, check, count and show shards")
@@ -151,6 +167,8 @@ def add_verbs(verbs: Verbs[Verb]) -> None:
     add_verb(imports, "sleap-anipose", _import_sleap_anipose, text, lambda: ImportSleapAnipose)
     text = "Turn videos with keypoints of any detector (an NPZ file each) into shards."
     add_verb(imports, "video", _import_video, text, lambda: ImportVideo)
+    text = "Turn fitted scenes (four-d fit) into shards with cameras, depth, masks and tracks, one clip a fit."
+    add_verb(imports, "fit", _import_fit, text, lambda: ImportFit)
     text = "Verify shards against the layout and their geometry; exit 1 if wrong."
     add_verb(data, "check", _data_check, text, lambda: Check)
     add_verb(data, "stats", _data_stats, "Count what is in the shards.", lambda: Stats)
@@ -236,6 +254,22 @@ def _import_video(arguments: ImportVideo) -> int:
         arguments.out,
         settings,
         keypoints=arguments.keypoints,
+        clips_per_shard=arguments.clips_per_shard,
+    )
+    print(f"{arguments.out}: {manifest.clips} clips, {manifest.frames} frames")
+    return 0
+
+
+def _import_fit(arguments: ImportFit) -> int:
+    from data_prep.importers.fit import Fitted, import_fits
+    from four_d.fitting.as_data import fitted_clip, fitted_files
+
+    fits = [Fitted(folder=fit, files=fitted_files(fit), make=fitted_clip) for fit in arguments.fits]
+    manifest = import_fits(
+        fits,
+        arguments.out,
+        name=arguments.name,
+        licence=arguments.licence,
         clips_per_shard=arguments.clips_per_shard,
     )
     print(f"{arguments.out}: {manifest.clips} clips, {manifest.frames} frames")
