@@ -23,6 +23,8 @@ from four_d.types import Cameras, Gaussians, map_tensors
 
 TRACKS = 512
 """Most tracks of a clip."""
+DEPTH_COUNTS = 65_000
+"""Counts of the largest depth in the shard's 16-bit images."""
 COVERED = 0.5
 """Alpha above which the scene shows a pixel's depth."""
 NEAR = 0.01
@@ -66,6 +68,7 @@ def fitted_clip(fit: Path) -> RawClip:
             times=own.info.times,
             camera_ids=own.info.camera_ids,
             track_times=own.info.times,
+            depth_unit=max(float(depth.max()), 1.0) / DEPTH_COUNTS,
         ),
         images=own.images,
         world_from_camera=rigid(cameras.world_from_camera).numpy(),
