@@ -201,7 +201,8 @@ def _run_info(run: config.RunConfig, steps: int) -> ModelInfo:
 def _licences(name: str, data: Path) -> dict[str, str]:
     """Licences by the data set's manifest; unknown if the run was moved away from its data."""
     try:
-        return {source: info.licence for source, info in load_manifest(data).sources.items()}
+        sources = load_manifest(data).sources.items()
+        return {source: f"{info.licence} (from {info.home})" if info.home else info.licence for source, info in sources}
     except UserError:
         return {name: "unknown"}
 

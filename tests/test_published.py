@@ -15,12 +15,12 @@ from torch import Tensor
 
 from four_d import geometry
 from four_d.abilities import Abilities, Model
+from four_d.datasets.sequence import Sequence
 from four_d.errors import UserError
 from four_d.evaluation import Published, PublishedConfig, run_protocol
 from four_d.evaluation import published as module
 from four_d.metrics.baselines import StaticCamera
 from four_d.metrics.catalogue import METRICS
-from four_d.protocols.sequence import Sequence
 from four_d.protocols.table import PROTOCOLS, Protocol
 from four_d.types import Cameras, Clip, Prediction
 from four_d.windows.cut import Cut
@@ -90,7 +90,7 @@ def _scored(name: str, root: Path, change: Callable[[Perfect], Perfect] | None =
     return run_protocol(model if change is None else change(model), config, patch=PATCH, trained=(32, 32))
 
 
-PLAIN = [name for name, each in PROTOCOLS.items() if each.tracks is None and "views" not in each.tasks]
+PLAIN = list(written.WRITERS)
 """Pictures are scored in test_published_views.py."""
 
 

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from four_d.abilities import Abilities, Hint, Model, Use
 from four_d.data.sampling import disparity_scale
+from four_d.datasets import nvidia_dynamic
+from four_d.datasets.sequence import Keypoints
 from four_d.errors import UserError
 from four_d.evaluation import Published, PublishedConfig, published_views, run_protocol
 from four_d.evaluation.published_views import depth_seen, keypoints_pck, placed
 from four_d.evaluation.result import LpipsFacts
 from four_d.geometry import make_pose, project, rebase
 from four_d.metrics.baselines import StaticCamera
-from four_d.protocols import nvidia_dynamic
-from four_d.protocols.sequence import Keypoints
 from four_d.protocols.table import PROTOCOLS
 from four_d.similarity import LPIPS
 from four_d.types import Cameras, Clip, Gaussians, Prediction, Segment

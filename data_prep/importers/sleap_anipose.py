@@ -20,13 +20,13 @@ import torch
 from numpy.typing import NDArray
 
 from data_prep.importers.frames import CLIP_FRAMES, Reel, cut, finite, inside, shrink
-from data_prep.importers.lens import Lens
 from data_prep.importers.vocabulary import Vocabulary, canonical
 from data_prep.importers.writing import Origin, Planned, digest, write_clips
 from four_d import geometry
 from four_d.data.contract import ClipInfo, KeypointArrays, KeypointInfo, ObjectInfo, RawClip
 from four_d.data.manifest import Manifest
 from four_d.data.skeletons import LEAST_PIXEL_LIMIT, PIXEL_LIMIT
+from four_d.datasets.lens import Lens
 from four_d.errors import UserError
 from four_d.keypoints import check_skeleton, knn_edges
 from four_d.types import Cameras

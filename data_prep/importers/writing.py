@@ -57,14 +57,14 @@ def digest(path: Path) -> str:
 
 
 def write_clips(
-    out: Path, plans: Sequence[Planned], vocabulary: Vocabulary, *, name: str, clips_per_shard: int
+    out: Path, plans: Sequence[Planned], vocabulary: Vocabulary | None, *, name: str, clips_per_shard: int
 ) -> Manifest:
     """Write the clips that ``out`` lacks, in this order, then `VOCABULARY` and the manifest. Finished shards stay.
 
     Args:
         out: folder of the shards.
         plans: all clips of the data set.
-        vocabulary: counts of their names.
+        vocabulary: counts of their names; None: they have none.
         name: of the data set.
         clips_per_shard: clips of each shard but the last.
 
@@ -99,7 +99,8 @@ def write_clips(
         for index, part in enumerate(parts):
             if not shard_done(out, index):
                 write_shard(out, index, clips(part))
-    write_json(out / VOCABULARY, vocabulary.to_dict())
+    if vocabulary is not None:
+        write_json(out / VOCABULARY, vocabulary.to_dict())
     return finalise(out, name)
 
 
@@ -109,7 +110,7 @@ def _require_same(out: Path, index: int, part: Sequence[Planned]) -> None:
     samples = load_sidecar(out / sidecar).samples
     if [sample.key for sample in samples] != [plan.key for plan in part]:
         raise UserError(
-            f"{out / sidecar} is of other annotations or counts of clips; choose another folder, or empty it"
+            f"{out / sidecar} is of other sources, annotations or counts of clips; choose another folder, or empty it"
         )
     compared: list[Origin] = []
     for sample, plan in zip(samples, part):

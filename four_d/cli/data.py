@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -14,6 +15,7 @@ from four_d.errors import UserError
 
 if TYPE_CHECKING:
     from four_d.cli.world import Make
+    from four_d.datasets.facts import DataSet
 
 HIDDEN = Form(hidden=True)
 WORLD = {
@@ -114,6 +116,36 @@ class ImportSleapAnipose:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImportDataSet:
+    """Flags of data import NAME, for the sets of `datasets.table`."""
+
+    root: Annotated[Path, Form(positional=True, metavar="SRC")]
+    """Folder of the set, laid out as published."""
+    out: Annotated[Path, Form(positional=True, metavar="OUT")]
+    """Folder of the shards."""
+    sequences: Annotated[tuple[str, ...] | None, Form(metavar="NAME")] = None
+    """Sequences to import (default: all)."""
+    long_side: Annotated[int | None, Form(parse=count, metavar="PIXELS")] = None
+    """Longer side of the stored images (default: as they are)."""
+    clip_frames: Annotated[int, Form(parse=count, metavar="N")] = 48
+    """Most times of a clip; a sequence becomes clips of about equal length."""
+    every: Annotated[int, Form(parse=count, metavar="N")] = 1
+    """Take every N-th time."""
+    most_tracks: Annotated[int, Form(parse=count, metavar="N")] = 4096
+    """Most tracks of a clip, evenly chosen."""
+    name: str | None = None
+    """Name of the source in the manifest (default: the set's)."""
+    licence: Annotated[str | None, Form(metavar="TEXT")] = None
+    """Licence of the data (default: what the set states)."""
+    depth_tolerance: Annotated[float | None, Form(parse=tolerance, metavar="SHARE")] = None
+    """Relative difference up to which depths of two frames agree in the check (default: the set's)."""
+    clips_per_shard: Annotated[int | None, Form(parse=count, metavar="N")] = None
+    """Number of clips of a shard (default: those that make about 200 MB)."""
+    unchecked: bool = False
+    """Go on whatever the check of the first clips finds."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImportVideo:
     """Flags of data import video."""
 
@@ -160,19 +192,56 @@ def add_verbs(verbs: Verbs[Verb]) -> None:
     text = "Make shards of synthetic multi-view video; whole ones are not made again."
     add_verb(data, "make", _data_make, text, _make, WORLD)
     imports = data.add_parser("import", help="turn other projects' data into shards")
-    imports = imports.add_subparsers(required=True, metavar="FORM")
+    forms = imports.add_subparsers(required=True, metavar="FORM")
     text = "Turn keypoint annotations in COCO's form into shards with one vocabulary of names."
-    add_verb(imports, "coco", _import_coco, text, lambda: ImportCoco)
+    add_verb(forms, "coco", _import_coco, text, lambda: ImportCoco)
     text = "Turn sessions of sleap-anipose (several views, tracks, triangulated points) into shards with cameras."
-    add_verb(imports, "sleap-anipose", _import_sleap_anipose, text, lambda: ImportSleapAnipose)
+    add_verb(forms, "sleap-anipose", _import_sleap_anipose, text, lambda: ImportSleapAnipose)
     text = "Turn videos with keypoints of any detector (an NPZ file each) into shards."
-    add_verb(imports, "video", _import_video, text, lambda: ImportVideo)
+    add_verb(forms, "video", _import_video, text, lambda: ImportVideo)
     text = "Turn fitted scenes (four-d fit) into shards with cameras, depth, masks and tracks, one clip a fit."
-    add_verb(imports, "fit", _import_fit, text, lambda: ImportFit)
+    add_verb(forms, "fit", _import_fit, text, lambda: ImportFit)
+    imports.fill = lambda: _add_sets(forms)
     text = "Verify shards against the layout and their geometry; exit 1 if wrong."
     add_verb(data, "check", _data_check, text, lambda: Check)
     add_verb(data, "stats", _data_stats, "Count what is in the shards.", lambda: Stats)
     add_verb(data, "show", _data_show, "Draw a clip: frames, depth, mask, tracks, camera frusta.", lambda: Show)
+
+
+def _add_sets(forms: Verbs[Verb]) -> None:
+    """Add a verb for each data set: on first use, since their readers take seconds to import."""
+    from four_d.datasets.table import DATASETS
+
+    for dataset in DATASETS.values():
+        text = f"Turn {dataset.title} into shards. Expected under SRC: {dataset.layout}."
+        add_verb(forms, dataset.name, partial(_import_dataset, dataset), text, lambda: ImportDataSet)
+
+
+def _import_dataset(dataset: DataSet, arguments: ImportDataSet) -> int:
+    from data_prep.importers.datasets import import_dataset
+    from data_prep.importers.sequences import Settings
+
+    settings = Settings(
+        long_side=arguments.long_side,
+        clip_frames=arguments.clip_frames,
+        every=arguments.every,
+        most_tracks=arguments.most_tracks,
+        licence=arguments.licence,
+        name=arguments.name,
+    )
+    manifest = import_dataset(
+        dataset,
+        arguments.root,
+        arguments.out,
+        settings,
+        only=arguments.sequences,
+        depth_tolerance=arguments.depth_tolerance,
+        clips_per_shard=arguments.clips_per_shard,
+        checked=not arguments.unchecked,
+    )
+    print(f"{arguments.out}: {manifest.clips} clips, {manifest.frames} frames, {manifest.bytes / 1e6:.0f} MB")
+    print(*(f"{name}: {source.licence}" for name, source in manifest.sources.items()), sep="\n")
+    return 0
 
 
 def _make() -> type[Make]:

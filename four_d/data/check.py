@@ -21,7 +21,7 @@ from four_d.errors import UserError
 from four_d.progress import progress
 
 _MEMBER = re.compile(
-    r"clip\.json|cameras\.npy|(triangles|instances|vertices|moving)\.npy\.gz|moving_vertices\.npy"
+    r"clip\.json|(cameras|intrinsics)\.npy|(triangles|instances|vertices|moving)\.npy\.gz|moving_vertices\.npy"
     r"|tracks(_visible|_valid)?\.npy|keypoints(_valid|_pixels|_pixels_valid|_visible)?\.npy"
     r"|f\d{3,}\.(image\.(jpg|png)|(depth|dynamic)\.png|(faces|barycentric)\.npy\.gz)"
 )

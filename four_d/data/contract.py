@@ -53,11 +53,13 @@ class ClipInfo:
     surface_times: list[float] | None = None
     track_times: list[float] | None = None
     depth_unit: float | None = None
-    """Source units per count of the depth PNGs."""
+    """Source units per count of the depth PNGs; None in a clip to be written: chosen by `encoding.fitting_unit`."""
     objects: list[ObjectInfo] = field(default_factory=list[ObjectInfo])
     seed: int | None = None
     generator: dict[str, object] | None = None
     keypoints: KeypointInfo | None = None
+    home: str | None = None
+    """Place where the source is published."""
     version: int = VERSION
 
 
@@ -118,7 +120,7 @@ class RawClip:
     world_from_camera: NDArray[np.float64] | None = None
     """f 4 4"""
     intrinsics: NDArray[np.float64] | None = None
-    """f 3 3, pixels, corner origin."""
+    """f 3 3, pixels, corner origin; may be known without poses."""
     depth: NDArray[np.float32] | None = None
     """f h w, source units; 0 = invalid."""
     dynamic: NDArray[np.bool_] | None = None
@@ -130,8 +132,9 @@ class RawClip:
 
 def modalities(clip: RawClip) -> list[str]:
     """Modalities of a clip beyond images and times, in alphabetical order."""
-    names = ("cameras", "depth", "dynamic", "keypoints", "surface", "tracks")
-    values = (clip.world_from_camera, clip.depth, clip.dynamic, clip.keypoints, clip.surface, clip.tracks)
+    names = ("cameras", "depth", "dynamic", "intrinsics", "keypoints", "surface", "tracks")
+    lenses = clip.intrinsics if clip.world_from_camera is None else None  # beside poses they are part of the cameras
+    values = (clip.world_from_camera, clip.depth, clip.dynamic, lenses, clip.keypoints, clip.surface, clip.tracks)
     return [name for name, value in zip(names, values) if value is not None]
 
 
@@ -162,8 +165,8 @@ def _problems(clip: RawClip) -> Iterator[str]:
         yield f"clip.json: {len(info.camera_ids)} camera_ids for {f} times"
     yield from _order_problems(info)
     yield from _array("images", clip.images, "uint8", (f, h, w, 3))
-    if (clip.world_from_camera is None) != (clip.intrinsics is None):
-        yield "world_from_camera and intrinsics come together or not at all"
+    if clip.world_from_camera is not None and clip.intrinsics is None:
+        yield "world_from_camera comes with intrinsics; intrinsics may come alone"
     yield from _array("world_from_camera", clip.world_from_camera, "float64", (f, 4, 4))
     yield from _array("intrinsics", clip.intrinsics, "float64", (f, 3, 3))
     yield from _array("depth", clip.depth, "float32", (f, h, w))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import logging
 import re
 import zlib
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from four_d.data.contract import VERSION, ClipInfo, KeypointInfo, ObjectInfo, RawClip, problems
+
+LOGGER = logging.getLogger(__name__)
 
 Array = NDArray[np.generic]
 
@@ -31,6 +34,9 @@ class BadMemberError(ValueError):
     """Error for a member whose bytes violate the layout; the text is the reason."""
 
 
+COUNTS = 65535
+"""Greatest count of a depth PNG."""
+_UNITS = [float(f"{digit}e{power}") for power in range(-9, 7) for digit in (1, 2, 5)]
 CLIP = "clip.json"
 """Name of the member that every sample has."""
 
@@ -42,12 +48,16 @@ def encode_clip(clip: RawClip, *, lossless: bool = False) -> dict[str, bytes]:
     """
     if violations := problems(clip):
         raise ValueError(f"clip {clip.key}: {violations[0]}")
+    if clip.depth is not None and clip.info.depth_unit is None:
+        clip = with_unit(clip)
     members = {CLIP: _encode_info(clip.info)}
     for frame, image in enumerate(clip.images):
         name, data = ("png", encode_png(image)) if lossless else ("jpg", encode_jpeg(image))
         members[f"f{frame:03d}.image.{name}"] = data
     if clip.world_from_camera is not None and clip.intrinsics is not None:
         members["cameras.npy"] = encode_npy(pack_cameras(clip.world_from_camera, clip.intrinsics))
+    elif clip.intrinsics is not None:
+        members["intrinsics.npy"] = encode_npy(pack_intrinsics(clip.intrinsics))
     members |= _encode_maps(clip) | _encode_surface(clip)
     if clip.tracks is not None:
         members["tracks.npy"] = encode_npy(clip.tracks.points)
@@ -64,16 +74,17 @@ def encode_clip(clip: RawClip, *, lossless: bool = False) -> dict[str, bytes]:
 
 def _encode_info(info: ClipInfo) -> bytes:
     content = dataclasses.asdict(info)
-    if info.keypoints is None:
-        del content["keypoints"]  # so that clips without any keep their bytes
+    for name in ("keypoints", "home"):
+        if content[name] is None:
+            del content[name]  # so that clips without any keep their bytes
     return json.dumps(content, separators=(",", ":")).encode()
 
 
 def _encode_maps(clip: RawClip) -> dict[str, bytes]:
     members: dict[str, bytes] = {}
     if clip.depth is not None:
-        if not clip.info.depth_unit:
-            raise ValueError(f"clip {clip.key}: depth needs clip.json's depth_unit, source units per count")
+        if not clip.info.depth_unit or not clip.info.depth_unit > 0:
+            raise ValueError(f"clip {clip.key}: depth_unit is {clip.info.depth_unit}; give source units per count")
         counts = np.rint(clip.depth / clip.info.depth_unit)
         if counts.min() < 0 or counts.max() > 65535:
             raise ValueError(f"clip {clip.key}: depth does not fit 16 bits in units of {clip.info.depth_unit}")
@@ -83,6 +94,35 @@ def _encode_maps(clip: RawClip) -> dict[str, bytes]:
         for frame, mask in enumerate(clip.dynamic):
             members[f"f{frame:03d}.dynamic.png"] = encode_png(mask.astype(np.uint8) * 255)
     return members
+
+
+def with_unit(clip: RawClip) -> RawClip:
+    """Set the `fitting_unit` of a clip's depth; what lies beyond 16 bits of it becomes invalid, which is logged."""
+    assert clip.depth is not None
+    unit = fitting_unit(clip.depth)
+    beyond = clip.depth > unit * COUNTS
+    if beyond.any():
+        share = beyond.sum() / max((clip.depth > 0).sum(), 1)
+        LOGGER.warning(
+            f"clip {clip.key}: {share:.1%} of its depth is beyond {unit * COUNTS:.4g} and left out; a unit that "
+            "holds it would round the nearest depth by more than 0.5 %"
+        )
+    depth = np.where(beyond, np.float32(0), clip.depth)
+    return dataclasses.replace(clip, depth=depth, info=dataclasses.replace(clip.info, depth_unit=unit))
+
+
+def fitting_unit(depth: NDArray[np.float32]) -> float:
+    """Source units per count that suit depth (0 = invalid), 1, 2 or 5 times a power of ten.
+
+    The smallest that holds the farthest in 16 bits, but none that rounds the nearest by more than 0.5 %.
+    """
+    valid = depth[depth > 0]
+    if not valid.size:
+        return 1.0
+    nearest, farthest = np.quantile(valid, 0.001), float(valid.max())
+    coarsest, wanted = float(nearest) * 0.01, farthest / COUNTS
+    fitting = [unit for unit in _UNITS if unit >= wanted]
+    return min(fitting[0] if fitting else _UNITS[-1], max(unit for unit in _UNITS if unit <= max(coarsest, _UNITS[0])))
 
 
 def _encode_surface(clip: RawClip) -> dict[str, bytes]:
@@ -104,19 +144,27 @@ def _encode_surface(clip: RawClip) -> dict[str, bytes]:
 
 def pack_cameras(world_from_camera: NDArray[np.float64], intrinsics: NDArray[np.float64]) -> NDArray[np.float64]:
     """Pack ``f 4 4`` poses and ``f 3 3`` intrinsics into the stored ``f 5 4``. ValueError if intrinsics have skew."""
+    return np.concatenate([world_from_camera, pack_intrinsics(intrinsics)[:, None]], axis=1)
+
+
+def pack_intrinsics(intrinsics: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Pack ``f 3 3`` intrinsics into rows fx fy cx cy. ValueError if they have skew."""
     if np.abs(intrinsics[:, 0, 1]).max(initial=0) > 1e-9:
         raise ValueError("intrinsics have skew, which the layout cannot hold; undistort and resample the images")
-    row = np.stack([intrinsics[:, 0, 0], intrinsics[:, 1, 1], intrinsics[:, 0, 2], intrinsics[:, 1, 2]], axis=-1)
-    return np.concatenate([world_from_camera, row[:, None]], axis=1)
+    return intrinsics[:, [0, 1, 0, 1], [0, 1, 2, 2]]
 
 
 def unpack_cameras(packed: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Invert `pack_cameras`."""
-    intrinsics = np.zeros((len(packed), 3, 3))
-    intrinsics[:, 0, 0], intrinsics[:, 1, 1] = packed[:, 4, 0], packed[:, 4, 1]
-    intrinsics[:, 0, 2], intrinsics[:, 1, 2] = packed[:, 4, 2], packed[:, 4, 3]
+    return np.ascontiguousarray(packed[:, :4]), unpack_intrinsics(packed[:, 4])
+
+
+def unpack_intrinsics(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Invert `pack_intrinsics`."""
+    intrinsics = np.zeros((len(rows), 3, 3))
+    intrinsics[:, [0, 1, 0, 1], [0, 1, 2, 2]] = rows
     intrinsics[:, 2, 2] = 1
-    return np.ascontiguousarray(packed[:, :4]), intrinsics
+    return intrinsics
 
 
 def encode_jpeg(image: NDArray[np.uint8]) -> bytes:
@@ -270,7 +318,7 @@ def _keypoints(value: object) -> KeypointInfo:
     )
 
 
-_OPTIONAL = {"surface_times", "track_times", "depth_unit", "seed", "generator", "keypoints"}
+_OPTIONAL = {"surface_times", "track_times", "depth_unit", "seed", "generator", "keypoints", "home"}
 _FIELDS: dict[str, Callable[[object], object]] = {
     "source": _exactly(str),
     "licence": _exactly(str),
@@ -286,5 +334,6 @@ _FIELDS: dict[str, Callable[[object], object]] = {
     "seed": _exactly(int),
     "generator": _exactly(dict),
     "keypoints": _keypoints,
+    "home": _exactly(str),
     "version": _exactly(int),
 }

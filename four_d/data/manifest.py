@@ -78,6 +78,8 @@ class SourceInfo:
     metric: bool
     clips: int
     frames: int
+    home: str = ""
+    """Place where it is published."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +136,7 @@ def write_sidecar(folder: Path, sidecar: Sidecar) -> Path:
         for sample in sidecar.samples
     ]
     info = {name: value for name, value in dataclasses.asdict(sidecar.info).items() if name != "sidecar"}
-    sources = {name: dataclasses.asdict(source) for name, source in sidecar.sources.items()}
+    sources = {name: _stored_source(source) for name, source in sidecar.sources.items()}
     _write(path, {"version": VERSION, **info, "sources": sources, "samples": samples})
     return path
 
@@ -199,8 +201,13 @@ def finalise(folder: Path, name: str) -> Manifest:
         shards=shards,
     )
     content = {field: value for field, value in dataclasses.asdict(manifest).items() if field != "folder"}
+    content["sources"] = {name: _stored_source(source) for name, source in sources.items()}
     _write(folder / MANIFEST, {"version": VERSION, **content})
     return manifest
+
+
+def _stored_source(source: SourceInfo) -> dict[str, object]:
+    return {name: value for name, value in dataclasses.asdict(source).items() if name != "home" or value}
 
 
 def refuse_foreign(folder: Path) -> None:
@@ -327,6 +334,7 @@ def _sources(value: object) -> dict[str, SourceInfo]:
             metric=bool(item["metric"]),
             clips=_int(item["clips"]),
             frames=_int(item["frames"]),
+            home=str(item.get("home", "")),
         )
 
     return {name: source_info(item) for name, item in cast(dict[str, dict[str, object]], value).items()}

@@ -70,7 +70,8 @@ def with_motion(clip: Clip, query_times: Float[Tensor, "q"], frames: Int[Tensor,
 def _motion(clip: Clip, query: Float[Tensor, ""], frames: Int[Tensor, "k"]) -> MotionTruth:
     if clip.cameras is not None and clip.surface is not None:
         return surface_motion(clip.surface, clip.cameras, clip.times, query, frames)
-    if clip.cameras is not None and clip.tracks is not None:
+    posed = clip.cameras is not None and (clip.cameras.known is None or bool(clip.cameras.known.all()))
+    if posed and clip.tracks is not None:
         return track_motion(clip, query, frames)
     empty = torch.zeros_like(clip.images[frames, 0], dtype=torch.bool)
     return MotionTruth(motion=torch.zeros(*empty.shape, 3), visible=empty, valid=empty)

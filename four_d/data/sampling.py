@@ -133,7 +133,7 @@ def _exactly(chosen: NDArray[np.int64], count: int, rng: np.random.Generator) ->
 def to_clip(raw: RawClip, *, with_surface: bool = False, world: World = "first_camera") -> Clip:
     """Convert a decoded sample to unbatched tensors in the source's units; absent modalities stay None.
 
-    World = the first frame's camera, or the source's own (``stored``, and where cameras are unknown). Depth, ``valid``
+    World = the first frame's camera, or the source's own (``stored``, and where poses are unknown). Depth, ``valid``
     and ``dynamic`` come from the surface where there is one, else from the source. ``with_surface`` keeps the
     correspondence as well.
     """
@@ -151,7 +151,7 @@ def to_clip(raw: RawClip, *, with_surface: bool = False, world: World = "first_c
         metric=torch.tensor(info.metric),
         scale=torch.tensor(1.0),
     )
-    if raw.surface is not None and cameras is not None:
+    if raw.surface is not None and cameras is not None and raw.world_from_camera is not None:
         surface = surfaces.transform_surface(surfaces.decode(raw.surface, info), new_from_world.float())
         depth, dynamic = surfaces.depth_and_dynamic(surface, cameras, clip.times)
         kept = surface if with_surface else None
@@ -162,8 +162,13 @@ def to_clip(raw: RawClip, *, with_surface: bool = False, world: World = "first_c
 def _cameras(raw: RawClip, world: World) -> tuple[Cameras | None, Float[Tensor, "4 4"]]:
     """Cameras in the new world, and new_from_world; computed in float64, since a world may be large."""
     same = torch.eye(4, dtype=torch.float64)
-    if raw.world_from_camera is None or raw.intrinsics is None:
+    if raw.intrinsics is None:
         return None, same
+    if raw.world_from_camera is None:
+        unknown = torch.zeros(len(raw.intrinsics), dtype=torch.bool)
+        lenses = torch.from_numpy(raw.intrinsics).float()
+        poses = same.float().expand(len(lenses), 4, 4)
+        return Cameras(world_from_camera=poses, intrinsics=lenses, known=unknown, intrinsics_known=~unknown), same
     poses = torch.from_numpy(raw.world_from_camera)
     new_from_world = same if world == "stored" else geometry.invert_pose(poses[0])
     intrinsics = torch.from_numpy(raw.intrinsics).float()

@@ -29,6 +29,7 @@ from four_d.data.encoding import (
     encode_clip,
     npy_header,
     unpack_cameras,
+    unpack_intrinsics,
 )
 from four_d.data.manifest import (
     Manifest,
@@ -175,7 +176,8 @@ def _write_clip(writer: TarWriter, shard: str, clip: RawClip, lossless: bool, us
 
 
 def _source_of(info: ClipInfo) -> dict[str, SourceInfo]:
-    return {info.source: SourceInfo(licence=info.licence, metric=info.metric, clips=1, frames=len(info.times))}
+    frames, home = len(info.times), info.home or ""
+    return {info.source: SourceInfo(licence=info.licence, metric=info.metric, clips=1, frames=frames, home=home)}
 
 
 class ShardReader:
@@ -289,6 +291,9 @@ class _Reading:
         if "cameras.npy" in sample.members:
             packed = self._array("cameras.npy", "<f8", (sample.frames, 5, 4))
             poses, intrinsics = unpack_cameras(packed[list(self._frames)])
+        elif "intrinsics.npy" in sample.members:
+            rows = self._array("intrinsics.npy", "<f8", (sample.frames, 4))
+            intrinsics = unpack_intrinsics(rows[list(self._frames)])
         depth, dynamic = self._maps("depth.png", "I;16"), self._maps("dynamic.png", "L")
         return RawClip(
             key=sample.key,

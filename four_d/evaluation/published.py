@@ -21,6 +21,7 @@ from torch import Tensor
 
 from four_d import geometry
 from four_d.abilities import Model, check_sees_scenes
+from four_d.datasets.sequence import Sequence, Task
 from four_d.devices import Precision, told_when_full, usable
 from four_d.errors import UserError
 from four_d.evaluation.published_result import Missing, Published, Row, Skip, means
@@ -31,7 +32,6 @@ from four_d.memory import check_pictures
 from four_d.metrics import depth, masks, points, pose
 from four_d.metrics.renders import lpips_at
 from four_d.progress import progress
-from four_d.protocols.sequence import Sequence, Task
 from four_d.protocols.table import CROPPED, PROTOCOLS, Alignment, PointSettings, Protocol
 from four_d.similarity import LPIPS_WEIGHTS
 from four_d.types import LIKELY, Cameras, Clip, Prediction, map_tensors

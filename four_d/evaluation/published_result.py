@@ -8,11 +8,11 @@ from pathlib import Path
 
 from rich.table import Table
 
+from four_d.datasets.sequence import Task
 from four_d.evaluation.result import LpipsFacts, facts
 from four_d.evaluation.tables import show
 from four_d.metrics.catalogue import METRICS
 from four_d.outputs import write_json
-from four_d.protocols.sequence import Task
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,11 +23,11 @@ from torch import Tensor
 
 from four_d import geometry
 from four_d.abilities import Model
+from four_d.datasets.sequence import Sequence, TrackTruth
 from four_d.errors import UserError
 from four_d.evaluation.published_result import Row
 from four_d.metrics import tracks
 from four_d.metrics.baselines import StaticCamera
-from four_d.protocols.sequence import Sequence, TrackTruth
 from four_d.protocols.table import TrackProtocol
 from four_d.types import LIKELY, Cameras, Clip, map_tensors
 from four_d.windows.clips import ClipSource, as_given

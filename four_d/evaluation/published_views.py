@@ -20,6 +20,7 @@ from torch import Tensor
 
 from four_d import fields
 from four_d.abilities import Hint, Model
+from four_d.datasets.sequence import Keypoints, Sequence, ViewTruth
 from four_d.errors import UserError
 from four_d.evaluation.novel import nearest_frames, render_views, size_of
 from four_d.evaluation.published_result import Row, Skip, means
@@ -29,7 +30,6 @@ from four_d.geometry import Similarity, resize
 from four_d.metrics.depth import resize_nearest
 from four_d.metrics.keypoints import pck_of_video
 from four_d.metrics.renders import score_renders
-from four_d.protocols.sequence import Keypoints, Sequence, ViewTruth
 from four_d.similarity import LPIPS
 from four_d.tracking import PointTracks
 from four_d.types import Cameras, Clip, Segment, Views, map_tensors, segment_at

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from four_d.errors import UserError
 from four_d.formats.clouds import PointCloud
+from four_d.formats.colmap import read_model
 from four_d.formats.observations import Observations
-from four_d.geometry import invert_pose, make_pose, project
+from four_d.geometry import invert_pose, project
 from four_d.outputs import read_whole
 from four_d.types import Cameras
 
@@ -202,29 +203,16 @@ def _reprojection_errors(cameras: Cameras, cloud: PointCloud, observations: Obse
 
 
 def read_colmap(folder: Path) -> tuple[Cameras, list[tuple[int, int]], list[str]]:
-    """Read the PINHOLE cameras of a COLMAP text model in its images' order: float64 cameras, sizes (h, w), names."""
-    intrinsics: dict[str, tuple[Tensor, tuple[int, int]]] = {}
-    for line in _lines(folder / "cameras.txt"):
-        identity, model, width, height, *values = line.split()
-        if model != "PINHOLE":
-            raise UserError(f"{folder / 'cameras.txt'}: camera {identity} is {model}; undistort to PINHOLE first")
-        fx, fy, cx, cy = map(float, values)
-        matrix = torch.tensor([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], dtype=torch.float64)
-        intrinsics[identity] = matrix, (int(height), int(width))
-    records = [line.split(maxsplit=9) for line in _lines(folder / "images.txt", every=2)]
-    numbers = torch.tensor([[float(v) for v in record[1:8]] for record in records], dtype=torch.float64)
-    rotation = roma.unitquat_to_rotmat(roma.quat_wxyz_to_xyzw(numbers[:, :4]))
-    poses = invert_pose(make_pose(rotation, numbers[:, 4:]))
-    chosen = [intrinsics[record[8]] for record in records]
-    cameras = Cameras(world_from_camera=poses, intrinsics=torch.stack([matrix for matrix, _ in chosen]))
-    return cameras, [size for _, size in chosen], [record[9] for record in records]
-
-
-def _lines(path: Path, every: int = 1) -> list[str]:
-    """Lines after the leading comments, every ``every``-th: in images.txt each second line lists 2D points."""
-    lines = path.read_text().splitlines()
-    head = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
-    return [line for line in lines[head::every] if line.strip()]
+    """Read the PINHOLE cameras of a COLMAP model in its images' order: float64 cameras, sizes (h, w), names."""
+    model = read_model(folder)
+    for identity, camera in model.cameras.items():
+        if camera.model != "PINHOLE":
+            raise UserError(f"{folder}: camera {identity} is {camera.model}; undistort to PINHOLE first")
+    chosen = [model.cameras[view.camera] for view in model.views]
+    poses = torch.from_numpy(np.stack([view.world_from_camera for view in model.views]))
+    intrinsics = torch.from_numpy(np.stack([camera.intrinsics for camera in chosen]))
+    cameras = Cameras(world_from_camera=poses, intrinsics=intrinsics)
+    return cameras, [camera.size for camera in chosen], [view.name for view in model.views]
 
 
 def _numbers(values: list[float]) -> str:

@@ -8,10 +8,28 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
+from four_d.datasets import (
+    colmap,
+    cut3r,
+    davis,
+    depths,
+    dycheck,
+    folder,
+    kubric,
+    nerfstudio,
+    npz_tracks,
+    nvidia_dynamic,
+    pointodyssey,
+    rgbd,
+    scenes,
+    sintel,
+    spring,
+    tartanair,
+)
+from four_d.datasets.facts import DataSet
+from four_d.datasets.sequence import Sequence, Task
 from four_d.errors import UserError
 from four_d.metrics import tracks
-from four_d.protocols import davis, depths, dycheck, folder, npz_tracks, nvidia_dynamic, rgbd, scenes, sintel
-from four_d.protocols.sequence import Sequence, Task
 
 Alignment = Literal["metric", "median", "scale", "scaleshift"]
 """Alignment of depth; ``scale`` and ``scaleshift`` minimise *absolute* errors as published code does (IRLS; Adam)."""
@@ -79,6 +97,8 @@ class Protocol:
 _VIDEO: tuple[Alignment, ...] = ("scale", "scaleshift", "metric")
 _FRAME: tuple[Alignment, ...] = ("median",)
 _ICP = PointSettings(crop=(224, 224), alignment="icp", icp_distance=0.1, normals=True)
+
+_OWN_POINTS = PointSettings(crop=None, alignment="icp", icp_distance=0.1, normals=True)
 
 _SINTEL = Protocol(
     name="sintel",
@@ -255,7 +275,7 @@ _ENTRIES = (
         layout=folder.LAYOUT,
         alignments=_VIDEO,
         frame_alignments=_FRAME,
-        points=PointSettings(crop=None, alignment="icp", icp_distance=0.1, normals=True),
+        points=_OWN_POINTS,
     ),
 )
 _VIEWS = (
@@ -288,4 +308,42 @@ _VIEWS = (
         sequences=7,
     ),
 )
-PROTOCOLS: dict[str, Protocol] = {entry.name: entry for entry in (*_ENTRIES, *_VIEWS)}
+
+
+def _whole(dataset: DataSet) -> Protocol:
+    """Protocol of a set that no paper scores so: each sequence of one camera whole, for all that it has truth of."""
+    return Protocol(
+        name=dataset.name,
+        tasks=("pose", "video_depth", "depth", "points"),
+        reader=partial(_read_whole, dataset),
+        source=f"ours: all of {dataset.title}; no cap, points without crop",
+        layout=dataset.layout,
+        alignments=_VIDEO,
+        frame_alignments=_FRAME,
+        points=_OWN_POINTS,
+    )
+
+
+def _read_whole(dataset: DataSet, root: Path, only: tuple[str, ...] | None) -> list[Sequence]:
+    listed = [sequence for sequence in dataset.reader(root, only) if sequence.camera_ids is None]
+    return [replace(sequence, tasks=_tasks(sequence)) for sequence in listed]
+
+
+def _tasks(sequence: Sequence) -> tuple[Task, ...]:
+    tasks: list[Task] = [] if sequence.cameras is None else ["pose"]
+    if sequence.depth is not None:
+        tasks += ["video_depth", "depth"]
+        tasks += [] if sequence.cameras is None else ["points"]
+    return tuple(tasks)
+
+
+_WHOLE = (
+    *cut3r.CUT3R_SETS,
+    pointodyssey.POINTODYSSEY,
+    tartanair.TARTANAIR,
+    spring.SPRING,
+    kubric.KUBRIC,
+    colmap.COLMAP,
+    nerfstudio.NERFSTUDIO,
+)
+PROTOCOLS: dict[str, Protocol] = {entry.name: entry for entry in (*_ENTRIES, *_VIEWS, *map(_whole, _WHOLE))}

@@ -215,7 +215,7 @@ class TestWriting:
         [
             ({"key": "a.b"}, "key 'a.b'"),
             ({"images": np.zeros((8, 24, 31, 3), np.uint8)}, "images is"),
-            ({"world_from_camera": None}, "come together"),
+            ({"intrinsics": None}, "comes with intrinsics"),
             ({"depth": np.zeros((8, 24, 32), np.float32)}, "derived where there is a surface"),
         ],
     )

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from four_d.datasets import decode
 from four_d.errors import UserError
-from four_d.protocols import decode
 from tests.protocols import written
 
 

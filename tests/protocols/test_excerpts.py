@@ -18,8 +18,8 @@ from PIL import Image
 
 from four_d import geometry
 from four_d.data.agreement import pose_mistakes
-from four_d.protocols import decode, scenes
-from four_d.protocols.sequence import Sequence
+from four_d.datasets import decode, scenes
+from four_d.datasets.sequence import Sequence
 from four_d.protocols.table import PROTOCOLS
 from four_d.types import Cameras
 from tests.protocols import written

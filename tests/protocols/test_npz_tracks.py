@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from four_d import geometry
+from four_d.datasets.sequence import Sequence
 from four_d.errors import UserError
-from four_d.protocols.sequence import Sequence
 from four_d.protocols.table import PROTOCOLS
 from tests.protocols import tracked
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from four_d.datasets import rgbd, scenes, sintel
+from four_d.datasets.sequence import Sequence
 from four_d.errors import UserError
-from four_d.protocols import rgbd, scenes, sintel
-from four_d.protocols.sequence import Sequence
 from four_d.protocols.table import PROTOCOLS
 from tests.protocols import written
+from tests.protocols.built import SETS
 from tests.protocols.written import HEIGHT, WIDTH, WRITERS, world
 
 
@@ -50,7 +51,8 @@ def assert_images(sequence: Sequence, frames: list[int], error: float = 0) -> No
 def test_every_protocol_has_a_writer() -> None:
     in_npz = {"worldtrack", "tapvid3d"}  # tests/protocols/test_npz_tracks.py
     of_views = {"dycheck_views", "nvidia_nsff", "nvidia_first"}  # tests/protocols/test_views.py
-    assert WRITERS.keys() | in_npz | of_views == PROTOCOLS.keys()
+    whole = {"colmap", "nerfstudio"} | SETS.keys() - {"vkitti2"}  # tests/protocols/test_peers_sets.py
+    assert WRITERS.keys() | in_npz | of_views | whole == PROTOCOLS.keys()
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -375,14 +377,13 @@ def test_folder(stamped: bool, tmp_path: Path) -> None:
 def test_folder_of_pictures_alone_and_with_wrong_counts(tmp_path: Path) -> None:
     written.folder(tmp_path)
     (tmp_path / "poses.txt").write_text("".join((tmp_path / "poses.txt").read_text().splitlines(keepends=True)[:3]))
-    (sequence,) = PROTOCOLS["folder"].open(tmp_path)
-    assert sequence.cameras is not None
     with pytest.raises(UserError, match="3 poses for 4 images"):
-        sequence.cameras()
+        PROTOCOLS["folder"].open(tmp_path)
+    (tmp_path / "poses.txt").rename(tmp_path / "_poses.txt")
     (tmp_path / "masks" / "002.png").unlink()
     with pytest.raises(UserError, match=r"002\.png is missing"):
         PROTOCOLS["folder"].open(tmp_path)
-    for name in ("depth", "masks", "poses.txt"):
+    for name in ("depth", "masks"):
         (tmp_path / name).rename(tmp_path / f"_{name}")
     (sequence,) = PROTOCOLS["folder"].open(tmp_path)
     assert sequence.tasks == ()

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from four_d.datasets import nvidia_dynamic
 from four_d.errors import UserError
-from four_d.protocols import nvidia_dynamic
 from four_d.protocols.table import PROTOCOLS
 from tests.protocols import written
 from tests.protocols.written import HEIGHT, WIDTH, world

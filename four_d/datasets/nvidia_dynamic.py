@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from four_d.datasets import decode, files
+from four_d.datasets.facts import DataSet, Licence
+from four_d.datasets.sequence import Sequence, ViewTruth
 from four_d.errors import UserError
-from four_d.protocols import decode, files
-from four_d.protocols.sequence import Sequence, ViewTruth
 from four_d.types import Cameras
 
 CAMERAS = 12
@@ -43,6 +44,12 @@ Size = tuple[int, int]
 def read_nsff(root: Path, only: tuple[str, ...] | None = None) -> list[Sequence]:
     """List eight scenes of 24 frames. The cameras of the first twelve frames repeat."""
     return [_nsff(root / name / "dense", name) for name in files.chosen(NSFF, only)]
+
+
+def read_all(root: Path, only: tuple[str, ...] | None = None) -> list[Sequence]:
+    """List the scenes of `read_nsff` that are there."""
+    present = [name for name in NSFF if (root / name / "dense").is_dir()] or list(NSFF)
+    return read_nsff(root, tuple(files.chosen(present, only)))
 
 
 def _nsff(directory: Path, name: str) -> Sequence:
@@ -190,3 +197,15 @@ def _rows(path: Path) -> NDArray[np.float64]:
     if rows.ndim != 2 or rows.shape[1] != 17 or not np.isfinite(rows).all():
         raise UserError(f"{path} holds {rows.shape}, not 17 finite numbers per frame; unpack or download it again")
     return rows
+
+
+NVIDIA_DYNAMIC = DataSet(
+    name="nvidia_dynamic",
+    title="NVIDIA Dynamic Scenes, videos of NSFF's preparation",
+    home="dynamic_scene_data_full.zip, github.com/zhengqili/Neural-Scene-Flow-Fields",
+    licences=(Licence(text="code MIT; images: none stated (Yoon et al. 2020)"),),
+    layout=NSFF_LAYOUT,
+    reader=read_all,
+    metric=False,
+    notes="the video that moves from camera to camera, not the held-out images; COLMAP's unit, no depth",
+)

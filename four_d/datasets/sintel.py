@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from four_d import fields, geometry
-from four_d.protocols import decode, files
-from four_d.protocols.sequence import Sequence, Task
+from four_d.datasets import decode, files
+from four_d.datasets.facts import DataSet, Licence
+from four_d.datasets.sequence import Sequence, Task
+from four_d.ordering import in_order
 from four_d.types import Cameras
 
 LAYOUT = "training/{final,depth,camdata_left,flow}/alley_1/frame_0001.{png,dpt,cam,flo} and so on"
@@ -30,8 +32,26 @@ POSE = (
 """Sequences whose camera moves enough."""
 
 
+def read_all(root: Path, only: tuple[str, ...] | None = None) -> list[Sequence]:
+    """List the sequences that are there."""
+    training = _training(root)
+    present = [path.name for path in in_order((training / "final").iterdir()) if path.is_dir()]
+    return read_sintel(root, tuple(files.chosen(present, only)), among=tuple(present))
+
+
+def _training(root: Path) -> Path:
+    training = root / "training" if (root / "training").is_dir() else root
+    files.folder(training / "final", LAYOUT)
+    return training
+
+
 def read_sintel(
-    root: Path, only: tuple[str, ...] | None = None, *, depth: tuple[str, ...] = SEQUENCES, threshold: float = 0.1
+    root: Path,
+    only: tuple[str, ...] | None = None,
+    *,
+    depth: tuple[str, ...] = SEQUENCES,
+    among: tuple[str, ...] = SEQUENCES,
+    threshold: float = 0.1,
 ) -> list[Sequence]:
     """List all 23 sequences; ``POSE`` count for poses, ``depth`` for depth, those with flow for masks.
 
@@ -42,13 +62,13 @@ def read_sintel(
         root: holds ``training``, or is it.
         only: names to list; None = all.
         depth: names that count for depth.
+        among: all names that there are.
         threshold: a pixel moves if its flow differs from that of a rigid scene by more (pixels).
 
     """
-    training = root / "training" if (root / "training").is_dir() else root
-    files.folder(training / "final", LAYOUT)
+    training = _training(root)
     modalities = {modality for modality in ("depth", "camdata_left", "flow") if (training / modality).is_dir()}
-    return [_sequence(training, name, modalities, name in depth, threshold) for name in files.chosen(SEQUENCES, only)]
+    return [_sequence(training, name, modalities, name in depth, threshold) for name in files.chosen(among, only)]
 
 
 def _sequence(training: Path, name: str, modalities: set[str], for_depth: bool, threshold: float) -> Sequence:
@@ -73,9 +93,9 @@ def _sequence(training: Path, name: str, modalities: set[str], for_depth: bool, 
         frames=len(image_paths),
         times=files.frame_times(len(image_paths), FPS),
         tasks=tuple(tasks),
-        images=partial(files.images, image_paths),
+        images=files.image_loader(image_paths),
         cameras=partial(_read_cameras, truth["camdata_left"]) if "camdata_left" in modalities else None,
-        depth=partial(files.depth, truth["depth"], decode.depth_dpt) if "depth" in modalities else None,
+        depth=files.depth_loader(truth["depth"], decode.depth_dpt) if "depth" in modalities else None,
         masks=partial(_masks, truth["depth"], truth["camdata_left"], truth["flow"], threshold) if moving else None,
         mask_frames=len(image_paths) - 1 if moving else None,
     )
@@ -104,3 +124,14 @@ def _flow_errors(depth: list[Path], cameras: Cameras, flow: list[Path]) -> Itera
         rigid = pixels.reshape(height, width, 2) - geometry.pixel_centres(height, width, z)
         error: Tensor = torch.from_numpy(decode.flow_flo(path)).double() - rigid
         yield error.norm(dim=-1).numpy()
+
+
+SINTEL = DataSet(
+    name="sintel",
+    title="MPI Sintel, training split, final pass",
+    home="sintel.is.tue.mpg.de: the main archive (final pass, flow) and the depth archive (depth, cameras)",
+    licences=(Licence(text="film CC BY 3.0"),),
+    layout=LAYOUT,
+    reader=read_all,
+    notes="dynamics masks where flow, depth and cameras are there; the last frame of each, which has none, is left out",
+)

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from four_d.datasets import decode, files
+from four_d.datasets.facts import DataSet, Licence
+from four_d.datasets.sequence import Sequence
 from four_d.errors import UserError
 from four_d.metrics.pose import read_tum
-from four_d.protocols import decode, files
-from four_d.protocols.sequence import Depth, Sequence
+from four_d.ordering import in_order
 from four_d.types import Cameras
 
 WITHIN = 0.02
@@ -50,12 +52,36 @@ def read_tum_dynamics(root: Path, only: tuple[str, ...] | None = None) -> list[S
     return [_tum(root / name) for name in files.chosen(TUM, only)]
 
 
-def _tum(directory: Path) -> Sequence:
+def read_all_tum(root: Path, only: tuple[str, ...] | None = None) -> list[Sequence]:
+    """List every sequence of freiburg3 with all images that have a pose and depth within 0.02 s.
+
+    Those of freiburg1 and freiburg2 are refused: their images are distorted.
+    """
+    present = [path.parent.name for path in in_order(root.glob("*/rgb.txt"))]
+    if not present:
+        raise files.missing(root / "*" / "rgb.txt", TUM_LAYOUT)
+    chosen = files.chosen(present, only)
+    if wrong := [name for name in chosen if "freiburg3" not in name]:
+        raise UserError(
+            f"{root / wrong[0]} is not of freiburg3, so its images are distorted; undistort them, or move the sequence "
+            "away"
+        )
+    return [_tum(root / name, stride=1, most=None, deep=True) for name in chosen]
+
+
+def _tum(directory: Path, *, stride: int = TUM_STRIDE, most: int | None = TUM_FRAMES, deep: bool = False) -> Sequence:
+    """List every ``stride``-th image with a pose (``deep``: and with depth), at most ``most``."""
     files.folder(directory, TUM_LAYOUT)
     times, names = decode.stamped(files.file(directory / "rgb.txt", TUM_LAYOUT))
     pose_times, poses = read_tum(files.file(directory / "groundtruth.txt", TUM_LAYOUT))
     frames, matched = decode.associate(times, pose_times.numpy(), WITHIN)
-    frames, matched = (index[::TUM_STRIDE][:TUM_FRAMES] for index in (frames, matched))
+    maps: list[Path] = []
+    if deep and (directory / "depth.txt").is_file():
+        depth_times, depth_names = decode.stamped(directory / "depth.txt")
+        near, at = decode.associate(times[frames], depth_times, WITHIN)
+        frames, matched = frames[near], matched[near]
+        maps = [directory / depth_names[i] for i in at]
+    frames, matched = (index[::stride][:most] for index in (frames, matched))
     if not len(frames):
         raise UserError(f"no image of {directory / 'rgb.txt'} has a pose within {WITHIN} s; unpack the sequence again")
     paths = [directory / names[i] for i in frames]
@@ -64,9 +90,25 @@ def _tum(directory: Path) -> Sequence:
         frames=len(paths),
         times=tuple((times[frames] - times[frames[0]]).tolist()),
         tasks=("pose",),
-        images=partial(files.images, paths),
+        images=files.image_loader(paths),
         cameras=partial(files.cameras, poses.numpy()[matched], files.pinhole(*FREIBURG3, centre_origin=True)),
+        depth=files.depth_loader(maps[::stride][:most], _counted) if maps else None,
     )
+
+
+def read_all_bonn(root: Path, only: tuple[str, ...] | None = None) -> list[Sequence]:
+    """List all images of every sequence that is there, with depth and poses nearest in time."""
+    base = _bonn_base(root)
+    present = [path.name.removeprefix("rgbd_bonn_") for path in in_order(base.glob("rgbd_bonn_*")) if path.is_dir()]
+    if not present:
+        raise files.missing(base / "rgbd_bonn_*", BONN_LAYOUT)
+    chosen = files.chosen(present, only)
+    return [_bonn(base / f"rgbd_bonn_{name}", name, by_time=True, frames=slice(None)) for name in chosen]
+
+
+def _bonn_base(root: Path) -> Path:
+    inner = root / "rgbd_bonn_dataset"
+    return inner if inner.is_dir() else root
 
 
 def read_bonn(root: Path, only: tuple[str, ...] | None = None, *, by_time: bool = False) -> list[Sequence]:
@@ -80,13 +122,12 @@ def read_bonn(root: Path, only: tuple[str, ...] | None = None, *, by_time: bool 
             frame's is unknown), poses those of the camera by the set's calibration of the markers.
 
     """
-    inner = root / "rgbd_bonn_dataset"
-    base = inner if inner.is_dir() else root
-    return [_bonn(base / f"rgbd_bonn_{name}", name, by_time) for name in files.chosen(BONN, only)]
+    base = _bonn_base(root)
+    return [_bonn(base / f"rgbd_bonn_{name}", name, by_time=by_time) for name in files.chosen(BONN, only)]
 
 
-def _bonn(directory: Path, name: str, by_time: bool) -> Sequence:
-    image_paths = files.listed(directory / "rgb", "*.png", BONN_LAYOUT)[BONN_FRAMES]
+def _bonn(directory: Path, name: str, *, by_time: bool, frames: slice = BONN_FRAMES) -> Sequence:
+    image_paths = files.listed(directory / "rgb", "*.png", BONN_LAYOUT)[frames]
     depth = files.listed(directory / "depth", "*.png", BONN_LAYOUT)
     truth = files.file(directory / "groundtruth.txt", BONN_LAYOUT)
     if not image_paths:
@@ -100,13 +141,13 @@ def _bonn(directory: Path, name: str, by_time: bool) -> Sequence:
         frames=len(image_paths),
         times=tuple((times - times[0]).tolist()),
         tasks=("pose", "video_depth", "depth"),
-        images=partial(files.images, image_paths),
+        images=files.image_loader(image_paths),
         cameras=partial(_bonn_matched_cameras, truth, times) if by_time else partial(_bonn_cameras, truth, len(times)),
-        depth=partial(_bonn_matched_depth, depth, times) if by_time else partial(files.depth, depth, _bonn_depth),
+        depth=files.depth_loader(_bonn_matched_depth(depth, times) if by_time else depth, _counted),
     )
 
 
-def _bonn_depth(path: Path) -> NDArray[np.float32]:
+def _counted(path: Path) -> NDArray[np.float32]:
     return decode.depth_png(path, COUNTS)
 
 
@@ -147,12 +188,32 @@ def body_from_camera() -> NDArray[np.float64]:
     return pose
 
 
-def _bonn_matched_depth(paths: list[Path], times: NDArray[np.float64]) -> Depth:
+def _bonn_matched_depth(paths: list[Path], times: NDArray[np.float64]) -> list[Path]:
+    """Depth file of each image: the nearest in time, or a name without a file."""
     frames, matched = decode.associate(times, _stamps(paths), WITHIN)
     if not len(frames):
         raise UserError(f"{paths[0].parent} has no depth within {WITHIN} s of an image; unpack the sequence again")
-    matched_values, matched_valid = files.depth([paths[i] for i in matched], _bonn_depth)
-    values = np.zeros((len(times), *matched_values.shape[1:]), np.float32)
-    valid = np.zeros(values.shape, bool)
-    values[frames], valid[frames] = matched_values, matched_valid
-    return values, valid
+    pairs = dict(zip(frames.tolist(), matched.tolist(), strict=True))
+    return [paths[pairs[i]] if i in pairs else files.NO_FILE for i in range(len(times))]
+
+
+TUM_RGBD = DataSet(
+    name="tum",
+    title="TUM RGB-D, freiburg3",
+    home="cvg.cit.tum.de/data/datasets/rgbd-dataset, freiburg3 sitting and walking",
+    licences=(Licence(text="CC BY 4.0"),),
+    layout=TUM_LAYOUT,
+    reader=read_all_tum,
+    depth_tolerance=0.05,
+    notes="images with a pose and depth within 0.02 s; freiburg1 and freiburg2 are distorted and refused",
+)
+BONN_DYNAMIC = DataSet(
+    name="bonn",
+    title="Bonn RGB-D Dynamic",
+    home="www.ipb.uni-bonn.de/data/rgbd-dynamic-dataset",
+    licences=(Licence(text="see there"),),
+    layout=BONN_LAYOUT,
+    reader=read_all_bonn,
+    depth_tolerance=0.05,
+    notes="matched in time as bonn_matched; images are not rectified",
+)

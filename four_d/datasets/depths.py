@@ -5,9 +5,14 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
+from four_d.datasets import decode, files
+from four_d.datasets.facts import DataSet, Licence
+from four_d.datasets.sequence import Sequence
+from four_d.errors import UserError
 from four_d.ordering import in_order
-from four_d.protocols import decode, files
-from four_d.protocols.sequence import Sequence
+from four_d.types import Cameras
 
 KITTI_LAYOUT = (
     "val/2011_09_26_drive_0002_sync/proj_depth/groundtruth/image_02/*.png with "
@@ -31,6 +36,13 @@ def read_kitti(root: Path, only: tuple[str, ...] | None = None) -> list[Sequence
     return [_kitti(name, pairs[name]) for name in files.chosen(pairs, only)]
 
 
+def read_all_kitti(root: Path, only: tuple[str, ...] | None = None) -> list[Sequence]:
+    """List all frames with depth of each drive of both splits, camera 02; with intrinsics where the calibration is."""
+    splits = [split for split in ("train", "val") if (root / split).is_dir()] or ["val"]
+    pairs = {name: depth for split in splits for name, depth in _drives(root, split).items()}
+    return [_kitti(name, pairs[name], root) for name in files.chosen(pairs, only)]
+
+
 def _gathered(directory: Path) -> dict[str, list[Path]]:
     """Depth files of each drive in the tree that published preparation scripts make."""
     depth = files.folder(directory / "groundtruth_depth_gathered", KITTI_LAYOUT)
@@ -40,16 +52,18 @@ def _gathered(directory: Path) -> dict[str, list[Path]]:
     return {name: files.listed(depth / name, "*.png", KITTI_LAYOUT) for name in names}
 
 
-def _drives(root: Path) -> dict[str, list[Path]]:
+def _drives(root: Path, split: str = "val") -> dict[str, list[Path]]:
     """Depth files of each drive in the set's own tree."""
-    drives = in_order(files.folder(root / "val", KITTI_LAYOUT).glob("*/proj_depth/groundtruth/image_02"))
+    drives = in_order(files.folder(root / split, KITTI_LAYOUT).glob("*/proj_depth/groundtruth/image_02"))
     if not drives:
-        raise files.missing(root / "val" / "*" / "proj_depth" / "groundtruth" / "image_02", KITTI_LAYOUT)
+        raise files.missing(root / split / "*" / "proj_depth" / "groundtruth" / "image_02", KITTI_LAYOUT)
     return {f"{path.parents[2].name}_02": files.listed(path, "*.png", KITTI_LAYOUT) for path in drives}
 
 
-def _kitti(name: str, depth: list[Path]) -> Sequence:
-    depth = depth[:KITTI_FRAMES]
+def _kitti(name: str, depth: list[Path], calibrated: Path | None = None) -> Sequence:
+    """List a drive; with the folder of the raw set, ``calibrated``, all its frames and their intrinsics."""
+    depth = depth[:KITTI_FRAMES] if calibrated is None else depth
+    calibration = None if calibrated is None else calibrated / name[:10] / "calib_cam_to_cam.txt"
     image_paths = [files.file(_kitti_image(path), KITTI_LAYOUT) for path in depth]
     first = files.number(depth[0])
     return Sequence(
@@ -57,9 +71,21 @@ def _kitti(name: str, depth: list[Path]) -> Sequence:
         frames=len(depth),
         times=tuple((files.number(path) - first) / KITTI_FPS for path in depth),
         tasks=("video_depth", "depth"),
-        images=partial(files.images, image_paths),
-        depth=partial(files.depth, depth, partial(decode.depth_png, per_metre=KITTI_COUNTS)),
+        images=files.image_loader(image_paths),
+        cameras=partial(_kitti_cameras, calibration, len(depth)) if calibration and calibration.is_file() else None,
+        depth=files.depth_loader(depth, partial(decode.depth_png, per_metre=KITTI_COUNTS)),
     )
+
+
+def _kitti_cameras(calibration: Path, frames: int) -> Cameras:
+    """Read the rectified camera 02: intrinsics, which count from pixel centres, and no poses."""
+    for line in calibration.read_text(errors="replace").splitlines():
+        key, _, values = line.partition(":")
+        if key == "P_rect_02":
+            p = np.array([float(value) for value in values.split()]).reshape(3, 4)
+            intrinsics = files.pinhole(p[0, 0], p[1, 1], p[0, 2], p[1, 2], centre_origin=True)
+            return files.cameras(np.full((frames, 4, 4), np.nan), intrinsics)
+    raise UserError(f"{calibration} has no P_rect_02; unpack the calibration of its day again")
 
 
 def _kitti_image(depth: Path) -> Path:
@@ -101,6 +127,28 @@ def _nyu(name: str, image_path: Path, depth: Path) -> Sequence:
         frames=1,
         times=(0.0,),
         tasks=("depth",),
-        images=partial(files.images, [image_path]),
-        depth=partial(files.depth, [depth], files.npy_or_millimetres),
+        images=files.image_loader([image_path]),
+        depth=files.depth_loader([depth], files.npy_or_millimetres),
     )
+
+
+KITTI = DataSet(
+    name="kitti",
+    title="KITTI depth, camera 02",
+    home="www.cvlibs.net/datasets/kitti: annotated depth (train, val), the raw drives and their days' calibration",
+    licences=(Licence(text="CC BY-NC-SA 3.0"),),
+    layout="{train,val}/DRIVE/proj_depth/groundtruth/image_02/*.png with "
+    "DATE/{calib_cam_to_cam.txt,DRIVE/image_02/data/*.png}",
+    reader=read_all_kitti,
+    notes="sparse depth of the lidar, and intrinsics without poses",
+)
+NYU = DataSet(
+    name="nyu",
+    title="NYU Depth v2, test split",
+    home="cs.nyu.edu/~silberman/datasets/nyu_depth_v2.html, test split as exported by others",
+    licences=(Licence(text="research"),),
+    layout=NYU_LAYOUT,
+    reader=read_nyu,
+    depth_tolerance=0.05,
+    notes="single frames, without cameras",
+)

@@ -7,7 +7,9 @@ truncated or of another kind. Nothing here depends on a data set.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -94,6 +96,15 @@ def depth_npy(path: Path) -> NDArray[np.float32]:
             path, f"holds {values.dtype} {values.shape}, not depth of h × w", "use the set's own depth files"
         )
     return values.astype(np.float32)
+
+
+def npz(path: Path, keys: Sequence[str], optional: Sequence[str] = ()) -> dict[str, NDArray[np.generic]]:
+    """Read arrays of numbers of an .npz; ``optional`` ones where they are there."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:  # a damaged file is closed, too
+            return {key: np.asarray(content[key]) for key in (*keys, *(key for key in optional if key in content))}
+    except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise _refused(path, f"has no readable {' and '.join(keys)} ({error})") from error
 
 
 def _tagged(path: Path, channels: int) -> NDArray[np.float32]:

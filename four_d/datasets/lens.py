@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from four_d import geometry
 from four_d.errors import UserError
 
 Points = NDArray[np.float64]
+N = TypeVar("N", bound=np.generic)
 COUNTS = (0, 4, 5, 8)
 """Numbers of coefficients: k1 k2 p1 p2 [k3 [k4 k5 k6]]."""
 ROUNDS = 200
@@ -35,7 +37,7 @@ class Lens:
     coefficients: tuple[float, ...]
 
     @classmethod
-    def of(cls, matrix: object, coefficients: Sequence[float], what: str) -> Lens:
+    def of(cls, matrix: object, coefficients: Sequence[int | float], what: str) -> Lens:
         """Check a calibration's numbers; ``what`` names the camera. UserError for those of another model."""
         k = np.asarray(matrix, np.float64)
         if k.shape != (3, 3) or not np.isfinite(k).all() or k[0, 0] <= 0 or k[1, 1] <= 0:
@@ -76,10 +78,7 @@ class Lens:
         if self.plain:
             return np.stack(images)
         height, width = images[0].shape[:2]
-        pixels = geometry.pixel_centres(height, width, torch.zeros(1, dtype=torch.float64)).numpy() - 0.5
-        rays = (pixels - self.matrix[:2, 2]) / self.matrix[[0, 1], [0, 1]]
-        source = self._distorted(rays) * self.matrix[[0, 1], [0, 1]] + self.matrix[:2, 2] + 0.5
-        source[~self._sees(rays)] = -10.0 * max(height, width)
+        source = self._source(height, width)
         at = torch.from_numpy(source * [2 / width, 2 / height] - 1).float()[None]
         result = np.empty((len(images), height, width, 3), np.uint8)
         for image, straight in zip(images, result, strict=True):
@@ -87,6 +86,24 @@ class Lens:
             found = functional.grid_sample(planes, at, align_corners=False)[0]
             straight[:] = found.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
         return result
+
+    def undistort_maps(self, maps: NDArray[N]) -> NDArray[N]:
+        """Resample maps (f h w) to the nearest values of a camera without distortion; 0 where nothing was seen."""
+        if self.plain:
+            return maps
+        height, width = maps.shape[1:]
+        column, row = (np.floor(each).astype(int) for each in np.moveaxis(self._source(height, width), -1, 0))
+        seen = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        found = maps[:, row.clip(0, height - 1), column.clip(0, width - 1)]
+        return np.where(seen, found, np.zeros((), maps.dtype))
+
+    def _source(self, height: int, width: int) -> Points:
+        """Distorted place (h w 2, corner origin) of each undistorted pixel's centre; far outside where none is."""
+        pixels = geometry.pixel_centres(height, width, torch.zeros(1, dtype=torch.float64)).numpy() - 0.5
+        rays = (pixels - self.matrix[:2, 2]) / self.matrix[[0, 1], [0, 1]]
+        source = self._distorted(rays) * self.matrix[[0, 1], [0, 1]] + self.matrix[:2, 2] + 0.5
+        source[~self._sees(rays)] = -10.0 * max(height, width)
+        return source
 
     def _sees(self, rays: Points) -> NDArray[np.bool_]:
         """True for rays (… 2, at depth 1) before the radius at which the distortion folds back."""

@@ -1,22 +1,56 @@
-"""Video of a published evaluation set, as listed by its reader; its data is loaded on demand."""
+"""Video of a data set, as listed by its reader; its data is loaded on demand."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence as Indices
+from dataclasses import dataclass, replace
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from four_d import fields
 from four_d.types import Cameras
 
+Item = TypeVar("Item")
+T = TypeVar("T")
 Task = Literal["pose", "video_depth", "depth", "points", "mask", "tracks", "views"]
 """``depth`` is of single frames, each aligned alone; ``video_depth`` has one alignment per sequence; ``views`` are
 images held out from the model, of other cameras or times."""
 
 Depth = tuple[NDArray[np.float32], NDArray[np.bool_]]
 """z-depths f h w in metres (0 where invalid), and their validity (finite and > 0). No cap is applied."""
+
+
+@dataclass(frozen=True)
+class PerFrame(Generic[Item, T]):
+    """Loader of one item per frame, such as a file, which can be cut to some frames without reading the others."""
+
+    read: Callable[[list[Item]], T]
+    items: list[Item]
+
+    def __call__(self) -> T:
+        """Read all items."""
+        return self.read(self.items)
+
+    def of(self, frames: Indices[int]) -> PerFrame[Item, T]:
+        """Loader of these frames."""
+        return PerFrame(self.read, [self.items[frame] for frame in frames])
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldTracks:
+    """Paths of points in the sequence's world, for sets that store them so."""
+
+    points: NDArray[np.float64]
+    """n t 3, in the cameras' unit; 0 where not ``known``."""
+    known: NDArray[np.bool_]
+    """n t: validity of ``points``, visible or not."""
+    visible: NDArray[np.bool_]
+    """n t: seen at that time by a camera of the sequence; only where ``known``."""
+    times: tuple[float, ...]
+    """Seconds on the sequence's clock."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +107,15 @@ class Sequence:
     frames: int
     times: tuple[float, ...]
     """Seconds from the first frame; at the publication's rate where the set gives none."""
-    tasks: tuple[Task, ...]
+    tasks: tuple[Task, ...] = ()
     """Tasks in which this sequence counts, a subset of its protocol's."""
+    camera_ids: tuple[int, ...] | None = None
+    """Camera of each frame, of several synchronised ones, frames camera by camera; None: one camera."""
     images: Callable[[], NDArray[np.uint8]]
     """f h w 3, RGB."""
     cameras: Callable[[], Cameras] | None = None
     """world_from_camera f 4 4 (OpenCV axes, metres), intrinsics f 3 3 in pixels of ``images`` with corner origin, and
-    known f: False where the set has no pose of a frame. All of float64."""
+    known f: False where the set has no pose of a frame; its intrinsics hold all the same. All of float64."""
     depth: Callable[[], Depth] | None = None
     """Depth, possibly of another size than ``images``, with the same field of view."""
     bounds: Callable[[], NDArray[np.float64]] | None = None
@@ -89,7 +125,45 @@ class Sequence:
     mask_frames: int | None = None
     """Number of frames, from the first, with ground truth in ``masks``; None = all. The others are False."""
     tracks: Callable[[], TrackTruth] | None = None
+    world_tracks: Callable[[], WorldTracks] | None = None
     views: Callable[[], ViewTruth] | None = None
     keypoints: Callable[[], Keypoints] | None = None
+    metric: bool | None = None
+    """True if lengths are metres; None: as the set says."""
     weight: float = 1.0
     """Weight in the mean of ``tracks`` over sequences: 1 / clips of its source where sources count equally."""
+
+    def take(self, frames: Indices[int]) -> Sequence:
+        """Sequence of some of its frames, whose times stay on its clock. What is of no frame stays as it is."""
+        cut = {
+            name: _cut(load, frames)
+            for name in ("images", "depth", "bounds", "masks")
+            if (load := getattr(self, name)) is not None
+        }
+        cameras, ids = self.cameras, self.camera_ids
+        return replace(
+            self,
+            frames=len(frames),
+            times=tuple(self.times[frame] for frame in frames),
+            camera_ids=None if ids is None else tuple(ids[frame] for frame in frames),
+            cameras=None if cameras is None else _cut_cameras(cameras, frames),
+            mask_frames=None,
+            tracks=None,
+            **cut,
+        )
+
+
+def _cut_cameras(load: Callable[[], Cameras], frames: Indices[int]) -> Callable[[], Cameras]:
+    return load.of(frames) if isinstance(load, PerFrame) else lambda: fields.take(load(), "b", list(frames))
+
+
+def _cut(load: Callable[[], T], frames: Indices[int]) -> Callable[[], T]:
+    """Loader of some frames: of what has a file per frame reads only theirs."""
+    return load.of(frames) if isinstance(load, PerFrame) else lambda: _rows(load(), frames)
+
+
+def _rows(value: T, frames: Indices[int]) -> T:
+    """Rows of an array, or of each array of a tuple."""
+    if isinstance(value, tuple):
+        return tuple(_rows(each, frames) for each in value)  # pyright: ignore[reportReturnType]
+    return value[list(frames)]  # pyright: ignore

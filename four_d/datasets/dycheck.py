@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from four_d.datasets import decode, files
+from four_d.datasets.facts import DataSet, Licence
+from four_d.datasets.sequence import Depth, Keypoints, Sequence, Task, ViewTruth
 from four_d.errors import UserError
-from four_d.protocols import decode, files
-from four_d.protocols.sequence import Depth, Keypoints, Sequence, Task, ViewTruth
+from four_d.ordering import in_order
 from four_d.types import Cameras
 
 LAYOUT = "apple/{rgb/1x/0_00000.png,depth/1x/0_00000.npy,camera/0_00000.json} and so on"
@@ -37,35 +39,52 @@ FPS = 30.0
 
 def read_dycheck(root: Path, only: tuple[str, ...] | None = None) -> list[Sequence]:
     """List each capture twice, as PAGE-4D: its first 120 frames for depth, every tenth frame for the rest."""
-    inner = root / "iphone"
-    base = inner if inner.is_dir() else root
+    base = _base(root)
     return [entry for name in files.chosen(NAMES, only) for entry in _capture(base / name)]
 
 
+def read_all(root: Path, only: tuple[str, ...] | None = None) -> list[Sequence]:
+    """List all frames of camera 0 of every capture that is there."""
+    base = _base(root)
+    names = [path.parents[1].name for path in in_order(files.folder(base, LAYOUT).glob("*/rgb/1x"))]
+    if not names:
+        raise files.missing(base / "*" / "rgb" / "1x", LAYOUT)
+    return [_listed(base / name, _images(base / name), ()) for name in files.chosen(names, only)]
+
+
+def _base(root: Path) -> Path:
+    inner = root / "iphone"
+    return inner if inner.is_dir() else root
+
+
+def _images(capture: Path) -> list[Path]:
+    return files.listed(capture / "rgb" / "1x", "0_*.png", LAYOUT, key=files.number)
+
+
 def _capture(capture: Path) -> list[Sequence]:
-    image_paths = files.listed(capture / "rgb" / "1x", "0_*.png", LAYOUT, key=files.number)
-    rate = _rate(capture / "extra.json")
+    image_paths = _images(capture)
     first, tenth = image_paths[:DEPTH_FRAMES], image_paths[::POSE_STRIDE]
     selections: list[tuple[list[Path], tuple[Task, ...]]] = [
         (first, ("video_depth", "depth")),
         (tenth, ("pose", "points")),
     ]
-    result: list[Sequence] = []
-    for chosen, tasks in selections:
-        maps = [files.file(capture / "depth" / "1x" / f"{path.stem}.npy", LAYOUT) for path in chosen]
-        stored = [files.file(capture / "camera" / f"{path.stem}.json", LAYOUT) for path in chosen]
-        result.append(
-            Sequence(
-                name=capture.name,
-                frames=len(chosen),
-                times=tuple((files.number(path) - files.number(chosen[0])) / rate for path in chosen),
-                tasks=tasks,
-                images=partial(files.images, chosen),
-                cameras=partial(_scaled_cameras, stored, chosen[0]),
-                depth=partial(files.depth, maps, decode.depth_npy),
-            )
-        )
-    return result
+    return [_listed(capture, chosen, tasks) for chosen, tasks in selections]
+
+
+def _listed(capture: Path, chosen: list[Path], tasks: tuple[Task, ...]) -> Sequence:
+    """List some images of a capture, with their depth and cameras."""
+    rate = _rate(capture / "extra.json")
+    maps = [files.file(capture / "depth" / "1x" / f"{path.stem}.npy", LAYOUT) for path in chosen]
+    stored = [files.file(capture / "camera" / f"{path.stem}.json", LAYOUT) for path in chosen]
+    return Sequence(
+        name=capture.name,
+        frames=len(chosen),
+        times=tuple((files.number(path) - files.number(chosen[0])) / rate for path in chosen),
+        tasks=tasks,
+        images=files.image_loader(chosen),
+        cameras=partial(_scaled_cameras, stored, chosen[0]),
+        depth=files.depth_loader(maps, decode.depth_npy),
+    )
 
 
 def _scaled_cameras(stored: list[Path], first_image: Path) -> Cameras:
@@ -102,8 +121,7 @@ def read_views(root: Path, only: tuple[str, ...] | None = None) -> list[Sequence
     Sizes are DyCheck's own for them, half of the captured ones (``rgb/2x``). Keypoints are those of the annotated
     frames that exist (ten per capture). Without any, `Sequence.keypoints` is None; so is depth without files.
     """
-    inner = root / "iphone"
-    base = inner if inner.is_dir() else root
+    base = _base(root)
     return [_views(base / name) for name in files.chosen(VIEW_NAMES, only)]
 
 
@@ -122,7 +140,7 @@ def _views(capture: Path) -> Sequence:
         frames=len(image_paths),
         times=tuple((time - first) / rate for time in train.times),
         tasks=("views",),
-        images=partial(files.images, image_paths),
+        images=files.image_loader(image_paths),
         cameras=cameras,
         depth=_lidar(capture, train, factor),
         views=partial(_held_out, held, _posed(capture, held, factor), masks, first, rate),
@@ -135,7 +153,7 @@ def _lidar(capture: Path, split: _Split, factor: int) -> Callable[[], Depth] | N
     for folder in (capture / "depth" / f"{size}x" for size in (factor, 1)):
         paths = [folder / f"{name}.npy" for name in split.names]
         if all(path.is_file() for path in paths):
-            return partial(files.depth, paths, decode.depth_npy)
+            return files.depth_loader(paths, decode.depth_npy)
     return None
 
 
@@ -189,3 +207,14 @@ def _keypoints(paths: list[Path], names: tuple[str, ...]) -> Keypoints:
         points=np.where(visible[..., None], points, 0),
         visible=visible,
     )
+
+
+DYCHECK = DataSet(
+    name="dycheck",
+    title="DyCheck, iPhone captures, camera 0",
+    home="github.com/KAIR-BAIR/dycheck, iPhone captures",
+    licences=(Licence(text="code Apache-2.0; data: see there"),),
+    layout=LAYOUT,
+    reader=read_all,
+    depth_tolerance=0.05,
+)

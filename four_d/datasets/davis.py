@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+from four_d.datasets import files
+from four_d.datasets.facts import DataSet, Licence
+from four_d.datasets.sequence import Sequence
 from four_d.ordering import in_order
-from four_d.protocols import files
-from four_d.protocols.sequence import Sequence
 
 LAYOUT = "{JPEGImages,Annotations}/480p/blackswan/00000.{jpg,png} and so on (Full-Resolution where there is no 480p)"
 SIZES = ("480p", "Full-Resolution")
@@ -54,7 +55,19 @@ def _video(base: Path, size: str, name: str) -> Sequence:
         frames=len(image_paths),
         times=files.frame_times(len(image_paths), FPS),
         tasks=("mask",),
-        images=partial(files.images, image_paths),
+        images=files.image_loader(image_paths),
         masks=partial(files.masks, marked, len(image_paths)),
         mask_frames=len(marked),
     )
+
+
+DAVIS = DataSet(
+    name="davis",
+    title="DAVIS 2016 and 2017",
+    home="davischallenge.org, 2017 TrainVal 480p",
+    licences=(Licence(text="non-commercial"),),
+    layout=LAYOUT,
+    reader=read_davis,
+    metric=False,
+    notes="dynamics masks are the annotated objects, which nearly always move",
+)

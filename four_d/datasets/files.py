@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from four_d.datasets import decode
+from four_d.datasets.sequence import Depth, PerFrame
 from four_d.errors import UserError
 from four_d.ordering import in_order
-from four_d.protocols import decode
-from four_d.protocols.sequence import Depth
 from four_d.types import Cameras
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 N = TypeVar("N", bound=np.generic)
 
+NO_FILE = Path()
+"""Place of a frame's depth file where there is none."""
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
@@ -81,12 +83,39 @@ def images(paths: Sequence[Path]) -> NDArray[np.uint8]:
 
 
 def depth(paths: Sequence[Path], read: Callable[[Path], NDArray[np.float32]], max_depth: float | None = None) -> Depth:
-    """Read depth f h w and its validity: finite, positive and at most ``max_depth`` (None: any)."""
-    values = _stacked([read(path) for path in paths], paths)
+    """Read depth f h w and its validity: finite, positive and at most ``max_depth`` (None: any).
+
+    Frames of `NO_FILE` have none; if all are, h and w are 1.
+    """
+    present = {index: path for index, path in enumerate(paths) if path != NO_FILE}
+    stored = _stacked([read(path) for path in present.values()], list(present.values())) if present else None
+    values = np.zeros((len(paths), *((1, 1) if stored is None else stored.shape[1:])), np.float32)
+    if stored is not None:
+        values[list(present)] = stored
     valid = np.isfinite(values) & (values > 0)
     if max_depth is not None:
         valid &= values <= max_depth
     return np.where(valid, values, 0).astype(np.float32), valid
+
+
+def image_loader(paths: Sequence[Path]) -> PerFrame[Path, NDArray[np.uint8]]:
+    """Loader of `images`."""
+    return PerFrame(images, list(paths))
+
+
+def depth_loader(
+    paths: Sequence[Path], read: Callable[[Path], NDArray[np.float32]], max_depth: float | None = None
+) -> PerFrame[Path, Depth]:
+    """Loader of `depth`."""
+    return PerFrame(partial(depth, read=read, max_depth=max_depth), list(paths))
+
+
+def resized(maps: NDArray[N], size: tuple[int, int]) -> NDArray[N]:
+    """Nearest value of maps f h w at the pixel centres of another size; never a mean, which no surface has."""
+    rows, columns = (
+        np.minimum(((np.arange(to) + 0.5) * of / to).astype(int), of - 1) for of, to in zip(maps.shape[1:], size)
+    )
+    return np.ascontiguousarray(maps[:, rows[:, None], columns])
 
 
 def masks(paths: Sequence[Path], frames: int | None = None) -> NDArray[np.bool_]:
@@ -111,6 +140,11 @@ def cameras(poses: NDArray[np.float64], intrinsics: NDArray[np.float64]) -> Came
         intrinsics=torch.from_numpy(np.broadcast_to(intrinsics, (len(poses), 3, 3)).copy()),
         known=torch.from_numpy(known),
     )
+
+
+def inverted(poses: NDArray[np.float64]) -> NDArray[np.float64]:
+    """world_from_camera of camera_from_world, f 4 4, or the reverse."""
+    return np.linalg.inv(poses).astype(np.float64)
 
 
 def pinhole(fx: float, fy: float, x: float, y: float, *, centre_origin: bool) -> NDArray[np.float64]:

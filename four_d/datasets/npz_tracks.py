@@ -20,10 +20,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from four_d.datasets import files
+from four_d.datasets.facts import DataSet, Licence
+from four_d.datasets.sequence import Sequence, TrackTruth
 from four_d.errors import UserError
 from four_d.geometry import project
-from four_d.protocols import files
-from four_d.protocols.sequence import Sequence, TrackTruth
 from four_d.types import Cameras
 
 _FORM = "images_jpeg_bytes t, tracks_XYZ t n 3 (m, each frame's camera), visibility t n, fx_fy_cx_cy 4"
@@ -48,22 +49,40 @@ def read_worldtrack(root: Path, only: tuple[str, ...] | None) -> list[Sequence]:
 
     ``only`` names clips (``adt_mini/NAME``) or whole sources (``adt_mini``), as in `read_tapvid3d`.
     """
+    return _worldtrack(WORLDTRACK_FRAMES).read(root, only)
+
+
+def read_all_worldtrack(root: Path, only: tuple[str, ...] | None) -> list[Sequence]:
+    """List all frames of each clip of the sources that are there, as `read_worldtrack`."""
+    return _worldtrack(None).read(root, only, present=True)
+
+
+def _worldtrack(frames: int | None) -> _Set:
     return _Set(
         sources=("adt_mini", "pstudio_mini", "po_mini", "ds_mini"),
         layout=WORLDTRACK_LAYOUT,
         keys=(_IMAGES, _POINTS, _VISIBLE, _INTRINSICS, _POSES),
-        frames=WORLDTRACK_FRAMES,
-    ).read(root, only)
+        frames=frames,
+    )
 
 
 def read_tapvid3d(root: Path, only: tuple[str, ...] | None) -> list[Sequence]:
     """List all frames of each clip; queries are the file's own. Poses are known only where a file has them."""
+    return _tapvid3d().read(root, only)
+
+
+def read_all_tapvid3d(root: Path, only: tuple[str, ...] | None) -> list[Sequence]:
+    """List the clips of the sources that are there, as `read_tapvid3d`."""
+    return _tapvid3d().read(root, only, present=True)
+
+
+def _tapvid3d() -> _Set:
     return _Set(
         sources=("adt", "drivetrack", "pstudio"),
         layout=TAPVID3D_LAYOUT,
         keys=(_IMAGES, _POINTS, _VISIBLE, _INTRINSICS, _QUERIES),
         frames=None,
-    ).read(root, only)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +95,13 @@ class _Set:
     """Keys that every file needs, except poses for static cameras."""
     frames: int | None
 
-    def read(self, root: Path, only: tuple[str, ...] | None) -> list[Sequence]:
-        """List files and read their headers."""
+    def read(self, root: Path, only: tuple[str, ...] | None, *, present: bool = False) -> list[Sequence]:
+        """List files and read their headers; with ``present`` of those sources that are there."""
         chosen_sources = [
             source for source in self.sources if only is None or any(_is_of(name, source) for name in only)
         ]
+        if present and only is None:
+            chosen_sources = [source for source in chosen_sources if (root / source).is_dir()] or chosen_sources
         clips = {source: files.listed(root / source, "*.npz", self.layout) for source in chosen_sources}
         names = {f"{source}/{path.stem}": path for source, paths in clips.items() for path in paths}
         for name in only or ():
@@ -303,3 +324,27 @@ class _Bytes(pickle.Unpickler):
         # numpy 2 renamed numpy.core, and files name the module of the version that wrote them
         old = np.lib.NumpyVersion(np.__version__) < "2.0.0"
         return super().find_class(name.replace("numpy._core", "numpy.core") if old else name, global_name)
+
+
+WORLDTRACK = DataSet(
+    name="worldtrack",
+    title="WorldTrack",
+    home="github.com/HavenFeng/St4RTrack (its WorldTrack files)",
+    licences=(Licence(text="those of Aria Digital Twin, Panoptic Studio, PointOdyssey, Dynamic Replica"),),
+    layout=WORLDTRACK_LAYOUT,
+    reader=read_all_worldtrack,
+)
+TAPVID3D = DataSet(
+    name="tapvid3d",
+    title="TAPVid-3D",
+    home="github.com/google-deepmind/tapnet, `tapnet/tapvid3d`: its scripts make the files",
+    licences=(
+        Licence(
+            text="annotations CC BY 4.0; videos: Aria Digital Twin, Waymo Open (non-commercial), Panoptic Studio, each "
+            "to be accepted by you"
+        ),
+    ),
+    layout=TAPVID3D_LAYOUT,
+    reader=read_all_tapvid3d,
+    notes="clips without poses keep their intrinsics, and lose their tracks, which need a world",
+)

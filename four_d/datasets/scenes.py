@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from four_d.datasets import decode, files
+from four_d.datasets.facts import DataSet, Licence
+from four_d.datasets.sequence import Sequence, Task
 from four_d.errors import UserError
 from four_d.ordering import in_order
-from four_d.protocols import decode, files
-from four_d.protocols.sequence import Sequence, Task
 from four_d.types import Cameras
 
 SCANNET_LAYOUT = "scene0707_00/{color/0.jpg,pose/0.txt,intrinsic/intrinsic_color.txt} and so on (unpacked .sens)"
@@ -29,26 +30,38 @@ FARTHEST = 10.0
 _POINTS: tuple[Task, ...] = ("points",)
 
 
-def read_scannet(root: Path, only: tuple[str, ...] | None = None) -> list[Sequence]:
+def read_all_scannet(root: Path, only: tuple[str, ...] | None = None) -> list[Sequence]:
+    """List every scene with all its frames, and depth where it is exported (it has the colour camera's view)."""
+    return read_scannet(root, only, frames=slice(None))
+
+
+def read_scannet(
+    root: Path,
+    only: tuple[str, ...] | None = None,
+    *,
+    frames: slice = slice(0, SCANNET_STRIDE * SCANNET_FRAMES, SCANNET_STRIDE),
+) -> list[Sequence]:
     """List every scene in the folder: frames 0, 3, …, 267. Frames with a lost pose (-inf) have unknown cameras."""
     scenes = [path.name for path in in_order(files.folder(root, SCANNET_LAYOUT).glob("scene*")) if path.is_dir()]
     if not scenes:
         raise files.missing(root / "scene*", SCANNET_LAYOUT)
-    return [_scannet(root / name) for name in files.chosen(scenes, only)]
+    return [_scannet(root / name, frames) for name in files.chosen(scenes, only)]
 
 
-def _scannet(directory: Path) -> Sequence:
+def _scannet(directory: Path, frames: slice) -> Sequence:
     image_paths = files.listed(directory / "color", "*.jpg", SCANNET_LAYOUT, key=files.number)
-    image_paths = image_paths[: SCANNET_STRIDE * SCANNET_FRAMES : SCANNET_STRIDE]
+    image_paths = image_paths[frames]
     poses = [files.file(directory / "pose" / f"{path.stem}.txt", SCANNET_LAYOUT) for path in image_paths]
+    maps = [directory / "depth" / f"{path.stem}.png" for path in image_paths]
     intrinsics = files.file(directory / "intrinsic" / "intrinsic_color.txt", SCANNET_LAYOUT)
     return Sequence(
         name=directory.name,
         frames=len(image_paths),
-        times=files.frame_times(len(image_paths), SCANNET_FPS / SCANNET_STRIDE),
+        times=files.frame_times(len(image_paths), SCANNET_FPS / (frames.step or 1)),
         tasks=("pose",),
-        images=partial(files.images, image_paths),
+        images=files.image_loader(image_paths),
         cameras=partial(_scannet_cameras, poses, intrinsics),
+        depth=files.depth_loader(maps, files.millimetres()) if all(path.is_file() for path in maps) else None,
     )
 
 
@@ -59,8 +72,24 @@ def _scannet_cameras(poses: list[Path], intrinsics: Path) -> Cameras:
     return files.cameras(np.stack([decode.matrix(path, 4, 4) for path in poses]), k)
 
 
+def read_all_seven_scenes(root: Path, only: tuple[str, ...] | None = None) -> list[Sequence]:
+    """List all frames of both splits, with registered depth where every scene has it."""
+    registered = next(root.glob("*/seq-*/*.depth.proj.png"), None) is not None
+    return read_seven_scenes(root, only, every=1, registered=registered, splits="*Split.txt")
+
+
+def read_all_nrgbd(root: Path, only: tuple[str, ...] | None = None) -> list[Sequence]:
+    """List all frames of every scene."""
+    return read_nrgbd(root, only, every=1)
+
+
 def read_seven_scenes(
-    root: Path, only: tuple[str, ...] | None = None, *, every: int = 200, registered: bool = True
+    root: Path,
+    only: tuple[str, ...] | None = None,
+    *,
+    every: int = 200,
+    registered: bool = True,
+    splits: str = "TestSplit.txt",
 ) -> list[Sequence]:
     """List the test sequences of every scene in the folder, a key frame every ``every``; named ``chess/seq-03``.
 
@@ -71,10 +100,11 @@ def read_seven_scenes(
         registered: read ``depth.proj.png``, depth registered to the colour camera (made by scripts of several
             relocalisation projects), as published code does. False: ``depth.png`` as downloaded, which is another
             camera's; figures on it are not comparable.
+        splits: names of the lists of sequences.
 
     """
-    splits = files.listed(root, "*/TestSplit.txt", SEVEN_SCENES_LAYOUT)
-    names = [f"{path.parent.name}/{name}" for path in splits for name in _split(path)]
+    lists = files.listed(root, f"*/{splits}", SEVEN_SCENES_LAYOUT)
+    names = [f"{path.parent.name}/{name}" for path in lists for name in _split(path)]
     depth = "depth.proj.png" if registered else "depth.png"
     return [_seven_scenes(root / name, name, every, depth) for name in files.chosen(names, only)]
 
@@ -99,9 +129,9 @@ def _seven_scenes(directory: Path, name: str, every: int, depth: str) -> Sequenc
         frames=len(image_paths),
         times=files.frame_times(len(image_paths), 30.0 / every),
         tasks=_POINTS,
-        images=partial(files.images, image_paths),
+        images=files.image_loader(image_paths),
         cameras=partial(_seven_scenes_cameras, poses),
-        depth=partial(files.depth, maps, files.millimetres(), FARTHEST),
+        depth=files.depth_loader(maps, files.millimetres(), FARTHEST),
     )
 
 
@@ -128,9 +158,9 @@ def _nrgbd(directory: Path, every: int) -> Sequence:
         frames=len(image_paths),
         times=files.frame_times(len(image_paths), 30.0 / stride),
         tasks=_POINTS,
-        images=partial(files.images, image_paths),
+        images=files.image_loader(image_paths),
         cameras=partial(_nrgbd_cameras, directory / "poses.txt", numbers),
-        depth=partial(files.depth, maps, files.millimetres(), FARTHEST),
+        depth=files.depth_loader(maps, files.millimetres(), FARTHEST),
     )
 
 
@@ -141,3 +171,35 @@ def _nrgbd_cameras(path: Path, numbers: list[int]) -> Cameras:
         raise UserError(f"{path} has {len(poses)} poses, none for img{max(numbers)}; unpack the scene again")
     k = files.pinhole(*NRGBD_CAMERA, centre_origin=False)
     return files.cameras(poses[numbers] @ np.diag([1.0, -1, -1, 1]), k)
+
+
+SCANNET = DataSet(
+    name="scannet",
+    title="ScanNet",
+    home="www.scan-net.org (agreement), `.sens` unpacked by its own reader",
+    licences=(Licence(text="ScanNet terms, non-commercial"),),
+    layout=SCANNET_LAYOUT + "; depth/0.png where it is exported",
+    reader=read_all_scannet,
+    depth_tolerance=0.05,
+    notes="frames whose pose was lost are left out",
+)
+SEVEN_SCENES = DataSet(
+    name="seven_scenes",
+    title="7-Scenes",
+    home="microsoft.com/en-us/research/project/rgb-d-dataset-7-scenes; registered depth by the scripts of "
+    "relocalisation projects",
+    licences=(Licence(text="Microsoft research licence, non-commercial"),),
+    layout=SEVEN_SCENES_LAYOUT,
+    reader=read_all_seven_scenes,
+    depth_tolerance=0.05,
+    notes="without depth.proj.png the depth as downloaded, which is another camera's: some centimetres off",
+)
+NRGBD = DataSet(
+    name="nrgbd",
+    title="Neural RGB-D",
+    home="github.com/dazinovic/neural-rgbd-surface-reconstruction",
+    licences=(Licence(text="see there"),),
+    layout=NRGBD_LAYOUT,
+    reader=read_all_nrgbd,
+    notes="frames whose pose was lost are left out",
+)

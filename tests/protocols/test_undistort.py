@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data_prep.importers.lens import Lens
+from four_d.datasets.lens import Lens
 from four_d.errors import UserError
 from tests.data_prep.sleap_session import DISTORTION, seen
 

@@ -1,0 +1,305 @@
+"""Plain folder of a user's own data: frames of one camera or several, and what is known of them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from four_d.datasets import decode, files, own
+from four_d.datasets.facts import DataSet, Licence
+from four_d.datasets.sequence import Sequence, Task, WorldTracks
+from four_d.errors import UserError
+from four_d.metrics.pose import read_tum
+from four_d.ordering import in_order
+from four_d.video.footage import footage
+
+LOGGER = logging.getLogger(__name__)
+
+LAYOUT = (
+    "frames/ (or images/) with NAME.{png,jpg}, a folder or a video for each camera, and, each optional, "
+    "depth/NAME.{png,npy} (z-depth; PNG of 16 bits in millimetres, or metres), masks/NAME.png (what moves), "
+    "cameras.json (world_from_camera, OpenCV axes, metres; intrinsics 3 × 3, pixels from the top-left corner) or "
+    "poses.txt (16 numbers a line, or 'time tx ty tz qx qy qz qw', one line per image) and intrinsics.txt, tracks.npz; "
+    "or folders of such folders"
+)
+FRAMES = ("frames", "images")
+CAMERAS = "cameras.json"
+Json = Mapping[str, object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Known:
+    """Content of cameras.json."""
+
+    path: Path
+    frames: Mapping[str, Json]
+    """Image, as "left/000" → its entry."""
+    cameras: Mapping[str, Json]
+    """Camera → what holds of all its frames."""
+    rate: float
+    metric: bool
+
+    def entry(self, name: str, camera: str) -> Json:
+        """Values of an image, its own before those of its camera."""
+        return {**self.cameras.get(camera, {}), **self.frames.get(name, {})}
+
+
+def read_folder(root: Path, only: tuple[str, ...] | None = None) -> list[Sequence]:
+    """List ``root`` as one sequence if it has ``frames`` or ``images``, else each of its folders that has.
+
+    A video, or a folder of nothing but images, is a sequence too, of which no more is known.
+    """
+    if root.is_file() or (root.is_dir() and _is_frames(root)):
+        return [_sequence(root, root) for _ in files.chosen([root.stem], only)]
+    files.folder(root, LAYOUT)
+    places = [root] if _frames(root) else [path for path in in_order(root.iterdir()) if path.is_dir() and _frames(path)]
+    if not places:
+        raise files.missing(root / "images", LAYOUT)
+    directories = {path.name: path for path in places}
+    return [_sequence(directories[name], _frames(directories[name])) for name in files.chosen(directories, only)]
+
+
+def _frames(directory: Path) -> Path | None:
+    return next((directory / name for name in FRAMES if (directory / name).is_dir()), None)
+
+
+def _is_frames(directory: Path) -> bool:
+    """True if a folder holds images and nothing else."""
+    inside = _visible(directory)
+    return bool(inside) and all(path.is_file() and _is_image(path) for path in inside)
+
+
+def _visible(directory: Path) -> list[Path]:
+    return [path for path in directory.iterdir() if not path.name.startswith(".")]
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in files.IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def _sequence(directory: Path, frames: Path | None) -> Sequence:
+    assert frames is not None
+    known = _known(directory / CAMERAS)
+    shots = _shots(frames, known)
+    if known is None and directory != frames:
+        shots = _with_texts(directory, shots)
+    if directory != frames:
+        shots = _with_files(directory, frames, shots)
+    tracks = directory / "tracks.npz"
+    moments = sorted({shot.time for shot in shots})
+    times = tuple(time - moments[0] for time in moments)
+    has_tracks = directory != frames and tracks.is_file()
+    sequence = own.sequence(
+        directory.stem if directory.is_file() else directory.name,
+        shots,
+        world_tracks=partial(_tracks, tracks, times) if has_tracks else None,
+    )
+    posed = sequence.cameras is not None and any(shot.world_from_camera is not None for shot in shots)
+    metric = None if known is None else known.metric
+    return replace(sequence, tasks=_tasks(sequence, posed), metric=metric)
+
+
+def _tasks(sequence: Sequence, posed: bool) -> tuple[Task, ...]:
+    tasks: list[Task] = ["pose"] if posed else []
+    if sequence.depth is not None:
+        tasks.extend(("video_depth", "depth"))
+    if posed and sequence.depth is not None:
+        tasks.append("points")
+    if sequence.masks is not None:
+        tasks.append("mask")
+    return tuple(tasks)
+
+
+def _shots(frames: Path, known: _Known | None) -> list[own.Shot]:
+    """List all images of all cameras, with what cameras.json says of them."""
+    inside = [frames] if frames.is_file() else in_order(_visible(frames))
+    cameras = [path for path in inside if path.is_dir() or path.suffix.lower() in own.VIDEO_SUFFIXES or path == frames]
+    images = [path for path in inside if path.is_file() and _is_image(path)]
+    if images and cameras and cameras != [frames]:
+        raise UserError(f"{frames} has images and cameras ({cameras[0].name}); give each camera a folder")
+    if not images and not cameras:
+        raise files.missing(frames / "*.png", LAYOUT)
+    rate = own.RATE if known is None else known.rate
+    if images:
+        return _of_camera("", images, known, rate)
+    shots: list[own.Shot] = []
+    for path in cameras:
+        camera = "" if path == frames else path.stem if path.is_file() else path.name
+        if path.is_file():
+            shots += _of_video(camera, path, known)
+        else:
+            found = [each for each in in_order(path.iterdir()) if _is_image(each)]
+            if not found:
+                raise files.missing(path / "*.png", LAYOUT)
+            shots += _of_camera(camera, found, known, rate)
+    return shots
+
+
+def _of_camera(camera: str, images: list[Path], known: _Known | None, rate: float) -> list[own.Shot]:
+    size, lenses = decode.image_size(images[0]), dict[object, own.Lens]()
+    names = [f"{camera}/{path.stem}" if camera else path.stem for path in images]
+    shots = [own.Shot(image=path, camera=camera, time=at / rate, size=size) for at, path in enumerate(images)]
+    if known is None:
+        return shots
+    return [_with_entry(shot, known, name, lenses) for shot, name in zip(shots, names, strict=True)]
+
+
+def _of_video(camera: str, path: Path, known: _Known | None) -> list[own.Shot]:
+    source = footage(path, silent=True)
+    source.survey()
+    height, width = next(iter(source.frames([0]))).shape[:2]
+    lenses = dict[object, own.Lens]()
+    shots = [
+        own.Shot(image=path, frame=at, camera=camera, time=float(time), size=(height, width))
+        for at, time in enumerate(source.times)
+    ]
+    if known is None:
+        return shots
+    return [_with_entry(shot, known, f"{camera}/{shot.frame}", lenses) for shot in shots]
+
+
+def _with_entry(shot: own.Shot, known: _Known, name: str, lenses: dict[object, own.Lens]) -> own.Shot:
+    """Add what cameras.json says of an image: time, pose, intrinsics and distortion."""
+    entry, what = known.entry(name, shot.camera), f"{known.path}: {name}"
+    try:
+        time = float(cast(float, entry.get("time", shot.time)))
+        pose = entry.get("world_from_camera")
+        given = None if pose is None else np.array(pose, np.float64).reshape(4, 4)
+        matrix = entry.get("intrinsics", entry.get("intrinsics_original"))
+        if matrix is None and given is not None:
+            raise ValueError("a pose without intrinsics")
+        if matrix is None:
+            return replace(shot, time=time, world_from_camera=given)
+        k = np.array(matrix, np.float64).reshape(3, 3)
+        coefficients = [float(value) for value in cast(list[float], entry.get("distortion") or [])]
+        size = cast(dict[str, int], entry.get("size") or entry.get("size_original") or {})
+        calibrated = (int(size.get("height", shot.size[0])), int(size.get("width", shot.size[1])))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{what} has a value that is no camera's ({error}); write it as docs/data.md says") from error
+    if given is not None and not np.isfinite(given).all():
+        given = None
+    lens = own.lens_of(k, coefficients, calibrated, shot.size, what)
+    lens = lenses.setdefault((lens.matrix.tobytes(), lens.coefficients), lens)
+    return replace(shot, time=time, world_from_camera=given, lens=lens)
+
+
+def _known(path: Path) -> _Known | None:
+    """Read cameras.json; None if it is not there."""
+    if not path.is_file():
+        return None
+    try:
+        content = cast(dict[str, object], json.loads(path.read_text()))
+        entries = cast(list[dict[str, object]], content.get("frames", []))
+        frames = {str(Path(str(entry["image"])).with_suffix("")): entry for entry in entries}
+        cameras = cast(dict[str, Json], content.get("cameras", {}))
+        rate, metric = float(cast(float, content.get("fps", own.RATE))), bool(content.get("metric", True))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} lists no frames with an image ({error!r}); write it as docs/data.md says") from error
+    if not rate > 0:
+        raise UserError(f"{path}: fps is {rate:g}; give frames per second above 0")
+    return _Known(path=path, frames=frames, cameras=cameras, rate=rate, metric=metric)
+
+
+def _with_texts(directory: Path, shots: list[own.Shot]) -> list[own.Shot]:
+    """Add poses.txt and intrinsics.txt, where they are, to the images of one camera."""
+    poses, matrix = directory / "poses.txt", directory / "intrinsics.txt"
+    if poses.is_file():
+        files.file(matrix, LAYOUT)
+    if not matrix.is_file():
+        return shots
+    lens = own.lens_of(decode.matrix(matrix, 3, 3), (), shots[0].size, shots[0].size, str(matrix))
+    shots = [replace(shot, lens=lens) for shot in shots]
+    if not poses.is_file():
+        return shots
+    if _stamped(poses):
+        times, stored = read_tum(poses)
+        moments, values = times.tolist(), stored.numpy()
+    else:
+        values = decode.matrices(poses, 4, 4)
+        moments = [shot.time for shot in shots]
+    if len(values) != len(shots):
+        raise UserError(
+            f"{poses} has {len(values)} poses for {len(shots)} images; write one line for each, in their order"
+        )
+    known = np.asarray(np.isfinite(values).all((1, 2)))
+    return [
+        replace(shot, time=float(time), world_from_camera=pose if sure else None)
+        for shot, time, pose, sure in zip(shots, moments, values, known, strict=True)
+    ]
+
+
+def _stamped(path: Path) -> bool:
+    """True if a trajectory has lines of eight numbers."""
+    lines = (
+        line for line in path.read_text(errors="replace").splitlines() if line.strip() and not line.startswith("#")
+    )
+    return len(next(lines, "").split()) == 8
+
+
+def _with_files(directory: Path, frames: Path, shots: list[own.Shot]) -> list[own.Shot]:
+    """Add depth and masks that are named as the images; masks must be there for all, depth for one at least."""
+    depth = _matching(directory / "depth", frames, shots, (".png", ".npy"))
+    masks = _matching(directory / "masks", frames, shots, (".png",))
+    absent = [path.stem for path in depth if not path.is_file()]
+    if depth and len(absent) == len(depth):
+        files.file(depth[0], LAYOUT)
+    if absent:
+        message = f"{directory / 'depth'} has no file for {len(absent)} of {len(depth)} images ({', '.join(absent[:3])}"
+        LOGGER.warning(f"{message}{' …' if len(absent) > 3 else ''}): these are not scored")
+    for path in masks:
+        files.file(path, LAYOUT)
+    if depth:
+        shots = [replace(shot, depth=path if path.is_file() else None) for shot, path in zip(shots, depth, strict=True)]
+    if masks:
+        shots = [replace(shot, mask=path) for shot, path in zip(shots, masks, strict=True)]
+    return shots
+
+
+def _matching(directory: Path, frames: Path, shots: list[own.Shot], kinds: tuple[str, ...]) -> list[Path]:
+    """Files of a folder that are named as the images, whether there or not; none if there is no such folder."""
+    if not directory.is_dir():
+        return []
+    found: list[Path] = []
+    for shot in shots:
+        stem = shot.image.relative_to(frames).with_suffix("")
+        stem = stem if shot.frame is None else stem / f"{shot.frame:06d}"
+        options = [directory / f"{stem}{kind}" for kind in kinds]
+        found.append(next((path for path in options if path.is_file()), options[0]))
+    return found
+
+
+def _tracks(path: Path, times: tuple[float, ...]) -> WorldTracks:
+    """Read tracks.npz: points n t 3 in the world, visible n t, and if they are there valid n t and times t."""
+    arrays = decode.npz(path, ["points", "visible"], optional=["times", "valid"])
+    points, visible = arrays["points"].astype(np.float64), arrays["visible"].astype(bool)
+    moments = arrays["times"].astype(np.float64) if "times" in arrays else np.array(times)
+    valid = arrays["valid"].astype(bool) if "valid" in arrays else np.ones(visible.shape, bool)
+    if points.shape != (*visible.shape, 3) or visible.shape != valid.shape or visible.shape[1:] != moments.shape:
+        shapes = f"points are {points.shape}, visible {visible.shape}, times {moments.shape}"
+        raise UserError(f"{path}: {shapes}; give n × t × 3, n × t and t")
+    known = valid & np.isfinite(points).all(-1)
+    return WorldTracks(
+        points=np.where(known[..., None], points, 0),
+        known=known,
+        visible=visible & known,
+        times=tuple((moments - moments[0]).tolist()),
+    )
+
+
+FOLDER = DataSet(
+    name="folder",
+    title="a plain folder, or a video, of your own",
+    home="",
+    licences=(Licence(text="unknown"),),
+    layout=LAYOUT,
+    reader=read_folder,
+    depth_tolerance=0.05,
+    takes_files=True,
+)
