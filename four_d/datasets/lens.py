@@ -124,4 +124,4 @@ class Lens:
         s = x**2 + y**2
         radial = (1 + s * (k1 + s * (k2 + s * k3))) / (1 + s * (k4 + s * (k5 + s * k6)))
         shift = np.stack([2 * p1 * x * y + p2 * (s + 2 * x**2), p1 * (s + 2 * y**2) + 2 * p2 * x * y], axis=-1)
-        return radial, shift
+        return np.asarray(radial), shift
