@@ -332,8 +332,8 @@ def _read_whole(dataset: DataSet, root: Path, only: tuple[str, ...] | None) -> l
 def _tasks(sequence: Sequence) -> tuple[Task, ...]:
     tasks: list[Task] = [] if sequence.cameras is None else ["pose"]
     if sequence.depth is not None:
-        tasks += ["video_depth", "depth"]
-        tasks += [] if sequence.cameras is None else ["points"]
+        tasks.extend(("video_depth", "depth"))
+        tasks.extend(() if sequence.cameras is None else ("points",))
     return tuple(tasks)
 
 
