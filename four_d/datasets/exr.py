@@ -33,7 +33,7 @@ class _Header:
     first: int
     """Number of the first line."""
     end: int
-    """Where the header ends in the file."""
+    """Offset of the header's end in the file."""
 
 
 def depth_exr(path: Path) -> NDArray[np.float32]:
