@@ -24,6 +24,7 @@ from four_d.fitting.tracks import read_any, write_fit_tracks
 from four_d.geometry import invert_pose, rays
 from four_d.inference import load
 from four_d.losses.tracked_pixels import read_tracks
+from four_d.objects import read_object
 from four_d.scene import DeformableScene, DeformableSceneConfig
 from four_d.training import TrainingModule
 from four_d.training.record import read_metrics
@@ -122,6 +123,54 @@ def test_a_pose_network_of_before_and_settings_of_the_model_are_those_of_the_fit
     assert found.config.deformation.motion == DirectMotionConfig()
     with pytest.raises(UserError, match="leave one out"):
         replace(given, pose_steps=0)
+
+
+def test_what_goes_on_does_not_decode_the_video_again(
+    request_: FitRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit(replace(request_, steps=1), tmp_path / "fit", SMALL)
+
+    def refused(*_: object, **__: object) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr("four_d.fitting.stages.write_clip", refused)
+    assert fit(replace(request_, steps=2), tmp_path / "fit", SMALL).steps == 2
+    (tmp_path / "fit" / "start" / checkpoints.CONFIG).unlink()
+    with pytest.raises(AssertionError, match="decoded"):
+        fit(replace(request_, steps=3), tmp_path / "fit", SMALL)
+
+
+BOX = """v -1 -1 -1
+v 1 -1 -1
+v 1 1 -1
+v -1 1 -1
+v -1 -1 1
+v 1 -1 1
+v 1 1 1
+v -1 1 1
+f 1 2 3 4
+f 5 6 7 8
+f 1 2 6 5
+f 2 3 7 6
+f 3 4 8 7
+f 4 1 5 8
+"""
+
+
+def test_an_object_in_millimetres_and_without_colours_is_fitted_like_any(request_: FitRequest, tmp_path: Path) -> None:
+    pytest.importorskip("trimesh", reason="the extra mesh is not installed")
+    metres, millimetres = tmp_path / "m.obj", tmp_path / "mm.obj"
+    metres.write_text(BOX)
+    millimetres.write_text(
+        re.sub(r"(?m)(?<=[ -])1(?= |$)", "1000", re.sub(r"(?m)^f.*\n", "", BOX)) + BOX[BOX.index("f") :]
+    )
+    one, other = (read_object(file, gaussians=200) for file in (metres, millimetres))
+    assert other.file_from_object.scale == pytest.approx(1000 * one.file_from_object.scale)
+    assert not one.coloured
+    torch.testing.assert_close(other.gaussians.means, one.gaussians.means)
+    torch.testing.assert_close(other.gaussians.scales, one.gaussians.scales)
+    result = fit(replace(request_, object=millimetres, gaussians=200, steps=2), tmp_path / "fit", SMALL)
+    assert np.isfinite(result.validation["frame_psnr"])
 
 
 def test_another_request_does_not_go_on_with_a_fit(request_: FitRequest, tmp_path: Path) -> None:

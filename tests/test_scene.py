@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from four_d.formats.splats import write_ply
 from four_d.geometry import invert_pose, make_pose, project
 from four_d.losses.reconstruction import ReconstructionLossConfig
 from four_d.losses.scene import CameraPriorLossConfig, RigidityLossConfig
+from four_d.losses.siren_pose import SirenPoseLossConfig
 from four_d.losses.term import LossInputs
 from four_d.losses.tracked_pixels import TrackedPixelsLossConfig, huber
 from four_d.rendering import render
@@ -27,7 +29,8 @@ from four_d.rendering.harmonics import constant
 from four_d.rendering.scene import means_at
 from four_d.scene import DeformableScene, DeformableSceneConfig, DensityConfig, initial_scene
 from four_d.scene.density import chosen
-from four_d.types import Cameras, Clip, Gaussians
+from four_d.training.record import read_metrics
+from four_d.types import Cameras, Clip, Gaussians, Prediction
 from tests.training.runs import crash
 
 FRAMES, SIZE = 6, 32
@@ -336,6 +339,32 @@ SMALL = (
     "data.sampling.max_stride=2",
     "model.density={every: 2, start: 2, split: 0.1}",
 )
+
+
+def test_siren_pose_holds_a_scene_smooth(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="set without_truth=true"):
+        SirenPoseLossConfig(source="scene")
+    term = SirenPoseLossConfig(source="scene", without_truth=True).build()
+    made, clip = scene(), pictures()
+    still = term.parts(inputs(made, clip))
+    assert still["acceleration"].item() == pytest.approx(0, abs=1e-9)
+    wave(made)
+    with torch.no_grad():
+        list(made.deformation.motion.parameters())[-2].add_(0.1 * torch.randn(7, 64))
+    parts = term.parts(inputs(made, clip))
+    assert {name for name, value in parts.items() if value > 1e-7} == {"velocity", "acceleration", "siren"}
+    (parts["velocity"] + parts["acceleration"] + parts["siren"]).backward()
+    nodes = list(made.deformation.motion.parameters())[-2]
+    assert nodes.grad is not None
+    assert nodes.grad.norm() > 0
+    assert made.corrections.grad is None or made.corrections.grad.abs().max() < 1e-6, "cameras are not its concern"
+    with pytest.raises(UserError, match=r"needs a scene that is fitted to one clip"):
+        term.parts(LossInputs(prediction=Prediction(), targets=clip))
+    smooth = "losses.siren_pose={kind: siren_pose, source: scene, without_truth: true}"
+    result = fit(replace(footage(tmp_path / "video"), steps=3), tmp_path / "fit", [*SMALL, smooth, "logging.every=1"])
+    lines = [line for line in read_metrics(result.folder) if line["split"] == "train"]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert all(cast(float, line["siren_pose"]) > 0 for line in lines)
 
 
 def test_a_fit_that_is_broken_off_goes_on_to_the_same_scene_through_a_split(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from four_d import checkpoints, config, fields
 from four_d.config import RunConfig
+from four_d.data.shards import shard_done
 from four_d.errors import UserError
 from four_d.fitting.clip import FittedClip, write_clip
 from four_d.fitting.feed_forward import Begun, begin, named_model
@@ -94,14 +95,19 @@ def fit(request: FitRequest, out: Path, overrides: Sequence[str] = ()) -> TrainR
     """
     keep_apart(out, request.files)
     check_request(request, out)
-    clip = write_inputs(request, out)
-    if not (out / START / checkpoints.CONFIG).is_file():
-        stopped = write_start(request, clip, out, overrides)
+    if not begun(request, out):  # else the video is not decoded again
+        stopped = write_start(request, write_inputs(request, out), out, overrides)
         if stopped is not None:
             return stopped
     scene = checkpoints.read_info(out / START / checkpoints.CONFIG).model
     assert isinstance(scene, DeformableSceneConfig)
     return train(run_config(request, scene, out, overrides), metrics=[FRAME_PSNR])
+
+
+def begun(request: FitRequest, out: Path) -> bool:
+    """Tell if an earlier call has written all that the run reads: it writes the beginning last."""
+    tracked = request.tracks is None or (out / TRACKS).is_file()
+    return tracked and shard_done(out / CLIP, 0) and (out / START / checkpoints.CONFIG).is_file()
 
 
 def write_inputs(request: FitRequest, out: Path) -> FittedClip:

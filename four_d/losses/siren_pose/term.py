@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from four_d import fields
+from four_d.deformation.prediction import ScenePrediction
 from four_d.errors import UserError
 from four_d.geometry import NEAREST, invert_pose, transform
 from four_d.keypoints import NEIGHBOURS, inside_image
@@ -27,15 +28,16 @@ from four_d.losses.siren_pose.graph import GraphConfig, GraphNetwork, judged_err
 from four_d.losses.siren_pose.siren import AmortisedSiren, Fitted, SirenConfig, anchors, half_range
 from four_d.losses.supervision import Need, frames_with_cameras
 from four_d.losses.term import LossInputs, LossSpec, LossTerm
-from four_d.trajectories import Trajectories, asked_keypoints, asked_names, at_times
+from four_d.trajectories import Trajectories, asked_keypoints, asked_names, at_times, of_gaussians
 from four_d.types import Cameras, Clip, same_time
 
-Source = Literal["keypoints", "pixel_tracks", "gaussians", "motion"]
+Source = Literal["keypoints", "pixel_tracks", "gaussians", "motion", "scene"]
 NEEDS: dict[Source, tuple[Need, ...]] = {
     "keypoints": ("keypoints",),
     "motion": ("cameras", "depth", "motion"),
     "gaussians": ("cameras", "depth", "motion"),
     "pixel_tracks": ("cameras", "surface"),
+    "scene": (),
 }
 """Truth of the trajectories of each source."""
 PARTS = ("position", "depth", "reprojection", "velocity", "acceleration", "bone", "siren", "graph")
@@ -44,6 +46,7 @@ LEAST_EXTENT = 0.01
 """Least extent of a clip's points relative to their distance from the first camera: that of a single point at rest is
 0, or what rounding makes of it, and would make of any error a huge one."""
 REMEDIES: dict[Source, str] = {
+    "scene": "a scene that is fitted to one clip (model.kind=scene)",
     "keypoints": "keypoints in 3D, and clips that say which to find",
     "motion": "motion, and points, or depth and cameras, to start from",
     "gaussians": "one Gaussian for each pixel of key frames",
@@ -61,7 +64,8 @@ class SirenPoseLossConfig(LossSpec):
 
     kind: Literal["siren_pose"] = "siren_pose"
     source: Source
-    """Prediction's field that the trajectories come from."""
+    """Prediction's field that the trajectories come from; ``scene``: Gaussians of a fitted scene, in the object's own
+    coordinates, which have no truth."""
     weight: Weight = 1.0
     """Factor of the whole term in the total loss, or its schedule."""
     position: float = 1.0
@@ -106,6 +110,11 @@ class SirenPoseLossConfig(LossSpec):
                 f"reprojection compares with true pixels, which keypoints have, and source is {self.source}; set "
                 "reprojection to 0, or give keypoints a siren_pose loss of their own"
             )
+        if self.source == "scene" and not self.without_truth:
+            raise UserError(
+                "nothing is known of how the Gaussians of a fitted scene move; set without_truth=true, with which "
+                "velocity, acceleration and siren need no truth"
+            )
         if not 0 <= self.hidden <= 1:
             raise UserError(f"hidden is {self.hidden:g}; choose a share from 0 to 1")
         if self.neighbours < 1 or (self.points is not None and self.points < 1):
@@ -119,7 +128,7 @@ class SirenPoseLossConfig(LossSpec):
     @property
     def teaches(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride] - likewise
         """The source."""
-        return (self.source,)
+        return ("gaussians" if self.source == "scene" else self.source,)
 
     @property
     def without_effect(self) -> dict[str, str]:
@@ -243,14 +252,16 @@ class SirenPoseLoss(LossTerm[SirenPoseLossConfig]):
         names = asked_names(targets) if source == "keypoints" else None
         if source == "keypoints" and (names is None or not names.shape[1]):
             return {}  # nothing was asked for, so nothing need be found
-        if source not in inputs.trajectories:
+        predicted = inputs.trajectories if source != "scene" else of_scene(inputs)
+        if source not in predicted:
             given = ", ".join(inputs.trajectories) or "none"
             raise UserError(
                 f"the siren_pose loss reads trajectories of {source}, and the model gives {given}: it needs "
                 f"{REMEDIES[source]}; add heads for them, choose another source, or remove the loss"
             )
-        known = inputs.true_keypoints if source == "keypoints" else inputs.true_trajectories
-        paths, truth = self.pair(inputs.trajectories[source], known)
+        truths = {"keypoints": lambda: inputs.true_keypoints, "scene": lambda: None}
+        known = truths.get(source, lambda: inputs.true_trajectories)()
+        paths, truth = self.pair(predicted[source], known)
         compared = replace(self.compare(paths, truth), names=names)
         values = self.direct(compared) | self.learned(compared)
         if self.config.depth:
@@ -390,6 +401,20 @@ class SirenPoseLoss(LossTerm[SirenPoseLossConfig]):
         weights = torch.where(frames_with_cameras(targets)[:, None], weights, 0)
         pixels, sides = (each.to(ours.points) for each in (truth.pixels, units(truth, here, size)))
         return consistency.reprojection(ours.points, cameras, pixels.transpose(1, 2), sides.mT, weights)
+
+
+def of_scene(inputs: LossInputs) -> dict[str, Trajectories]:
+    """Trajectories ``scene`` of a fitted scene's Gaussians at all frames' times, in the object's coordinates; none of
+    another model.
+    """
+    prediction, times = inputs.prediction, inputs.targets.times
+    if not isinstance(prediction, ScenePrediction) or prediction.gaussians is None:
+        return {}
+    assert prediction.world_from_object is not None
+    paths = of_gaussians(prediction.gaussians, times)
+    # the prediction's world changes with the first frame of a step
+    own = transform(invert_pose(prediction.world_from_object)[:, None], paths.points)
+    return {"scene": replace(paths, points=own)}
 
 
 def depths(points: Points, cameras: Cameras) -> Float[Tensor, "b t n"]:
