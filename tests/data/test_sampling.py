@@ -159,6 +159,27 @@ def test_tracks_and_surface_move_with_the_cameras(raw: RawClip) -> None:
     torch.testing.assert_close(flat.depth[0, y, x], z[seen], atol=1e-3, rtol=0)
 
 
+def test_intrinsics_without_poses_are_a_hint_and_no_camera(raw: RawClip) -> None:
+    """No loss may take the stand-in poses for truth; beside a clip with poses each keeps its own flags."""
+    plain = without_surface(raw)
+    lenses = normalise(to_clip(dataclasses.replace(plain, world_from_camera=None)))
+    assert lenses.cameras is not None
+    assert lenses.cameras.known is not None
+    assert lenses.cameras.intrinsics_known is not None
+    assert not lenses.cameras.known.any()
+    assert lenses.cameras.intrinsics_known.all()
+    moved = with_motion(lenses, lenses.times[:1])
+    assert moved.motion_valid is not None
+    assert not moved.motion_valid.any()  # tracks in the world say nothing without poses
+    hinted = model_inputs(lenses, ("intrinsics", "poses")).cameras
+    assert hinted is not None
+    torch.testing.assert_close(hinted.intrinsics, lenses.cameras.intrinsics)
+    batch = collate([to_example(lenses, "a"), to_example(normalise(to_clip(plain)), "b")]).targets.cameras
+    assert batch is not None
+    assert batch.known is not None
+    assert batch.known.any(1).tolist() == [False, True]
+
+
 def test_without_depth_the_cameras_give_the_scale(raw: RawClip) -> None:
     posed = normalise(to_clip(dataclasses.replace(raw, surface=None)))
     assert posed.cameras is not None
