@@ -167,6 +167,9 @@ def test_a_fit_from_a_model_is_one_command(
 def test_what_a_request_must_say_of_its_object(request_: FitRequest) -> None:
     with pytest.raises(UserError, match=r"give the object's file .* neither is given"):
         replace(request_, object=None)
+    begun = replace(request_, object=None, init=str(request_.video))
+    assert begun.files.count(request_.video) == 2, "a model's folder is kept apart from the fit's too"
+    assert Path("unified") not in replace(begun, init="unified").files
     with pytest.raises(UserError, match="both are given"):
         replace(request_, init="unified")
     with pytest.raises(UserError, match="up is for the file of an object"):

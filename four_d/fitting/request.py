@@ -88,7 +88,8 @@ class FitRequest:
     @property
     def files(self) -> list[Path]:
         """All input files and folders."""
-        given = (self.video, self.object, self.mask, self.tracks, self.model, self.pose_net)
+        begun = None if self.init is None or not Path(self.init).exists() else Path(self.init)
+        given = (self.video, self.object, begun, self.mask, self.tracks, self.model, self.pose_net)
         return [each for each in given if isinstance(each, Path)]
 
     def same_inputs(self) -> dict[str, object]:
