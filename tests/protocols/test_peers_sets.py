@@ -71,7 +71,7 @@ def test_what_is_read_is_what_was_written(name: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(depth[valid], known.depth[valid], rtol=1e-5, atol=ROUNDED.get(name, 0))
 
 
-@pytest.mark.parametrize("name", built.SETS.keys() & PROTOCOLS.keys())
+@pytest.mark.parametrize("name", sorted(built.SETS.keys() & PROTOCOLS.keys()))
 def test_they_are_scored_by_their_names(name: str, tmp_path: Path) -> None:
     """All that one camera has truth of; rigs are for training only."""
     opened(name, tmp_path)
