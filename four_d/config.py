@@ -30,7 +30,8 @@ from four_d.schema import Plain, build, merge, to_plain
 from four_d.types import Gaussians, Geometry
 
 RECORDED = frozenset(
-    {"split", "step", "loss", "lr", "gradient_norm", "elapsed_s", "skipped_samples", "steps_per_s", "images_per_s"}
+    {"split", "step", "loss", "lr", "gradient_norm", "elapsed_s", "steps_per_s", "images_per_s"}
+    | {"skipped_samples", "skipped"}
 )
 """Names in lines of ``metrics.jsonl``, which no loss can have; nor can it have a metric's."""
 

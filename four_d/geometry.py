@@ -39,6 +39,12 @@ def make_pose(rotation: Float[Tensor, "*b 3 3"], translation: Float[Tensor, "*b 
     return torch.cat([top, bottom], dim=-2)
 
 
+def orthonormal(pose: Pose) -> Pose:
+    """Replace a pose's rotation by the nearest orthonormal matrix (in the Frobenius norm), of the same handedness."""
+    left, _, right = torch.linalg.svd(pose[..., :3, :3])
+    return make_pose(left @ right, pose[..., :3, 3])
+
+
 def transform(a_from_b: Float[Tensor, "*#b 4 4"], points_b: Float[Tensor, "*#b n 3"]) -> Float[Tensor, "*b n 3"]:
     """Transform points from b's to a's coordinates; leading axes broadcast."""
     return points_b @ a_from_b[..., :3, :3].mT + a_from_b[..., None, :3, 3]

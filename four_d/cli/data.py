@@ -43,8 +43,9 @@ class Check:
     """Folder of shards."""
     clips: Annotated[int | None, Form(parse=count)] = None
     """Number of clips to read, evenly spaced (default: all)."""
-    depth_tolerance: Annotated[float, Form(parse=tolerance, metavar="SHARE")] = 0.02
-    """Relative difference up to which depths of two frames agree; for an RGB-D sensor, 0.05."""
+    depth_tolerance: Annotated[float | None, Form(parse=tolerance, metavar="SHARE")] = None
+    """Relative difference up to which depths of two frames agree (default: what the source states, else 0.02); for an
+    RGB-D sensor, 0.05."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-import tarfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from four_d.data.agreement import DEPTH_TOLERANCE, Measure
-from four_d.data.consistency import measure
+from four_d.data import tars
+from four_d.data.consistency import findings
 from four_d.data.contract import KEY, modalities, problems
 from four_d.data.manifest import Manifest, SampleIndex, ShardInfo, check_size, load_manifest, load_sidecar
+from four_d.data.measures import Finding, Measure, Note, Unchecked
 from four_d.data.shards import CorruptSample, ShardReader
 from four_d.errors import UserError
 from four_d.progress import progress
@@ -55,6 +55,8 @@ class CheckReport:
     """Number of clips read and measured."""
     failures: list[Failure]
     measures: list[Measure]
+    said: list[tuple[str, Unchecked | Note]] = field(default_factory=list[tuple[str, Unchecked | Note]])
+    """Keys of clips, and what of them could not be checked or was tolerated."""
 
     @property
     def ok(self) -> bool:
@@ -76,6 +78,7 @@ class CheckReport:
         rows += [str(failure) for failure in self.failures[:40]]
         if len(self.failures) > 40:
             rows.append(f"… and {len(self.failures) - 40} more")
+        rows += self._said()
         rows.append("no failures" if self.ok else f"{len(self.failures)} failures")
         shards = [shard for shard in dict.fromkeys(f.shard for f in self.failures) if shard.endswith(".tar")]
         if shards:
@@ -84,15 +87,30 @@ class CheckReport:
             rows.append(f"existing shards are never overwritten: delete {files}{more}, then make them again")
         return "\n".join(rows)
 
+    def _said(self) -> list[str]:
+        """One line for each thing that was tolerated, then for each that could not be checked, with clips counted."""
+        keys: dict[str, list[str]] = {}
+        for key, finding in sorted(self.said, key=lambda each: isinstance(each[1], Unchecked)):
+            if isinstance(finding, Unchecked):
+                text = f"not checked: {finding.what}: {finding.why}"
+            else:
+                text = f"note: {finding.text}"
+            keys.setdefault(text, []).append(key)
+        rows = [f"{text} ({len(found)} of {self.clips} clips, as {found[0]})" for text, found in keys.items()]
+        if self.clips and not any(isinstance(finding, Unchecked) for _, finding in self.said):
+            rows.append("everything that data check knows was checked in every clip")
+        return rows
+
 
 def check(
-    folder: Path, clips: int | None = None, *, depth_tolerance: float = DEPTH_TOLERANCE, shown: bool = True
+    folder: Path, clips: int | None = None, *, depth_tolerance: float | None = None, shown: bool = True
 ) -> CheckReport:
     """Verify a data set: files and checksums, layout, and the geometry of its clips.
 
     ``clips`` limits the geometry (and checksums) to that many clips spread over the data set, and their shards; names
     and sizes of all shards are checked in any case. Depths within the fraction ``depth_tolerance`` of each other are
-    equal: more suits a noisy sensor. UserError if there is no readable manifest.
+    equal (None: what each clip states, else 0.02): more suits a noisy sensor. UserError if there is no readable
+    manifest.
     """
     manifest = load_manifest(folder)
     failures: list[Failure] = []
@@ -106,7 +124,7 @@ def check(
     reader = ShardReader(dataclasses.replace(manifest, shards=complete))
     failures += _count_failures(manifest, reader, len(failures))
     chosen = spread(len(reader), clips)
-    measures: list[Measure] = []
+    found: list[tuple[str, Finding]] = []
     used = {reader.samples[index].shard for index in chosen}
     with reader, progress("check", len(chosen) + len(used), "clip", shown=shown) as bar:
         for info in (info for info in complete if info.shard in used):
@@ -114,12 +132,17 @@ def check(
             failures += _shard_failures(manifest.folder, info, samples)
             bar.advance()
         for index in chosen:
-            measured, wrong = _check_clip(reader, index, depth_tolerance)
-            measures += measured
+            of_clip, wrong = _check_clip(reader, index, depth_tolerance)
+            found += [(reader.samples[index].key, finding) for finding in of_clip]
             failures += wrong
             bar.advance(failures=str(len(failures)))
     return CheckReport(
-        folder=folder, shards=len(manifest.shards), clips=len(chosen), failures=failures, measures=measures
+        folder=folder,
+        shards=len(manifest.shards),
+        clips=len(chosen),
+        failures=failures,
+        measures=[finding for _, finding in found if isinstance(finding, Measure)],
+        said=[(key, finding) for key, finding in found if not isinstance(finding, Measure)],
     )
 
 
@@ -173,9 +196,8 @@ def _shard_failures(folder: Path, info: ShardInfo, samples: list[SampleIndex]) -
             remedy="its bytes have changed since it was written: make or fetch it again",
         )
     try:
-        with tarfile.open(folder / info.shard) as tar:
-            stored = {member.name: (member.offset_data, member.size) for member in tar.getmembers()}
-    except tarfile.TarError as error:
+        stored = tars.members(folder / info.shard)
+    except tars.BadTarError as error:
         yield Failure(shard=info.shard, check="tar", what=f"is not a complete tar ({error})", remedy="make it again")
         return
     listed = {f"{s.key}.{name}": (at, size) for s in samples for name, (at, size, _) in s.members.items()}
@@ -199,7 +221,7 @@ def _shard_failures(folder: Path, info: ShardInfo, samples: list[SampleIndex]) -
             )
 
 
-def _check_clip(reader: ShardReader, index: int, depth_tolerance: float) -> tuple[list[Measure], list[Failure]]:
+def _check_clip(reader: ShardReader, index: int, depth_tolerance: float | None) -> tuple[list[Finding], list[Failure]]:
     sample = reader.samples[index]
 
     def failure(check: str, what: str, remedy: str, frame: int | None = None) -> Failure:
@@ -215,7 +237,7 @@ def _check_clip(reader: ShardReader, index: int, depth_tolerance: float) -> tupl
             failure("keys", f"{sample.key!r} is not a valid key", "use 1 to 60 ASCII letters, digits, '-' and '_'")
         )
     try:
-        clip = reader.read(index)
+        clip = reader.read(index, verify=False)
     except CorruptSample as error:
         frame = re.match(r"f(\d+)\.", error.member)
         what = f"member {error.member} {error.reason}"
@@ -225,9 +247,9 @@ def _check_clip(reader: ShardReader, index: int, depth_tolerance: float) -> tupl
         wrong.append(failure("counts", "modalities or size differ from the sidecar's", "make the shard again"))
     if wrong:
         return [], wrong
-    measures = list(measure(clip, depth_tolerance))
-    for m in (m for m in measures if not m.ok):
+    found = list(findings(clip, depth_tolerance))
+    for m in (m for m in found if isinstance(m, Measure) and not m.ok):
         sign = "at most" if m.above else "at least"
         what = f"{m.what}: {m.value:.4g}, {sign} {m.limit:.4g} allowed"
         wrong.append(failure(m.check, what, m.remedy, m.frame))
-    return measures, wrong
+    return found, wrong

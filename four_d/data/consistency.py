@@ -7,19 +7,23 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from four_d import fields, geometry
 from four_d import surface as surfaces
-from four_d.data.agreement import DEPTH_TOLERANCE, Measure, pair_measures, pose_mistakes, track_measures
 from four_d.data.contract import RawClip
+from four_d.data.depth_maps import Sentinel, depth_map_findings, sentinel
+from four_d.data.diagnosis import DEPTH_TOLERANCE, convention_findings, reading_of
+from four_d.data.measures import Finding, Measure, Note, Unchecked
+from four_d.data.readings import SHIFTS, mistakes
 from four_d.data.skeletons import keypoint_measures
-from four_d.data.truth import truth
+from four_d.data.tracks import track_measures
+from four_d.data.truth import Truth, truth
 from four_d.types import SAME_TIME, Cameras, Surface
 
-ROTATION_LIMIT = 1e-4
-"""Largest entry of RᵀR − 1 (and distance of the determinant from 1)."""
+ROTATION_LIMIT, ROTATION_NOTE = 1e-2, 1e-4
+"""Largest entry of RᵀR − 1, and from where on it is said."""
 CENTRE_LIMIT_PX = 0.05
 """Median distance of a surface point's projection from its pixel's centre."""
 OUTLIER_LIMIT_PX = 0.5
@@ -28,35 +32,62 @@ DEPTH_RANGE_M = (0.1, 200.0)
 """Range of a frame's median depth if its unit is the metre."""
 
 
-def measure(clip: RawClip, depth_tolerance: float = DEPTH_TOLERANCE) -> Iterator[Measure]:
-    """Run every check that the clip's modalities allow. The clip must conform to the layout (`contract.problems`).
+def findings(clip: RawClip, depth_tolerance: float | None = None) -> Iterator[Finding]:
+    """Run every check that the clip's modalities allow, and say which they do not allow.
 
-    Depths within a relative difference of ``depth_tolerance`` are equal.
+    The clip must conform to the layout (`contract.problems`). Depths within a relative difference of
+    ``depth_tolerance`` are equal; None takes what the clip states, else `DEPTH_TOLERANCE`.
     """
+    tolerance = depth_tolerance or clip.info.depth_tolerance or DEPTH_TOLERANCE
     yield from keypoint_measures(clip)
+    strange = sentinel(clip)
+    yield from depth_map_findings(clip, strange)
+    clip = _without(clip, strange)
     if clip.world_from_camera is None or clip.intrinsics is None:
+        yield Unchecked(what="conventions", why="the clip has no cameras")
         return
-    yield from _camera_measures(clip)
+    yield from _camera_findings(clip)
     if (missing := _times_missing(clip)) is not None:
         yield missing
         return
+    clip = dataclasses.replace(
+        clip, world_from_camera=geometry.orthonormal(torch.from_numpy(clip.world_from_camera)).numpy()
+    )
     known = truth(clip)
     if clip.surface is not None and known.surface is not None and known.cameras is not None:
-        yield from _surface_measures(clip, known.surface, known.cameras, known.times)
+        measured = list(_surface_measures(clip, known.surface, known.cameras, known.times))
+        yield from measured
+        if not all(m.ok for m in measured):
+            yield Unchecked(what="images against the surface", why="poses and surface do not fit")
+            return
+    if known.depth is not None and clip.info.metric:
+        yield _unit_measure(known.depth)
+    yield from convention_findings(clip, known, tolerance)
     if known.depth is not None:
-        if clip.info.metric:
-            yield _unit_measure(known.depth)
-        yield from pair_measures(clip, known, depth_tolerance)
-        yield from track_measures(clip, known, depth_tolerance)
+        yield from track_measures(clip, known, tolerance)
 
 
-def _camera_measures(clip: RawClip) -> Iterator[Measure]:
+def _without(clip: RawClip, found: Sentinel | None) -> RawClip:
+    """Clear what is no depth, so that other checks tell of other faults."""
+    if found is None or clip.depth is None:
+        return clip
+    is_depth = np.abs(clip.depth - found.value) > (clip.info.depth_unit or 0) / 2
+    return dataclasses.replace(clip, depth=np.where(is_depth, clip.depth, np.float32(0)))
+
+
+def _camera_findings(clip: RawClip) -> Iterator[Finding]:
     poses, intrinsics, w, h = clip.world_from_camera, clip.intrinsics, clip.info.width, clip.info.height
     assert poses is not None
     assert intrinsics is not None
     rotation = poses[:, :3, :3]
     skew = np.abs(rotation.transpose(0, 2, 1) @ rotation - np.eye(3)).max((1, 2))
     skew = np.maximum(skew, np.abs(poses[:, 3] - [0, 0, 0, 1]).max(-1))
+    if ROTATION_NOTE < skew.max() <= ROTATION_LIMIT:
+        yield Note(
+            text=f"rotations are off orthonormal by up to {skew.max():.1g}, which is tolerated: the nearest rotation "
+            "is checked",
+            frame=int(skew.argmax()),
+        )
     yield Measure(
         check="rotation",
         value=float(skew.max()),
@@ -69,7 +100,7 @@ def _camera_measures(clip: RawClip) -> Iterator[Measure]:
     yield Measure(
         check="handedness",
         value=float(determinant.min()),
-        limit=1 - 1e-3,
+        limit=1 - 2 * ROTATION_LIMIT,
         above=False,
         frame=int(determinant.argmin()),
         what="determinant of the pose's rotation",
@@ -79,7 +110,7 @@ def _camera_measures(clip: RawClip) -> Iterator[Measure]:
     yield Measure(
         check="principal point",
         value=float(centre.max()),
-        limit=0.5,
+        limit=0.49,  # at 0.5 are intrinsics of images twice as large
         frame=int(centre.argmax()),
         what="distance of the principal point from the image's middle, in image sizes",
         remedy="intrinsics are in pixels of the stored images, as fx fy cx cy; rescale them with the images",
@@ -144,10 +175,10 @@ def _surface_measures(
         what="faces of instance 0 that move",
         remedy="instance 0 is the static surroundings; number what moves from 1",
     )
-    yield from _centre_measures(surface, cameras, times)
+    yield from _centre_measures(surface, cameras, times, clip)
 
 
-def _centre_measures(surface: Surface, cameras: Cameras, times: Float[Tensor, "f"]) -> Iterator[Measure]:
+def _centre_measures(surface: Surface, cameras: Cameras, times: Float[Tensor, "f"], clip: RawClip) -> Iterator[Measure]:
     surface_points, hit = surfaces.points(surface, times).flatten(1, 2), (surface.faces >= 0).flatten(1)
     error, z = _centre_errors(surface_points, cameras, surface.faces.shape[-2:])
     errors = [e[h] if bool(h.any()) else torch.zeros(1) for e, h in zip(error, hit)]
@@ -155,13 +186,12 @@ def _centre_measures(surface: Surface, cameras: Cameras, times: Float[Tensor, "f
     # torch.quantile refuses more than 2**24 values
     tails = torch.stack([e.quantile(0.99) if len(e) < 2**24 else e.max() for e in errors])
     behind = torch.stack([((depth <= 0) & h).sum() / h.sum().clamp_min(1) for depth, h in zip(z, hit)])
-    cause = ""
+    cause = late = ""
     worst = int(medians.argmax())
     if not bool(medians.max() <= CENTRE_LIMIT_PX):
-        worst_only = slice(worst, worst + 1)
-        cause = _cause_of_shift(
-            surface_points[worst_only], hit[worst], fields.take(cameras, "b", worst_only), surface.faces.shape[-2:]
-        )
+        cause = _cause_of_shift(surface, cameras, times, clip, worst)
+    elif not bool(tails.max() <= OUTLIER_LIMIT_PX):
+        late = _cause_of_outliers(surface, cameras, times, clip, int(tails.argmax()))
     yield Measure(
         check="pixel centres",
         value=float(medians.max()),
@@ -176,7 +206,7 @@ def _centre_measures(surface: Surface, cameras: Cameras, times: Float[Tensor, "f
         limit=OUTLIER_LIMIT_PX,
         frame=int(tails.argmax()),
         what="the same distance for the 99 % quantile of a frame",
-        remedy="part of the surface is wrong: check the vertices of one object at this frame's time",
+        remedy=cause or late or "part of the surface is wrong: check the vertices of one object at this frame's time",
     )
     yield Measure(
         check="in front",
@@ -195,29 +225,56 @@ def _centre_errors(
     return (pixels - geometry.pixel_centres(size[0], size[1], surface_points).reshape(-1, 2)).norm(dim=-1), z
 
 
-def _cause_of_shift(
-    surface_points: Float[Tensor, "1 p 3"], hit: Bool[Tensor, "p"], cameras: Cameras, size: tuple[int, ...]
-) -> str:
+def _cause_of_shift(surface: Surface, cameras: Cameras, times: Float[Tensor, "f"], clip: RawClip, worst: int) -> str:
     """Remedy of the usual mistake that, undone, brings the points back to their pixels; empty if none."""
-    for remedy, corrected in {**pose_mistakes(cameras), **_intrinsics_mistakes(cameras)}.items():
-        error, z = _centre_errors(surface_points, corrected, size)
-        if bool(error[0][hit].median() <= CENTRE_LIMIT_PX) and bool((z[0][hit] > 0).float().mean() > 0.99):
+    known = Truth(times=times, cameras=cameras, surface=None, depth=None, dynamic=None)
+    reading = reading_of(clip, known)
+    undone = {mistake.remedy: mistake.undo(reading) for mistake in mistakes(reading) if mistake.touches == "cameras"}
+    readings = {remedy: (read.cameras, read.camera_at) for remedy, read in undone.items()}
+    readings |= {remedy: (k, reading.camera_at) for remedy, k in _half_pixels(cameras).items()}
+    frames = sorted({worst, 0, len(times) // 2})
+    points = surfaces.points(fields.take(surface, "f", torch.tensor(frames)), times[frames]).flatten(1, 2)
+    for remedy, (corrected, camera_at) in readings.items():
+        rows = [row for row, frame in enumerate(frames) if int(camera_at[frame]) >= 0]
+        if worst not in [frames[row] for row in rows]:
+            continue
+        at = torch.stack([camera_at[frames[row]] for row in rows])
+        error, z = _centre_errors(points[rows], fields.take(corrected, "b", at), surface.faces.shape[-2:])
+        hit = [surface.faces[frames[row]].flatten() >= 0 for row in rows]
+        medians = [float(e[h].median()) if bool(h.any()) else 0.0 for e, h in zip(error, hit, strict=True)]
+        if max(medians) <= CENTRE_LIMIT_PX and all(bool((d[h] > 0).all()) for d, h in zip(z, hit, strict=True)):
             return remedy
     return ""
 
 
-def _intrinsics_mistakes(cameras: Cameras) -> dict[str, Cameras]:
+def _half_pixels(cameras: Cameras) -> dict[str, Cameras]:
     corrected: dict[str, Cameras] = {}
     for name, shift in (("add 0.5 to cx and cy", 0.5), ("subtract 0.5 from cx and cy", -0.5)):
         k = cameras.intrinsics.clone()
         k[..., :2, 2] += shift
         remedy = f"half a pixel off: {name}, pixel (0, 0) is the corner and its centre is (0.5, 0.5)"
         corrected[remedy] = dataclasses.replace(cameras, intrinsics=k)
-    swapped = cameras.intrinsics[..., [1, 0, 2], :][..., :, [1, 0, 2]]
-    corrected["fx, cx and fy, cy are swapped: their order is fx fy cx cy"] = dataclasses.replace(
-        cameras, intrinsics=swapped
-    )
     return corrected
+
+
+def _cause_of_outliers(surface: Surface, cameras: Cameras, times: Float[Tensor, "f"], clip: RawClip, worst: int) -> str:
+    """Shift of the frames' times against the surface that, undone, brings what moves back to its pixels."""
+    ids = clip.info.camera_ids
+    for shift in SHIFTS:
+        source = worst + shift
+        if not 0 <= source < len(ids) or ids[source] != ids[worst]:
+            continue
+        frame = torch.tensor([worst])
+        points = surfaces.points(fields.take(surface, "f", frame), times[[source]]).flatten(1, 2)
+        error, _ = _centre_errors(points, fields.take(cameras, "b", frame), surface.faces.shape[-2:])
+        hit = error[0][surface.faces[worst].flatten() >= 0]
+        if len(hit) and float(hit[:: max(1, len(hit) // 2**20)].quantile(0.99)) <= OUTLIER_LIMIT_PX:
+            count, way = abs(shift), "late" if shift < 0 else "early"
+            return (
+                f"the surface comes {count} frame{'s' * (count > 1)} too {way} against the frames: shift times or "
+                "surface_times"
+            )
+    return ""
 
 
 def _unit_measure(depth: Float[Tensor, "f h w"]) -> Measure:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from four_d.keypoints import check_skeleton
+from four_d.types import SAME_TIME
 
 VERSION = 1
 
@@ -54,6 +55,8 @@ class ClipInfo:
     track_times: list[float] | None = None
     depth_unit: float | None = None
     """Source units per count of the depth PNGs; None in a clip to be written: chosen by `encoding.fitting_unit`."""
+    depth_tolerance: float | None = None
+    """Relative error of the depth that the source states, of a sensor or a model; None: exact."""
     objects: list[ObjectInfo] = field(default_factory=list[ObjectInfo])
     seed: int | None = None
     generator: dict[str, object] | None = None
@@ -151,7 +154,17 @@ def truths(modalities: Collection[str]) -> frozenset[str]:
 
 def problems(clip: RawClip) -> list[str]:
     """Violations of the layout by a clip, one line each; empty if it conforms. Geometry is not checked."""
-    return list(_problems(clip))
+    return [*_order_problems(clip.info), *_problems(clip)]
+
+
+def damage(clip: RawClip) -> str | None:
+    """Violation of the layout by some frames of a clip, in whatever order they were read; None if they conform."""
+    for text in _problems(clip):
+        return text
+    for name, axis in (("surface_times", clip.info.surface_times), ("track_times", clip.info.track_times)):
+        if axis and np.abs(np.subtract.outer(clip.info.times, axis)).min(-1).max() > SAME_TIME:
+            return f"a frame's time is not in {name}"
+    return None
 
 
 def _problems(clip: RawClip) -> Iterator[str]:
@@ -163,13 +176,20 @@ def _problems(clip: RawClip) -> Iterator[str]:
         yield "clip.json: times is empty"
     if len(info.camera_ids) != f:
         yield f"clip.json: {len(info.camera_ids)} camera_ids for {f} times"
-    yield from _order_problems(info)
     yield from _array("images", clip.images, "uint8", (f, h, w, 3))
     if clip.world_from_camera is not None and clip.intrinsics is None:
         yield "world_from_camera comes with intrinsics; intrinsics may come alone"
     yield from _array("world_from_camera", clip.world_from_camera, "float64", (f, 4, 4))
     yield from _array("intrinsics", clip.intrinsics, "float64", (f, 3, 3))
+    if (
+        clip.intrinsics is not None
+        and clip.intrinsics.ndim == 3
+        and clip.intrinsics[:, (0, 1), (0, 1)].min(initial=1) <= 0
+    ):
+        yield "intrinsics: focal lengths must be positive"
     yield from _array("depth", clip.depth, "float32", (f, h, w))
+    if clip.depth is not None and clip.depth.min(initial=0) < 0:
+        yield "depth is negative; invalid values are 0"
     yield from _array("dynamic", clip.dynamic, "bool", (f, h, w))
     if clip.surface is not None:
         yield from _surface_problems(clip.surface, info)

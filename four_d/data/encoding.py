@@ -6,7 +6,9 @@ import dataclasses
 import io
 import json
 import logging
+import math
 import re
+import warnings
 import zlib
 from collections.abc import Callable
 from typing import cast
@@ -21,13 +23,17 @@ LOGGER = logging.getLogger(__name__)
 
 Array = NDArray[np.generic]
 
-MAX_BYTES = 2**30
-"""Maximum decoded size of a member."""
+MAX_BYTES = 2**29
+"""Maximum decoded size of an array."""
+MAX_PIXELS = 2**26
+"""Maximum number of pixels of an image."""
 
 JPEG_QUALITY = 95
 _GZIP = 16 + zlib.MAX_WBITS
 # Only this form of header is accepted: others can name object dtypes, whose data NumPy would unpickle.
-_HEADER = re.compile(rb"\{'descr': '([<|][fiub]\d)', 'fortran_order': False, 'shape': \((\d*(?:, ?\d+)*),?\), \}[ ]*\n")
+_HEADER = re.compile(
+    rb"\{'descr': '([<|][fiub]\d)', 'fortran_order': False, 'shape': \((\d{0,12}(?:, ?\d{1,12})*),?\), \}[ ]*\n"
+)
 
 
 class BadMemberError(ValueError):
@@ -74,7 +80,7 @@ def encode_clip(clip: RawClip, *, lossless: bool = False) -> dict[str, bytes]:
 
 def _encode_info(info: ClipInfo) -> bytes:
     content = dataclasses.asdict(info)
-    for name in ("keypoints", "home"):
+    for name in ("keypoints", "home", "depth_tolerance"):
         if content[name] is None:
             del content[name]  # so that clips without any keep their bytes
     return json.dumps(content, separators=(",", ":")).encode()
@@ -183,12 +189,17 @@ def encode_png(image: Array) -> bytes:
 
 def decode_image(data: bytes, mode: str, height: int, width: int) -> Array:
     """Decode a JPEG or PNG that must have this size and Pillow mode (RGB, L, I;16)."""
+    if not 0 < height * width <= MAX_PIXELS:
+        raise BadMemberError(f"has {width} x {height} pixels by clip.json, not 1 to {MAX_PIXELS}")
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+            warnings.simplefilter("ignore")
             if image.size != (width, height) or image.mode != mode:
                 raise BadMemberError(f"is {image.mode} {image.size}, not {mode} {(width, height)}")
             return np.asarray(image)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except BadMemberError:
+        raise
+    except Exception as error:  # Pillow's decoders raise many kinds at damaged bytes
         raise BadMemberError(f"is not an image: {error}") from error
 
 
@@ -207,7 +218,10 @@ def npy_header(data: bytes) -> tuple[np.dtype[np.generic], tuple[int, ...], int]
     if data[:8] != b"\x93NUMPY\x01\x00" or match is None:
         raise BadMemberError("is not a plain little-endian .npy array (version 1, C order, numbers only)")
     shape = tuple(int(size) for size in match[2].decode().split(",") if size.strip())
-    return np.dtype(match[1].decode()), shape, length
+    try:
+        return np.dtype(match[1].decode()), shape, length
+    except TypeError as error:
+        raise BadMemberError(f"is of type {match[1].decode()}, which does not exist") from error
 
 
 def decode_npy(data: bytes, dtype: str, shape: tuple[int | None, ...]) -> Array:
@@ -216,7 +230,7 @@ def decode_npy(data: bytes, dtype: str, shape: tuple[int | None, ...]) -> Array:
     matches = len(sizes) == len(shape) and all(expected in (None, actual) for expected, actual in zip(shape, sizes))
     if stored_dtype != np.dtype(dtype) or not matches:
         raise BadMemberError(f"is {stored_dtype} {sizes}, not {dtype} {shape}")
-    if len(data) - start != int(np.prod(sizes, dtype=np.int64)) * stored_dtype.itemsize:
+    if len(data) - start != math.prod(sizes) * stored_dtype.itemsize:
         raise BadMemberError(f"has {len(data) - start} bytes of data, which does not make {stored_dtype} {sizes}")
     return np.frombuffer(data, stored_dtype, offset=start).reshape(sizes).copy()
 
@@ -227,15 +241,20 @@ def encode_gzip(data: bytes) -> bytes:
     return compressor.compress(data) + compressor.flush()
 
 
-def decode_gzip(data: bytes, limit: int = MAX_BYTES) -> bytes:
-    """Decompress data, which must be complete and give at most ``limit`` bytes."""
+def decode_gzip(data: bytes) -> bytes:
+    """Decompress an .npy file, which must be complete and no larger than its own header says, nor than `MAX_BYTES`."""
     decompressor = zlib.decompressobj(wbits=_GZIP)
     try:
-        result = decompressor.decompress(data, limit)
+        head = zlib.decompressobj(wbits=_GZIP).decompress(data, 10 + 2**16)
+        dtype, shape, start = npy_header(head)
+        size = start + math.prod(shape) * dtype.itemsize
+        if size > MAX_BYTES:
+            raise BadMemberError(f"decodes to {size} bytes; at most {MAX_BYTES} are read")
+        result = decompressor.decompress(data, size + 1)
     except zlib.error as error:
         raise BadMemberError(f"is not valid gzip data: {error}") from error
     if not decompressor.eof:
-        raise BadMemberError(f"is truncated, or decodes to more than {limit} bytes")
+        raise BadMemberError(f"is truncated, or decodes to more than the {size} bytes that its header says")
     return result
 
 
@@ -243,7 +262,7 @@ def decode_info(data: bytes) -> ClipInfo:
     """Decode clip.json. BadMemberError for missing or unknown fields and values of the wrong type."""
     try:
         content = cast(object, json.loads(data))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadMemberError(f"is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise BadMemberError("is not a JSON object")
@@ -268,7 +287,7 @@ def _read_field(name: str, value: object) -> object:
         return None
     try:
         return _FIELDS[name](value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise BadMemberError(f"field {name!r}: {error}") from error
 
 
@@ -318,7 +337,7 @@ def _keypoints(value: object) -> KeypointInfo:
     )
 
 
-_OPTIONAL = {"surface_times", "track_times", "depth_unit", "seed", "generator", "keypoints", "home"}
+_OPTIONAL = {"surface_times", "track_times", "depth_unit", "depth_tolerance", "seed", "generator", "keypoints", "home"}
 _FIELDS: dict[str, Callable[[object], object]] = {
     "source": _exactly(str),
     "licence": _exactly(str),
@@ -330,6 +349,7 @@ _FIELDS: dict[str, Callable[[object], object]] = {
     "surface_times": _list_of(_number),
     "track_times": _list_of(_number),
     "depth_unit": _number,
+    "depth_tolerance": _number,
     "objects": _list_of(_object),
     "seed": _exactly(int),
     "generator": _exactly(dict),

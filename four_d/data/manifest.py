@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import stat
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import cast
 
@@ -159,18 +161,30 @@ def load_sidecar(path: Path) -> Sidecar:
 
 
 def _sample(shard: str, item: dict[str, object], layouts: dict[tuple[str, ...], dict[str, int]]) -> SampleIndex:
-    members = cast(dict[str, list[int]], item["members"])
+    members = {
+        name: [_int(number) for number in row] for name, row in cast(dict[str, list[int]], item["members"]).items()
+    }
     names = tuple(members)
     rows = layouts.setdefault(names, {name: row for row, name in enumerate(names)})
-    table = np.array(list(members.values()), np.int64).reshape(-1, 3)
+    table = np.array(list(members.values()), np.int64).reshape(len(members), 3)
+    times = [float(time) for time in cast(list[float], item["times"])]
+    cameras = [_int(camera) for camera in cast(list[int], item["camera_ids"])]
+    order = list(zip(cameras, times))
+    if (
+        not times
+        or len(times) != len(cameras)
+        or not np.isfinite(times).all()
+        or any(b <= a for a, b in pairwise(order))
+    ):
+        raise ValueError(f"sample {_short(item['key'])}: times and camera_ids are not those of frames in order")
     return SampleIndex(
         key=str(item["key"]),
         source=str(item["source"]),
         shard=shard,
         width=_int(item["width"]),
         height=_int(item["height"]),
-        times=[float(time) for time in cast(list[float], item["times"])],
-        camera_ids=[int(camera) for camera in cast(list[int], item["camera_ids"])],
+        times=times,
+        camera_ids=cameras,
         modalities=[str(name) for name in cast(list[str], item["modalities"])],
         members=Members(rows, table),
     )
@@ -264,9 +278,12 @@ def check_size(folder: Path, info: ShardInfo) -> None:
     """Raise UserError if a shard is missing or its size differs from the one recorded."""
     path = folder / info.shard
     try:
-        size = path.stat().st_size
+        status = path.stat()
     except OSError as error:
         raise UserError(f"{path}: shard is missing ({error.strerror}); make it again or fetch it again") from error
+    size = status.st_size
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{path}: is not a file; make the shard again or fetch it again")
     if size != info.bytes:
         raise UserError(
             f"{path}: truncated or changed, {size} bytes instead of {info.bytes}; "
@@ -307,7 +324,7 @@ def _load(path: Path, remedy: str) -> dict[str, object]:
         content = cast(object, json.loads(path.read_bytes()))
     except OSError as error:
         raise UserError(f"{path}: cannot read ({error.strerror}); {remedy}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not valid JSON ({error}); {remedy}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: is not a JSON object; {remedy}")
@@ -323,7 +340,7 @@ def _as_user_error(path: Path, remedy: str) -> Generator[None]:
         yield
     except KeyError as error:
         raise UserError(f"{path}: lacks {error}; {remedy}") from error
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{path}: {error}; {remedy}") from error
 
 
@@ -342,17 +359,24 @@ def _sources(value: object) -> dict[str, SourceInfo]:
 
 def _dicts(value: object) -> list[dict[str, object]]:
     if not isinstance(value, list):
-        raise TypeError(f"{value!r:.40} is not a list")
+        raise TypeError(f"{_short(value)} is not a list")
     return cast(list[dict[str, object]], value)
 
 
 def _int(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{value!r:.40} is not a whole number")
+        raise TypeError(f"{_short(value)} is not a whole number")
+    if abs(value) >= 2**62:
+        raise ValueError(f"{_short(value)} is too large")
     return value
 
 
 def _plain_name(value: object) -> str:
     if not isinstance(value, str) or not _NAME.fullmatch(value) or value in (".", ".."):
-        raise TypeError(f"{value!r:.60} is not a plain file name")
+        raise TypeError(f"{_short(value)} is not a plain file name")
     return value
+
+
+def _short(value: object) -> str:
+    """First characters of a value that may be of any kind and length."""
+    return repr(value)[:60] if not isinstance(value, int) or abs(value) < 2**62 else "a number of many digits"

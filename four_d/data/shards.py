@@ -17,7 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 from webdataset.writer import TarWriter
 
-from four_d.data.contract import ClipInfo, KeypointArrays, RawClip, SurfaceArrays, TrackArrays, modalities
+from four_d.data.contract import (
+    KEY,
+    ClipInfo,
+    KeypointArrays,
+    RawClip,
+    SurfaceArrays,
+    TrackArrays,
+    damage,
+    modalities,
+)
 from four_d.data.encoding import (
     CLIP,
     Array,
@@ -191,6 +200,7 @@ class ShardReader:
         self.manifest = manifest if isinstance(manifest, Manifest) else load_manifest(manifest)
         self.samples: list[SampleIndex] = []
         """All clips, in the order of shards and of clips in them."""
+        self._bytes = {info.shard: info.bytes for info in self.manifest.shards}
         for info in self.manifest.shards:
             check_size(self.manifest.folder, info)
             sidecar = load_sidecar(self.manifest.folder / info.sidecar)
@@ -207,7 +217,12 @@ class ShardReader:
 
     def __getstate__(self) -> dict[str, object]:
         """State without the open files."""
-        return {"manifest": self.manifest, "samples": self.samples, "_files": OrderedDict[str, int]()}
+        return {
+            "manifest": self.manifest,
+            "samples": self.samples,
+            "_bytes": self._bytes,
+            "_files": OrderedDict[str, int](),
+        }
 
     def __enter__(self) -> Self:
         return self
@@ -231,16 +246,19 @@ class ShardReader:
                 return number
         raise UserError(f"{self.manifest.folder}: no clip {key!r}; `four-d data stats` and the sidecars list the keys")
 
-    def read(self, index: int, frames: Sequence[int] | None = None) -> RawClip:
+    def read(self, index: int, frames: Sequence[int] | None = None, *, verify: bool = True) -> RawClip:
         """Read a clip, or only the given frames of it, in the order given; its `ClipInfo` then describes those frames.
 
         With ``frames`` the surface is read at their times and the neighbouring times only. CorruptSample if its bytes
-        are damaged; IndexError if a frame does not exist.
+        are damaged or, unless ``verify`` is False, violate the layout; IndexError if a frame does not exist.
         """
         sample = self.samples[index]
         if frames is not None and not all(0 <= frame < sample.frames for frame in frames):
             raise IndexError(f"clip {sample.key} has frames 0 to {sample.frames - 1}, not {list(frames)}")
-        return _Reading(self, sample, frames).clip()
+        clip = _Reading(self, sample, frames).clip()
+        if verify and (wrong := damage(clip)) is not None:
+            raise CorruptSample(sample.shard, sample.key, CLIP, wrong)
+        return clip
 
     def member(self, sample: SampleIndex, name: str) -> bytes:
         """Read a member's bytes, verified. CorruptSample if absent, truncated or changed."""
@@ -254,6 +272,8 @@ class ShardReader:
 
     def piece(self, sample: SampleIndex, name: str, offset: int, size: int) -> bytes:
         """Read ``size`` bytes of a shard, unverified."""
+        if offset < 0 or size < 0 or offset + size > self._bytes[sample.shard]:
+            raise CorruptSample(sample.shard, sample.key, name, "lies outside the shard by its sidecar")
         try:
             data = os.pread(self._file(sample.shard), size, offset)
         except OSError as error:
@@ -277,6 +297,8 @@ class _Reading:
 
     def __init__(self, reader: ShardReader, sample: SampleIndex, frames: Sequence[int] | None) -> None:
         self._reader, self._sample = reader, sample
+        if not KEY.fullmatch(sample.key):  # which names files in `data show`
+            raise CorruptSample(sample.shard, sample.key, CLIP, "its key is not 1 to 60 letters, digits, '-' and '_'")
         info = self._decode("clip.json", decode_info)
         if (info.times, info.camera_ids) != (sample.times, sample.camera_ids):
             raise CorruptSample(sample.shard, sample.key, "clip.json", "its frames differ from the sidecar's")
@@ -309,11 +331,14 @@ class _Reading:
         )
 
     def _images(self) -> NDArray[np.uint8]:
-        images = np.empty((len(self._frames), *self._size, 3), np.uint8)
+        images = np.empty((0, 0, 0, 3), np.uint8)
         for row, frame in enumerate(self._frames):
             name = f"f{frame:03d}.image."
             name += "png" if name + "png" in self._sample.members else "jpg"
-            images[row] = self._decode(name, lambda data: decode_image(data, "RGB", *self._size))
+            image = self._decode(name, lambda data: decode_image(data, "RGB", *self._size))
+            if row == 0:  # no earlier: a size that only clip.json says must not take memory
+                images = np.empty((len(self._frames), *self._size, 3), np.uint8)
+            images[row] = image
         return images
 
     def _maps(self, extension: str, mode: str) -> NDArray[Any] | None:
@@ -323,7 +348,7 @@ class _Reading:
         return np.stack([self._decode(name, lambda data: decode_image(data, mode, *self._size)) for name in names])
 
     def _surface(self) -> SurfaceArrays:
-        h, w = self._size
+        h, w = self._size  # of images that were read
         faces = np.empty((len(self._frames), h, w), np.int32)
         barycentric = np.empty((len(self._frames), 2, h, w), np.uint16)
         for row, frame in enumerate(self._frames):
@@ -353,6 +378,8 @@ class _Reading:
             reason = f"is {dtype} {shape}, not <f4 (t, {count}, 3)"
             raise CorruptSample(self._sample.shard, self._sample.key, name, reason)
         row = count * 12
+        if start + shape[0] * row != size:
+            raise CorruptSample(self._sample.shard, self._sample.key, name, f"has {size} bytes, which are not {shape}")
         first, last = min(self._times), max(self._times)
         data = self._reader.piece(self._sample, name, offset + start + first * row, (last + 1 - first) * row)
         rows = np.frombuffer(data, "<f4").reshape(-1, count, 3)

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from four_d import geometry
-from four_d.data.agreement import Measure
 from four_d.data.contract import KeypointArrays, KeypointInfo, RawClip
+from four_d.data.measures import Measure
 from four_d.data.truth import cameras_of
 
 PIXEL_LIMIT = 0.01

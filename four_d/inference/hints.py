@@ -174,7 +174,7 @@ def _check_convention(given: Cameras, clip: Clip, to: Fits) -> None:
         depth=clip.depth[0, chosen].double(),
         dynamic=None if clip.dynamic is None else clip.dynamic[0, chosen],
     )
-    mistake = pose_mistake(clip.images[0, chosen].double(), known)
+    mistake = pose_mistake(known)
     if mistake is not None:
         raise UserError(
             f"the poses contradict the depth: frames confirm {mistake.given:.0%} of each other's pixels, and "

@@ -50,7 +50,8 @@ class Reporter(Callback):
         self._steps = self._images = 0
         self._since = time.monotonic()
         self._complained: set[str] = set()
-        self._skipped = 0
+        self._skipped = self._written = 0
+        self._named: list[str] = []
         self._shown: list[tuple[Rows, Rows]] = []
         self._drawn = 0
         self.loss: float | None = None
@@ -89,6 +90,7 @@ class Reporter(Callback):
             if line not in self._complained:
                 LOGGER.error(f"skipped {line}")
                 self._complained.add(line)
+                self._named.append(line)
 
     def _write_line(self, module: TrainingModule) -> None:
         values = [float(value) / self._steps for value in self._sums.values()]
@@ -97,10 +99,21 @@ class Reporter(Callback):
         seconds = max(time.monotonic() - self._since, 1e-9)
         rates = {"steps_per_s": self._steps / seconds, "images_per_s": self._images / seconds}
         self.loss = means["loss"]
+        skipped = self._newly_skipped(int(reduced[-1]))
         if self._record is not None:
             line = {**means, **rates, "skipped_samples": int(reduced[-1]), "elapsed_s": round(module.elapsed, 3)}
+            line |= {"skipped": skipped} if skipped else {}
             self._record.write("train", module.step, line)
         self._sums, self._steps, self._images, self._since = {}, 0, 0, time.monotonic()
+
+    def _newly_skipped(self, total: int) -> str:
+        """Lines on the corrupt samples of all processes since the last record, of which ``total`` were met so far."""
+        if total == self._written:  # of all processes alike, so that all gather or none
+            return ""
+        self._written = total
+        named = sorted({line for each in parallel.gather(self._named) for line in each})
+        self._named.clear()
+        return "\n".join(named)
 
     def on_validation_batch_end(
         self,

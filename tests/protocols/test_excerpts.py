@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from four_d import geometry
-from four_d.data.agreement import pose_mistakes
+from four_d.data.readings import pose_mistakes
 from four_d.datasets import decode, scenes
 from four_d.datasets.sequence import Sequence
 from four_d.protocols.table import PROTOCOLS

@@ -247,6 +247,7 @@ def test_a_corrupt_sample_is_named_counted_and_replaced(tmp_path: Path, capsys: 
     counts = [line["skipped_samples"] for line in curve(config)]
     assert counts[-1] >= len(said)
     assert counts == sorted(counts)
+    assert "box-000001" in "".join(line.get("skipped", "") for line in curve(config))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT])

@@ -1,0 +1,139 @@
+"""Checks of depth maps that need no camera: their place on the image, and numbers that stand for unknown depth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from four_d.data.contract import RawClip
+from four_d.data.evidence import EDGE_RATIO
+from four_d.data.measures import Finding, Measure, Unchecked
+
+FRAMES = 8
+"""Frames whose depth is laid on their images."""
+REACH = 0.03
+"""Largest shift that is tried, in longer sides of the image; at least eight pixels."""
+SHIFT_LIMIT, SIDE_LIMIT = 1.5, 0.004
+"""Pixels, and share of the image's longer side, by which depth may lie beside the image."""
+SENTINEL_LIMIT = 0.001
+"""Share of the known pixels that may hold one number far from all others."""
+_GAP, _NEAR = 0.1, 0.05
+"""Surroundings of such a number, relative to it, and how many pixels they may hold relative to it."""
+_CLEAR = 1.25
+"""Factor by which edges must coincide better when shifted."""
+_SIGMA = 5.0
+"""Standard deviations by which edges must coincide better than by chance."""
+_LAST_COUNT = 65000
+"""Counts of 16 bits from which on a number is no depth even if the camera stands still."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sentinel:
+    """Number that is stored where depth is unknown, and the share of known pixels that hold it."""
+
+    value: float
+    share: float
+
+
+def sentinel(clip: RawClip) -> Sentinel | None:
+    """Find the largest or smallest depth of a clip if many pixels hold it exactly and none are near."""
+    if clip.depth is None or not clip.info.depth_unit:
+        return None
+    counts = np.rint(clip.depth / clip.info.depth_unit).astype(np.int64)
+    known = counts[counts > 0]
+    if not len(known):
+        return None
+    for value in {int(known.max()), int(known.min())}:
+        share = float((known == value).mean())
+        near = float(((known != value) & (np.abs(known - value) <= _GAP * value)).mean())
+        if share > SENTINEL_LIMIT and near < _NEAR * share and _apart(clip, counts == value, value):
+            return Sentinel(value=value * clip.info.depth_unit, share=share)
+    return None
+
+
+def _apart(clip: RawClip, holds: NDArray[np.bool_], value: int) -> bool:
+    """Tell a number from a wall that a camera sees at one depth: it stays where the camera moves."""
+    frames = np.flatnonzero(holds.any((1, 2)))
+    if value >= _LAST_COUNT:
+        return True
+    if clip.world_from_camera is None or len(frames) < 2:
+        return False
+    centres = clip.world_from_camera[frames, :3, 3]
+    return bool(np.ptp(centres, axis=0).max() > 0.005 * value * (clip.info.depth_unit or 0))
+
+
+def depth_map_findings(clip: RawClip, found: Sentinel | None) -> Iterator[Finding]:
+    """Check a clip's depth maps by themselves; ``found`` is what `sentinel` found."""
+    if clip.depth is None:
+        return
+    yield Measure(
+        check="depth values",
+        value=0.0 if found is None else found.share,
+        limit=SENTINEL_LIMIT,
+        what="share of the known depths that are one number, with none near it",
+        remedy="" if found is None else f"{found.value:.6g} is no depth: store 0 where depth is unknown",
+    )
+    yield _place(clip)
+
+
+def _place(clip: RawClip) -> Finding:
+    """Lay depth's edges on the images', at every small shift."""
+    assert clip.depth is not None
+    reach = max(8, round(REACH * max(clip.info.width, clip.info.height)))
+    chosen = np.unique(np.linspace(0, len(clip.images) - 1, FRAMES).round().astype(int)).tolist()
+    maps = [_coincidence(clip, frame, reach) for frame in chosen]
+    maps = [each for each in maps if each is not None]
+    if not maps:
+        return Unchecked(what="place of depth on the image", why="too few edges in depth or image")
+    total = torch.stack(maps).mean(0)
+    peak = int(total.argmax())
+    y, x = divmod(peak, 2 * reach + 1)
+    x, y = x - reach, y - reach
+    here = float(total[reach - 1 : reach + 2, reach - 1 : reach + 2].max())
+    best = float(total.flatten()[peak])
+    if best < _SIGMA / len(maps) ** 0.5 and best < _SIGMA:
+        return Unchecked(what="place of depth on the image", why="its edges are not those of the image")
+    better = sum(float(each.flatten()[peak]) > float(each[reach, reach]) for each in maps) / len(maps)
+    away = float(np.hypot(x, y)) if best > _CLEAR * max(here, 0) and better > 0.7 else 0.0
+    ways = [
+        f"{abs(n)} pixels too far {way}"
+        for n, way in ((x, "right" if x > 0 else "left"), (y, "down" if y > 0 else "up"))
+        if n
+    ]
+    return Measure(
+        check="place of depth",
+        value=away,
+        limit=max(SHIFT_LIMIT, SIDE_LIMIT * max(clip.info.width, clip.info.height)),
+        what="pixels by which depth must be shifted for its edges to lie on those of the image",
+        remedy=f"depth lies {' and '.join(ways)}: shift it, or register it to the image",
+    )
+
+
+def _coincidence(clip: RawClip, frame: int, reach: int) -> Float[Tensor, "s s"] | None:
+    """How often an edge of depth lies on one of the image, by shift, in standard deviations over all shifts."""
+    assert clip.depth is not None
+    depth = torch.from_numpy(np.ascontiguousarray(clip.depth[frame]))
+    known = depth > 0
+    high = functional.max_pool2d(depth[None, None], 3, 1, 1)[0, 0]
+    low = -functional.max_pool2d(-depth.where(known, torch.full_like(depth, torch.inf))[None, None], 3, 1, 1)[0, 0]
+    whole = functional.avg_pool2d(known[None, None].float(), 3, 1, 1)[0, 0] > 0.99
+    edge = (whole & (high > low * EDGE_RATIO)).float()
+    if float(edge.sum()) < 4 * reach:
+        return None
+    image = torch.from_numpy(clip.images[frame].copy()).float().mean(-1)
+    x = functional.pad(image[:, 2:] - image[:, :-2], (1, 1))
+    y = functional.pad((image[2:] - image[:-2]).T, (1, 1)).T
+    slope = (x.square() + y.square()).sqrt()
+    slope = slope / (functional.avg_pool2d(slope[None, None], 31, 1, 15)[0, 0] + 8)  # alike in dull and busy places
+    slope = slope - slope.mean()
+    size = [side + 2 * reach for side in edge.shape]
+    spectrum = torch.fft.rfft2(slope, s=size).conj() * torch.fft.rfft2(edge - edge.mean(), s=size)
+    shifts = torch.fft.irfft2(spectrum, s=size).roll((reach, reach), (0, 1))[: 2 * reach + 1, : 2 * reach + 1]
+    return (shifts - shifts.mean()) / shifts.std().clamp_min(1e-9)

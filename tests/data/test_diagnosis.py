@@ -1,0 +1,213 @@
+"""Faults planted in sound clips are named; untouched clips of any source pass, and what they cannot show is said."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from four_d.data.consistency import findings
+from four_d.data.contract import RawClip, problems
+from four_d.data.evidence import half_line_distance
+from four_d.data.features import features, match
+from four_d.data.matches import Matches, rigid_part
+from four_d.data.measures import Measure, Note, Unchecked
+from four_d.data.shards import ShardReader, finalise, write_shard
+from four_d.types import Cameras
+from tests.data.excerpts import EXCERPTS, SAMPLES
+from tests.data.faults import FAULTS, lens, posed
+from tests.data.walk import walk
+from tests.helpers import box_clip, without_surface
+
+DEPTH = {"poses in mm", "depth in mm", "odd unit", "ray", "sentinel", *(name for name in FAULTS if "depth" in name)}
+
+
+def failures(clip: RawClip) -> list[Measure]:
+    return [found for found in findings(clip) if isinstance(found, Measure) and not found.ok]
+
+
+def remedies(clip: RawClip) -> str:
+    return "; ".join(found.remedy for found in failures(clip))
+
+
+@cache
+def plain() -> RawClip:
+    return walk()
+
+
+@cache
+def squeezed() -> RawClip:
+    return walk(6, squeezed=1.3)
+
+
+@cache
+def blind() -> RawClip:
+    return dataclasses.replace(plain(), depth=None, info=dataclasses.replace(plain().info, depth_unit=None))
+
+
+@pytest.mark.parametrize("fault", [name for name in FAULTS if name != "anamorphic"])
+def test_a_fault_is_named(fault: str) -> None:
+    plant, words = FAULTS[fault]
+    assert words in remedies(plant(plain()))
+
+
+def test_swapped_focal_lengths_are_named() -> None:
+    plant, words = FAULTS["anamorphic"]
+    assert words in remedies(plant(squeezed()))
+
+
+@pytest.mark.parametrize("fault", [n for n in FAULTS if n not in DEPTH and n != "anamorphic"])
+def test_a_fault_is_named_without_depth(fault: str) -> None:
+    plant, words = FAULTS[fault]
+    assert words in remedies(plant(blind()))
+
+
+def test_two_faults_are_both_named() -> None:
+    clip = FAULTS["opengl"][0](FAULTS["poses in mm"][0](plain()))
+    assert "OpenGL" in remedies(clip)
+    assert "times 1000 fits" in remedies(clip)
+
+
+def test_a_fault_of_no_usual_kind_fails_without_a_name() -> None:
+    rng = np.random.default_rng(1)
+    jolted = posed(plain(), lambda pose: np.concatenate([pose[:, :, :3], pose[rng.permutation(8), :, 3:]], 2))
+    assert "no usual mistake" in remedies(jolted)
+
+
+def test_no_overlap_is_a_failure() -> None:
+    apart = posed(plain(), lambda pose: pose + _far(len(pose)))
+    assert "overlap" in {found.check for found in failures(apart)}
+
+
+def _far(count: int) -> np.ndarray:
+    shift = np.zeros((count, 4, 4))
+    shift[:, 0, 3] = 500 * np.arange(count)
+    return shift
+
+
+@pytest.mark.parametrize(
+    "clip",
+    [
+        lambda: walk(5, seed=1),
+        lambda: walk(4, seed=2, cameras=2),
+        lambda: walk(4, seed=3, still=True),
+        lambda: walk(1),
+        squeezed,
+        blind,
+        lambda: box_clip(seed=5, frames=5, cameras=2, size=(88, 104)),
+        lambda: without_surface(box_clip(seed=6, frames=5, cameras=2, size=(88, 104))),
+    ],
+)
+def test_untouched_clips_pass(clip) -> None:  # noqa: ANN001
+    assert not failures(clip())
+
+
+@pytest.mark.parametrize("name", EXCERPTS)
+def test_untouched_excerpts_pass(name: str) -> None:
+    if not SAMPLES.is_dir():
+        pytest.skip("../shared/samples is not there")
+    clip = EXCERPTS[name]()
+    assert not problems(clip)
+    assert not failures(clip)
+
+
+CANNOT = {
+    # what an excerpt cannot show: a camera's small way, equal focal lengths, few frames, smooth depth
+    "hololens": {"anamorphic", "depth right by 4", "depth up by 3"},
+    "threedmatch": {"anamorphic", "ray", "swapped centre", "depth up by 3"},
+    "aria": {"anamorphic", "ray", "swapped centre", "odd unit", "depth up by 3"},
+    "motorcycle": {"anamorphic", "ray", "w2c", "w2c opengl", "opengl", "poses in mm", "depth in mm"},
+    "fox": {"anamorphic"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CANNOT)
+def test_faults_are_named_in_excerpts(name: str) -> None:
+    if not SAMPLES.is_dir():
+        pytest.skip("../shared/samples is not there")
+    clip = EXCERPTS[name]()
+    missed: dict[str, str] = {}
+    for fault in FAULTS.keys() - CANNOT[name]:
+        if (clip.depth is None and fault in DEPTH) or (
+            " by " in fault and "right" not in fault and len(clip.images) < 6
+        ):
+            continue
+        plant, words = FAULTS[fault]
+        if words not in (said := remedies(plant(clip))):
+            missed[fault] = said
+    assert not missed
+
+
+def test_what_cannot_be_checked_is_said() -> None:
+    def unchecked(clip: RawClip) -> dict[str, str]:
+        return {found.what: found.why for found in findings(clip) if isinstance(found, Unchecked)}
+
+    assert "single frame" in unchecked(walk(1))["conventions"]
+    bare = dataclasses.replace(blind(), world_from_camera=None, intrinsics=None)
+    assert "no cameras" in unchecked(bare)["conventions"]
+    still = unchecked(walk(4, still=True))
+    assert "hardly moves" in still["time stamps"]
+    grey = dataclasses.replace(blind(), images=np.full_like(blind().images, 128))
+    assert "corners" in unchecked(grey)["conventions"]
+
+
+def test_rotations_nearly_orthonormal_are_noted() -> None:
+    bent = posed(plain(), lambda pose: pose * [1.0001, 1.0001, 1.0001, 1])
+    found = list(findings(bent))
+    assert any(isinstance(each, Note) and "orthonormal" in each.text for each in found)
+    assert not failures(bent)
+
+
+def test_a_clip_states_its_tolerance(tmp_path: Path) -> None:
+    clip = plain()
+    clip = dataclasses.replace(clip, info=dataclasses.replace(clip.info, depth_tolerance=0.07))
+    write_shard(tmp_path, 0, [clip])
+    finalise(tmp_path, "test")
+    assert ShardReader(tmp_path).read(0).info.depth_tolerance == 0.07
+
+
+def test_intrinsics_in_another_place_of_a_surface_clip_are_named() -> None:
+    clip = box_clip(seed=5, frames=3, cameras=1, size=44)
+    assert "half as large: multiply" in remedies(lens(clip, lambda row: row / 2))
+
+
+class TestFeatures:
+    def test_shifted_pictures_match_to_a_fraction_of_a_pixel(self) -> None:
+        image = torch.from_numpy(walk(1, (120, 160)).images[0].copy()).permute(2, 0, 1).float() / 255
+        here, there = match(features(image[:, :, :-7]), features(image[:, 3:, 7:]))
+        assert len(here) > 50
+        moved = there - here
+        assert float((moved - torch.tensor([-7.0, -3.0])).norm(dim=-1).median()) < 0.02
+
+    def test_a_bare_wall_has_no_corners(self) -> None:
+        found = features(torch.full((3, 60, 80), 0.5))
+        assert len(found.pixels) == 0
+        assert len(match(found, found)[0]) == 0
+
+    def test_matches_of_chance_are_none(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        here, there = (torch.rand(60, 2, generator=generator) * 100 for _ in range(2))
+        assert rigid_part(here, there, 100) is None
+        assert rigid_part(here, here + 1, 100) is not None
+
+    def test_a_pair_is_matched_once(self) -> None:
+        matches = Matches(plain().images)
+        assert matches(0, 1) is matches(0, 1)
+
+
+def test_distance_from_a_half_line() -> None:
+    """A camera that goes right sees a point left of where it was, however far the point is."""
+    k = torch.tensor([[100.0, 0, 50], [0, 100, 50], [0, 0, 1]])
+    here = Cameras(world_from_camera=torch.eye(4), intrinsics=k)
+    pose = torch.eye(4)
+    pose[0, 3] = 1
+    there = Cameras(world_from_camera=pose, intrinsics=k)
+    pixel = torch.tensor([[60.0, 40]])
+    for seen, distance in (((30.0, 40.0), 0), ((60.0, 40.0), 0), ((30.0, 45.0), 5), ((64.0, 43.0), 5)):
+        assert float(half_line_distance(pixel, torch.tensor([seen]), here, there)) == pytest.approx(distance, abs=1e-3)
+    assert float(half_line_distance(pixel, torch.tensor([[63.0, 44.0]]), here, here)) == pytest.approx(5, abs=1e-3)
