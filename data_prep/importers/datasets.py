@@ -12,7 +12,6 @@ from pathlib import Path
 
 from data_prep.importers.sequences import Settings, clip_of, parts
 from data_prep.importers.writing import Origin, Planned, write_clips
-from four_d.data.agreement import DEPTH_TOLERANCE
 from four_d.data.check import check, spread
 from four_d.data.manifest import Manifest, load_sidecar, refuse_foreign, shard_names
 from four_d.data.shards import finalise, shard_done, write_shard
@@ -71,7 +70,7 @@ def import_dataset(
     if shard_done(out, 0):
         count = clips_per_shard or len(load_sidecar(out / shard_names(0)[1]).samples)
     else:
-        size = _trial(dataset, plans, out, depth_tolerance or dataset.depth_tolerance or DEPTH_TOLERANCE, checked)
+        size = _trial(dataset, plans, out, depth_tolerance or dataset.depth_tolerance, checked)
         _require_room(dataset, sequences, plans, out, size)
         count = clips_per_shard or max(1, min(MOST_CLIPS, round(SHARD_BYTES / size)))
     return write_clips(out, plans, None, name=settings.name or dataset.name, clips_per_shard=count)
@@ -100,7 +99,7 @@ def _plans(dataset: DataSet, sequences: Items[Sequence], settings: Settings) -> 
     return planned
 
 
-def _trial(dataset: DataSet, plans: Items[Planned], out: Path, depth_tolerance: float, checked: bool) -> float:
+def _trial(dataset: DataSet, plans: Items[Planned], out: Path, depth_tolerance: float | None, checked: bool) -> float:
     """Write and check a few clips aside; return the mean bytes of a clip. UserError where a convention is wrong."""
     with tempfile.TemporaryDirectory(prefix=".trial-", dir=out) as place:
         folder = Path(place)

@@ -88,6 +88,7 @@ def clip_of(dataset: DataSet, sequence: Sequence, frames: Indices[int], settings
             licence=settings.licence or dataset.licence,
             home=dataset.home or None,
             metric=dataset.metric if sequence.metric is None else sequence.metric,
+            depth_tolerance=None if depth is None else dataset.depth_tolerance,
             width=size[1],
             height=size[0],
             times=times,

@@ -44,7 +44,8 @@ def findings(clip: RawClip, depth_tolerance: float | None = None) -> Iterator[Fi
     yield from depth_map_findings(clip, strange)
     clip = _without(clip, strange)
     if clip.world_from_camera is None or clip.intrinsics is None:
-        yield Unchecked(what="conventions", why="the clip has no cameras")
+        why = "the clip has no cameras" if clip.intrinsics is None else "the clip has intrinsics but no poses"
+        yield Unchecked(what="conventions", why=why)
         return
     yield from _camera_findings(clip)
     if (missing := _times_missing(clip)) is not None:
