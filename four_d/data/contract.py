@@ -176,6 +176,9 @@ def _problems(clip: RawClip) -> Iterator[str]:
         yield "clip.json: times is empty"
     if len(info.camera_ids) != f:
         yield f"clip.json: {len(info.camera_ids)} camera_ids for {f} times"
+    for name, times in (("surface_times", info.surface_times), ("track_times", info.track_times)):
+        if times is not None and any(b <= a for a, b in pairwise(times)):
+            yield f"clip.json: {name} is not in ascending order"
     yield from _array("images", clip.images, "uint8", (f, h, w, 3))
     if clip.world_from_camera is not None and clip.intrinsics is None:
         yield "world_from_camera comes with intrinsics; intrinsics may come alone"
@@ -207,9 +210,6 @@ def _order_problems(info: ClipInfo) -> Iterator[str]:
             yield f"clip.json: frame {frame} is out of order; frames go camera by camera, each in order of time"
             return
         previous = current
-    for name, times in (("surface_times", info.surface_times), ("track_times", info.track_times)):
-        if times is not None and any(b <= a for a, b in pairwise(times)):
-            yield f"clip.json: {name} is not in ascending order"
 
 
 def _surface_problems(surface: SurfaceArrays, info: ClipInfo) -> Iterator[str]:

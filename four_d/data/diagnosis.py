@@ -23,6 +23,8 @@ from four_d.data.truth import Truth
 
 GAIN = 1.5
 """Factor by which errors must fall under another reading for the given one to be a mistake."""
+CLEAR = 3.0
+"""Factor by which they must fall in the end where something is left that no reading explains, as noise is."""
 LOSS = 0.7
 """Factor of gain below which another reading is refuted by a second kind of evidence."""
 EXCLUDED = 1.5
@@ -130,6 +132,8 @@ def diagnose(
         _, mistake, current, evidence, gain = best
         named.append((mistake, gain))
         excluded.add(mistake.group)
+    if named and not (_clean(evidence) or max(_gains(given, evidence).values()) >= CLEAR):
+        named = []  # what is left is large: the reading hides an unknown mistake rather than mending a known one
     return Diagnosis(named=named, pairs=given, excluded=excluded, tried=tried)
 
 
