@@ -43,17 +43,17 @@ def test_much_damage_is_survived(tmp_path: Path) -> None:
 
 
 def test_a_small_member_cannot_unpack_to_much() -> None:
-    header = b"\x93NUMPY\x01\x00" + (64).to_bytes(2, "little")
+    header = b"\x93NUMPY\x01\x00" + (96).to_bytes(2, "little")
     text = b"{'descr': '<i4', 'fortran_order': False, 'shape': (10,), }"
-    whole = header + text.ljust(63) + b"\n"
+    whole = header + text.ljust(95) + b"\n"
     assert decode_gzip(gzip.compress(whole + bytes(40))) == whole + bytes(40)
-    with pytest.raises(BadMemberError, match="more than the 114 bytes"):
+    with pytest.raises(BadMemberError, match="more than the 146 bytes"):
         decode_gzip(gzip.compress(whole + bytes(2**24)))
     large = text.replace(b"(10,)", b"(10000000000,)")
     with pytest.raises(BadMemberError, match="at most"):
-        decode_gzip(gzip.compress(header + large.ljust(63) + b"\n"))
+        decode_gzip(gzip.compress(header + large.ljust(95) + b"\n"))
     with pytest.raises(BadMemberError, match="does not exist"):
-        npy_header(header + text.replace(b"<i4", b"<i3").ljust(63) + b"\n")
+        npy_header(header + text.replace(b"<i4", b"<i3").ljust(95) + b"\n")
 
 
 @pytest.mark.parametrize("size", [b"77777777777\0", b"-0000000512\0", b"\x80" + b"\xff" * 11])
