@@ -32,7 +32,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + ROOM,) * 2)
+    room = pages * resource.getpagesize() + ROOM
+    resource.setrlimit(resource.RLIMIT_AS, (room, room))
     before, total, started = peak(), Tally(), time.process_time()
     for first in range(arguments.first, arguments.first + arguments.trials, BLOCK):
         last = min(first + BLOCK, arguments.first + arguments.trials)
