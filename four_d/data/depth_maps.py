@@ -117,7 +117,7 @@ def _place(clip: RawClip) -> Finding:
 
 
 def _coincidence(clip: RawClip, frame: int, reach: int) -> Float[Tensor, "s s"] | None:
-    """How often an edge of depth lies on one of the image, by shift, in standard deviations over all shifts."""
+    """Number of edges of depth that lie on one of the image, by shift, in standard deviations over all shifts."""
     assert clip.depth is not None
     depth = torch.from_numpy(np.ascontiguousarray(clip.depth[frame]))
     known = depth > 0

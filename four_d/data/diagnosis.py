@@ -54,7 +54,7 @@ class Diagnosis:
 
     @property
     def remedy(self) -> str:
-        """What to do, one mistake after the other; empty without any."""
+        """Mistakes to undo, one after the other; empty without any."""
         return "; then ".join(mistake.remedy for mistake, _ in self.named)
 
 

@@ -31,7 +31,7 @@ class Reading:
     """
 
     cameras: Cameras
-    """Of f frames, unbatched."""
+    """Unbatched, of f frames."""
     depth: Float[Tensor, "f h w"] | None
     """0 where unknown."""
     dynamic: Bool[Tensor, "f h w"] | None

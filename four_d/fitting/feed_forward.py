@@ -28,7 +28,7 @@ INNER = 0.02
 
 @dataclass(frozen=True, kw_only=True)
 class Begun:
-    """What a feed-forward model says of the object in one key frame, and of all cameras."""
+    """Object of one key frame and cameras of all frames, as a feed-forward model sees them."""
 
     gaussians: Gaussians
     """Unbatched, at rest, in the key frame's camera coordinates."""

@@ -1,4 +1,4 @@
-"""What a feed-forward model sees in a fit's video: the mask of what moves, and tracks of the object.
+"""Mask of what moves and tracks of the object, as a feed-forward model sees them in a fit's video.
 
 Both are written as files of the kind that a user gives (`FitRequest.mask`, `FitRequest.tracks`).
 """

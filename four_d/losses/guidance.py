@@ -51,7 +51,7 @@ class GuidedViews:
     frames: Float[Tensor, "n 3 H W"]
     """The video's frame of each render's time."""
     masks: Float[Tensor, "n H W"] | None
-    """Where those frames show the object: 0 or 1; None where nothing is known of it."""
+    """1 where those frames show the object, else 0; None where nothing is known of it."""
     frame_poses: Float[Tensor, "n 4 4"]
     """Cameras of those frames, as they are fitted, without gradient."""
     step: int

@@ -1,4 +1,4 @@
-"""Where a fit's object comes from, behind one interface: a file, or whatever else makes one."""
+"""Sources of a fit's object behind one interface: a file, or whatever else makes one."""
 
 from __future__ import annotations
 

@@ -192,7 +192,7 @@ def test_images_of_another_size_and_broken_ones_are_named(tmp_path: Path) -> Non
 def test_other_settings_do_not_mix(tmp_path: Path) -> None:
     path = folder(tmp_path / "ap10k", ap10k())
     import_coco([Source(annotations=path)], tmp_path / "out")
-    with pytest.raises(UserError, match="is of other annotations or counts of clips"):
+    with pytest.raises(UserError, match="is of other sources, annotations or counts of clips"):
         import_coco([Source(annotations=path)], tmp_path / "out", clips_per_shard=1)
     with pytest.raises(UserError, match=r"two sources are called ap10k; give each its own name"):
         import_coco([Source(annotations=path), Source(annotations=path)], tmp_path / "other")
