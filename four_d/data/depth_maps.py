@@ -26,6 +26,8 @@ SENTINEL_LIMIT = 0.001
 """Share of the known pixels that may hold one number far from all others."""
 _GAP, _NEAR = 0.1, 0.05
 """Surroundings of such a number, relative to it, and how many pixels they may hold relative to it."""
+_SMALLEST = 12
+"""Least longer side of an image, in the largest shift: in smaller ones a shift lays other things on each other."""
 _CLEAR = 1.25
 """Factor by which edges must coincide better when shifted."""
 _SIGMA = 5.0
@@ -87,6 +89,8 @@ def _place(clip: RawClip) -> Finding:
     """Lay depth's edges on the images', at every small shift."""
     assert clip.depth is not None
     reach = max(8, round(REACH * max(clip.info.width, clip.info.height)))
+    if max(clip.info.width, clip.info.height) < _SMALLEST * reach:
+        return Unchecked(what="place of depth on the image", why="the images are too small")
     chosen = np.unique(np.linspace(0, len(clip.images) - 1, FRAMES).round().astype(int)).tolist()
     maps = [_coincidence(clip, frame, reach) for frame in chosen]
     maps = [each for each in maps if each is not None]
