@@ -130,7 +130,7 @@ def _camera_findings(clip: RawClip) -> Iterator[Finding]:
 def _times_missing(clip: RawClip) -> Measure | None:
     """Count frames whose time is missing from the surface or the tracks."""
     for name, axis in (("surface_times", clip.info.surface_times), ("track_times", clip.info.track_times)):
-        if axis is None:
+        if not axis:
             continue
         gaps = np.abs(np.subtract.outer(clip.info.times, axis)).min(-1)
         if gaps.max() > SAME_TIME:

@@ -177,6 +177,8 @@ def _problems(clip: RawClip) -> Iterator[str]:
     if len(info.camera_ids) != f:
         yield f"clip.json: {len(info.camera_ids)} camera_ids for {f} times"
     for name, times in (("surface_times", info.surface_times), ("track_times", info.track_times)):
+        if times is not None and not times:
+            yield f"clip.json: {name} is empty; leave it out"
         if times is not None and any(b <= a for a, b in pairwise(times)):
             yield f"clip.json: {name} is not in ascending order"
     yield from _array("images", clip.images, "uint8", (f, h, w, 3))

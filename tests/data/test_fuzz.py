@@ -5,15 +5,18 @@ from __future__ import annotations
 import gzip
 import resource
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from four_d.data import tars
+from four_d.data.contract import problems
 from four_d.data.encoding import BadMemberError, decode_gzip, npy_header
 from four_d.errors import UserError
 from tests.data.damage import DAMAGES
 from tests.data.fuzzing import run
+from tests.helpers import box_clip, without_surface
 
 ROOM = 2**30
 """Bytes that the trials may take beside what the process has already."""
@@ -40,6 +43,14 @@ def test_damage_is_survived(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("bounded")
 def test_much_damage_is_survived(tmp_path: Path) -> None:
     assert not run(range(10_000, 13_000), tmp_path).crashes
+
+
+def test_a_clip_whose_list_of_times_is_empty_is_refused() -> None:
+    clip = box_clip(seed=1, frames=2, cameras=1, size=16)
+    bare = without_surface(clip, tracks=0)
+    assert list(problems(replace(bare, tracks=None, info=replace(bare.info, track_times=[])))) == [
+        "clip.json: track_times is empty; leave it out"
+    ]
 
 
 def test_a_small_member_cannot_unpack_to_much() -> None:
