@@ -15,6 +15,7 @@ from four_d.errors import UserError
 
 if TYPE_CHECKING:
     from four_d.cli.world import Make
+    from four_d.data.manifest import Manifest
     from four_d.datasets.facts import DataSet
 
 HIDDEN = Form(hidden=True)
@@ -240,9 +241,14 @@ def _import_dataset(dataset: DataSet, arguments: ImportDataSet) -> int:
         clips_per_shard=arguments.clips_per_shard,
         checked=not arguments.unchecked,
     )
-    print(f"{arguments.out}: {manifest.clips} clips, {manifest.frames} frames, {manifest.bytes / 1e6:.0f} MB")
+    _print_made(arguments.out, manifest)
     print(*(f"{name}: {source.licence}" for name, source in manifest.sources.items()), sep="\n")
     return 0
+
+
+def _print_made(out: Path, manifest: Manifest) -> None:
+    """Say on stdout what a folder of shards holds."""
+    print(f"{out}: {manifest.clips} clips, {manifest.frames} frames, {manifest.bytes / 1e6:.0f} MB")
 
 
 def _make() -> type[Make]:
@@ -267,7 +273,7 @@ def _data_make(arguments: Make) -> int:
     if manifest is None:
         print(f"{arguments.out}: other shards are still missing; whoever makes the last one writes the manifest")
     else:
-        print(f"{arguments.out}: {manifest.clips} clips, {manifest.frames} frames, {manifest.bytes / 1e6:.0f} MB")
+        _print_made(arguments.out, manifest)
     return 0
 
 
@@ -305,7 +311,7 @@ def _import_sleap_anipose(arguments: ImportSleapAnipose) -> int:
     )
     out, shards = arguments.out, arguments.clips_per_shard
     manifest = import_sleap_anipose(arguments.sessions, out, settings, clips_per_shard=shards)
-    print(f"{out}: {manifest.clips} clips, {manifest.frames} frames")
+    _print_made(out, manifest)
     return 0
 
 
@@ -326,7 +332,7 @@ def _import_video(arguments: ImportVideo) -> int:
         keypoints=arguments.keypoints,
         clips_per_shard=arguments.clips_per_shard,
     )
-    print(f"{arguments.out}: {manifest.clips} clips, {manifest.frames} frames")
+    _print_made(arguments.out, manifest)
     return 0
 
 
@@ -342,7 +348,7 @@ def _import_fit(arguments: ImportFit) -> int:
         licence=arguments.licence,
         clips_per_shard=arguments.clips_per_shard,
     )
-    print(f"{arguments.out}: {manifest.clips} clips, {manifest.frames} frames")
+    _print_made(arguments.out, manifest)
     return 0
 
 

@@ -74,7 +74,8 @@ def anchored(nodes: Float[Tensor, "m 3"], states: NodeStates) -> NodeStates:
     """Take out of the states, at each time, the rotation and shift that fit all nodes at rest to their places best.
 
     A camera that turns about an object and an object that turns before a camera look the same; of the two descriptions
-    this leaves the first. Rotations that the places do not tell (nodes on one line) stay.
+    this leaves the first. Rotations that the places do not tell (nodes on one line) stay. ``nodes`` are their places at
+    rest, in the object's coordinates and unit, as are the shifts.
     """
     places, middle = nodes + states.shifts, nodes.mean(0)
     centred, centres = nodes - middle, places.mean(1, keepdim=True)

@@ -26,7 +26,8 @@ class ScenePrediction(Prediction):
     world_from_object: Float[Tensor, "*b 4 4"] | None = field(default=None, metadata=POSE | INTERNAL)
     """The object's own coordinates in the prediction's, the first frame's camera."""
     camera_corrections: Float[Tensor, "*b f 6"] | None = field(default=None, metadata=FIXED | INTERNAL)
-    """Learned change of each frame's camera: rotation vector, then shift, in the camera's own axes."""
+    """Learned change of each frame's camera: rotation vector (radians) about the object's middle and in its axes, then
+    shift along the camera's own axes, in the object's radii."""
 
     def states(self, index: int) -> NodeStates:
         """States of the nodes of one clip of the batch, at its `node_times`."""

@@ -95,7 +95,7 @@ def fit(request: FitRequest, out: Path, overrides: Sequence[str] = ()) -> TrainR
     """
     keep_apart(out, request.files)
     check_request(request, out)
-    if not begun(request, out):  # else the video is not decoded again
+    if not is_written(request, out):  # else the video is not decoded again
         stopped = write_start(request, write_inputs(request, out), out, overrides)
         if stopped is not None:
             return stopped
@@ -104,7 +104,7 @@ def fit(request: FitRequest, out: Path, overrides: Sequence[str] = ()) -> TrainR
     return train(run_config(request, scene, out, overrides), metrics=[FRAME_PSNR])
 
 
-def begun(request: FitRequest, out: Path) -> bool:
+def is_written(request: FitRequest, out: Path) -> bool:
     """Tell if an earlier call has written all that the run reads: it writes the beginning last."""
     tracked = request.tracks is None or (out / TRACKS).is_file()
     return tracked and shard_done(out / CLIP, 0) and (out / START / checkpoints.CONFIG).is_file()

@@ -7,7 +7,6 @@ has the displacement of its projection as its value, which is composited as a co
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
@@ -21,8 +20,8 @@ from four_d.geometry import NEAREST, project
 from four_d.losses.photometric import required, untouched
 from four_d.losses.schedule import Weight
 from four_d.losses.supervision import Need
-from four_d.losses.term import LossInputs, LossSpec, LossTerm
-from four_d.losses.tracked_pixels import ARRAYS, LEAST_ALPHA, SEEN, entries, huber, read_tracks, smallest
+from four_d.losses.term import LossInputs, LossSpec
+from four_d.losses.tracked_pixels import LEAST_ALPHA, SEEN, TracksTerm, entries, huber, smallest
 from four_d.rendering import render
 from four_d.rendering.scene import means_at, still
 from four_d.types import Cameras, Gaussians, map_tensors
@@ -63,28 +62,17 @@ class RenderedFlowLossConfig(LossSpec):
         return RenderedFlowLoss(self)
 
 
-class RenderedFlowLoss(LossTerm[RenderedFlowLossConfig]):
+class RenderedFlowLoss(TracksTerm[RenderedFlowLossConfig]):
     """The term of `RenderedFlowLossConfig`."""
-
-    times: Tensor
-    pixels: Tensor
-    visible: Tensor
-
-    def __init__(self, config: RenderedFlowLossConfig) -> None:
-        super().__init__(config)
-        for name, value in zip(ARRAYS, read_tracks(Path(config.file)), strict=True):
-            self.register_buffer(name, value, persistent=False)  # the file is the run's
 
     def forward(self, inputs: LossInputs) -> Float[Tensor, ""]:
         """Compute the term: 0 for a step without such pairs. UserError without Gaussians or cameras, or for frames
         that the tracks do not have.
         """
         prediction, targets = inputs.prediction, inputs.targets
-        gaussians = required(prediction, self.config.kind)
-        if prediction.cameras is None:
-            raise UserError("the rendered_flow loss needs cameras; take a model that predicts them")
+        gaussians, cameras = required(prediction, self.config.kind), self.cameras(prediction)
         size = (targets.images.shape[-2], targets.images.shape[-1])
-        cameras, values = prediction.cameras, list[Tensor]()
+        values = list[Tensor]()
         for index, times in enumerate(targets.times):
             own = slice(index, index + 1)
             alone = map_tensors(cameras, lambda tensor, own=own: tensor[own])

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal, Protocol, TypeVar, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from four_d.losses.supervision import Need
 from four_d.losses.term import LossInputs, LossSpec, LossTerm
 from four_d.rendering import contributors
 from four_d.rendering.scene import means_at
-from four_d.types import Cameras, Gaussians, map_tensors, same_time
+from four_d.types import Cameras, Gaussians, Prediction, map_tensors, same_time
 
 Directions = Literal["forward", "both"]
 ARRAYS = ("times", "pixels", "visible")
@@ -134,34 +134,60 @@ class Block:
     seen: Float[Tensor, "f p"]
 
 
-class TrackedPixelsLoss(LossTerm[TrackedPixelsLossConfig]):
-    """The term of `TrackedPixelsLossConfig`."""
+@runtime_checkable
+class OfTracks(Protocol):
+    """Config of a term that reads a file of tracks."""
+
+    @property
+    def kind(self) -> str:
+        """Name of the term, for errors."""
+        ...
+
+    @property
+    def file(self) -> str:
+        """NPZ of `ARRAYS`."""
+        ...
+
+
+C = TypeVar("C", bound=OfTracks)
+
+
+class TracksTerm(LossTerm[C]):
+    """Term that holds a file's tracks: ``times`` t (s), ``pixels`` n t 2 (x, y) and ``visible`` n t (0 to 1)."""
 
     times: Tensor
     pixels: Tensor
     visible: Tensor
 
-    def __init__(self, config: TrackedPixelsLossConfig) -> None:
+    def __init__(self, config: C) -> None:
         super().__init__(config)
         for name, value in zip(ARRAYS, read_tracks(Path(config.file)), strict=True):
             self.register_buffer(name, value, persistent=False)  # the file is the run's
 
+    def cameras(self, prediction: Prediction) -> Cameras:
+        """Cameras of a prediction. UserError without them."""
+        if prediction.cameras is None:
+            raise UserError(f"the {self.config.kind} loss needs cameras; take a model that predicts them")
+        return prediction.cameras
+
+
+class TrackedPixelsLoss(TracksTerm[TrackedPixelsLossConfig]):
+    """The term of `TrackedPixelsLossConfig`."""
+
     def forward(self, inputs: LossInputs) -> Float[Tensor, ""]:
         """Compute the term. UserError without Gaussians or cameras, or for frames that the tracks do not have."""
         prediction, targets = inputs.prediction, inputs.targets
-        gaussians = required(prediction, "tracked_pixels")
-        if prediction.cameras is None:
-            raise UserError("the tracked_pixels loss needs cameras; take a model that predicts them")
+        gaussians, cameras = required(prediction, self.config.kind), self.cameras(prediction)
         size = (targets.images.shape[-2], targets.images.shape[-1])
         blocks = [
             block
             for clip, times in enumerate(targets.times)
             for block in self.blocks(clip, times, entries(self.times, times, self.config.file))
         ]
-        shown = self.shown(gaussians, prediction.cameras, targets.times, blocks, size)
+        shown = self.shown(gaussians, cameras, targets.times, blocks, size)
         values = list[Tensor]()
         for clip, times in enumerate(targets.times):
-            alone = map_tensors(prediction.cameras, lambda tensor, clip=clip: tensor[clip : clip + 1])
+            alone = map_tensors(cameras, lambda tensor, clip=clip: tensor[clip : clip + 1])
             places = means_at(fields.take(gaussians, "b", slice(clip, clip + 1)), times[None])[0]
             own = [
                 self.of_block(block, places, alone, times, found, max(size))
