@@ -38,7 +38,6 @@ def import_dataset(
     settings: Settings | None = None,
     *,
     only: tuple[str, ...] | None = None,
-    depth_tolerance: float | None = None,
     clips_per_shard: int | None = None,
     checked: bool = True,
 ) -> Manifest:
@@ -53,7 +52,6 @@ def import_dataset(
         out: folder of the shards.
         settings: choices.
         only: names of sequences; None: all.
-        depth_tolerance: for the check; None: the set's own.
         clips_per_shard: None: as many as make shards of about 200 MB.
         checked: False goes on whatever the check finds.
 
@@ -70,7 +68,7 @@ def import_dataset(
     if shard_done(out, 0):
         count = clips_per_shard or len(load_sidecar(out / shard_names(0)[1]).samples)
     else:
-        size = _trial(dataset, plans, out, depth_tolerance or dataset.depth_tolerance, checked)
+        size = _trial(dataset, plans, out, checked)
         _require_room(dataset, sequences, plans, out, size)
         count = clips_per_shard or max(1, min(MOST_CLIPS, round(SHARD_BYTES / size)))
     return write_clips(out, plans, None, name=settings.name or dataset.name, clips_per_shard=count)
@@ -90,6 +88,9 @@ def _plans(dataset: DataSet, sequences: Items[Sequence], settings: Settings) -> 
             "clip_frames": settings.clip_frames,
             "every": settings.every,
             "most_tracks": settings.most_tracks,
+            "depth_tolerance": settings.depth_tolerance or dataset.depth_tolerance,
+            "source": settings.name or dataset.name,
+            "licence": settings.licence or dataset.licence,
         }
         origin = Origin(name=f"four-d data import {dataset.name}", files={}, settings=choices)
         for part in parts(sequence, settings):
@@ -99,13 +100,13 @@ def _plans(dataset: DataSet, sequences: Items[Sequence], settings: Settings) -> 
     return planned
 
 
-def _trial(dataset: DataSet, plans: Items[Planned], out: Path, depth_tolerance: float | None, checked: bool) -> float:
+def _trial(dataset: DataSet, plans: Items[Planned], out: Path, checked: bool) -> float:
     """Write and check a few clips aside; return the mean bytes of a clip. UserError where a convention is wrong."""
     with tempfile.TemporaryDirectory(prefix=".trial-", dir=out) as place:
         folder = Path(place)
         write_shard(folder, 0, (plans[index].make() for index in spread(len(plans), TRIAL)))
         manifest = finalise(folder, dataset.name)
-        report = check(folder, depth_tolerance=depth_tolerance)
+        report = check(folder)
         if not report.ok and checked:
             LOGGER.error(report.table())
             raise UserError(

@@ -43,6 +43,8 @@ class Settings:
     """Licence, for sets that state none; None: the set's."""
     name: str | None = None
     """Name of the source; None: the set's."""
+    depth_tolerance: float | None = None
+    """Relative error of depth that checks allow, kept with each clip; None: the set's."""
 
 
 def parts(sequence: Sequence, settings: Settings) -> list[list[int]]:
@@ -88,7 +90,7 @@ def clip_of(dataset: DataSet, sequence: Sequence, frames: Indices[int], settings
             licence=settings.licence or dataset.licence,
             home=dataset.home or None,
             metric=dataset.metric if sequence.metric is None else sequence.metric,
-            depth_tolerance=None if depth is None else dataset.depth_tolerance,
+            depth_tolerance=None if depth is None else settings.depth_tolerance or dataset.depth_tolerance,
             width=size[1],
             height=size[0],
             times=times,

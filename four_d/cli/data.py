@@ -230,6 +230,7 @@ def _import_dataset(dataset: DataSet, arguments: ImportDataSet) -> int:
         most_tracks=arguments.most_tracks,
         licence=arguments.licence,
         name=arguments.name,
+        depth_tolerance=arguments.depth_tolerance,
     )
     manifest = import_dataset(
         dataset,
@@ -237,7 +238,6 @@ def _import_dataset(dataset: DataSet, arguments: ImportDataSet) -> int:
         arguments.out,
         settings,
         only=arguments.sequences,
-        depth_tolerance=arguments.depth_tolerance,
         clips_per_shard=arguments.clips_per_shard,
         checked=not arguments.unchecked,
     )

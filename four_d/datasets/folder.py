@@ -88,7 +88,9 @@ def _sequence(directory: Path, frames: Path | None) -> Sequence:
     assert frames is not None
     known = _known(directory / CAMERAS)
     shots = _shots(frames, known)
-    if known is None and directory != frames:
+    if known is not None:
+        _check_names(known, shots, [_name(shot) for shot in shots])
+    elif directory != frames:
         shots = _with_texts(directory, shots)
     if directory != frames:
         shots = _with_files(directory, frames, shots)
@@ -99,7 +101,7 @@ def _sequence(directory: Path, frames: Path | None) -> Sequence:
     sequence = own.sequence(
         directory.stem if directory.is_file() else directory.name,
         shots,
-        world_tracks=partial(_tracks, tracks, times) if has_tracks else None,
+        world_tracks=partial(_tracks, tracks, times, moments[0]) if has_tracks else None,
     )
     posed = sequence.cameras is not None and any(shot.world_from_camera is not None for shot in shots)
     metric = None if known is None else known.metric
@@ -144,11 +146,14 @@ def _shots(frames: Path, known: _Known | None) -> list[own.Shot]:
 
 def _of_camera(camera: str, images: list[Path], known: _Known | None, rate: float) -> list[own.Shot]:
     size, lenses = decode.image_size(images[0]), dict[object, own.Lens]()
-    names = [f"{camera}/{path.stem}" if camera else path.stem for path in images]
     shots = [own.Shot(image=path, camera=camera, time=at / rate, size=size) for at, path in enumerate(images)]
-    if known is None:
-        return shots
-    return [_with_entry(shot, known, name, lenses) for shot, name in zip(shots, names, strict=True)]
+    return shots if known is None else [_with_entry(shot, known, _name(shot), lenses) for shot in shots]
+
+
+def _name(shot: own.Shot) -> str:
+    """Name of an image in cameras.json: its file's, or its number in a video, after that of its camera."""
+    own_name = _bare(shot.image.name) if shot.frame is None else str(shot.frame)
+    return f"{shot.camera}/{own_name}" if shot.camera else own_name
 
 
 def _of_video(camera: str, path: Path, known: _Known | None) -> list[own.Shot]:
@@ -160,15 +165,14 @@ def _of_video(camera: str, path: Path, known: _Known | None) -> list[own.Shot]:
         own.Shot(image=path, frame=at, camera=camera, time=float(time), size=(height, width))
         for at, time in enumerate(source.times)
     ]
-    if known is None:
-        return shots
-    return [_with_entry(shot, known, f"{camera}/{shot.frame}", lenses) for shot in shots]
+    return shots if known is None else [_with_entry(shot, known, _name(shot), lenses) for shot in shots]
 
 
 def _with_entry(shot: own.Shot, known: _Known, name: str, lenses: dict[object, own.Lens]) -> own.Shot:
     """Add what cameras.json says of an image: time, pose, intrinsics and distortion."""
-    entry, what = known.entry(name, shot.camera), f"{known.path}: {name}"
+    what = f"{known.path}: {name}"
     try:
+        entry = known.entry(name, shot.camera)
         time = float(cast(float, entry.get("time", shot.time)))
         pose = entry.get("world_from_camera")
         given = None if pose is None else np.array(pose, np.float64).reshape(4, 4)
@@ -197,23 +201,58 @@ def _known(path: Path) -> _Known | None:
     try:
         content = cast(dict[str, object], json.loads(path.read_text()))
         entries = cast(list[dict[str, object]], content.get("frames", []))
-        frames = {str(Path(str(entry["image"])).with_suffix("")): entry for entry in entries}
-        cameras = cast(dict[str, Json], content.get("cameras", {}))
-        rate, metric = float(cast(float, content.get("fps", own.RATE))), bool(content.get("metric", True))
+        frames = {_bare(str(entry["image"])): entry for entry in entries}
+        cameras = content.get("cameras", {})
+        rate = float(cast(float, content.get("fps", own.RATE)))
+        # files of four-d infer state a unit in words, which is never metres
+        metric = bool(content.get("metric", "unit" not in content))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} lists no frames with an image ({error!r}); write it as docs/data.md says") from error
+    if not isinstance(cameras, dict) or not all(
+        isinstance(each, dict) for each in cast(dict[str, object], cameras).values()
+    ):
+        raise UserError(
+            f"{path}: cameras is not an object of one object for each camera; write it as docs/data.md says"
+        )
     if not rate > 0:
         raise UserError(f"{path}: fps is {rate:g}; give frames per second above 0")
-    return _Known(path=path, frames=frames, cameras=cameras, rate=rate, metric=metric)
+    return _Known(path=path, frames=frames, cameras=cast(dict[str, Json], cameras), rate=rate, metric=metric)
+
+
+def _bare(name: str) -> str:
+    """Name of an image without its suffix; other dots stay."""
+    path = Path(name)
+    return str(path.with_suffix("")) if path.suffix.lower() in files.IMAGE_SUFFIXES else str(path)
+
+
+def _check_names(known: _Known, shots: list[own.Shot], names: list[str]) -> None:
+    """Raise UserError for entries that are of no image, and for calibration of some images only: both would vanish."""
+    strangers = [name for name in known.frames if name not in names]
+    if strangers:
+        raise UserError(
+            f"{known.path} has {strangers[0]!r}, and there is no such image (one is {names[0]!r}); name each as the "
+            "image is, with its camera's folder where there are several"
+        )
+    cameras = {shot.camera for shot in shots}
+    if lost := sorted(known.cameras.keys() - cameras):
+        raise UserError(f"{known.path} has a camera {lost[0]!r}; the cameras are {', '.join(sorted(cameras))}")
+    lenses = [shot.lens is not None for shot in shots]
+    if any(lenses) and not all(lenses):
+        raise UserError(f"{known.path} has no intrinsics of {names[lenses.index(False)]!r}; give those of every image")
 
 
 def _with_texts(directory: Path, shots: list[own.Shot]) -> list[own.Shot]:
-    """Add poses.txt and intrinsics.txt, where they are, to the images of one camera."""
+    """Add poses.txt and intrinsics.txt, where they are, to the images of one camera. UserError for several."""
     poses, matrix = directory / "poses.txt", directory / "intrinsics.txt"
     if poses.is_file():
         files.file(matrix, LAYOUT)
     if not matrix.is_file():
         return shots
+    cameras = sorted({shot.camera for shot in shots})
+    if len(cameras) > 1:
+        raise UserError(
+            f"{matrix} is of one camera, and there are {len(cameras)} ({', '.join(cameras)}); write {CAMERAS}"
+        )
     lens = own.lens_of(decode.matrix(matrix, 3, 3), (), shots[0].size, shots[0].size, str(matrix))
     shots = [replace(shot, lens=lens) for shot in shots]
     if not poses.is_file():
@@ -275,11 +314,14 @@ def _matching(directory: Path, frames: Path, shots: list[own.Shot], kinds: tuple
     return found
 
 
-def _tracks(path: Path, times: tuple[float, ...]) -> WorldTracks:
-    """Read tracks.npz: points n t 3 in the world, visible n t, and if they are there valid n t and times t."""
+def _tracks(path: Path, times: tuple[float, ...], start: float) -> WorldTracks:
+    """Read tracks.npz: points n t 3 in the world, visible n t, and if they are there valid n t and times t.
+
+    Its times are on the clock of the images', of which the first is at ``start``; without any they are the images' own.
+    """
     arrays = decode.npz(path, ["points", "visible"], optional=["times", "valid"])
     points, visible = arrays["points"].astype(np.float64), arrays["visible"].astype(bool)
-    moments = arrays["times"].astype(np.float64) if "times" in arrays else np.array(times)
+    moments = arrays["times"].astype(np.float64) - start if "times" in arrays else np.array(times)
     valid = arrays["valid"].astype(bool) if "valid" in arrays else np.ones(visible.shape, bool)
     if points.shape != (*visible.shape, 3) or visible.shape != valid.shape or visible.shape[1:] != moments.shape:
         shapes = f"points are {points.shape}, visible {visible.shape}, times {moments.shape}"
@@ -289,7 +331,7 @@ def _tracks(path: Path, times: tuple[float, ...]) -> WorldTracks:
         points=np.where(known[..., None], points, 0),
         known=known,
         visible=visible & known,
-        times=tuple((moments - moments[0]).tolist()),
+        times=tuple(moments.tolist()),
     )
 
 

@@ -125,8 +125,8 @@ def _lens(frame: Json, size: own.Size, what: str) -> own.Lens:
 
 
 def _depth(path: Path, unit: float) -> NDArray[np.float32]:
-    """Read depth in the capture's unit: counts of ``unit`` in PNG, values in .npy."""
-    return decode.depth_npy(path) if path.suffix == ".npy" else decode.depth_png(path, 1 / unit)
+    """Read depth in the capture's unit: both counts of a PNG and values of an .npy are in ``unit``."""
+    return decode.depth_npy(path) * np.float32(unit) if path.suffix == ".npy" else decode.depth_png(path, 1 / unit)
 
 
 NERFSTUDIO = DataSet(

@@ -120,8 +120,8 @@ def test_going_on_gives_the_same_bytes_and_other_settings_are_refused(tmp_path: 
     tracked.worldtrack(tmp_path / "src")
     dataset, out = DATASETS["worldtrack"], tmp_path / "out"
 
-    def run(**changes: int) -> None:
-        import_dataset(dataset, tmp_path / "src", out, Settings(**changes), clips_per_shard=2)
+    def run(**changes: object) -> None:
+        import_dataset(dataset, tmp_path / "src", out, Settings(**changes), clips_per_shard=2)  # pyright: ignore[reportArgumentType]
 
     run()
     before = {path.name: path.read_bytes() for path in out.iterdir()}
@@ -130,8 +130,11 @@ def test_going_on_gives_the_same_bytes_and_other_settings_are_refused(tmp_path: 
         (out / name).unlink()
     run()
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-    with pytest.raises(UserError, match="with another most tracks"):
-        run(most_tracks=7)
+    others = {"most_tracks": 7, "licence": "mine", "name": "other", "depth_tolerance": 0.1}
+    words = {"most_tracks": "most tracks", "name": "source", "depth_tolerance": "depth tolerance"}
+    for name, value in others.items():
+        with pytest.raises(UserError, match=f"with another {words.get(name, name)}"):
+            run(**{name: value})
 
 
 def known_set(change: Callable[[np.ndarray], np.ndarray]) -> DataSet:

@@ -350,6 +350,47 @@ def test_tracks_of_a_plain_folder(tmp_path: Path) -> None:
         sequence.world_tracks()
 
 
+def test_tracks_are_on_the_clock_of_the_images(tmp_path: Path) -> None:
+    pictures(tmp_path / "frames", ["0.png", "1.png"])
+    moments = {"0": 100.0, "1": 100.1}
+    entries = [
+        {"image": f"{name}.png", "time": time, "intrinsics": world().intrinsics.tolist()}
+        for name, time in moments.items()
+    ]
+    cameras_json(tmp_path / "cameras.json", frames=entries)
+    given = {"points": np.zeros((1, 3, 3)), "visible": np.ones((1, 3), bool)}
+    np.savez(tmp_path / "tracks.npz", **given, times=[99.9, 100.0, 100.1])
+    (sequence,) = read_folder(tmp_path)
+    assert sequence.world_tracks is not None
+    assert sequence.world_tracks().times == pytest.approx((-0.1, 0.0, 0.1))
+
+
+def test_depth_of_nerfstudio_is_in_its_factor_in_both_forms(tmp_path: Path) -> None:
+    transforms(tmp_path)
+    content = json.loads((tmp_path / "transforms.json").read_text())
+    for i, entry in enumerate(content["frames"]):
+        entry["depth_file_path"] = f"depth/{i}.{'npy' if i % 2 else 'png'}"
+        (tmp_path / "depth").mkdir(exist_ok=True)
+        counts = np.rint(1000 * world().depth[i])
+        if i % 2:
+            np.save(tmp_path / entry["depth_file_path"], counts.astype(np.float32))
+        else:
+            Image.fromarray(counts.astype(np.uint16)).save(tmp_path / entry["depth_file_path"])
+    written.text(tmp_path / "transforms.json", json.dumps(content))
+    (sequence,) = read_nerfstudio(tmp_path)
+    assert sequence.depth is not None
+    depth, valid = sequence.depth()
+    np.testing.assert_allclose(depth[valid], world().depth[valid], atol=6e-4)
+
+
+def test_texts_of_one_camera_are_not_for_several(tmp_path: Path) -> None:
+    for camera in ("left", "right"):
+        pictures(tmp_path / "frames" / camera, ["0.png"])
+    written.text(tmp_path / "intrinsics.txt", written.rows(world().intrinsics))
+    with pytest.raises(UserError, match=r"is of one camera, and there are 2 \(left, right\); write cameras.json"):
+        read_folder(tmp_path)
+
+
 def test_a_video_alone() -> None:
     video = Path(__file__).parents[1] / "data" / "bikes.mp4"
     (sequence,) = read_folder(video)
@@ -367,6 +408,11 @@ def test_a_video_alone() -> None:
         ('{"fps": 0}', "fps is 0"),
         ('{"frames": [{"image": "000.png", "intrinsics": [1, 2]}]}', "000 has a value that is no camera's"),
         ('{"frames": [{"image": "000.png", "world_from_camera": "here"}]}', "000 has a value that is no camera's"),
+        ('{"cameras": {"": [1]}}', "cameras is not an object"),
+        ('{"cameras": [1]}', "cameras is not an object"),
+        ('{"frames": [{"image": "frames/000.png"}]}', r"has 'frames/000', and there is no such image \(one is '000'\)"),
+        ('{"frames": [{"image": "000.png", "intrinsics": [[9,0,4],[0,9,4],[0,0,1]]}]}', "no intrinsics of '001'"),
+        ('{"cameras": {"left": {}}}', "has a camera 'left'"),
     ],
 )
 def test_what_is_wrong_with_cameras_json_is_named(content: str, match: str, tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from data_prep.importers.datasets import import_dataset
+from data_prep.importers.sequences import Settings
+from four_d.data.check import check
 from four_d.data.shards import ShardReader
 from four_d.datasets import tartanair
 from four_d.datasets.sequence import Sequence
@@ -156,7 +158,9 @@ def test_both_cameras_of_virtual_kitti_are_synchronised(tmp_path: Path) -> None:
 def test_they_become_shards_that_pass_the_check(name: str, tmp_path: Path) -> None:
     built.SETS[name](tmp_path / "src")
     tolerance = 0.05 if name in ROUNDED else None  # a count of depth is 1 % here
-    manifest = import_dataset(DATASETS[name], tmp_path / "src", tmp_path / "out", depth_tolerance=tolerance)
+    manifest = import_dataset(DATASETS[name], tmp_path / "src", tmp_path / "out", Settings(depth_tolerance=tolerance))
+    report = check(tmp_path / "out")
+    assert report.ok, report.table()
     assert manifest.sources[name].licence == DATASETS[name].licence
     with ShardReader(tmp_path / "out") as reader:
         clip = reader.read(0)
