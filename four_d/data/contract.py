@@ -15,6 +15,8 @@ from four_d.types import SAME_TIME
 
 VERSION = 1
 
+MOST_TOLERANCE = 0.2
+"""Largest relative error of depth that a source may state: beyond it nothing is checked."""
 KEY = re.compile(r"[A-Za-z0-9_-]{1,60}")
 """Pattern of a sample's name: no dot, so that WebDataset's key is ours."""
 
@@ -174,6 +176,9 @@ def _problems(clip: RawClip) -> Iterator[str]:
         yield f"key {clip.key!r} must be 1 to 60 ASCII letters, digits, '-' or '_'"
     if f == 0:
         yield "clip.json: times is empty"
+    if info.depth_tolerance is not None and not 0 < info.depth_tolerance <= MOST_TOLERANCE:
+        allowed = f"a share above 0 and up to {MOST_TOLERANCE:g}"
+        yield f"clip.json: depth_tolerance is {info.depth_tolerance:g}; it is {allowed}"
     if len(info.camera_ids) != f:
         yield f"clip.json: {len(info.camera_ids)} camera_ids for {f} times"
     for name, times in (("surface_times", info.surface_times), ("track_times", info.track_times)):

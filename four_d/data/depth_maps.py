@@ -32,8 +32,10 @@ _CLEAR = 1.25
 """Factor by which edges must coincide better when shifted."""
 _SIGMA = 5.0
 """Standard deviations by which edges must coincide better than by chance."""
-_LAST_COUNT = 65000
-"""Counts of 16 bits from which on a number is no depth even if the camera stands still."""
+_LAST_COUNT = 65535
+"""Last count of 16 bits, which is no depth even if the camera stands still."""
+_FORWARD = 0.01
+"""Way along its axis, relative to the depth, and turn in radians from which on a camera sees no wall at one depth."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,14 +63,16 @@ def sentinel(clip: RawClip) -> Sentinel | None:
 
 
 def _apart(clip: RawClip, holds: NDArray[np.bool_], value: int) -> bool:
-    """Tell a number from a wall that a camera sees at one depth: it stays where the camera moves."""
+    """Tell a number from a wall that a camera sees at one depth: it stays where the camera goes forward or turns."""
     frames = np.flatnonzero(holds.any((1, 2)))
-    if value >= _LAST_COUNT:
+    if value == _LAST_COUNT:
         return True
     if clip.world_from_camera is None or len(frames) < 2:
         return False
-    centres = clip.world_from_camera[frames, :3, 3]
-    return bool(np.ptp(centres, axis=0).max() > 0.005 * value * (clip.info.depth_unit or 0))
+    poses = clip.world_from_camera[frames]
+    forward = (poses[:, :3, 3] - poses[0, :3, 3]) @ poses[0, :3, 2]
+    turned = np.linalg.norm(poses[:, :3, 2] - poses[0, :3, 2], axis=-1)
+    return bool(np.ptp(forward) > _FORWARD * value * (clip.info.depth_unit or 0) or turned.max() > _FORWARD)
 
 
 def depth_map_findings(clip: RawClip, found: Sentinel | None) -> Iterator[Finding]:
@@ -97,12 +101,13 @@ def _place(clip: RawClip) -> Finding:
     if not maps:
         return Unchecked(what="place of depth on the image", why="too few edges in depth or image")
     total = torch.stack(maps).mean(0)
+    total = total / total.std().clamp_min(1e-9)  # frames of one view are no independent evidence
     peak = int(total.argmax())
     y, x = divmod(peak, 2 * reach + 1)
     x, y = x - reach, y - reach
     here = float(total[reach - 1 : reach + 2, reach - 1 : reach + 2].max())
     best = float(total.flatten()[peak])
-    if best < _SIGMA / len(maps) ** 0.5 and best < _SIGMA:
+    if best < _SIGMA:
         return Unchecked(what="place of depth on the image", why="its edges are not those of the image")
     better = sum(float(each.flatten()[peak]) > float(each[reach, reach]) for each in maps) / len(maps)
     away = float(np.hypot(x, y)) if best > _CLEAR * max(here, 0) and better > 0.7 else 0.0

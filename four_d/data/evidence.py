@@ -14,6 +14,8 @@ from four_d.data.matches import LEAST, Matched, Matches
 from four_d.data.readings import Reading, Stream
 from four_d.types import Cameras
 
+STANDING = 1.0
+"""Pixels by which most corners move before a camera that does not, from which on they are of what moves."""
 PIXELS = 1500
 """Approximate number of pixels whose depth is compared in a pair."""
 EDGE_RATIO = 1.1
@@ -64,10 +66,14 @@ def compare(
     a, b = (fields.unstack(reading.cameras, int(reading.camera_at[i])) for i in pair)
     rows = [int(reading.depth_at[i]) for i in pair]
     depths = still = None
+    if (
+        reading.dynamic is not None
+        and min(rows) >= 0
+        and float(reading.times[pair[0]]) != float(reading.times[pair[1]])
+    ):
+        still = ~reading.dynamic[rows[0]]
     if reading.depth is not None and min(rows) >= 0:
         depths = reading.depth[rows[0]], reading.depth[rows[1]]
-        if reading.dynamic is not None and float(reading.times[pair[0]]) != float(reading.times[pair[1]]):
-            still = ~reading.dynamic[rows[0]]
     if touches == "images" and before is not None:
         carry = before
     else:
@@ -90,14 +96,17 @@ def _matched(
         return float("nan"), float("nan"), float("nan")
     here, there = _mirrored(reading, found)
     off = half_line_distance(here, there, *cameras)
-    if depth is None:
-        return float(off.median()), float("nan"), float("nan")
-    z, known = smooth_depth(depth, here)
+    stays = torch.ones(len(here), dtype=torch.bool)
     if still is not None:
-        moves = ~geometry.at_pixels(still[None].float(), here[None])[0].bool()
-        known &= ~moves
-        off = off[~moves]
-    lines = float(off.median()) if len(off) >= LEAST // 2 else float("nan")
+        stays = geometry.at_pixels(still[None].float(), here[None])[0].bool()
+    lines = float(off[stays].median()) if int(stays.sum()) >= LEAST // 2 else float("nan")
+    if lines > STANDING and torch.equal(*(each.world_from_camera for each in cameras)):
+        # a camera that stands still says nothing of what moves before it, which may be all that has corners
+        return float("nan"), float("nan"), float("nan")
+    if depth is None:
+        return lines, float("nan"), float("nan")
+    z, known = smooth_depth(depth, here)
+    known &= stays
     if int(known.sum()) < LEAST // 2:
         return lines, float("nan"), float("nan")
     here, there, z = here[known], there[known], z[known]

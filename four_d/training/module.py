@@ -249,7 +249,8 @@ class TrainingModule(lightning.LightningModule):
     def validation_step(self, step: Step, _: int) -> dict[str, Prediction | Terms]:
         """Prediction and terms of one clip, under the averaged weights if there are any."""
         targets = step.batches[0].targets
-        with torch.random.fork_rng():  # what terms draw is the same at every validation, so that figures compare
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):  # what terms draw is the same at every validation, so that figures compare
             torch.manual_seed(self.config.seed)
             prediction, terms = self.terms(step.batches[0])
         terms = {name: value.detach() for name, value in terms.items()}

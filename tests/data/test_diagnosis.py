@@ -12,6 +12,7 @@ import torch
 
 from four_d.data.consistency import findings
 from four_d.data.contract import RawClip, problems
+from four_d.data.depth_maps import depth_map_findings, sentinel
 from four_d.data.evidence import half_line_distance
 from four_d.data.features import features, match
 from four_d.data.matches import Matches, rigid_part
@@ -83,6 +84,64 @@ def test_no_overlap_is_a_failure() -> None:
     assert "overlap" in {found.check for found in failures(apart)}
 
 
+def stage(masked: bool, with_depth: bool = False) -> RawClip:
+    """A camera that stands still before a bare wall, and a textured thing that moves: all corners are the thing's."""
+    clip, rng = walk(6, still=True), np.random.default_rng(0)
+    texture = np.kron(rng.integers(0, 255, (12, 15, 3)), np.ones((4, 4, 1))).astype(np.uint8)
+    images, moves = np.full_like(clip.images, 128), np.zeros(clip.images.shape[:3], bool)
+    for i in range(len(images)):
+        place = np.s_[i, 20 + 2 * i : 68 + 2 * i, 10 + 6 * i : 70 + 6 * i]
+        images[place], moves[place] = texture, True
+    return dataclasses.replace(
+        clip,
+        images=images,
+        depth=np.full(moves.shape, 2.0, np.float32) if with_depth else None,
+        dynamic=moves if masked else None,
+        info=dataclasses.replace(clip.info, depth_unit=2e-4 if with_depth else None),
+    )
+
+
+def slide() -> RawClip:
+    """A camera that moves sideways before a wall, which it sees at one depth."""
+    clip = walk(6)
+    assert clip.depth is not None
+    assert clip.world_from_camera is not None
+    poses = np.tile(np.eye(4), (6, 1, 1))
+    poses[:, 0, 3] = 0.1 * np.arange(6)
+    depth = np.full_like(clip.depth, 2.0)
+    depth[:, 40:60, 40:60] = 1.5
+    return dataclasses.replace(clip, world_from_camera=poses, depth=depth)
+
+
+def test_a_wall_at_one_depth_is_no_sentinel() -> None:
+    assert sentinel(slide()) is None
+    forward = slide()
+    assert forward.world_from_camera is not None
+    forward.world_from_camera[:, 2, 3] = 0.1 * np.arange(6)
+    found = sentinel(forward)
+    assert found is not None
+    assert found.value == pytest.approx(2.0)
+
+
+def test_depth_without_the_images_edges_is_not_said_to_lie_beside_them() -> None:
+    """Eight pictures of one view are one piece of evidence."""
+    for seed in range(6):
+        rng, clip = np.random.default_rng(seed), walk(8, still=True)
+        texture = np.kron(rng.integers(0, 255, (24, 32, 3)), np.ones((4, 4, 1))).astype(np.uint8)
+        depth = np.full((96, 128), 2.0, np.float32)
+        for y, x in rng.integers(5, 70, (6, 2)):
+            depth[y : y + 20, x : x + 25] = rng.uniform(1, 1.7)
+        same = dataclasses.replace(clip, images=np.stack([texture] * 8), depth=np.stack([depth] * 8))
+        (place,) = (found for found in depth_map_findings(same, None) if "place of depth" in str(found))
+        assert isinstance(place, Unchecked) or place.ok, seed
+
+
+@pytest.mark.parametrize("value", [0.0, -0.5, 0.3, 5.0])
+def test_a_tolerance_that_allows_anything_is_refused(value: float) -> None:
+    clip = dataclasses.replace(plain(), info=dataclasses.replace(plain().info, depth_tolerance=value))
+    assert problems(clip) == [f"clip.json: depth_tolerance is {value:g}; it is a share above 0 and up to 0.2"]
+
+
 def _far(count: int) -> np.ndarray:
     shift = np.zeros((count, 4, 4))
     shift[:, 0, 3] = 500 * np.arange(count)
@@ -98,6 +157,9 @@ def _far(count: int) -> np.ndarray:
         lambda: walk(1),
         squeezed,
         blind,
+        lambda: stage(masked=False),
+        lambda: stage(masked=True),
+        lambda: stage(masked=False, with_depth=True),
         lambda: box_clip(seed=5, frames=5, cameras=2, size=(88, 104)),
         lambda: without_surface(box_clip(seed=6, frames=5, cameras=2, size=(88, 104))),
     ],
