@@ -34,6 +34,8 @@ _SIGMA = 5.0
 """Standard deviations by which edges must coincide better than by chance."""
 _LAST_COUNT = 65535
 """Last count of 16 bits, which is no depth even if the camera stands still."""
+_FAR = 3.0
+"""Factor beyond all other depths, of which there must be more, from which on a number is none of them."""
 _FORWARD = 0.01
 """Way along its axis, relative to the depth, and turn in radians from which on a camera sees no wall at one depth."""
 
@@ -63,16 +65,24 @@ def sentinel(clip: RawClip) -> Sentinel | None:
 
 
 def _apart(clip: RawClip, holds: NDArray[np.bool_], value: int) -> bool:
-    """Tell a number from a wall that a camera sees at one depth: it stays where the camera goes forward or turns."""
+    """Tell a number from a wall that a camera sees at one depth: it stays where the camera goes forward or turns, or is
+    far from all that is seen where the camera goes sideways.
+    """
     frames = np.flatnonzero(holds.any((1, 2)))
     if value == _LAST_COUNT:
         return True
     if clip.world_from_camera is None or len(frames) < 2:
         return False
+    assert clip.depth is not None
+    different = (clip.depth[frames] > 0) & ~holds[frames]
+    others, mixed = clip.depth[frames][different], frames[different.any((1, 2))]
+    depth = value * (clip.info.depth_unit or 0)
+    if len(others) > holds[mixed].sum() and not others.min() / _FAR < depth < others.max() * _FAR:
+        return bool(np.ptp(clip.world_from_camera[frames, :3, 3], axis=0).max() > 0)
     poses = clip.world_from_camera[frames]
     forward = (poses[:, :3, 3] - poses[0, :3, 3]) @ poses[0, :3, 2]
     turned = np.linalg.norm(poses[:, :3, 2] - poses[0, :3, 2], axis=-1)
-    return bool(np.ptp(forward) > _FORWARD * value * (clip.info.depth_unit or 0) or turned.max() > _FORWARD)
+    return bool(np.ptp(forward) > _FORWARD * depth or turned.max() > _FORWARD)
 
 
 def depth_map_findings(clip: RawClip, found: Sentinel | None) -> Iterator[Finding]:

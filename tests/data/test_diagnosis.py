@@ -184,7 +184,16 @@ CANNOT = {
     # found in 3DMatch, whose poses drift
     "hololens": {"anamorphic", "depth right by 4", "depth up by 3"},
     "threedmatch": {"anamorphic", "ray", "swapped centre", "depth up by 3", "odd unit"},
-    "aria": {"anamorphic", "ray", "swapped centre", "odd unit", "depth up by 3", "depth in mm", "opengl"},
+    "aria": {
+        "anamorphic",
+        "ray",
+        "swapped centre",
+        "odd unit",
+        "depth up by 3",
+        "depth in mm",
+        "opengl",
+        "depth right by 4",
+    },
     "motorcycle": {"anamorphic", "ray", "w2c", "w2c opengl", "opengl", "poses in mm", "depth in mm"},
     "fox": {"anamorphic", "mirrored", "upside down"},
 }
