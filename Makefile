@@ -10,9 +10,12 @@ PYTEST := OMP_NUM_THREADS=1 $(RUN) pytest -n 2 --dist worksteal
 FAST := not slow and not gpu and not network
 SLOW := slow and not gpu and not network
 
+# an empty value: bytecode is kept. Without it every process compiles torch and this package anew, 20 seconds of a slow core
+export PYTHONDONTWRITEBYTECODE :=
+
 STUDIES := study-page4d study-dept3r study-dgs-lrm study-siren-pose
 
-.PHONY: setup demo test test-slow coverage $(STUDIES) study-pad3r check lock clean
+.PHONY: setup demo test test-slow coverage $(STUDIES) study-pad3r reference check lock clean
 
 setup: $(VENV)/.ready
 
@@ -44,6 +47,10 @@ coverage: setup
 $(STUDIES): study-%: setup
 	$(BIN)/python benchmarks/study.py $* $(if $(ONLY),--only $(ONLY)) $(if $(SEEDS),--seeds $(SEEDS))
 
+# PIECES=n: so many pieces of 15 minutes; beside it, on another core: python benchmarks/reference.py --worlds
+reference: setup
+	$(BIN)/python benchmarks/reference.py $(if $(PIECES),--pieces $(PIECES))
+
 # ONLY=rung: that one alone
 study-pad3r: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/pad3r.py $(if $(ONLY),--only $(ONLY))
@@ -58,7 +65,7 @@ check: setup
 
 # the lock names no index; hashes make it the same everywhere
 lock:
-	$(BIN)/uv pip compile pyproject.toml --extra synth --extra viz --extra video --extra hdf5 --group dev --universal \
+	$(BIN)/uv pip compile pyproject.toml --extra synth --extra viz --extra video --extra hdf5 --extra remote --extra encoder --extra hub --extra tensorboard --extra onnx --extra ray --group dev --universal \
 	  --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet -o requirements.lock
 
 clean:

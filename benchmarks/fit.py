@@ -45,7 +45,7 @@ from four_d.fitting import FitRequest, fit  # noqa: E402
 from four_d.fitting.stages import START, run_config  # noqa: E402
 from four_d.formats.splats import write_ply  # noqa: E402
 from four_d.geometry import project  # noqa: E402
-from four_d.losses import rendered_flow, term, tracked_pixels  # noqa: E402
+from four_d.losses import term, tracked_pixels  # noqa: E402
 from four_d.rendering import Contributors, contributors, render  # noqa: E402
 from four_d.rendering.scene import means_at  # noqa: E402
 from four_d.scene import DeformableSceneConfig  # noqa: E402
@@ -62,7 +62,7 @@ class Timer:
     """CPU seconds of renders, forward and backward."""
 
     contributors: float = 0.0
-    """Of finding the Gaussians of the tracks' pixels."""
+    """Finding the Gaussians of the tracks' pixels."""
     forward: float = 0.0
     backward: float = 0.0
     renders: int = 0
@@ -82,13 +82,14 @@ class Timer:
         size: tuple[int, int],
         *,
         features: Tensor | None = None,
+        read_back: bool = True,
     ) -> Views:
         """Render, and note how long that and its backward pass take."""
         run = _Run(self)
         own = map_tensors(gaussians, lambda tensor: cast(Tensor, _End.apply(tensor, run)))
         seen = map_tensors(cameras, lambda tensor: cast(Tensor, _End.apply(tensor, run)))
         started = time.process_time()
-        views = render(own, seen, times, size, features=features)
+        views = render(own, seen, times, size, features=features, read_back=read_back)
         self.forward += time.process_time() - started
         self.renders += times.numel()
         return map_tensors(views, lambda tensor: cast(Tensor, _Begin.apply(tensor, run)))
@@ -230,7 +231,6 @@ def measure(source: Path, frames: int, size: int, steps: int, seed: int) -> dict
     clock = Clock(timer, steps)
     with (
         patch.object(term, "render", timer.render),
-        patch.object(rendered_flow, "render", timer.render),
         patch.object(tracked_pixels, "contributors", timer.find),
     ):
         train(run_config(replace(request, steps=total), model, out, own), callbacks=[clock])

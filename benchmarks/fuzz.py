@@ -4,6 +4,7 @@
 
 Each trial damages a sound set by its seed (`tests/data/damage.py`), then opens, reads and prepares it as a run does;
 every tenth is checked and drawn too (`tests/data/fuzzing.py`). Allocations beyond 1 GiB above the start fail.
+The figures are written after every hundred trials; run again, it goes on from the file.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ import json
 import resource
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from four_d.errors import UserError
 from four_d.outputs import write_json
-from tests.data.fuzzing import Tally, run
+from tests.data.fuzzing import run
 
 ROOM = 2**30
 BLOCK = 100
@@ -34,30 +38,44 @@ def main() -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     room = pages * resource.getpagesize() + ROOM
     resource.setrlimit(resource.RLIMIT_AS, (room, room))
-    before, total, started = peak(), Tally(), time.process_time()
-    for first in range(arguments.first, arguments.first + arguments.trials, BLOCK):
-        last = min(first + BLOCK, arguments.first + arguments.trials)
+    figures = _begun(arguments.out, arguments.first)
+    before = peak()
+    last_seed = arguments.first + arguments.trials
+    for first in range(arguments.first + figures["trials"], last_seed, BLOCK):
+        started = time.process_time()
         with tempfile.TemporaryDirectory() as folder:
-            tally = run(range(first, last), Path(folder))
-        total.trials += tally.trials
-        total.kinds += tally.kinds
-        total.outcomes += tally.outcomes
-        total.crashes += tally.crashes
-        total.slowest_s = max(total.slowest_s, tally.slowest_s)
-        print(f"{total.trials} trials, {dict(total.outcomes)}, {len(total.crashes)} crashes", flush=True)
-    figures = {
-        "first_seed": arguments.first,
-        "trials": total.trials,
-        "kinds": dict(sorted(total.kinds.items())),
-        "outcomes": dict(sorted(total.outcomes.items())),
-        "crashes": total.crashes,
-        "slowest_trial_cpu_s": round(total.slowest_s, 2),
-        "cpu_s": round(time.process_time() - started, 1),
-        "peak_memory_above_start_mib": round((peak() - before) / 2**20),
-    }
+            tally = run(range(first, min(first + BLOCK, last_seed)), Path(folder))
+        for name, counted in (("kinds", tally.kinds), ("outcomes", tally.outcomes)):
+            figures[name] = dict(sorted((Counter(figures[name]) + counted).items()))
+        figures["trials"] += tally.trials
+        figures["crashes"] += tally.crashes
+        figures["slowest_trial_cpu_s"] = max(figures["slowest_trial_cpu_s"], round(tally.slowest_s, 2))
+        figures["cpu_s"] = round(figures["cpu_s"] + time.process_time() - started, 1)
+        above = round((peak() - before) / 2**20)
+        figures["peak_memory_above_start_mib"] = max(figures["peak_memory_above_start_mib"], above)
+        if arguments.out is not None:
+            write_json(arguments.out, figures)
+        print(f"{figures['trials']} trials, {figures['outcomes']}, {len(figures['crashes'])} crashes", flush=True)
     print(json.dumps(figures, indent=2))
-    if arguments.out is not None:
-        write_json(arguments.out, figures)
+
+
+def _begun(path: Path | None, first: int) -> dict[str, Any]:
+    """Read the figures so far of the trials from seed ``first`` on."""
+    if path is not None and path.exists():
+        figures = json.loads(path.read_text())
+        if figures["first_seed"] != first:
+            raise UserError(f"{path} begins at seed {figures['first_seed']}, not {first}: name another file")
+        return figures
+    return {
+        "first_seed": first,
+        "trials": 0,
+        "kinds": {},
+        "outcomes": {},
+        "crashes": [],
+        "slowest_trial_cpu_s": 0.0,
+        "cpu_s": 0.0,
+        "peak_memory_above_start_mib": 0,
+    }
 
 
 def peak() -> int:

@@ -21,6 +21,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -31,13 +32,20 @@ from typing import Any, cast
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.generate import commit, processor  # noqa: E402 - this script is run by its path
+import torch  # noqa: E402 - this script is run by its path
+
+from benchmarks.generate import commit, processor  # noqa: E402
 from benchmarks.studies import Key, Study, Training  # noqa: E402
+from four_d.devices import emulates_bf16  # noqa: E402
 
 RUNS = Path("runs/studies")
 RESULTS = ROOT / "docs" / "results"
 STOPPED = 143
 """Exit code of a training that was asked to stop, and saved."""
+RUNNING: set[subprocess.Popen[bytes]] = set()
+"""Commands under way."""
+STOPPING = threading.Event()
+"""Set when the study was asked to stop."""
 
 Line = dict[str, Any]
 
@@ -66,16 +74,29 @@ def call(study: Study, command: list[str], log: Path, limit_s: float | None = No
     with log.open("a") as file:
         file.write(f"$ {shlex.join(command)}\n")
         file.flush()
+        if STOPPING.is_set():
+            return STOPPED
         process = subprocess.Popen(command, stdout=file, stderr=file, env={**os.environ, **study.environment})
+        RUNNING.add(process)
         try:
             return process.wait(limit_s)
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGTERM)
+            process.terminate()
             return process.wait()
         except BaseException:
             process.terminate()
             process.wait()
             raise
+        finally:
+            RUNNING.discard(process)
+
+
+def stop(number: int, frame: object) -> None:  # noqa: ARG001 - a signal handler's arguments
+    """End the commands under way, which save, and then the study: they would train on without it."""
+    STOPPING.set()
+    for process in list(RUNNING):
+        process.terminate()
+    raise SystemExit(128 + number)
 
 
 def finish(code: int, log: Path) -> None:
@@ -93,17 +114,22 @@ def make_data(study: Study) -> None:
 
 def train(study: Study, training: Training, name: str, seed: int) -> float:
     """Train in pieces; what is done already is not done again. Minutes that this call took."""
-    values = [*training.values, f"folder={RUNS}", f"name={name}", f"seed={seed}"]
+    values = [*training.values, f"folder={RUNS}", f"name={name}", f"seed={seed}", *precision()]
     verb = "train" if training.start is None else "finetune"
     if training.start is not None:
         shared = training.start in study.shared
         values.append(f"weights.path={RUNS / study.name / training.start if shared else training.start}")
     log, began = RUNS / "logs" / f"{name.replace('/', '-')}.log", time.monotonic()
     code = STOPPED
-    while code == STOPPED:
+    while code == STOPPED and not STOPPING.is_set():
         code = call(study, four_d(verb, *values), log, 60 * study.piece_minutes)
     finish(code, log)
     return (time.monotonic() - began) / 60
+
+
+def precision() -> list[str]:
+    """Setting of float32 for a processor that has bfloat16 by emulation only, at a tenth of its speed."""
+    return ["loop.precision=fp32"] if emulates_bf16(torch.device("cpu")) else []
 
 
 def evaluate(run: Run, model: str, values: Iterable[str], out: str) -> Line:
@@ -142,6 +168,7 @@ def raw_line(run: Run, scores: Line, minutes: float, *, steps: int) -> Line:
         "image_free": {key.name: summary["image_free"].get(key.metric.name) for key in study.keys},
         "predictors": {name: summary["predictors"].get(row, {}) for name, row in study.predictors.items()},
         "digest": scores["digest"],
+        "settings": precision(),
         "steps": steps,
         "minutes": round(minutes, 2),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -345,6 +372,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each (default 2)")
     parser.add_argument("--summary", action="store_true", help="only the table and the plot of what was run")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, stop)
     study = named(arguments.name)
     if not arguments.summary:
         run_all(study, wanted(study, arguments.only, arguments.seeds), arguments.jobs)

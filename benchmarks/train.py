@@ -10,19 +10,21 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import cast
 
 import lightning
 import torch
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from load import data_folder, parse, read_config
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from four_d.config import RunConfig
+from four_d.config import RunConfig, load
 from four_d.data.loading import Step
 from four_d.progress import progress
 from four_d.training.module import TrainingModule
@@ -34,10 +36,7 @@ WARM_UP = 3
 
 
 def main() -> None:
-    parser = parse()
-    parser.description = __doc__
-    parser.set_defaults(steps=20)
-    arguments = parser.parse_args()
+    arguments = parse().parse_args()
     with data_folder(arguments.data, arguments.clips, arguments.seed) as folder:
         config = read_config(arguments, folder)
         figures = {
@@ -56,6 +55,42 @@ def main() -> None:
         "workers": arguments.workers,
     }
     print(json.dumps({"benchmark": "train", **figures, **settings, **describe_machine()}))
+
+
+def parse() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="a data set's folder; made anew if not given")
+    parser.add_argument("--clips", type=int, default=8, help="clips to make without --data")
+    parser.add_argument("--config", action="append", help="config files (default: vggt, overlays/tiny)")
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    return parser
+
+
+@contextmanager
+def data_folder(given: Path | None, clips: int, seed: int) -> Iterator[Path]:
+    """The given data set, or one made for the occasion."""
+    if given is not None:
+        yield given
+        return
+    from data_prep.synthetic import make
+
+    with tempfile.TemporaryDirectory() as folder:
+        make(Path(folder) / "data", range(1), seed, clips_per_shard=clips)
+        yield Path(folder) / "data"
+
+
+def read_config(arguments: argparse.Namespace, folder: Path) -> RunConfig:
+    """The configs with their data replaced by ``folder``, and all images of one size."""
+    values = [
+        f"data.sources.it.path={folder}",
+        f"data.workers={arguments.workers}",
+        f"seed={arguments.seed}",
+        "data.aspect=null",
+    ]
+    return load(arguments.config or ["vggt", "overlays/tiny"], [*values, *arguments.overrides])
 
 
 class Memory(IterableDataset[Step]):

@@ -11,6 +11,8 @@ The same by hand:
     four-d eval runs/demo/training data=runs/demo/data/held_out train_data=runs/demo/data/train
     four-d export runs/demo/training --out runs/demo/model
     four-d infer tests/data/bikes.mp4 --model runs/demo/model --out runs/demo/bikes
+
+Of the same video, the page also shows what the reference model of ``checkpoints/`` sees.
 """
 
 from __future__ import annotations
@@ -25,19 +27,24 @@ from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from data_prep.synthetic import WorldSettings, make
 from four_d import config as configs
-from four_d import viewer
+from four_d import drawing, viewer
+from four_d.checkpoints import best_reference
 from four_d.data.show import show
 from four_d.devices import emulates_bf16, usable
 from four_d.errors import UserError
 from four_d.evaluation import METRICS, Evaluation, EvaluationConfig, image_free, run, summary
 from four_d.exporting import export, read_scores
-from four_d.inference import Result, infer, load
+from four_d.inference import LoadedModel, Result, Selection, infer, load
+from four_d.inference.stills import stills
+from four_d.outputs import new_file
 from four_d.training import LAST, TrainResult, train
 from four_d.training.variation import stuck
 
@@ -48,6 +55,10 @@ SCORES = RUN / "evaluation.json"
 TRAINING = RUN / "training"
 """Run folder that the overlay names."""
 REAL_VIDEO = ROOT / "tests/data/bikes.mp4"
+BESIDE = RUN / "beside.png"
+"""Sheet of what the trained model and the reference model see."""
+SHORT = Selection(max_frames=12, fps=8.0)
+"""Frames that both see for that: the reference model also makes Gaussians and follows points, which takes longer."""
 WORLDS = WorldSettings(width=64, height=64, cameras=2, frames=8)
 CLIPS_PER_SHARD = 25
 TRAIN_SHARDS, HELD_OUT_SHARDS = range(20), range(2)
@@ -115,11 +126,24 @@ def evaluate() -> Evaluation:
 
 def look(scores: Evaluation, stages: Stages) -> Result:
     """Run the exported model on a real video; the page shows it and how the model was made."""
+    model = load(RUN / "model")
+    beside(model)
 
     def page(result: Result, folder: Path) -> None:
         write_page(folder / "report.html", result, scores, stages)
 
-    return infer(load(RUN / "model"), REAL_VIDEO, RUN / "bikes", page=page, overwrite=True)
+    return infer(model, REAL_VIDEO, RUN / "bikes", page=page, overwrite=True)
+
+
+def beside(model: LoadedModel) -> None:
+    """Draw what the trained model and the repository's reference model see of the real video."""
+    path, reference = best_reference([ROOT / "checkpoints"])
+    rows = {"trained here": stills(model(REAL_VIDEO, selection=SHORT))}
+    rows[reference.name] = stills(load(path)(REAL_VIDEO, selection=SHORT))
+    columns = list(rows[reference.name])
+    cells = [[row.get(column, np.full_like(row["picture"], 255)) for column in columns] for row in rows.values()]
+    with new_file(BESIDE) as partial:
+        Image.fromarray(drawing.grid(cells, list(rows), columns)).save(partial, format="png")
 
 
 HEADLINES = ("depth_absrel_median_frame", "pose_rot_pairs_deg", "pose_ate_sim3")
@@ -151,6 +175,11 @@ def write_page(path: Path, result: Result, scores: Evaluation, stages: Stages) -
         summary="A model trained for minutes on two CPU cores, on synthetic worlds only, looks at a real video.",
         facts=[(name, f"{seconds:.0f} s") for name, seconds in stages.seconds.items()],
         sections=[
+            viewer.Section(
+                title="Beside the reference model",
+                text="The reference model of checkpoints/ was trained for hours; of this video it saw 12 frames.",
+                figures=[viewer.Figure(data=BESIDE.read_bytes(), caption="The same frames, seen by both models")],
+            ),
             viewer.Section(title="Held-out synthetic worlds", text=scores.note, tables=[table]),
             viewer.Section(title="What it was trained on, and how it did", figures=pictures),
         ],
@@ -178,6 +207,7 @@ def close(scores: Evaluation, trained: TrainResult, stages: Stages) -> None:
         ("scores beside image-free predictors", str(SCORES), "evaluation"),
         ("model: weights, config, card, program", str(RUN / "model"), "export"),
         ("real video: cameras, depth, points", str(RUN / "bikes"), "video"),
+        ("beside the reference model", str(BESIDE), ""),
         ("the page to open", str(RUN / "report.html"), ""),
         ("summary of figures", str(RUN / "summary.json"), ""),
     ]

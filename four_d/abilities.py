@@ -232,6 +232,10 @@ class ModelModule(nn.Module, Model):
             yield found
             del found  # frees its memory before the next one is computed
 
+    def tokens(self, clip: Clip) -> int:  # noqa: ARG002 - for those with tokens
+        """Number of tokens that a batched clip is encoded to, for rates; 0 of a model without."""
+        return 0
+
     def at_step(self, step: int) -> Mapping[str, Tensor]:  # noqa: ARG002 - for those that follow a schedule
         """Set what follows a schedule for a training step, before it; it is stored with the weights.
 
@@ -245,6 +249,13 @@ class ModelModule(nn.Module, Model):
 
         """
         return {}
+
+    def shards(self) -> list[nn.Module]:
+        """Parts whose weights processes that split them (FSDP2) gather one at a time: repeated ones, called as modules.
+
+        The rest is gathered for the whole pass.
+        """
+        return []
 
     def freeze_untaught(self, taught: frozenset[str]) -> dict[str, str]:  # noqa: ARG002 - for those with parts
         """Freeze the parts that set none of the ``taught`` fields; return name → first field of those with weights."""

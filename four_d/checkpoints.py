@@ -13,17 +13,18 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import cast
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from four_d import __version__, config, schema
 from four_d.abilities import ModelModule, Normalisation
-from four_d.data.manifest import load_manifest
+from four_d.data.remote import read_manifest
 from four_d.data.renders import RendersConfig
 from four_d.errors import UserError
 from four_d.model import AnyModelConfig
+from four_d.sharding import SKELETON
+from four_d.sharding import read as read_state
 
 FORMAT = 1
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -103,14 +104,18 @@ def read(path: str | Path) -> Checkpoint:
         raise UserError(
             f"{path} is a program, whose weights cannot be trained or exported; name the exported folder or the run"
         )
+    if path.suffix == ".onnx":
+        raise UserError(
+            f"{path} is for onnxruntime (docs/inference.md shows how); name the exported folder, or model.pt2"
+        )
     if path.suffix == ".safetensors":
         _refuse_alone(path)
         path = path.parent
-    if path.is_file():
+    if path.is_file() or (path / SKELETON).is_file():
         return _read_run(path)
     if (path / CONFIG).is_file():
         return _read_export(path)
-    if (path / LAST).is_file():
+    if (path / LAST).exists():
         return _read_run(path / LAST)
     if not path.exists():
         raise UserError(f"{path} does not exist; give an exported folder or a run folder")
@@ -158,7 +163,7 @@ def _read_export(folder: Path) -> Checkpoint:
 
 def _read_run(file: Path) -> Checkpoint:
     try:
-        content = cast(schema.Plain, torch.load(file, map_location="cpu", weights_only=True))
+        content = read_state(file, parts=("state_dict", "run"))
         run = cast(schema.Plain, content["run"])
         plain, steps = run["config"], cast(int, run["step"])
         stored = cast(dict[str, Tensor], content["state_dict"])
@@ -168,6 +173,8 @@ def _read_run(file: Path) -> Checkpoint:
         raise UserError(f"{file} is not a checkpoint of a run, or is damaged ({why}); take another one") from error
     info = _run_info(schema.build(config.RunConfig, plain, f"{file}: config", recorded=True), steps)
     info = _with_origin(info, cast(schema.Plain, run.get("origin", {})))
+    published = cast(dict[str, str], run.get("pretrained", {}))
+    info = dataclasses.replace(info, trained_on={**published, **info.trained_on})
     weights = {k.removeprefix("model."): v for k, v in stored.items() if k.startswith("model.")}
     return Checkpoint(model=_build(info, weights, file), info=info, path=file)
 
@@ -186,7 +193,7 @@ def _with_origin(info: ModelInfo, origin: schema.Plain) -> ModelInfo:
 def _run_info(run: config.RunConfig, steps: int) -> ModelInfo:
     licences: dict[str, str] = {}
     for name, source in run.data.sources.items():
-        licences |= {name: source.licence} if isinstance(source, RendersConfig) else _licences(name, Path(source.path))
+        licences |= {name: source.licence} if isinstance(source, RendersConfig) else _licences(name, source.path)
     return ModelInfo(
         model=run.model,
         image_size=run.data.image_size,
@@ -198,10 +205,10 @@ def _run_info(run: config.RunConfig, steps: int) -> ModelInfo:
     )
 
 
-def _licences(name: str, data: Path) -> dict[str, str]:
+def _licences(name: str, data: str) -> dict[str, str]:
     """Licences by the data set's manifest; unknown if the run was moved away from its data."""
     try:
-        sources = load_manifest(data).sources.items()
+        sources = read_manifest(data, attempts=1).sources.items()
         return {source: f"{info.licence} (from {info.home})" if info.home else info.licence for source, info in sources}
     except UserError:
         return {name: "unknown"}
@@ -375,7 +382,10 @@ def best_reference(folders: Sequence[Path] | None = None) -> tuple[Path, Referen
 
 
 def sha256_of(file: Path) -> str:
-    """Hexadecimal SHA-256 of a file's content."""
+    """Hexadecimal SHA-256 of a file's content; of a folder, that of its files' names and own checksums, one a line."""
+    if file.is_dir():
+        listed = "".join(f"{sha256_of(each)} {each.name}\n" for each in sorted(file.iterdir()))
+        return hashlib.sha256(listed.encode()).hexdigest()
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 

@@ -29,10 +29,13 @@ from four_d.overlays import stack
 from four_d.schema import Plain, build, merge, to_plain
 from four_d.types import Gaussians, Geometry
 
-RECORDED = frozenset(
-    {"split", "step", "loss", "lr", "gradient_norm", "elapsed_s", "steps_per_s", "images_per_s"}
-    | {"skipped_samples", "skipped"}
+MEASURED = frozenset(
+    {"elapsed_s", "steps_per_s", "images_per_s", "tokens_per_s", "data_wait_s", "tflops_per_device", "mfu"}
+    | {"step_s_p50", "step_s_p95", "step_s_max"}
+    | {f"{place}_memory_{kind}gb" for place in ("host", "device") for kind in ("", "peak_")}
 )
+"""Names in lines of ``metrics.jsonl`` whose values depend on the machine and its clock."""
+RECORDED = MEASURED | {"split", "step", "loss", "lr", "gradient_norm", "skipped_samples", "skipped", "skipped_steps"}
 """Names in lines of ``metrics.jsonl``, which no loss can have; nor can it have a metric's."""
 
 
@@ -126,6 +129,43 @@ class OptimiserConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """Checkpoints of a run, ``checkpoints/step-NNNNNNN.ckpt``; ``last.ckpt`` is a link to the newest."""
+
+    keep: int = 1
+    """Number of newest ones that stay, beside ``best.ckpt``."""
+    background: bool = True
+    """Write while training goes on, from a copy in the machine's memory; false: training waits, and no copy stays."""
+    sharded: bool = True
+    """With ``loop.strategy`` fsdp2: a folder to which every process writes its part; false: one file, gathered."""
+    on_failure: Literal["continue", "stop"] = "continue"
+    """Reaction to one that cannot be written, as on a full disk: continue and try again at the next, or stop the run.
+    The last one of a run must be written in either case."""
+
+    def __post_init__(self) -> None:
+        if self.keep < 1:
+            raise UserError(f"keep is {self.keep}; choose 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileConfig:
+    """Steps of a run that torch's profiler records, in the first process."""
+
+    start: int = 20
+    """Steps after the run's start, or its going on, before the first one that is recorded."""
+    steps: int = 5
+    """Number of steps that are recorded: each takes some 10 MB."""
+
+    def __post_init__(self) -> None:
+        if self.start < 0 or not 1 <= self.steps <= MOST_PROFILED:
+            raise UserError(f"start must be at least 0, steps from 1 to {MOST_PROFILED}")
+
+
+MOST_PROFILED = 100
+"""Limit of recorded steps, whose trace is held in memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoopConfig:
     """Length and mode of training: one step = one update of the weights over ``accumulate`` batches."""
 
@@ -144,8 +184,25 @@ class LoopConfig:
     """Compile the backbone's blocks in place."""
     ema: float | None = None
     """Decay of the exponential moving average of weights, which is validated and exported; None = no averaging."""
-    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device; auto: a GPU where there is one."""
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Device; auto: CUDA where there is a GPU, else Apple's (mps), else the CPU. ``four-d train --device`` sets it."""
+    strategy: Literal["ddp", "fsdp2"] = "ddp"
+    """Division of a run among several processes. ddp: each has all weights; fsdp2: each has its part of weights,
+    moments and averages, and gathers a block's weights for its pass. One process is alone, whatever this is."""
+    checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Checkpoints: their writing, and the number that stays."""
+    bad_steps: int = 20
+    """Steps in a row without a finite gradient after which the run ends. Such a step changes nothing, and its clips are
+    named."""
+    stall_seconds: float = 120.0
+    """Time without progress after which the process that the others wait for is named; within half as much again."""
+    timeout_seconds: float = 1800.0
+    """Time after which an exchange between processes that does not end, as over a network that is cut, is an error on
+    all that wait for it: the launcher can start them again. More than the slowest start, compilation or save."""
+    flight_recorder: bool = False
+    """Record the last collectives of NCCL, to be written to the run's folder when one times out."""
+    profile: ProfileConfig | None = None
+    """Record some steps with torch's profiler: ``{}`` or ``{start: 20, steps: 5}``. None: none."""
     best: str = "loss"
     """Validation figure whose best value, lowest or highest, marks ``best.ckpt``: loss, a term,
     depth_absrel_median_frame, pose_rot_pairs_deg, motion_epe_relative, object_rot_deg, or a metric given to the
@@ -156,6 +213,11 @@ class LoopConfig:
             raise UserError("max_steps, epoch_steps and accumulate must be at least 1")
         if (self.max_minutes is not None and self.max_minutes <= 0) or not (self.ema is None or 0 <= self.ema < 1):
             raise UserError("max_minutes must be positive and ema in [0, 1), or null")
+        for name in ("stall_seconds", "timeout_seconds"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"{name} is {getattr(self, name):g}; choose more than 0")
+        if self.bad_steps < 1:
+            raise UserError(f"bad_steps is {self.bad_steps}; choose 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,10 +232,21 @@ class LoggingConfig:
     """Copy figures and images to Weights & Biases."""
     wandb_project: str = "four_d"
     """Weights & Biases project."""
+    tensorboard: bool = False
+    """Copy figures and images to TensorBoard's files, in ``tensorboard/`` of the run's folder; an extra."""
+    media_count: int = 200
+    """Most images of a run that are copied."""
+    media_side: int = 1024
+    """Longest side in pixels of those copies; larger images are reduced."""
+    peak_tflops: float | None = None
+    """Peak rate of one device in the loop's precision, in 10¹² operations per second, of which ``mfu`` is a share.
+    None: by data sheet for GPUs that are known (`training.work.PEAKS`), else no ``mfu``."""
 
     def __post_init__(self) -> None:
-        if self.every < 1 or self.pictures < 0:
-            raise UserError("every must be at least 1, pictures at least 0")
+        if self.every < 1 or self.pictures < 0 or self.media_count < 0 or self.media_side < 1:
+            raise UserError("every and media_side must be at least 1, pictures and media_count at least 0")
+        if self.peak_tflops is not None and self.peak_tflops <= 0:
+            raise UserError(f"peak_tflops is {self.peak_tflops:g}; choose more than 0, or null")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ longer.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from four_d.constants import vector
 from four_d.errors import UserError
 from four_d.layers import full_precision, full_type
 
@@ -34,9 +36,14 @@ class CorrelationConfig:
     """Cells to each side that are compared."""
     temperature: float = 10.0
     """Initial factor on the similarity before the softmax; it is learned."""
+    encoded: bool = False
+    """Compare also by the encoder's map whose stride is a cell; the patch embedding must be of kind ``features``."""
 
-    def build(self, patch_size: int) -> Features:
-        """Build the module. UserError if cells do not fill patches, or channels do not fill groups."""
+    def build(self, patch_size: int, encoded: Mapping[int, int] | None = None) -> Features:
+        """Build the module; ``encoded`` has the channels of the encoder's maps by stride.
+
+        UserError if cells do not fill patches, channels do not fill groups, or a map is needed that is not there.
+        """
         cell = patch_size // self.cells
         if patch_size % self.cells or cell & (cell - 1):
             raise UserError(
@@ -44,7 +51,14 @@ class CorrelationConfig:
             )
         if self.channels % GROUPS:
             raise UserError(f"correlation: channels {self.channels} must be a multiple of {GROUPS}")
-        return Features(cell, channels=self.channels, depth=self.depth, temperature=self.temperature)
+        channels = (encoded or {}).get(cell) if self.encoded else 0
+        if channels is None:
+            there = f"has maps of strides {sorted(encoded)}" if encoded else "has no encoder"
+            raise UserError(
+                f"correlation.encoded needs a map of stride {cell} (patch_size {patch_size} over cells {self.cells}), "
+                f"and the patch embedding {there}; set correlation.encoded=false, or patches of kind features with it"
+            )
+        return Features(cell, channels=self.channels, depth=self.depth, temperature=self.temperature, encoded=channels)
 
 
 GROUPS = 8
@@ -69,10 +83,16 @@ class Unit(nn.Module):
 
 
 class Features(nn.Module):
-    """One vector per cell of every image; the dot product of two is the logit of their match."""
+    """One vector per cell of every image; the dot product of two is the logit of their match.
 
-    def __init__(self, cell: int, *, channels: int = 48, depth: int = 2, temperature: float = 10.0) -> None:
+    ``encoded``: channels of an encoder's map of cells that enters beside the image; 0: none does.
+    """
+
+    def __init__(
+        self, cell: int, *, channels: int = 48, depth: int = 2, temperature: float = 10.0, encoded: int = 0
+    ) -> None:
         super().__init__()
+        self.cell = cell
         layers: list[nn.Module] = [nn.Conv2d(3, channels // 2, 5, padding=2), nn.GELU()]
         narrow = channels // 2
         for _ in range(int(math.log2(cell))):
@@ -80,12 +100,22 @@ class Features(nn.Module):
             narrow = channels
         if narrow != channels:
             layers += [nn.Conv2d(narrow, channels, 3, padding=1)]
+        self.begin = len(layers)
         self.encoder = nn.Sequential(*layers, *(Unit(channels, 1 + index % 2) for index in range(depth)))
+        self.project = nn.Conv2d(encoded, channels, 1) if encoded else None
         self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
 
-    def forward(self, images: Float[Tensor, "b f 3 h w"]) -> Float[Tensor, "b f d r c"]:
-        """Compute vectors of equal length, in full precision; r rows and c columns of cells."""
-        maps = self.encoder(images.flatten(0, 1) - 0.5).unflatten(0, images.shape[:2])
+    def forward(
+        self, images: Float[Tensor, "b f 3 h w"], encoded: Mapping[int, Float[Tensor, "n _c _r _c"]] | None = None
+    ) -> Float[Tensor, "b f d r c"]:
+        """Compute vectors of equal length, in full precision; r rows and c columns of cells.
+
+        ``encoded`` has the encoder's maps of all frames (b f) by stride.
+        """
+        x = self.encoder[: self.begin](images.flatten(0, 1) - 0.5)
+        if self.project is not None and encoded is not None:
+            x = x + self.project(encoded[self.cell])
+        maps = self.encoder[self.begin :](x).unflatten(0, images.shape[:2])
         with full_precision(images.device):
             unit = functional.normalize(maps.to(full_type(maps.dtype)), dim=2)
             return unit * (self.log_temperature / 2).exp()
@@ -174,7 +204,7 @@ def fetch(
     referenced = pick(values, references)
     y, x = (torch.arange(count, device=values.device, dtype=values.dtype) + 0.5 for count in (rows, columns))
     centres = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
-    unit = 2 * (centres + displacement) / torch.stack([x.new_tensor(columns), x.new_tensor(rows)]) - 1
+    unit = 2 * (centres + displacement) / vector([columns, rows], x) - 1
     maps = functional.grid_sample(
         referenced.flatten(0, 1).movedim(-1, 1), unit.flatten(0, 1), padding_mode="border", align_corners=False
     )

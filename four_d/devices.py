@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -12,26 +13,49 @@ from torch import Tensor
 
 from four_d.errors import UserError
 
+LOGGER = logging.getLogger(__name__)
+
 Precision = Literal["fp32", "tf32", "bf16"]
 """``fp32``: float32 throughout. ``tf32``: float32 with matrix products and convolutions in TF32 (10-bit mantissa) on
 NVIDIA's tensor cores; elsewhere as fp32. ``bf16``: blocks in bfloat16, as in training; parts that need it in float32,
 with the dense heads as in tf32."""
 
 
-def usable(name: str) -> torch.device:
-    """Return the device of that name; "auto" is CUDA where there is a GPU, else the CPU.
+def autocasts(kind: str) -> bool:
+    """True if autocast is on for a kind of device; ``meta`` has none, and torch 2.11 raises when asked."""
+    return kind != "meta" and torch.is_autocast_enabled(kind)
 
-    UserError if this machine or this build of torch lacks it.
+
+def usable(name: str) -> torch.device:
+    """Return the device of that name; "auto" is CUDA where there is a GPU, else Apple's GPU (mps), else the CPU.
+
+    UserError, with the reason and the remedy, if this machine or this build of torch lacks it.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(next((each for each in ("cuda", "mps") if _available(each)), "cpu"))
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError):
-        found = ", ".join(["auto", "cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
-        raise UserError(f"no device {name!r} on this machine; choose one of {found}") from None
+        cards = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        found = ", ".join(["auto", "cpu", *cards, *(["mps"] if _available("mps") else [])])
+        reason = without_cuda() if name.startswith("cuda") else None
+        why = "" if reason is None else f" ({reason})"
+        raise UserError(f"no device {name!r} on this machine{why}; choose one of {found}") from None
     return device
+
+
+def _available(kind: str) -> bool:
+    return torch.cuda.is_available() if kind == "cuda" else torch.backends.mps.is_available()
+
+
+def without_cuda() -> str | None:
+    """Reason why there is no CUDA device, with a remedy; None if there is one."""
+    if torch.cuda.is_available():
+        return None
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is not built for CUDA: install one that is, see pytorch.org"
+    return "torch finds no GPU with a driver: look at nvidia-smi, and at CUDA_VISIBLE_DEVICES if it is set"
 
 
 def device_of(weights: Iterable[Tensor]) -> torch.device:
@@ -72,6 +96,11 @@ def computing(precision: Precision | None, device: torch.device) -> Generator[No
         yield
 
 
+def announce(device: torch.device, precision: Precision, what: str = "computing") -> None:
+    """Tell the user in one line where and how precisely is computed."""
+    LOGGER.warning(f"{what} on {describe(device, precision)}")
+
+
 def describe(device: torch.device, precision: Precision) -> str:
     """Device and precision in words, as "cuda:0 (NVIDIA H100) in bf16"."""
     name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
@@ -101,4 +130,7 @@ def told_when_full(remedy: str) -> Generator[None]:
 
 def is_full(error: RuntimeError) -> bool:
     """True if torch raised this error because it ran out of memory, on a GPU or on the CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    said = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        each in said for each in ("can't allocate memory", "MPS backend out of memory")
+    )

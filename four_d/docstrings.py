@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-import textwrap
+import sys
 from functools import cache
 from itertools import pairwise
 
@@ -29,15 +29,22 @@ def summary(kind: type) -> str:
 
 
 def _own(kind: type) -> dict[str, str]:
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
-    except (OSError, TypeError, SyntaxError):
-        return {}
-    body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
+    node: ast.AST | None = _module(kind.__module__)
+    for name in kind.__qualname__.replace("<locals>.", "").split("."):  # functions are looked into as classes are
+        node = next((each for each in getattr(node, "body", []) if getattr(each, "name", None) == name), None)
     docs: dict[str, str] = {}
-    for field, text in pairwise(body):
+    for field, text in pairwise(node.body if isinstance(node, ast.ClassDef) else []):
         if not (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)):
             continue
         if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
             docs[field.target.id] = " ".join(str(text.value.value).split()).replace("``", "`")
     return docs
+
+
+@cache
+def _module(name: str) -> ast.Module | None:
+    """Syntax of a module that is imported; None without source."""
+    try:
+        return ast.parse(inspect.getsource(sys.modules[name]))
+    except (KeyError, OSError, TypeError, SyntaxError):
+        return None

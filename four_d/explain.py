@@ -21,7 +21,7 @@ from four_d.docstrings import field_docs, summary
 from four_d.errors import UserError
 from four_d.evaluation import EvaluationConfig, PublishedConfig
 from four_d.overlays import find, shipped_configs
-from four_d.schema import Plain, branches, kinds_of, to_plain
+from four_d.schema import Plain, branches, hints_of, kinds_of, to_plain
 
 EVAL = "eval"
 """First part of the names of settings of ``four-d eval``, which takes them without it."""
@@ -234,7 +234,7 @@ def _members(setting: _Setting) -> list[type]:
 
 def _fields(member: type, setting: _Setting) -> list[_Setting]:
     """Settings in a dataclass; defaults are those of its place."""
-    hints, docs = typing.get_type_hints(member, include_extras=True), field_docs(member)
+    hints, docs = hints_of(member), field_docs(member)
     values = cast(Plain, setting.value) if isinstance(setting.value, Mapping) else {}
     at_home = setting.default if type(setting.default) is member else None
     found: list[_Setting] = []

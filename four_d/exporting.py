@@ -1,27 +1,38 @@
-"""Export of a trained model as a folder: weights, config, card, and a `torch.export` program."""
+"""Export of a trained model as a folder: weights, config, card, and programs in several formats."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Collection, Mapping
+import logging
+import platform
+import re
+import tempfile
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from four_d import __version__, checkpoints, fields, programs, tracing
+from four_d import __version__, checkpoints, fields, hub, portable, programs, tracing
 from four_d.abilities import UNITS, ModelModule, World
 from four_d.checkpoints import CARD, CONFIG, ENVIRONMENT, METRICS, WEIGHTS, ModelInfo
+from four_d.datasets.facts import STRICTEST
 from four_d.errors import UserError
 from four_d.metrics import catalogue
 from four_d.outputs import new_folder
-from four_d.progress import progress
+from four_d.progress import Bar, progress
 from four_d.types import Prediction
 
-PROGRAM, PROGRAM_NOTE = "model.pt2", "export.json"
+LOGGER = logging.getLogger(__name__)
+
+Format = Literal["safetensors", "pt2", "onnx", "aoti"]
+FORMATS: tuple[Format, ...] = ("safetensors", "pt2", "onnx", "aoti")
+PROGRAM, NOTE = "model.pt2", "export.json"
+FILES: dict[Format, str] = {"safetensors": WEIGHTS, "pt2": PROGRAM, "onnx": portable.ONNX, "aoti": portable.AOTI}
+NOT_COMMERCIAL = next(words for kind, words in STRICTEST if kind == "non-commercial")
 CODE = ("command", "commit")
 OF_ONE_OBJECT = """from pathlib import Path
 import four_d
@@ -33,6 +44,15 @@ gaussians = read_object(Path("path/to/the/object.glb")).gaussians
 found = follow_object(model, gaussians, images, masks, intrinsics)  # found.cameras, found.ambiguous"""
 """Use of a model of one object."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+HEAD = "---\nlibrary_name: four_d\n"
+"""Beginning of a card."""
+HUB_LICENCES = frozenset(
+    {
+        *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-4.0"),
+        *("cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0"),
+    }
+)
+"""Licences by the names that the hub has for them, of those that data have."""
 
 
 def export(
@@ -41,31 +61,39 @@ def export(
     *,
     scores: Mapping[str, float] | None = None,
     dtype: Literal["fp32", "bf16"] = "fp32",
-    program: bool = True,
+    formats: Collection[str] = ("safetensors", "pt2"),
     overwrite: bool = False,
 ) -> Path:
     """Export the newest (averaged) weights of a run, or an export again, as a folder, written atomically.
 
-    The folder holds ``model.safetensors``, ``config.json``, ``README.md`` (the card), ``model.pt2`` (a program,
-    `programs`, that `torch.export.load` reads without this package: images (1, f, 3, h, w) and times (1, f) to a dict
-    of tensors, h and w those of training, f free, or the gaussian head's; a model of motion also takes query_times
-    (1, 1), and one that requires hints takes those) and ``export.json`` (the program's signature and measured errors).
+    The folder holds ``model.safetensors``, ``config.json``, ``README.md`` (the card), a program in each further format,
+    and ``export.json``: what programs take, and how far and how fast each format is from the model as it runs here. A
+    program is a function of images (1, f, 3, h, w) and times (1, f), h and w those of training, f free, or the gaussian
+    head's; a model of motion also takes query_times (1, 1), and one that requires hints takes those.
+
+    ``pt2`` is ``model.pt2``, a program that `torch.export.load` reads without this package; ``onnx`` is ``model.onnx``;
+    ``aoti`` is ``model.aoti.pt2``, compiled for this kind of processor (`portable`).
 
     Args:
         run: input of `checkpoints.read`.
         out: created, apart from ``run``; an earlier export there is replaced.
         scores: metric → value on held-out data, for the card.
         dtype: type of the weights on disk; reading gives float32 again, and the program computes with those values.
-        program: also write ``model.pt2`` and ``export.json``.
+        formats: what to write; the weights, ``safetensors``, always are.
         overwrite: replace also another result of four_d there, or one that was changed (`outputs.check_folder`).
 
     Raises:
-        UserError: a folder that must not or cannot be written (before anything is read), nothing to export, or a
-            program that does not agree with the model.
+        UserError: a folder that must not or cannot be written, or a package or compiler that a format needs and that is
+            missing (before anything is read); nothing to export; or a format that cannot express the model, or does not
+            agree with it (`tracing.compare`).
 
     """
     out = Path(out)
-    with new_folder(out, "export", inputs=[run], overwrite=overwrite) as folder, progress("export", 3, "file") as bar:
+    chosen = check_formats(formats)
+    with (
+        new_folder(out, "export", inputs=[run], overwrite=overwrite) as folder,
+        progress("export", 2 + len(chosen), "file") as bar,
+    ):
         found = checkpoints.read(run)
         round_weights(found.model, DTYPES[dtype])
         info = dataclasses.replace(
@@ -77,13 +105,26 @@ def export(
         (folder / WEIGHTS).write_bytes(save(_stored(found.model, DTYPES[dtype])))
         checkpoints.write_info(folder / CONFIG, info)
         bar.advance()
-        outputs = (
-            _write_program(folder, found.model, info) if program else tracing.output_names(found.model, info.image_size)
-        )
+        note = _note(info, found.model)
+        outputs = _write_formats(folder, found.model, info, chosen, note, bar)
+        (folder / NOTE).write_text(json.dumps(note, indent=1) + "\n")
+        (folder / CARD).write_text(card(info, found.model, outputs, program="pt2" in chosen))
         bar.advance()
-        (folder / CARD).write_text(card(info, found.model, outputs, program=program))
-        bar.advance()
+    _tell(note)
     return out
+
+
+def check_formats(formats: Collection[str]) -> tuple[Format, ...]:
+    """Formats in the order in which they are written. UserError for one that is unknown or lacks what it needs."""
+    wrong = sorted(set(formats) - set(FORMATS))
+    if wrong:
+        raise UserError(f"no format {wrong[0]!r}; choose among {', '.join(FORMATS)}")
+    chosen: tuple[Format, ...] = tuple(name for name in FORMATS if {name} & {*formats, "safetensors"})
+    if "onnx" in chosen:
+        portable.check_onnx()
+    if "aoti" in chosen:
+        portable.check_aoti()
+    return chosen
 
 
 def round_weights(model: nn.Module, dtype: torch.dtype) -> None:
@@ -145,14 +186,126 @@ def read_scores(file: Path) -> dict[str, float]:
     return numbers
 
 
-def _write_program(folder: Path, model: ModelModule, info: ModelInfo) -> tuple[str, ...]:
-    """Write the program, and return the names of its outputs."""
-    traced, errors = tracing.to_program(model, info.image_size)
-    described = programs.describe(model, info, tuple(errors))
-    programs.write(folder / PROGRAM, traced, described, info)
-    note = _program_note(described.signature, errors)
-    (folder / PROGRAM_NOTE).write_text(json.dumps(note, indent=1) + "\n")
-    return tuple(errors)
+def push(source: str | Path, name: str, *, private: bool = False, licence: str | None = None) -> str:
+    """Put a model on the Hugging Face hub in one commit, with its card and licence, and return its address.
+
+    Args:
+        source: exported folder, whose weights, config, card and programs go there as they are, but for ``aoti``'s, of
+            one kind of processor; or input of `checkpoints.read`, which is exported first, without a program.
+        name: ``org/name`` on the hub.
+        private: of a model that is not there yet: only its owner sees it.
+        licence: the weights', by the hub's name for it; None: that of all training data, if it is one and known there,
+            else ``other``, whose text is the card.
+
+    Raises:
+        UserError: no model at ``source``, training data of unknown licence where none is given, or as `hub.upload`.
+
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        ready = Path(source)
+        if not (ready / CONFIG).is_file():
+            ready = export(source, Path(folder) / "model", formats=["safetensors"])
+        info = checkpoints.read(ready).info  # refuses what would not load
+        names = [each for each in (WEIGHTS, CONFIG, PROGRAM, portable.ONNX, NOTE) if (ready / each).is_file()]
+        text = (ready / CARD).read_text() if (ready / CARD).is_file() else HEAD + "---\n"
+        text = _card_on_hub(text, name, licence or _licence(info))
+        return hub.upload({CARD: text.encode(), **{each: ready / each for each in names}}, name, private=private)
+
+
+def _licence(info: ModelInfo) -> str:
+    """Hub's name of the licence that all training data have. UserError where one is not known."""
+    unknown = [source for source, each in info.trained_on.items() if each.strip().lower() in ("", "unknown")]
+    if unknown or not info.trained_on:
+        which = f"the licence of {unknown[0]}" if unknown else "what it was trained on"
+        raise UserError(f"{which} is not known; name the licence of the weights, as --licence cc-by-4.0")
+    licences = {each.partition(" (")[0].strip().lower() for each in info.trained_on.values()}
+    return next(iter(licences)) if len(licences) == 1 and licences <= HUB_LICENCES else "other"
+
+
+def _card_on_hub(text: str, name: str, licence: str) -> str:
+    """Card with the hub's metadata of its licence, and with its name there in the example."""
+    said = f"license: {licence}\n" + (f"license_name: see-card\nlicense_link: {CARD}\n" if licence == "other" else "")
+    text = text if text.startswith(HEAD) else HEAD + "---\n" + text
+    return text.replace(HEAD, HEAD + said, 1).replace('load("path/to/this/folder")', f'load("{name}")')
+
+
+def _note(info: ModelInfo, model: ModelModule) -> dict[str, object]:
+    """Content of ``export.json`` that does not depend on the formats."""
+    taken = tracing.signature(model.abilities, info.image_size)
+    frames = {"exactly": taken.frames} if taken.frames is not None else {"at_least": taken.least}
+    return {
+        "format": 3,
+        "torch": torch.__version__,
+        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
+        "input": taken.text,
+        "shapes": taken.shapes,
+        "frames": frames,
+        "licences": info.trained_on,
+        "not_commercial": restricted(info),
+        "traced_frames": taken.traced,
+        "checked_frames": list(taken.checked),
+        "tolerance": tracing.TOLERANCE,
+        "formats": {},
+    }
+
+
+def restricted(info: ModelInfo) -> list[str]:
+    """Ancestors of the weights (data, or models that they were tuned from) whose licence forbids commercial use."""
+    return [f"{name}: {licence}" for name, licence in info.trained_on.items() if re.search(NOT_COMMERCIAL, licence)]
+
+
+def _write_formats(
+    folder: Path, model: ModelModule, info: ModelInfo, chosen: Sequence[Format], note: dict[str, object], bar: Bar
+) -> tuple[str, ...]:
+    """Write the programs, note how they differ from the model, and return the names of its outputs."""
+    size, entries = info.image_size, cast(dict[str, object], note["formats"])
+    outputs = tracing.output_names(model, size)
+    taken = tracing.signature(model.abilities, size)
+    if outputs:
+        again = tracing.as_function(checkpoints.read(folder).model, taken)
+        fewest = taken.checked[:1]  # it is the same code
+        differences = tracing.compare(model, size, again, "safetensors file", fewest)
+        entries["safetensors"] = _entry(folder / WEIGHTS, differences)
+    bar.advance()
+    if chosen == ("safetensors",):
+        return outputs
+    program = tracing.trace(model, size)
+    run: tracing.Runner
+    for name in chosen[1:]:
+        file, kind = folder / FILES[name], f"{name} program"
+        if name == "pt2":
+            programs.write(file, program, programs.describe(model, info, outputs), info)
+            run, kind = cast(tracing.Runner, program.module()), "exported program"
+        elif name == "onnx":
+            run = portable.write_onnx(file, program, taken, outputs)
+        else:
+            run = portable.write_aoti(file, program)
+        differences = tracing.compare(model, size, run, kind)
+        entries[name] = {**_entry(file, differences), **_speed(*tracing.timed(model, size, run))}
+        bar.advance()
+    return outputs
+
+
+def _entry(file: Path, differences: Mapping[str, tracing.Difference]) -> dict[str, object]:
+    return {
+        "file": file.name,
+        "bytes": file.stat().st_size,
+        "differences": {name: dataclasses.asdict(each) for name, each in differences.items()},
+    }
+
+
+def _speed(eager: float, seconds: float) -> dict[str, object]:
+    return {"seconds": seconds, "eager_seconds": eager, "times_eager": round(eager / seconds, 3)}
+
+
+def _tell(note: Mapping[str, object]) -> None:
+    """Say on stderr how each format compares, and what the weights may not be used for."""
+    for name, entry in cast(dict[str, dict[str, Any]], note["formats"]).items():
+        worst = max((each["relative"] for each in entry["differences"].values()), default=0.0)
+        speed = f", {entry['times_eager']:.2f} times as fast" if "times_eager" in entry else ""
+        LOGGER.warning(f"{name}: {entry['file']}, largest relative difference from the model {worst:.1e}{speed}")
+    for ancestor in cast(list[str], note["not_commercial"]):
+        LOGGER.warning(f"warning: not for commercial use in any format: {ancestor}")
 
 
 def _usage(outputs: Collection[str], *, posed: bool, measured: bool, world: World) -> str:
@@ -237,14 +390,3 @@ def _scores_table(scores: Mapping[str, float]) -> str:
         heading = catalogue.METRICS[name].heading if name in catalogue.METRICS else name
         lines.append([heading, *(values.get(column, "") for column in columns)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _program_note(taken: tracing.Signature, errors: Mapping[str, float]) -> dict[str, object]:
-    return {
-        "format": 2,
-        "torch": torch.__version__,
-        "input": taken.text,
-        "outputs": {name: {"largest_relative_error": error} for name, error in errors.items()},
-        "traced_frames": taken.traced,
-        "checked_frames": list(taken.checked),
-    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import typing
+from functools import cache
 from typing import Literal, Protocol
 
 from four_d.errors import UserError
@@ -79,6 +80,7 @@ def _name(config: type) -> tuple[str, str]:
     return config.__module__, config.__qualname__
 
 
+@cache
 def kind_of(config: type) -> str | None:
     """Name of a config class in files, its ``kind``; None without one."""
     hint = typing.get_type_hints(config).get("kind")

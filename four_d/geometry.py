@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import cast
 
 import roma
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from four_d.constants import precise, vector
 from four_d.types import Cameras, Prediction
 
 Points = Float[Tensor, "*b n 3"]
@@ -50,6 +52,21 @@ def transform(a_from_b: Float[Tensor, "*#b 4 4"], points_b: Float[Tensor, "*#b n
     return points_b @ a_from_b[..., :3, :3].mT + a_from_b[..., None, :3, 3]
 
 
+def rigid_part(
+    rest: Float[Tensor, "*#b n 3"], places: Float[Tensor, "*b n 3"], pull: float = 1e-6
+) -> Float[Tensor, "*b 4 4"]:
+    """Rigid motion places_from_rest that brings points at rest nearest to their places, in least squares.
+
+    ``pull`` to no rotation, beside the points' mean variance, decides what places do not tell, as those on one line.
+    """
+    middle, centre = rest.mean(-2, keepdim=True), places.mean(-2, keepdim=True)
+    product = (places - centre).mT @ (rest - middle)
+    size = (rest - middle).square().sum((-1, -2)).clamp_min(1e-12)[..., None, None] / 3
+    eye = torch.eye(3, device=places.device, dtype=places.dtype)
+    rotation = cast(Tensor, roma.special_procrustes(product + pull * size * eye))
+    return make_pose(rotation, (centre - middle @ rotation.mT)[..., 0, :])
+
+
 def unit_quaternions(quats: Float[Tensor, "*b 4"]) -> Float[Tensor, "*b 4"]:
     """Normalise quaternions; one of zeros becomes the identity, with no gradient."""
     squared = quats.square().sum(-1, keepdim=True)
@@ -77,7 +94,7 @@ def quaternion_product(left: Float[Tensor, "*#b 4"], right: Float[Tensor, "*#b 4
 
 def conjugate(quats: Float[Tensor, "*b 4"]) -> Float[Tensor, "*b 4"]:
     """Conjugate quaternions wxyz, the inverse of unit ones."""
-    return quats * quats.new_tensor([1, -1, -1, -1])
+    return quats * vector([1, -1, -1, -1], quats)
 
 
 def rotate(quats: Float[Tensor, "*#b 4"], points: Float[Tensor, "*#b 3"]) -> Float[Tensor, "*b 3"]:
@@ -103,13 +120,13 @@ def rebase(cameras: Cameras) -> Cameras:
 
 def resize(cameras: Cameras, before: tuple[int, int], after: tuple[int, int]) -> Cameras:
     """Adapt cameras to images (rows, columns) resized from ``before`` to ``after``."""
-    scale = cameras.intrinsics.new_tensor([after[1] / before[1], after[0] / before[0], 1.0])
+    scale = vector([after[1] / before[1], after[0] / before[0], 1.0], cameras.intrinsics)
     return dataclasses.replace(cameras, intrinsics=scale[:, None] * cameras.intrinsics)
 
 
 def inside(pixels: Float[Tensor, "*b 2"], z: Float[Tensor, "*b"], size: tuple[int, int]) -> Bool[Tensor, "*b"]:
     """True for points in front of the camera whose pixels (x, y) lie in an image of ``size`` (height, width)."""
-    limit = pixels.new_tensor([size[1], size[0]])
+    limit = vector([size[1], size[0]], pixels)
     return (z > 0) & (pixels >= 0).all(-1) & (pixels < limit).all(-1)
 
 
@@ -263,7 +280,7 @@ def apply_fit(fit: Fit, points: Float[Tensor, "*#b n 3"]) -> Float[Tensor, "*b n
 
 @dataclass(frozen=True, kw_only=True)
 class Similarity:
-    """Similarity a = scale · rotation · b + shift, with rotation in float64. `fields.move` applies it to values."""
+    """Similarity a = scale · rotation · b + shift, in `constants.precise`. `fields.move` applies it to values."""
 
     scale: float
     rotation: Float[Tensor, "3 3"]
@@ -277,26 +294,34 @@ class Similarity:
     @staticmethod
     def of_pose(a_from_b: Float[Tensor, "4 4"], scale: float = 1.0) -> Similarity:
         """Scale lengths by ``scale``, then apply a rigid transform."""
-        pose = a_from_b.double()
+        pose = a_from_b.to(precise(a_from_b.device))
         return Similarity(scale=scale, rotation=pose[:3, :3], shift=pose[:3, 3])
+
+    def _for(self, values: Tensor) -> tuple[Float[Tensor, "3 3"], Float[Tensor, "3"]]:
+        """Rotation and shift on the device of values, as precise as it allows."""
+        kind = precise(values.device)
+        return self.rotation.to(values.device, kind), self.shift.to(values.device, kind)
 
     def points(self, points: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n 3"]:
         """Transform points from b to a."""
-        moved = (self.scale * points).double() @ self.rotation.to(points.device).mT + self.shift.to(points.device)
-        return moved.to(points.dtype)
+        rotation, shift = self._for(points)
+        return ((self.scale * points).to(rotation) @ rotation.mT + shift).to(points.dtype)
 
     def displacements(self, steps: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n 3"]:
         """Transform displacements from b to a."""
-        return ((self.scale * steps).double() @ self.rotation.to(steps.device).mT).to(steps.dtype)
+        rotation = self._for(steps)[0]
+        return ((self.scale * steps).to(rotation) @ rotation.mT).to(steps.dtype)
 
     def normals(self, normals: Float[Tensor, "*n 3"]) -> Float[Tensor, "*n 3"]:
         """Transform unit vectors from b's axes to a's."""
-        return (normals.double() @ self.rotation.to(normals.device).mT).to(normals.dtype)
+        rotation = self._for(normals)[0]
+        return (normals.to(rotation) @ rotation.mT).to(normals.dtype)
 
     def poses(self, b_from_camera: Pose) -> Pose:
         """Transform b_from_camera to a_from_camera, rigid."""
-        rotation = self.rotation.to(b_from_camera.device) @ b_from_camera[..., :3, :3].double()
-        return make_pose(rotation, self.points(b_from_camera[..., :3, 3].double())).to(b_from_camera.dtype)
+        own = self._for(b_from_camera)[0]
+        pose = b_from_camera.to(own)
+        return make_pose(own @ pose[..., :3, :3], self.points(pose[..., :3, 3])).to(b_from_camera.dtype)
 
     def quaternions(self, quats: Float[Tensor, "*n 4"]) -> Float[Tensor, "*n 4"]:
         """Transform rotations from an object's axes to b's into those to a's."""

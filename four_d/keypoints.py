@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from four_d.constants import vector
 from four_d.types import Keypoints
 
 NAME_BYTES = 32
@@ -135,14 +136,26 @@ def knn_edges(points: Float[Tensor, "f n c"], valid: Bool[Tensor, "f n"], k: int
 
     Each bone once, ascending, whichever end it is nearest to. A point that is never valid with another gets none.
     """
+    found = nearest_pairs(points, valid, k)
+    return found[found[:, 0] != found[:, 1]]
+
+
+def nearest_pairs(points: Float[Tensor, "f n c"], valid: Bool[Tensor, "f n"], k: int) -> Int[Tensor, "e 2"]:
+    """Edges of `knn_edges`, then (0, 0) up to n · k of them: so the host need not know how many there are."""
     both = valid[:, :, None] & valid[:, None]
     between = (points[:, :, None] - points[:, None]).norm(dim=-1)
     total = torch.where(both, between, 0).sum(0)
     distance = torch.where(both.any(0), total / both.sum(0).clamp_min(1), torch.inf)
     distance.fill_diagonal_(torch.inf)
     near = distance.topk(min(k, max(len(distance) - 1, 0)), largest=False)
-    joined = torch.zeros_like(distance, dtype=torch.bool).scatter(1, near.indices, near.values.isfinite())
-    return (joined | joined.mT).triu(1).nonzero()
+    chosen, count = torch.zeros_like(distance, dtype=torch.bool), len(distance)
+    chosen = chosen.scatter(1, near.indices, near.values.isfinite())
+    one = torch.arange(count, device=points.device)[:, None].expand_as(near.indices)
+    again = chosen.gather(1, near.indices) & chosen.mT.gather(1, near.indices) & (one > near.indices)
+    keys = torch.minimum(one, near.indices) * count + torch.maximum(one, near.indices)
+    keys = keys.masked_fill(again | ~near.values.isfinite(), count * count).flatten().sort().values
+    pairs = torch.stack([keys // max(count, 1), keys % max(count, 1)], dim=-1)
+    return pairs.masked_fill((keys == count * count)[:, None], 0)
 
 
 def queries_of(
@@ -153,7 +166,7 @@ def queries_of(
     A box has the least and the greatest corner (x, y) of the instance's known pixels in the first frame, inside the
     image; without any it is the whole image.
     """
-    limit = keypoints.pixels.new_tensor([size[1], size[0]])
+    limit = vector([size[1], size[0]], keypoints.pixels)
     pixels, known = keypoints.pixels[..., 0, :, :], keypoints.pixels_valid[..., 0, :] & named(keypoints.names)
     alike = (keypoints.instances[..., :, None] == keypoints.instances[..., None, :]) & known[..., None, :]
     own = alike[..., None]
@@ -170,7 +183,7 @@ def inside_image(keypoints: Keypoints, size: tuple[int, int]) -> Bool[Tensor, "*
 
     Losses and metrics count these alone, and take boxes of these (`box_sides`).
     """
-    limit = keypoints.pixels.new_tensor([size[1], size[0]])
+    limit = vector([size[1], size[0]], keypoints.pixels)
     return keypoints.pixels_valid & ((keypoints.pixels >= 0) & (keypoints.pixels < limit)).all(-1)
 
 

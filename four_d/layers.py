@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from four_d.devices import autocasts
 from four_d.errors import UserError
 from four_d.keypoints import letter_groups
 
@@ -127,7 +128,7 @@ def full_type(dtype: torch.dtype) -> torch.dtype:
 @contextmanager
 def full_precision(device: torch.device) -> Generator[None]:
     """Disable autocast inside; cast inputs with `full_type`."""
-    if not torch.is_autocast_enabled(device.type):
+    if not autocasts(device.type):
         yield
         return
     with torch.autocast(device.type, enabled=False):
@@ -153,7 +154,7 @@ def prefers_onednn(x: Tensor, weight: Tensor) -> bool:
         x.device.type == weight.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and x.numel() * weight.shape[0] >= SMALL_PRODUCT
-        and not torch.is_autocast_enabled("cpu")
+        and not autocasts("cpu")
         and has_onednn()
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from four_d import fields
-from four_d.devices import TooLarge, device_of
+from four_d.devices import TooLarge, autocasts, device_of
 from four_d.types import Clip, Prediction
 
 GB = 1e9
@@ -59,6 +59,8 @@ class LiveBytes(TorchDispatchMode):
     def __init__(self, there: Iterable[Tensor] = ()) -> None:
         super().__init__()
         self.now = self.peak = 0
+        self.on_peak: Callable[[], object] | None = None
+        """Function that is called at every new peak."""
         self._there = {id_of(storage): storage for storage in (each.untyped_storage() for each in there)}
         self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
@@ -82,7 +84,10 @@ class LiveBytes(TorchDispatchMode):
         if key in self._there or key in self._alive:
             return
         self.now += size
-        self.peak = max(self.peak, self.now)
+        if self.now > self.peak:
+            self.peak = self.now
+            if self.on_peak is not None:
+                self.on_peak()
         self._alive[key] = weakref.ref(storage, lambda _: self._forget(key, size))
 
     def _forget(self, key: int, size: int) -> None:
@@ -130,7 +135,7 @@ def fused(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, **othe
     assert not others.get("attn_mask")
     assert not others.get("dropout_p")
     device, aten = q.device.type, torch.ops.aten
-    if torch.is_autocast_enabled(device):
+    if autocasts(device):
         q, k, v = (each.to(torch.get_autocast_dtype(device)) for each in (q, k, v))
     if device == "cpu":
         return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, scale=scale)[0]
@@ -138,6 +143,11 @@ def fused(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, **othe
         kept = torch.is_grad_enabled()
         return aten._scaled_dot_product_efficient_attention(q, k, v, None, kept, scale=scale)[0]
     return aten._scaled_dot_product_flash_attention(q, k, v, scale=scale)[0]
+
+
+def without_values(tensor: Tensor) -> bool:
+    """Tell whether a tensor takes no memory, and stands for one that would."""
+    return isinstance(tensor, FakeTensor)
 
 
 def check_fits(model: Passing, clip: Clip) -> None:

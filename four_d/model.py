@@ -14,13 +14,16 @@ from four_d import fields
 from four_d.abilities import Abilities, Hint, ModelModule, ModelSpec, Use
 from four_d.backbones import BackboneConfig
 from four_d.backbones.alternating import AlternatingConfig
+from four_d.backbones.patches import TimmPatches
+from four_d.constants import also_kept
 from four_d.errors import UserError
 from four_d.extension import OneOf, kind_of
 from four_d.heads import HeadConfig
-from four_d.layers import Block
+from four_d.layers import Block, full_precision
 from four_d.parts import QUERY, Backbone, BackboneSpec, Head, HeadSpec
 from four_d.pose_net.model import PoseNetConfig
 from four_d.query import query_times
+from four_d.refinement import NEEDS, RefinementConfig, refined
 from four_d.scene import DeformableSceneConfig
 from four_d.types import Clip, Prediction, Tokens, merge_predictions
 
@@ -33,6 +36,9 @@ class ModelConfig(ModelSpec):
     """Encoder of a clip's frames into the tokens that all heads read."""
     heads: dict[str, HeadConfig] = field(default_factory=dict[str, HeadConfig])
     """Heads, under names of your choice; each predicts fields of its own from the same tokens."""
+    refine: RefinementConfig | None = None
+    """Refine the cameras by what depth says, with points or with matched pixels. None, as VGGT: they are the camera
+    head's."""
 
     @property
     def abilities(self) -> Abilities:
@@ -51,7 +57,15 @@ class ModelConfig(ModelSpec):
         backbone = self.backbone.build()
         if not self.heads:
             raise UserError("model.heads is empty; give at least one, for example {depth: {kind: dense}}")
-        return FourD(backbone, {name: config.build(self.backbone.shape) for name, config in self.heads.items()})
+        outputs = self.abilities.outputs
+        needs = () if self.refine is None else NEEDS[self.refine.by]
+        if lacking := [name for name in needs if name not in outputs]:
+            raise UserError(
+                f"model.refine needs {', '.join(needs)}, and no head gives {lacking[0]}; add one, or set "
+                "model.refine=null"
+            )
+        heads = {name: config.build(self.backbone.shape) for name, config in self.heads.items()}
+        return FourD(backbone, heads, self.refine)
 
 
 AnyModelConfig = Annotated[ModelSpec, OneOf(ModelConfig, PoseNetConfig, DeformableSceneConfig)]
@@ -139,9 +153,9 @@ class FourD(ModelModule):
     normalised to.
     """
 
-    def __init__(self, backbone: Backbone, heads: Mapping[str, Head]) -> None:
+    def __init__(self, backbone: Backbone, heads: Mapping[str, Head], refine: RefinementConfig | None = None) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.refine = backbone, refine
         self.heads = nn.ModuleDict(cast(Mapping[str, nn.Module], heads))
         self.rounds = kept_rounds(
             (index for head in heads.values() for index in head.rounds), backbone.config.shape.rounds
@@ -157,15 +171,30 @@ class FourD(ModelModule):
         """Model without the heads that set any of these fields, possibly without heads. Weights are shared."""
         heads = {name: cast(Head, head) for name, head in self.heads.items()}
         part = FourD(
-            self.backbone, {name: head for name, head in heads.items() if not set(head.config.provides) & set(outputs)}
+            self.backbone,
+            {name: head for name, head in heads.items() if not set(head.config.provides) & set(outputs)},
+            self.refine,
         )
         part.precision = self.precision
         return part.train(self.training)
+
+    def tokens(self, clip: Clip) -> int:
+        """Patch and special tokens of a batched clip."""
+        config = self.backbone.config
+        clips, frames, _, rows, columns = clip.images.shape
+        patches = (rows // config.shape.patch_size) * (columns // config.shape.patch_size)
+        return clips * -(-frames // config.row_stride) * (patches + config.special)
 
     def at_step(self, step: int) -> Mapping[str, Tensor]:
         """Set what follows a schedule for a training step; it is stored with the weights. No rows change."""
         self.backbone.at_step(step)
         return {}
+
+    def shards(self) -> list[nn.Module]:
+        """Transformer blocks: our own, and those of timm's image encoders."""
+        own = [module for module in self.modules() if isinstance(module, Block)]
+        encoders = [module for module in self.modules() if isinstance(module, TimmPatches)]
+        return [*own, *(block for each in encoders for block in each.blocks)]
 
     def freeze_untaught(self, taught: frozenset[str]) -> dict[str, str]:
         """Freeze the heads that set none of the ``taught`` fields."""
@@ -203,7 +232,8 @@ class FourD(ModelModule):
         tokens, none = None, Prediction()
         for index in range(times.shape[1] if queried else 1):
             one = queried and clip.query_times is not None
-            part = replace(clip, query_times=times[:, index : index + 1]) if one else clip
+            one_time = also_kept(times, lambda all_times, i=index: all_times[:, i : i + 1])
+            part = replace(clip, query_times=one_time) if one else clip
             if QUERY in self.backbone.config.provides:
                 tokens = None  # so that two encodings never share the memory
             asked = [head for head in heads if index == 0 or head.config.queried]
@@ -219,7 +249,11 @@ class FourD(ModelModule):
         an empty prediction, are there too.
         """
         tokens = self.backbone(clip, self.rounds) if tokens is None else tokens
-        return tokens, merge_predictions([none, searched(tokens), *(head(tokens, clip) for head in heads)])
+        found = merge_predictions([none, searched(tokens), *(head(tokens, clip) for head in heads)])
+        if self.refine is not None:
+            with full_precision(clip.images.device):
+                found = refined(found, clip, self.refine)
+        return tokens, found
 
     def _heads(self) -> list[Head]:
         return [cast(Head, head) for head in self.heads.values()]

@@ -18,6 +18,8 @@ MARKER = ".four_d.json"
 """File that lists a result folder's content, so that a later run replaces that and nothing of the user's."""
 JUNK = frozenset({MARKER, ".DS_Store", "Thumbs.db", "desktop.ini"})
 """Files of file managers, and our own list, for which a folder is not refused."""
+HELD = ".held"
+"""Empty file in a temporary folder that whoever uses the folder holds (`hold`)."""
 
 Inputs = Iterable[str | Path | None]
 
@@ -69,6 +71,7 @@ def new_file(path: Path, inputs: Inputs = ()) -> Generator[Path]:
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(target)
+        sync_folder(target.parent)
     except OSError as error:
         if not _is_about(error, partial):
             raise
@@ -76,6 +79,43 @@ def new_file(path: Path, inputs: Inputs = ()) -> Generator[Path]:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
+
+
+def hold(number: int) -> bool:
+    """Lock an open file, by its descriptor, until it is closed; False if another process has it, or there are no locks.
+
+    A partial file that its writer holds is under way; one that can be held was left behind by a process that was killed
+    (`remove_left_behind`).
+    """
+    try:
+        import fcntl  # Windows has none
+
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):
+        return False
+    return True
+
+
+def remove_left_behind(paths: Iterable[Path]) -> None:
+    """Remove partial files whose writers, which hold them, are gone, and folders whose `HELD` is no longer held."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            number = os.open(path / HELD if path.is_dir() else path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                if hold(number):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            finally:
+                os.close(number)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's names to disk, where the system can: a rename before a power cut stays done."""
+    with contextlib.suppress(OSError):
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
 def write_whole(path: Path, content: bytes | str) -> None:

@@ -37,6 +37,11 @@ DYNAMICS = Provision("a mask of what moves", "set 'model.backbone.dynamics={{}}'
 """``Tokens.dynamic_logits``."""
 MATCHES = Provision("matches of all times", "set 'model.backbone.correlation={{}}' (spacetime)")
 """``Tokens.matches``."""
+DETAIL = Provision(
+    "a map that is finer than patches",
+    "set 'model.backbone.patches={{kind: features}}' (alternating), or model.heads.{name}.detail=false",
+)
+"""``Tokens.detail``, of `TokenShape.detail` channels and `TokenShape.detail_stride`."""
 FEATURES = Provision(
     "features to compare frames by",
     "set model.backbone.correlation=null, or give the motion head's decoder "
@@ -57,6 +62,26 @@ class TokenShape:
     """Pixels to each side of a patch; image sides must be multiples of it."""
     image_size: int | None = None
     """Side of the square images that position embeddings are stored for; None: no images in particular."""
+    detail: int = 0
+    """Channels of the map that is finer than patches (`DETAIL`); 0: there is none."""
+    detail_stride: int = 0
+    """Pixels to each side of that map's pixels."""
+
+
+@runtime_checkable
+class Pretrained(Protocol):
+    """Interface of a module within a model whose weights may begin as published ones.
+
+    Building gives random weights, since a checkpoint is read without those files.
+    """
+
+    def load_pretrained(self) -> dict[str, str]:
+        """Load the weights that the config names, if any, and return source → licence, for the model's card.
+
+        Called where training begins, unless the weights that it begins from have all of this module's. UserError where
+        they are missing or of another network.
+        """
+        ...
 
 
 @runtime_checkable
@@ -117,6 +142,11 @@ class BackboneSpec(Spec, Protocol):
     def row_stride(self) -> int:
         """Stride in frames of a camera between its token rows."""
         return 1
+
+    @property
+    def special(self) -> int:
+        """Number of tokens of a row beside its patches."""
+        return 0
 
     @property
     def gaussian_times(self) -> int | None:

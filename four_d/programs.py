@@ -248,5 +248,6 @@ def _record(file: Path) -> dict[str, Any]:
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"{file} is no program, or is damaged ({error}); export it again") from error
     if not isinstance(content, dict):
-        raise UserError(f"{file} does not say what it takes and gives; write it with this four-d export")
+        compiled = "; a compiled package (aoti) is run by torch alone, as docs/inference.md shows"
+        raise UserError(f"{file} does not say what it takes and gives; write it with this four-d export{compiled}")
     return cast(dict[str, Any], content)

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from four_d.constants import on_host, traced
 from four_d.correlation import Comparison, CorrelationConfig, SoftMatches
 from four_d.errors import UserError
 from four_d.types import SAME_TIME, Clip, same_time
@@ -42,20 +43,26 @@ def query_times(clip: Clip) -> Float[Tensor, "b q"]:
 
 
 def frames_at(clip: Clip, query: Float[Tensor, "b"]) -> Bool[Tensor, "b f"]:
-    """Mask of the frames at a query time. UserError if a clip has none."""
-    at_time = same_time(clip.times, query[:, None])
-    if clip.query_times is None or torch.compiler.is_compiling() or torch.compiler.is_exporting():
-        return at_time
-    missing = ~at_time.any(-1)
-    if bool(missing.any()):
-        row = int(missing.nonzero()[0])
-        times, query_time = clip.times[row], float(query[row])
-        nearest = float(times[(times - query_time).abs().argmin()])
-        raise UserError(
-            f"query time {query_time:g} s is no frame's time; the clip has frames from {float(times.min()):g} to "
-            f"{float(times.max()):g} s, the nearest at {nearest:g} s"
-        )
-    return at_time
+    """Mask of the frames at a query time, one of the clip's. UserError if a clip has a query time without a frame."""
+    check_query_times(clip)
+    return same_time(clip.times, query[:, None])
+
+
+def check_query_times(clip: Clip) -> None:
+    """Raise UserError unless every query time is the time of a frame of its clip."""
+    if clip.query_times is None or traced():
+        return
+    times, queries = on_host(clip.times), on_host(clip.query_times)
+    missing = ~same_time(times[:, None], queries[..., None]).any(-1)
+    if not bool(missing.any()):
+        return
+    row, number = missing.nonzero()[0].tolist()
+    present, query_time = times[row], float(queries[row, number])
+    nearest = float(present[(present - query_time).abs().argmin()])
+    raise UserError(
+        f"query time {query_time:g} s is no frame's time; the clip has frames from {float(present.min()):g} to "
+        f"{float(present.max()):g} s, the nearest at {nearest:g} s"
+    )
 
 
 def non_references(clip: Clip) -> Bool[Tensor, "b f"]:
@@ -65,16 +72,29 @@ def non_references(clip: Clip) -> Bool[Tensor, "b f"]:
 
 def distinct_times(clip: Clip, count: int) -> Float[Tensor, "b t"]:
     """Distinct times of the frames that are no references, ascending. UserError unless there are ``count``."""
-    times = torch.where(non_references(clip), clip.times, torch.inf).sort(dim=1).values
-    new = functional.pad(times.diff(dim=1) > SAME_TIME, (1, 0), value=True) & times.isfinite()
-    counts = new.sum(1)
-    if not (torch.compiler.is_compiling() or torch.compiler.is_exporting() or bool((counts == count).all())):
+    if not traced():
+        _check_number_of_times(clip, count)
+    times, new = _new_times(clip.times, clip.references)
+    return times.gather(1, (~new).long().argsort(dim=1, stable=True)[:, :count])
+
+
+def _new_times(
+    times: Float[Tensor, "b f"], references: Bool[Tensor, "b f"] | None
+) -> tuple[Float[Tensor, "b f"], Bool[Tensor, "b f"]]:
+    """Times in order, infinite for references, and the first of each."""
+    ordered = (times if references is None else times.masked_fill(references, torch.inf)).sort(dim=1).values
+    return ordered, functional.pad(ordered.diff(dim=1) > SAME_TIME, (1, 0), value=True) & ordered.isfinite()
+
+
+def _check_number_of_times(clip: Clip, count: int) -> None:
+    references = None if clip.references is None else on_host(clip.references)
+    counts = _new_times(on_host(clip.times), references)[1].sum(1)
+    if not bool((counts == count).all()):
         present = int(counts[counts != count][0])
         raise UserError(
             f"this model moves Gaussians to {count} times, and a clip has frames of {present} (references not "
             f"counted); give frames of {count} times, or train a model with the head's frames={present}"
         )
-    return times.gather(1, (~new).long().argsort(dim=1, stable=True)[:, :count])
 
 
 def reference_frames(candidates: Bool[Tensor, "b f"], camera_ids: Int[Tensor, "b f"]) -> Int[Tensor, "b f"]:

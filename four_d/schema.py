@@ -13,6 +13,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Protocol, TypeVar, cast, runtime_checkable
 
 from omegaconf import MISSING, OmegaConf
@@ -78,7 +79,7 @@ def _build(kind: type[T], plain: object, where: _Place) -> T:
     if not isinstance(plain, Mapping):
         raise UserError(f"{where} is {plain!r}; write a mapping of keys")
     values = cast(Mapping[str, object], plain)
-    hints = typing.get_type_hints(kind, include_extras=True)
+    hints = hints_of(kind)
     for key in values:
         if key not in hints:
             near = [where.within(name).path for name in difflib.get_close_matches(str(key), hints, n=2)]
@@ -90,7 +91,7 @@ def _build(kind: type[T], plain: object, where: _Place) -> T:
         for key, value in values.items()
         if branches(hints[key])
     }
-    bare = typing.get_type_hints(kind)
+    bare = _bare_hints_of(kind)
     leaves = {key: _leaf(bare[key], value, where.within(key)) for key, value in values.items() if key not in parts}
     nested = {key: _nested(hints[key], value, where.within(key)) for key, value in parts.items()}
     checked = {**leaves, **nested}
@@ -154,9 +155,7 @@ def _example(hint: object, dotted: str) -> str:
         return f"{dotted}.kind=… ({', '.join(kinds_of(members))})"
     required = _required(members[0]) if members else []
     if required:
-        return _example(
-            typing.get_type_hints(members[0], include_extras=True)[required[0].name], f"{dotted}.{required[0].name}"
-        )
+        return _example(hints_of(members[0])[required[0].name], f"{dotted}.{required[0].name}")
     return f"{dotted}={'{}' if members else '…'}"
 
 
@@ -205,7 +204,7 @@ def _merge(hint: object, default: object, base: object, over: object) -> object:
         return new
     chosen = new.get("kind", before)
     member = members.get(cast(str | None, chosen))
-    hints = {} if member is None else typing.get_type_hints(member, include_extras=True)
+    hints = {} if member is None else hints_of(member)
     if member is not None and (not at_home or at_home.get("kind") != chosen):
         at_home = _defaults(member)
     return {**old, **{key: _merge(hints.get(key), at_home.get(key), old.get(key), value) for key, value in new.items()}}
@@ -226,6 +225,17 @@ def _defaults(kind: type) -> Plain:
 def _default_parts(kind: type) -> Plain:
     """Defaults of the fields that are dataclasses or mappings, as plain values."""
     return {name: value for name, value in _defaults(kind).items() if isinstance(value, dict)}
+
+
+@cache
+def hints_of(kind: type) -> Mapping[str, object]:
+    """Types of a dataclass's settings by name, with their marks; evaluated once, as that takes milliseconds."""
+    return typing.get_type_hints(kind, include_extras=True)
+
+
+@cache
+def _bare_hints_of(kind: type) -> Mapping[str, object]:
+    return typing.get_type_hints(kind)
 
 
 def branches(hint: object) -> list[type]:

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from four_d.constants import move, on_host
 from four_d.geometry import project, rays, transform
 from four_d.types import Cameras, Surface, Tracks, same_time
 
@@ -118,14 +119,14 @@ def instances(surface: Surface) -> Int[Tensor, "f h w"]:
 
 def time_indices(surface: Surface, times: Float[Tensor, "*q"]) -> Int[Tensor, "*q"]:
     """Index of each time on the surface's axis. ValueError if a time is not on it."""
-    axis = surface.times
-    right = torch.searchsorted(axis, times.contiguous()).clamp_max(len(axis) - 1)
+    axis, asked = on_host(surface.times), on_host(times)
+    right = torch.searchsorted(axis, asked.contiguous()).clamp_max(len(axis) - 1)
     left = (right - 1).clamp_min(0)
-    nearest = torch.where((times - axis[left]).abs() < (times - axis[right]).abs(), left, right)
-    if not bool(same_time(axis[nearest], times).all()):
-        wrong = times[(axis[nearest] - times).abs().argmax()] if times.ndim else times
+    nearest = torch.where((asked - axis[left]).abs() < (asked - axis[right]).abs(), left, right)
+    if not bool(same_time(axis[nearest], asked).all()):
+        wrong = asked[(axis[nearest] - asked).abs().argmax()] if asked.ndim else asked
         raise ValueError(f"time {float(wrong):.6f} s is not on the surface's axis of {len(axis)} times")
-    return nearest
+    return move(nearest, times.device)
 
 
 def points(surface: Surface, times: Float[Tensor, "f"]) -> Points:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import statistics
+import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
 
@@ -70,6 +73,21 @@ class Signature:
         return "; ".join(f"{name}: {words[name]}" for name in self.inputs)
 
     @property
+    def shapes(self) -> dict[str, list[int | str]]:
+        """Shape of each input; an axis of any length is its name."""
+        height, width = self.image_size
+        frames: int | str = "frames" if self.frames is None else self.frames
+        inner: dict[str, list[int]] = {
+            "images": [3, height, width],
+            "times": [],
+            "world_from_camera": [4, 4],
+            "intrinsics": [3, 3],
+            "depth": [height, width],
+            "dynamic": [height, width],
+        }
+        return {name: [1, 1] if name == "query_times" else [1, frames, *inner[name]] for name in self.inputs}
+
+    @property
     def traced(self) -> int:
         """Number of frames of the trace."""
         return max(TRACED_FRAMES, self.least) if self.frames is None else self.frames
@@ -115,44 +133,108 @@ def output_names(model: ModelModule, image_size: tuple[int, int]) -> tuple[str, 
     taken = signature(model.abilities, image_size)
     inputs = taken.example(taken.frames or taken.least, torch.Generator().manual_seed(0))
     with torch.no_grad():
-        return tuple(_Named(model, taken).eval()(*inputs))
+        return tuple(as_function(model, taken)(*inputs))
 
 
-def to_program(
-    model: ModelModule, image_size: tuple[int, int]
-) -> tuple[torch.export.ExportedProgram, dict[str, float]]:
-    """Trace a model, and compare it with the model on other inputs, at other numbers of frames where that is free.
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Largest difference of an output from the model's."""
 
-    Returns:
-        The program and, per output, its largest absolute error relative to the largest absolute value.
+    absolute: float
+    relative: float
+    """Ratio of that to the largest absolute value of the model's."""
+
+
+Runner = Callable[..., Mapping[str, Tensor]]
+"""Function of the inputs of a `Signature`, in order, that gives outputs by name."""
+
+
+def trace(model: ModelModule, image_size: tuple[int, int]) -> torch.export.ExportedProgram:
+    """Trace a model into a program."""
+    taken = signature(model.abilities, image_size)
+    with eagerly():
+        inputs = taken.example(taken.traced, torch.Generator().manual_seed(0))
+        free = {1: torch.export.Dim("frames", min=taken.least)} if taken.frames is None else None
+        shapes = tuple(None if name == "query_times" else free for name in taken.inputs)
+        return torch.export.export(as_function(model, taken), inputs, dynamic_shapes=(shapes,))
+
+
+def compare(
+    model: ModelModule, image_size: tuple[int, int], run: Runner, kind: str, counts: Sequence[int] | None = None
+) -> dict[str, Difference]:
+    """Compare what runs for a model with it, on inputs of their own, at these numbers of frames (`Signature.checked`).
+
+    ``kind`` is its name in the error.
 
     Raises:
         UserError: an output differs by more than `TOLERANCE`, or there is none.
 
     """
+    taken, generator = signature(model.abilities, image_size), torch.Generator().manual_seed(1)
+    module, found = as_function(model, taken), dict[str, Difference]()
+    with eagerly():
+        for count in taken.checked if counts is None else counts:
+            inputs = taken.example(count, generator)
+            expected, given = module(*inputs), run(*inputs)
+            for name, value in expected.items():
+                before = found.get(name, Difference(absolute=0.0, relative=0.0))
+                found[name] = Difference(
+                    absolute=max(before.absolute, absolute_error(given[name], value)),
+                    relative=max(before.relative, relative_error(given[name], value)),
+                )
+    if not found:
+        raise UserError("a program would give nothing: all that this model predicts is of query points; leave it out")
+    worst = max(found, key=lambda name: found[name].relative)
+    if not found[worst].relative <= TOLERANCE:
+        off = f"{worst} is off by {found[worst].relative:.2g} (> {TOLERANCE})"
+        raise UserError(f"the {kind}'s {off}; not written")
+    return found
+
+
+def to_program(
+    model: ModelModule, image_size: tuple[int, int]
+) -> tuple[torch.export.ExportedProgram, dict[str, Difference]]:
+    """Trace a model, and compare the program with it. UserError as `compare`."""
+    program = trace(model, image_size)
+    return program, compare(model, image_size, cast(Runner, program.module()), "exported program")
+
+
+CALLS, SECONDS = 3, 2.0
+"""Fewest calls of each side that are timed, and the time that more may take."""
+
+
+def timed(model: ModelModule, image_size: tuple[int, int], run: Runner) -> tuple[float, float]:
+    """Median seconds of a call of the model and of what runs for it, in turn, on the frames of the trace."""
     taken = signature(model.abilities, image_size)
-    module, generator = _Named(model, taken).eval(), torch.Generator().manual_seed(0)
-    errors: dict[str, float] = {}
+    module, inputs = as_function(model, taken), taken.example(taken.traced, torch.Generator().manual_seed(2))
+    times: list[tuple[float, float]] = []
+    with eagerly():
+        for each in (module, run):  # the first calls make things ready
+            each(*inputs)
+        while len(times) < CALLS or (sum(map(sum, times)) < SECONDS and len(times) < 10 * CALLS):
+            began = time.perf_counter()
+            module(*inputs)
+            between = time.perf_counter()
+            run(*inputs)
+            times.append((between - began, time.perf_counter() - between))
+    return statistics.median(each[0] for each in times), statistics.median(each[1] for each in times)
+
+
+@contextmanager
+def eagerly() -> Generator[None]:
+    """Run models without gradients and uncompiled, and silence what torch says while it exports."""
     # blocks compiled in place are traced, and compared, uncompiled
     with warnings.catch_warnings(), torch.no_grad(), torch.compiler.set_stance("force_eager"):
         for message in IGNORED_WARNINGS:
             warnings.filterwarnings("ignore", message=f".*{message}")
-        inputs = taken.example(taken.traced, generator)
-        free = {1: torch.export.Dim("frames", min=taken.least)} if taken.frames is None else None
-        shapes = tuple(None if name == "query_times" else free for name in taken.inputs)
-        program = torch.export.export(module, inputs, dynamic_shapes=(shapes,))
-        runnable = program.module()
-        for count in taken.checked:
-            inputs = taken.example(count, generator)
-            expected, given = module(*inputs), runnable(*inputs)
-            for name, value in expected.items():
-                errors[name] = max(errors.get(name, 0.0), relative_error(given[name], value))
-    if not errors:
-        raise UserError("a program would give nothing: all that this model predicts is of query points; leave it out")
-    worst = max(errors, key=lambda name: errors[name])
-    if not errors[worst] <= TOLERANCE:
-        raise UserError(f"the exported program's {worst} is off by {errors[worst]:.2g} (> {TOLERANCE}); not written")
-    return program, errors
+        yield
+
+
+def absolute_error(given: Tensor, expected: Tensor) -> float:
+    """Largest absolute difference; infinite if shapes differ."""
+    if given.shape != expected.shape:
+        return float("inf")
+    return float((given.float() - expected.float()).abs().max()) if expected.numel() else 0.0
 
 
 def relative_error(given: Tensor, expected: Tensor) -> float:
@@ -163,6 +245,11 @@ def relative_error(given: Tensor, expected: Tensor) -> float:
         return 0.0
     given, expected = given.float(), expected.float()  # truth values too
     return float((given - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+
+
+def as_function(model: ModelModule, taken: Signature) -> nn.Module:
+    """Model as a module from the inputs of a signature to tensors by name, in evaluation mode."""
+    return _Named(model, taken).eval()
 
 
 class _Named(nn.Module):

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from four_d import fields
 from four_d import surface as surfaces
+from four_d.constants import also_kept, keep, on_host, vector
 from four_d.errors import UserError
 from four_d.geometry import invert_pose, rays, transform, unproject, world_points
 from four_d.keypoints import decode_names, named
@@ -129,17 +130,17 @@ def true(clip: Clip, queries: Float[Tensor, "b n 3"]) -> Trajectories | None:
         return surface
     if surface is None or clip.surface is None:
         return of_true_motion(clip, queries)
-    has = (clip.surface.faces >= 0).flatten(1).any(-1).tolist()
-    if all(has):
-        return surface
-    motion = of_true_motion(clip, queries)
-    # one of fewer times ends with entries that are not valid
-    chosen = [surface if own else motion for own in has]
+    own, motion = (clip.surface.faces >= 0).flatten(1).any(-1), of_true_motion(clip, queries)
+    most = max(surface.times.shape[1], motion.times.shape[1])
+
+    def chosen(name: str, after: int) -> Tensor:  # one of fewer times ends with entries that are not valid
+        both = [getattr(each, name) for each in (surface, motion)]
+        lacks = [most - each.times.shape[1] for each in (surface, motion)]
+        one, other = (functional.pad(each, (*[0] * (2 * after), 0, n)) for each, n in zip(both, lacks))
+        return torch.where(own.view(-1, *[1] * (one.ndim - 1)), one, other)
+
     return Trajectories(
-        points=fields.pad([each.points[i] for i, each in enumerate(chosen)]),
-        visible=fields.pad([each.visible[i] for i, each in enumerate(chosen)]),
-        valid=fields.pad([each.valid[i] for i, each in enumerate(chosen)]),
-        times=fields.pad([each.times[i] for i, each in enumerate(chosen)]),
+        points=chosen("points", 1), visible=chosen("visible", 0), valid=chosen("valid", 0), times=chosen("times", 0)
     )
 
 
@@ -200,7 +201,7 @@ def of_pixel_tracks(prediction: Prediction, clip: Clip) -> Trajectories:
     """Trajectories from pixel tracks at every frame's time: the points that their pixels show; invalid off-image."""
     assert prediction.pixel_tracks is not None
     tracks, seen = prediction.pixel_tracks, prediction.pixel_tracks_visible
-    most = tracks.new_tensor([clip.images.shape[-1], clip.images.shape[-2]])
+    most = vector([clip.images.shape[-1], clip.images.shape[-2]], tracks)
     inside = ((tracks >= 0) & (tracks <= most)).all(-1)
     frames = torch.arange(tracks.shape[1], device=tracks.device)[:, None, None].expand(*tracks.shape[:3], 1)
     queries = torch.cat([frames.to(tracks), tracks.clamp_min(0).minimum(most)], dim=-1)
@@ -223,7 +224,7 @@ def of_surface(clip: Clip, queries: Float[Tensor, "b n 3"]) -> Trajectories:
             _follow(
                 _unpadded(fields.unstack(clip.surface, i)),
                 fields.unstack(clip.cameras, i),
-                clip.times[i],
+                also_kept(clip.times, lambda times, i=i: times[i]),
                 queries[i],
             )
             for i in range(len(queries))
@@ -326,12 +327,13 @@ def asked_keypoints(clip: Clip) -> Keypoints | None:
     UserError where the names to find are not the true ones in their order: nothing else says which point is which.
     """
     names, truth = clip.keypoint_names, clip.keypoints
-    if names is None or truth is None or torch.equal(names, truth.names):
+    if names is None or truth is None or torch.equal(on_host(names), on_host(truth.names)):
         return truth
     more = names.shape[-2] - truth.names.shape[-2]
-    true = functional.pad(truth.names, (0, 0, 0, max(more, 0)))
-    asked = functional.pad(names, (0, 0, 0, max(-more, 0)))
-    other = (asked != true).any(-1) & named(truth.names).any(-1, keepdim=True)  # without truth nothing is compared
+    true = functional.pad(on_host(truth.names), (0, 0, 0, max(more, 0)))
+    asked = functional.pad(on_host(names), (0, 0, 0, max(-more, 0)))
+    known = named(on_host(truth.names)).any(-1, keepdim=True)  # without truth nothing is compared
+    other = (asked != true).any(-1) & known
     if bool(other.any()):
         first = (decode_names(each[other][:1])[0] for each in (asked, true))
         wanted, there = (f"keypoint {name!r}" if name else "none" for name in first)
@@ -372,18 +374,17 @@ def _follow(
     surface: Surface, cameras: Cameras, times: Float[Tensor, "f"], queries: Float[Tensor, "n 3"]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Points (n f 3), visible and valid (n f) of one unbatched clip."""
-    if not bool((surface.faces >= 0).any()):
-        never = torch.zeros(len(queries), len(times), dtype=torch.bool, device=queries.device)
-        return queries.new_zeros(*never.shape, 3), never, never
+    if not on_host(surface.times).any():  # only zeros, as in a clip without a surface: all frames are at the one time
+        times = keep(torch.zeros_like(times), torch.zeros(times.shape))
     height, width = surface.faces.shape[-2:]
-    most = torch.tensor([width - 1, height - 1], device=queries.device)
+    most = vector([width - 1, height - 1], queries)
     found = surfaces.tracks(surface, cameras, times, queries[:, 0].long(), queries[:, 1:].minimum(most))
     return found.points, found.visible, found.valid
 
 
 def _unpadded(surface: Surface) -> Surface:
     """Surface of one clip without the times that collation padded with zeros."""
-    count = 1 + int((surface.times.diff() > 0).sum())
+    count = 1 + int((on_host(surface.times).diff() > 0).sum())
     return fields.take(surface, "t", slice(count))
 
 

@@ -310,6 +310,8 @@ class Tokens:
     """Round of the backbone of each map, by which a head finds those it reads."""
     dynamic_logits: Float[Tensor, "b r p"] | None = None
     """Logit of each patch showing something that moves; None if the backbone does not predict it."""
+    detail: Float[Tensor, "b r _c _y _x"] | None = None
+    """Finest map of the encoder in the patch embedding; None if it has none."""
     features: Float[Tensor, "b r d y x"] | None = None
     """Feature vectors of y rows and x columns of cells for matching (`correlation`); None if the backbone has none."""
     match_logits: Float[Tensor, "b q r y x k"] | None = None

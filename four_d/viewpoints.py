@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from four_d.constants import vector
 from four_d.geometry import invert_pose, make_pose
 from four_d.types import Cameras
 
@@ -85,7 +86,7 @@ def encode_pose(cameras: Cameras, size: tuple[int, int]) -> ObjectPose:
 
     Of cameras of another focal length the distance is that from which a camera of `FOCAL` sees the object as large.
     """
-    side, centre = max(size), cameras.intrinsics.new_tensor([size[1] / 2, size[0] / 2])
+    side, centre = max(size), vector([size[1] / 2, size[0] / 2], cameras.intrinsics)
     camera_from_object = invert_pose(cameras.world_from_camera)
     shift = camera_from_object[..., :3, 3]
     z = shift[..., 2].clamp_min(1e-6)
@@ -103,7 +104,7 @@ def decode_pose(pose: ObjectPose, size: tuple[int, int]) -> Cameras:
     side = max(size)
     z = pose.log_distance.exp()
     shift = torch.cat([pose.offset / FOCAL * z[..., None], z[..., None]], dim=-1)
-    lens = pose.offset.new_tensor([[FOCAL * side, 0, size[1] / 2], [0, FOCAL * side, size[0] / 2], [0, 0, 1]])
+    lens = vector([FOCAL * side, 0, size[1] / 2, 0, FOCAL * side, size[0] / 2, 0, 0, 1], pose.offset).view(3, 3)
     return Cameras(
         world_from_camera=invert_pose(make_pose(pose.rotation, shift)),
         intrinsics=lens.expand(*z.shape, 3, 3).clone(),
@@ -117,13 +118,12 @@ def framed(points: Float[Tensor, "n 3"], rotation: Float[Tensor, "3 3"]) -> Floa
     """
     turned = points @ rotation.mT
     middle = (turned.amin(0) + turned.amax(0)) / 2
-    shift = torch.cat([-middle[:2], middle.new_tensor([2 * FOCAL / FILL])])
+    shift = torch.cat([-middle[:2], vector([2 * FOCAL / FILL], middle)])
     for _ in range(8):  # to within a thousandth: the box depends on the distance only by perspective
         seen = turned + shift
         seen = seen[:, :2] / seen[:, 2:].clamp_min(1e-3)
         low, high = seen.amin(0), seen.amax(0)
         shift = torch.cat([shift[:2] - (low + high) / 2 * shift[2], shift[2:]])
         shift = shift * (FOCAL * (high - low).max() / FILL)
-        if shift[2] < NEAREST:
-            shift = shift * (NEAREST / shift[2])
+        shift = torch.where(shift[2] < NEAREST, shift * (NEAREST / shift[2]), shift)
     return shift

@@ -1,3 +1,5 @@
-"""The tests of four_d."""
+"""The tests. Types and shapes of the package are checked at run time in them, and nowhere else."""
 
-from tests import typechecker as typechecker  # jaxtyping's option in pyproject.toml takes an attribute of this package
+from tests import typechecker
+
+typechecker.install()

@@ -1,4 +1,4 @@
-"""What all tests share. Shapes and types are checked at run time in tests only: see `jaxtyping` in pyproject.toml."""
+"""Fixtures and settings of all tests."""
 
 from __future__ import annotations
 

@@ -49,11 +49,12 @@ DEPT3R = ["overlays/dept3r_mini"]
         (["dgs_lrm"], 300e6, 320e6),
         (["overlays/dgs_lrm_mini"], 3e6, 4e6),
         (["overlays/unified_mini"], 5e6, 7e6),
+        (["overlays/unified_128"], 11e6, 12.5e6),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
 def test_models_with_gaussians_build_and_keep_their_promise(files: list[str], least: float, most: float) -> None:
-    """The small ones are at most 8 and 14 MB in bfloat16."""
+    """The small ones are at most 8, 14 and 25 MB in bfloat16."""
     config = configs.load(files, DATA)
     with torch.device("meta"):
         parameters = sum(p.numel() for p in config.model.build().parameters())
@@ -69,6 +70,7 @@ def test_models_with_gaussians_build_and_keep_their_promise(files: list[str], le
         ["overlays/dgs_lrm_mini"],
         ["unified", "overlays/large"],
         ["overlays/unified_mini"],
+        ["overlays/unified_128"],
     ],
     ids="+".join,
 )
@@ -95,6 +97,7 @@ RECIPES = [
     ["overlays/dgs_lrm_mini"],
     ["unified", "overlays/large"],
     ["overlays/unified_mini"],
+    ["overlays/unified_128"],
 ]
 
 
@@ -238,8 +241,9 @@ def test_a_part_of_one_kind_needs_none() -> None:
     assert configs.load(["dept3r"], [*DATA, "model.backbone.query={}"]).model.backbone.query == QueryConfig()
     alone = [members[0] for members in choices(configs.RunConfig) if len(members) == 1]
     assert QueryConfig in alone
-    # priors are users' own: this package has the one that says nothing
-    assert {each.__name__ for each in alone if "kind" in each.__dataclass_fields__} <= {"NoGuidanceConfig"}
+    # priors are users' own: this package has the one that says nothing; other backbones choose among patches
+    named = {each.__name__ for each in alone if "kind" in each.__dataclass_fields__}
+    assert named <= {"NoGuidanceConfig", "FeaturePatchConfig"}
 
 
 def choices(kind: type) -> Iterator[list[type]]:
@@ -277,7 +281,7 @@ def choices(kind: type) -> Iterator[list[type]]:
         ("loop.epoch_steps=0", r"config\.loop: max_steps, epoch_steps and accumulate must be at least 1"),
         ("loop.ema=2.0", r"config\.loop: .*ema in \[0, 1\)"),
         ("optimiser.lr=-1.0", r"config\.optimiser: lr and clip_norm must be positive"),
-        ("logging.every=0", r"config\.logging: every must be at least 1"),
+        ("logging.every=0", r"config\.logging: every and media_side must be at least 1"),
         ("model.heads.depth=5", r"config\.model\.heads\.depth"),
         ("name", r"'name' is not key=value"),
         ("weights.fresch=[a]", r"config\.weights\.fresch is not a setting; did you mean weights\.fresh\?"),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from four_d import fields
 from four_d.deformation import (
+    Bends,
     Binding,
     DeformationConfig,
     DirectMotionConfig,
@@ -21,6 +22,7 @@ from four_d.deformation import (
     MotionConfig,
     NodeStates,
     Skinning,
+    along_surface,
     anchored,
     bind,
     edges_between,
@@ -31,7 +33,7 @@ from four_d.deformation import (
 )
 from four_d.deformation import skinning as skinnings
 from four_d.errors import UserError
-from four_d.geometry import Similarity, quaternion_product, rotate
+from four_d.geometry import Similarity, identity_quaternion, quaternion_product, rigid_part, rotate, transform
 from four_d.rendering import render
 from four_d.schema import build, to_plain
 from four_d.types import map_tensors
@@ -524,3 +526,60 @@ def test_fewer_gaussians_than_nodes() -> None:
     torch.testing.assert_close(places, rand(3, 3).expand(4, -1, -1))
     assert rotations.isfinite().all()
     assert rigidity(graph.nodes, graph.states(TIMES), graph.edges) == 0
+
+
+def fork() -> Tensor:
+    """Two bars side by side, 0.3 apart, on one handle: places 0.03 apart, in float64."""
+    steps = torch.arange(0, 1, 0.03, dtype=torch.float64)
+    bars = [torch.stack([steps, torch.full_like(steps, y)], -1) for y in (0.0, 0.3)]
+    across = torch.arange(0, 0.31, 0.03, dtype=torch.float64)
+    handle = torch.stack([torch.full_like(across, -0.03), across], -1)
+    flat = torch.cat([*bars, handle])
+    return torch.cat([torch.cat([flat, torch.full_like(flat[:, :1], z)], -1) for z in (0.0, 0.03)])
+
+
+def test_distances_go_along_the_surface() -> None:
+    points = fork()
+    tip = int((points - torch.tensor([0.99, 0.0, 0.0], dtype=torch.float64)).norm(dim=-1).argmin())
+    other = int((points - torch.tensor([0.99, 0.3, 0.0], dtype=torch.float64)).norm(dim=-1).argmin())
+    found = along_surface(points, torch.tensor([tip]), 5.0)[0]
+    assert float(found[tip]) == 0
+    assert float(found[other]) == pytest.approx(2 * 1.02 + 0.3, rel=0.05), "and not 0.3, through the air"
+    assert float((found + 1e-9 - (points - points[tip]).norm(dim=-1)).min()) >= 0
+    near = along_surface(points, torch.tensor([tip]), 0.5)[0]
+    assert torch.equal(near.isinf(), found > 0.5)
+    assert torch.equal(near[near.isfinite()], found[near.isfinite()])
+
+
+def test_a_bend_turns_a_limb_about_its_joint_and_leaves_the_limb_beside_it() -> None:
+    points = fork()
+    bends = Bends.of(points, 0.6)
+    ends = bends.distances.argmin(-1)  # each centre itself
+    limb = int(points[ends][:, 0].add(-points[ends][:, 1]).argmax())  # the end of the first bar
+    turn = torch.tensor([0.0, 0.0, 0.7], dtype=torch.float64)
+    quats = identity_quaternion(points).repeat(len(points), 1)
+    means, turned = bends.bend(points, quats, limb, 0.5, turn)
+    inside = bends.distances[limb] < 0.37
+    beyond = bends.distances[limb] >= 0.5
+    assert torch.equal(means[beyond], points[beyond])
+    assert bool(beyond[points[:, 1] > 0.2].all()), "the other bar"
+    motion = rigid_part(points[inside], means[inside])
+    torch.testing.assert_close(transform(motion, points[inside]), means[inside], atol=1e-5, rtol=0)
+    torch.testing.assert_close(roma.rotmat_to_rotvec(motion[:3, :3]), turn, atol=1e-4, rtol=0)
+    own = roma.rotmat_to_rotvec(roma.unitquat_to_rotmat(roma.quat_wxyz_to_xyzw(turned[inside])))
+    torch.testing.assert_close(own, turn.expand_as(own), atol=1e-9, rtol=0)
+    gap = (means - points).norm(dim=-1)[~beyond & ~inside]
+    assert float(gap.max()) < 0.7 * 0.15, "near the joint little moves"
+    assert bends.bend(points, quats, limb, 0.5, 0 * turn)[0] is points
+    whole = Bends.of(points, 9.0)
+    assert whole.bend(points, quats, limb, 9.0, turn)[0] is points, "the whole object has no joint"
+
+
+def test_the_rigid_part_is_the_motion_of_all() -> None:
+    points = torch.randn(4, 9, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    rotation = roma.rotvec_to_rotmat(torch.tensor([[0.3, 1.0, -0.2]], dtype=torch.float64)).expand(4, 3, 3)
+    places = points @ rotation.mT + torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    motion = rigid_part(points, places)
+    torch.testing.assert_close(transform(motion, points), places, atol=1e-4, rtol=0)
+    line = points[0, :1] * torch.linspace(-1, 1, 5, dtype=torch.float64)[:, None]
+    torch.testing.assert_close(rigid_part(line, line), torch.eye(4, dtype=torch.float64), atol=1e-9, rtol=0)

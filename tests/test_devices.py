@@ -13,17 +13,21 @@ from torch import Tensor
 
 from four_d import evaluation
 from four_d.abilities import Abilities, ModelModule
-from four_d.cli import main, parse
+from four_d.cli import main, parse, runs
+from four_d.cli.common import placed
+from four_d.cli.fit import FORMS as FIT_FORMS
+from four_d.cli.fitting import Fit
 from four_d.cli.flags import from_flags
 from four_d.cli.infer import FORMS
 from four_d.cli.request import Infer
 from four_d.config import LoopConfig
-from four_d.devices import Precision, computing, emulates_bf16, tensor_cores, told_when_full, usable
+from four_d.devices import Precision, autocasts, computing, emulates_bf16, tensor_cores, told_when_full, usable
 from four_d.errors import UserError
 from four_d.evaluation import novel
 from four_d.inference import LoadedModel, Selection, infer, novel_views
 from four_d.metrics.baselines import StaticCamera
 from four_d.model import FourD
+from four_d.training import run as training_run
 from four_d.training import train
 from four_d.training.run import slow_precision
 from four_d.types import POINT, Cameras, Clip, Gaussians, Prediction, Views
@@ -42,10 +46,60 @@ def switches() -> tuple[bool, bool]:
 
 def test_a_name_of_a_device_is_one_or_an_error_of_one_line() -> None:
     assert usable("cpu") == torch.device("cpu")
-    assert usable("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     for name in ("cuda:99", "abacus"):
-        with pytest.raises(UserError, match=f"no device '{name}' on this machine; choose one of auto, cpu"):
+        with pytest.raises(UserError, match=rf"no device '{name}' on this machine.*; choose one of auto, cpu"):
             usable(name)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "expected"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]
+)
+def test_auto_is_a_gpu_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, expected: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert usable("auto").type == expected
+
+
+@pytest.mark.parametrize(("built", "told"), [(None, "is not built for CUDA: install one"), ("13.0", "nvidia-smi")])
+def test_a_missing_gpu_is_an_error_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, built: str | None, told: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", built)
+
+    def none(*_: object, **__: object) -> NoReturn:
+        raise RuntimeError("torch says so at length")
+
+    monkeypatch.setattr(torch, "empty", none)
+    with pytest.raises(UserError, match=rf"^no device 'cuda' on this machine \(.*{told}.*\); choose one of auto, cpu$"):
+        train(tiny(tmp_path, tmp_path, loop={"accelerator": "cuda"}))
+
+
+def test_the_choice_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def enough(*_: object) -> NoReturn:
+        raise UserError("enough")
+
+    monkeypatch.setattr(training_run, "_fit", enough)
+    with pytest.raises(UserError, match="enough"):
+        train(tiny(make_data(tmp_path / "data", range(1)), tmp_path))
+    placed(model(), "cpu", "bf16")
+    assert [line for line in caplog.messages if " on cpu in " in line] == [
+        "training test on cpu in fp32",
+        "computing on cpu in bf16",
+    ]
+
+
+def test_every_verb_that_computes_takes_a_device() -> None:
+    asked = from_flags(parse(["train", "vggt", "seed=1", "--device", "mps"]), runs.Train)
+    assert runs.given(asked) == (["vggt"], ["seed=1", "loop.accelerator=mps"])
+    assert runs.given(from_flags(parse(["finetune", "vggt"]), runs.Train)) == (["vggt"], [])
+    assert from_flags(parse(["eval", "runs/a", "data=b", "--device", "cuda:1"]), runs.Eval).device == "cuda:1"
+    words = ["fit", "a.mp4", "--object", "a.ply", "--out", "b", "--device", "cpu"]
+    assert from_flags(parse(words), Fit, FIT_FORMS).request.device == "cpu"
 
 
 @pytest.mark.parametrize(
@@ -210,7 +264,7 @@ def test_infer_takes_a_device_and_a_precision(capsys: pytest.CaptureFixture[str]
     asked = from_flags(parse(["infer", "clip.mp4", "--out", "out", "--precision", "tf32"]), Infer, FORMS)
     assert asked.precision == "tf32"
     assert main(["infer", "clip.mp4", "--out", "out", "--device", "cuda:99"]) == 2
-    assert "no device 'cuda:99' on this machine; choose one of auto, cpu" in capsys.readouterr().err
+    assert "no device 'cuda:99' on this machine" in capsys.readouterr().err
 
 
 def test_pictures_are_drawn_on_the_models_device_and_scored_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,10 +312,21 @@ def test_a_cpu_without_avx_512_emulates_bf16(
 ) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     assert emulates_bf16(torch.device(device)) == emulated
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.cuda, "is_available", lambda: device == "cuda")
-        for precision in ("bf16", "fp32"):
-            lines = slow_precision(LoopConfig(precision=precision))
-            assert [line.rpartition("; ")[2] for line in lines] == ["set loop.precision=fp32"] * (
-                emulated and precision == "bf16"
-            )
+    for precision in ("bf16", "fp32"):
+        lines = slow_precision(LoopConfig(precision=precision), torch.device(device))
+        assert [line.rpartition("; ")[2] for line in lines] == ["set loop.precision=fp32"] * (
+            emulated and precision == "bf16"
+        )
+
+
+def test_a_device_without_autocast_is_not_asked_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch 2.11 does, where other versions say False of ``meta``."""
+
+    def asked(kind: str) -> bool:
+        if kind == "meta":
+            raise RuntimeError("unknown device type for autocast")
+        return True
+
+    monkeypatch.setattr(torch, "is_autocast_enabled", asked)
+    assert autocasts("cpu")
+    assert not autocasts("meta")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,15 +11,19 @@ import pytest
 from four_d import cli
 from four_d.data.shards import finalise, write_shard
 from tests.helpers import box_clip
-from tests.protocols import tracked, written
+from tests.protocols import rigs, tracked, written
 from tests.protocols.test_views import write_dycheck
 from tests.test_docs import ROOT, commands
+from tests.test_published_snippets import write_pointodyssey
 
 UNIFIED, POSED = (str(ROOT / "checkpoints" / name) for name in ("unified-small", "dgs_lrm-small"))
-SETS = {
+SETS: dict[str, tuple[Callable[[Path], object], str | None]] = {
     "sintel": (written.sintel, "sequences=alley_2"),
     "worldtrack": (tracked.worldtrack, None),
     "tapvid3d": (tracked.tapvid3d, None),
+    "tapvid_first": (tracked.tapvid, None),
+    "mvtracker_kubric": (rigs.mvtracker_kubric, "sequences=[0]"),
+    "vdpm_pointodyssey_margin2": (write_pointodyssey, None),
     "dycheck_views": (write_dycheck, "sequences=apple"),
 }
 """Writer of a set, and its sequences where a set is otherwise expected whole."""

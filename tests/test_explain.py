@@ -16,14 +16,14 @@ from four_d.docstrings import field_docs, summary
 from four_d.errors import UserError
 from four_d.evaluation import EvaluationConfig, PublishedConfig
 from four_d.explain import explain
-from four_d.schema import branches, kinds_of
+from four_d.schema import branches, hints_of, kinds_of
 
 RECIPE = ["dept3r", "overlays/mini", "overlays/dept3r_mini"]
 
 
 def settings(kind: type, where: str = "", given: tuple[str, ...] = ()) -> Iterator[tuple[str, tuple[str, ...], str]]:
     """Name, overrides that choose its kind, and docstring of all settings there are; an entry's name is its kind."""
-    docs, hints = field_docs(kind), typing.get_type_hints(kind, include_extras=True)
+    docs, hints = field_docs(kind), hints_of(kind)
     for name in (each.name for each in dataclasses.fields(kind)):
         own, entry = f"{where}.{name}".lstrip("."), typing.get_origin(hints[name]) is dict
         yield own, given, docs.get(name, "").replace("None", "null")
@@ -39,7 +39,7 @@ def undocumented(kind: type, where: str, seen: set[type]) -> Iterator[str]:
     if kind in seen:
         return
     seen.add(kind)
-    docs, hints = field_docs(kind), typing.get_type_hints(kind, include_extras=True)
+    docs, hints = field_docs(kind), hints_of(kind)
     for name in (each.name for each in dataclasses.fields(kind)):
         own = f"{where}.{name}".lstrip(".")
         if not (summary(kind) if name == "kind" else docs.get(name)):

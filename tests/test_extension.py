@@ -95,7 +95,7 @@ class PathLoss(LossTerm[PathLossConfig]):
         return group_mean(errors.mean(-1).flatten(1), true.valid.flatten(1)).mean()
 
 
-def with_paths(shards: Path, folder: Path, data: dict[str, object] | None = None) -> RunConfig:
+def with_paths(shards: Path, folder: Path, data: dict[str, object] | None = None, strategy: str = "ddp") -> RunConfig:
     """A model that follows pixels, taught by the term beside `MotionLoss`."""
     dense = {"kind": "dense", "channels": [8, 8, 16, 16], "features": 16}
     heads = {
@@ -105,6 +105,7 @@ def with_paths(shards: Path, folder: Path, data: dict[str, object] | None = None
     }
     losses = {"motion": {"kind": "motion"}, "path": {"kind": "path", "width": 6}}
     settings = {"max_steps": 3, "epoch_steps": 2, "ema": 0.9, "precision": "fp32", "accelerator": "cpu"}
+    settings |= {"strategy": strategy}
     return validated(
         shards, folder, {"query_times": 2, **(data or {})}, model={"heads": heads}, losses=losses, loop=settings
     )
@@ -123,7 +124,7 @@ def test_a_term_with_weights_and_a_schedule(data: Path, tmp_path: Path, monkeypa
     own = [name for name in last(whole)["state_dict"] if name.startswith("losses.path.step.")]
     assert len(own) == 4
     assert not any("path" in name for name in checkpoints.read(whole.run_folder).model.state_dict())
-    exported = load_file(export(whole.run_folder, tmp_path / "model", program=False) / "model.safetensors")
+    exported = load_file(export(whole.run_folder, tmp_path / "model", formats=["safetensors"]) / "model.safetensors")
     assert exported
     assert not any("path" in name or name.startswith("losses") for name in exported)
     again = load([whole.run_folder / "config.yaml"])
@@ -535,7 +536,7 @@ def test_what_a_head_of_ones_own_draws_is_shown_everywhere(boxes: Path, tmp_path
     sheet = np.asarray(Image.open(picture))
     assert (sheet == first).all(-1).sum() >= 128**2
     assert (sheet == (111, 111, 111)).all(-1).sum() >= 128**2
-    out = export(config.run_folder, tmp_path / "model", program=False)
+    out = export(config.run_folder, tmp_path / "model", formats=["safetensors"])
     assert "result.prediction.normals, result.prediction.shade" in (out / "README.md").read_text()
     frames = np.random.default_rng(0).integers(0, 255, (8, 32, 32, 3), np.uint8)
     infer(four_d.load(out), frames, tmp_path / "seen", window=4, overlap=2)

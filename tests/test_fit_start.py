@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,7 +18,7 @@ from four_d.cli.program import main
 from four_d.errors import UserError
 from four_d.fitting import FitRequest, fit
 from four_d.fitting.clip import FittedClip, write_clip
-from four_d.fitting.feed_forward import LEAST, SOLID, begin, named_model, window_of
+from four_d.fitting.feed_forward import LEAST, SOLID, begin, named_model, part, run, window_of
 from four_d.fitting.stages import pinhole
 from four_d.geometry import invert_pose, make_pose, pixel_centres, rays
 from four_d.inference import LoadedModel
@@ -102,6 +103,17 @@ def test_it_begins_with_the_masks_gaussians_of_the_key_frame_and_the_turns_of_th
     torch.testing.assert_close(back.means, begun.gaussians.means, atol=1e-4, rtol=0)
 
 
+def test_the_model_sees_the_videos_own_times(clip: FittedClip) -> None:
+    slow = replace(clip, times=np.arange(len(clip.times)) / 12)
+    assert np.allclose(part(slow, [3, 4, 5]).times, [0, 1 / 12, 2 / 12])
+    assert np.allclose(part(slow, [3, 2, 1]).times, [0, 1 / 12, 2 / 12])
+    seer = loaded()
+    seen = list[torch.Tensor]()
+    seer.model.register_forward_pre_hook(lambda _, given: seen.append(given[0].times))
+    run(seer, slow, [0, 1, 2], (1.0, 1.0, 0.5, 0.5))
+    assert torch.allclose(seen[0][0].cpu(), torch.arange(3) / 12)
+
+
 def test_a_key_frame_at_an_end_has_a_window_that_begins_with_it() -> None:
     assert window_of(2, 20, 6) == [2, 3, 4, 5, 6, 7]
     assert window_of(18, 20, 6) == [18, 17, 16, 15, 14, 13]
@@ -162,6 +174,19 @@ def test_a_fit_from_a_model_is_one_command(
     turned = scene.poses[:, :3, :3].mT @ scene.poses[0, :3, :3]
     torch.testing.assert_close(turned, own[:, :3, :3].mT @ own[0, :3, :3], atol=1e-3, rtol=0)
     assert "init" in json.loads((out / "fit.json").read_text())
+
+
+def test_a_model_that_nothing_asks_is_refused_before_anything_is_written(
+    request_: FitRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found(_: Path) -> LoadedModel:
+        return loaded()
+
+    monkeypatch.setattr("four_d.fitting.stages.load", found)
+    given = replace(request_, object=None, init="unified", model=Path("other"), pose_steps=None, steps=1)
+    with pytest.raises(UserError, match=r"nothing asks --model other; leave it out"):
+        fit(given, tmp_path / "fit", SMALL)
+    assert not (tmp_path / "fit").exists()
 
 
 def test_what_a_request_must_say_of_its_object(request_: FitRequest) -> None:

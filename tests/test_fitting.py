@@ -86,6 +86,7 @@ def validated_twice(folder: Path) -> list[float]:
     return found
 
 
+@pytest.mark.slow
 def test_a_stop_in_the_pose_network_ends_the_fit_and_the_next_call_goes_on(
     request_: FitRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,6 +104,7 @@ def test_a_stop_in_the_pose_network_ends_the_fit_and_the_next_call_goes_on(
     assert fit(given, out, SMALL).exit_code == 0
 
 
+@pytest.mark.slow
 def test_a_pose_network_of_before_and_settings_of_the_model_are_those_of_the_fit(
     request_: FitRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -176,7 +176,7 @@ def test_a_fit_asks_the_model_once_and_resumes_from_its_files(
 ) -> None:
     calls: list[Path | None] = []
 
-    def found(path: Path | None) -> LoadedModel:
+    def found(path: Path | None, device: str) -> LoadedModel:
         calls.append(path)
         return loaded()
 

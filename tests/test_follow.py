@@ -144,12 +144,12 @@ class Oracle(ModelModule):
         )
 
 
-def follow(sides: Tensor) -> tuple[ObjectPath, Cameras]:
+def follow(sides: Tensor, scores: tuple[float, ...] = (0.0, 2.0, 1.0, 1.0)) -> tuple[ObjectPath, Cameras]:
     thing = box(sides)
     images, masks, cameras = video(thing)
     crops = crop_object(images, masks, cameras.intrinsics, 48)
     truth = invert_pose(cameras.world_from_camera)[:, :3, :3]
-    model = Oracle(crops.camera_from_crop.mT @ truth)
+    model = Oracle(crops.camera_from_crop.mT @ truth, scores)
     return follow_object(model, thing, images, masks, cameras.intrinsics, size=48), cameras
 
 
@@ -163,6 +163,15 @@ def test_pictures_decide_among_hypotheses() -> None:
     assert found.alternative is None
     assert float(found.errors.max()) < 0.25
     assert float(found.confidence.min()) > 0.85
+
+
+@pytest.mark.parametrize("believed", range(4))
+def test_what_the_model_believes_decides_where_pictures_do_not(believed: int) -> None:
+    found, cameras = follow(torch.full((6, 3), 0.9), tuple(3.0 * (place == believed) for place in range(4)))
+    turns = found.cameras.world_from_camera[:, :3, :3].mT @ cameras.world_from_camera[:, :3, :3]
+    away = [0.0, math.pi, math.pi, math.pi][believed]
+    assert torch.allclose(rotation_angle(turns), torch.full((4,), away), atol=0.03)
+    assert found.ambiguous
 
 
 def test_a_symmetric_object_is_said_to_be_ambiguous(caplog: pytest.LogCaptureFixture) -> None:
@@ -213,12 +222,13 @@ def test_different_hypotheses_are_apart_and_the_likeliest_first() -> None:
     model = Oracle(torch.eye(3).expand(2, 3, 3))
     images = torch.zeros(2, 1, 3, 8, 8)
     clip = Clip(images=images, times=torch.zeros(2, 1), camera_ids=torch.zeros(2, 1, dtype=torch.int64))
-    found = different(model(clip), 3)
+    found, unlikely = different(model(clip), 3)
     assert torch.equal(found.rotation[0, 0], FLIPS[1])
+    assert torch.allclose(unlikely[0], -model.scores.log_softmax(-1)[[1, 2, 3]])
     assert found.rotation.shape == (2, 3, 3, 3)
     near = Oracle(roma.rotvec_to_rotmat(torch.zeros(2, 3)))
     near.rotations = torch.eye(3).expand(2, 1, 4, 3, 3)
-    again = different(near(clip), 3)
+    again, _ = different(near(clip), 3)
     assert torch.equal(again.rotation, torch.eye(3).expand(2, 3, 3, 3)), "repeated where no others are apart"
     with pytest.raises(UserError, match=r"model\.kind=pose_net"):
         different(Prediction(), 3)

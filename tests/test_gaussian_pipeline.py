@@ -13,9 +13,10 @@ import torch
 from four_d import config
 from four_d.abilities import UNITS
 from four_d.checkpoints import ModelInfo
-from four_d.data.loading import DataConfig, SourceConfig, TrainingSteps
+from four_d.data.loading import DataConfig, TrainingSteps
 from four_d.data.sampling import HintProbabilities, SamplingConfig
 from four_d.data.shards import finalise, write_shard
+from four_d.data.sources import SourceConfig
 from four_d.data.views import ViewsConfig
 from four_d.errors import UserError
 from four_d.evaluation import EvaluationConfig

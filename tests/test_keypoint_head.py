@@ -19,7 +19,7 @@ from four_d.abilities import Abilities, ModelModule
 from four_d.checkpoints import ModelInfo
 from four_d.cli.values import instance
 from four_d.config import load
-from four_d.data.augment import crop
+from four_d.data.crops import CropRule, crop
 from four_d.data.sampling import collate, normalise, to_clip, to_example
 from four_d.data.shards import finalise, write_shard
 from four_d.errors import UserError
@@ -340,9 +340,9 @@ def test_three_steps_export_and_a_call(data: Path, tmp_path: Path) -> None:
     assert len(lines) == 3
     assert all(np.isfinite(line["keypoints"]) for line in lines)
     assert any(line["keypoints"] > 0 for line in lines)
-    out = export(run.run_folder, tmp_path / "model", program=True)
+    out = export(run.run_folder, tmp_path / "model")
     model = load_model(out)
-    clip = collate([to_example(crop(normalise(to_clip(chain_clip(0))), (16, 16), 1.0), "key")]).inputs
+    clip = collate([to_example(crop(normalise(to_clip(chain_clip(0))), CropRule(size=(16, 16))), "key")]).inputs
     found = model(clip)
     assert isinstance(found, KeypointPrediction)
     assert found.keypoints is not None

@@ -18,6 +18,7 @@ from four_d.keypoints import (
     knn_edges,
     mirrored_names,
     named,
+    nearest_pairs,
     queries_of,
 )
 from four_d.losses.supervision import supervised
@@ -109,6 +110,19 @@ def test_nearest_neighbours_make_a_skeleton() -> None:
     assert found == {frozenset(edge) for edge in knn_edges(line, valid, k=2).tolist()}
     for count in (0, 1):
         assert knn_edges(line[:, :count], valid[:, :count]).shape == (0, 2)
+
+
+@pytest.mark.parametrize("k", [1, 3, 20])
+def test_pairs_of_neighbours_are_as_many_whatever_the_points_are(k: int) -> None:
+    points = torch.rand(4, 12, 3, generator=torch.Generator().manual_seed(k))
+    valid = torch.rand(4, 12, generator=torch.Generator().manual_seed(k + 1)) > 0.5
+    distance = torch.where(valid[:, :, None] & valid[:, None], torch.cdist(points, points), torch.nan).nanmean(0)
+    distance = distance.fill_diagonal_(torch.nan).nan_to_num(torch.inf)
+    near = [[j for j in row.argsort()[:k].tolist() if row[j].isfinite()] for row in distance]
+    expected = sorted({(min(i, j), max(i, j)) for i, each in enumerate(near) for j in each})
+    found = nearest_pairs(points, valid, k)
+    assert found.shape == (12 * min(k, 11), 2)
+    assert [tuple(edge) for edge in found.tolist()] == expected + [(0, 0)] * (len(found) - len(expected))
 
 
 def test_bones_follow_their_points(keypoints: Keypoints) -> None:

@@ -376,7 +376,8 @@ def test_the_command_names_the_convention_of_wrong_poses(tmp_path: Path, capfd: 
         )
         write_cameras(file, table)
         assert cli.main(command) == 2
-        lines = capfd.readouterr().err.splitlines()
+        device, *lines = capfd.readouterr().err.splitlines()
+        assert device.startswith("computing on ")
         assert len(lines) == 1
         assert lines[0].startswith("four-d: the poses contradict the depth: frames confirm ")
         assert lines[0].endswith(f"% if {said}")
@@ -435,7 +436,8 @@ def test_the_command_says_that_a_model_requires_intrinsics(tmp_path: Path, capfd
     video = write_folder(tmp_path / "video", gradient(*SIZE, 2))
     command = ["infer", str(video), "--model", str(run), "--out", str(tmp_path / "out")]
     assert cli.main(command) == 2
-    said = capfd.readouterr().err.splitlines()
+    device, *said = capfd.readouterr().err.splitlines()
+    assert device.startswith("computing on ")
     assert len(said) == 1
     assert "four-d: this model requires intrinsics" in said[0]
     assert not (tmp_path / "out").exists()

@@ -136,3 +136,24 @@ assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1, "one graph m
 def test_compiled_blocks_give_the_same_under_the_same_names() -> None:
     """In a process of its own, without the run-time type checks of the tests."""
     subprocess.run([sys.executable, "-c", COMPILE], check=True)
+
+
+VARIED = """
+import torch
+from torch._dynamo.testing import CompileCounter
+from four_d.layers import Block, grid_positions, rotation_tables
+torch.set_num_threads(1)
+counter, block = CompileCounter(), Block(16, 2, qk_norm=True, layer_scale=0.1)
+block.compile(backend=counter)
+for rows, tokens in ((6, 20), (4, 24), (8, 12), (2, 35), (12, 16), (3, 30)):
+    x = torch.randn(rows, tokens, 16, requires_grad=True)
+    rotation = rotation_tables(grid_positions(1, tokens, 0, x.device), 8, 100.0, x.dtype)
+    block(x, rotation).sum().backward()
+assert counter.frame_count <= 3, counter.frame_count
+"""
+
+
+@pytest.mark.slow
+def test_a_compiled_block_takes_any_number_of_rows_and_tokens() -> None:
+    """Batches have many shapes, and a block is compiled a few times for all of them."""
+    subprocess.run([sys.executable, "-c", VARIED], check=True)

@@ -12,7 +12,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from four_d.backbones.alternating import AlternatingBackbone, AlternatingConfig
-from four_d.backbones.patches import ConvPatchConfig, PatchConfig, StemPatchConfig, TimmPatchConfig
+from four_d.backbones.patches import (
+    ConvPatchConfig,
+    FeaturePatchConfig,
+    PatchConfig,
+    StemPatchConfig,
+    TimmPatchConfig,
+)
+from four_d.encoders import UNKNOWN_LICENCE, EncoderConfig
 from four_d.errors import UserError
 from four_d.geometry import encode_cameras, make_pose
 from four_d.heads import HeadConfig
@@ -34,6 +41,9 @@ HEADS: dict[str, HeadConfig] = {
 }
 BACKBONE = AlternatingConfig(patch_size=8, width=32, rounds=3, heads=2, registers=2, layer_scale=0.5, special_std=0.5)
 VIT = TimmPatchConfig(model="vit_tiny_patch16_224", depth=1, embed_width=24, heads=2)
+FEATURES = FeaturePatchConfig(
+    encoder=EncoderConfig(model="test_efficientnet", strides=(4, 8, 16), frozen=False)  # timm's smallest, for tests
+)
 
 
 def build(backbone: AlternatingConfig = BACKBONE, heads: dict[str, HeadConfig] = HEADS) -> FourD:
@@ -89,7 +99,10 @@ def test_permuting_frames_other_than_the_first_permutes_outputs(matching: Matchi
     assert (swapped.depth[:, [1, 0]] - straight.depth[:, :2]).abs().max() > 1e-6, "the first frame must be special"
 
 
-@pytest.mark.parametrize("patches", [ConvPatchConfig(), StemPatchConfig(channels=(4, 8)), VIT], ids=lambda p: p.kind)
+PATCHES = [ConvPatchConfig(), StemPatchConfig(channels=(4, 8)), VIT, FEATURES]
+
+
+@pytest.mark.parametrize("patches", PATCHES, ids=lambda p: p.kind)
 @pytest.mark.parametrize(("checkpointing", "matching"), [(False, None), (True, None), (False, MatchingConfig())])
 def test_every_parameter_gets_a_gradient(
     patches: PatchConfig, checkpointing: bool, matching: MatchingConfig | None
@@ -235,7 +248,6 @@ def test_spread_rounds() -> None:
         ({"patches": StemPatchConfig(channels=(4, 4, 4, 4))}, "patch_size 8"),
         ({"matching": MatchingConfig(cells=3)}, "cells 3"),
         ({"patches": TimmPatchConfig(model="no_such_vit")}, "no_such_vit"),
-        ({"patches": TimmPatchConfig(model="vit_tiny_patch16_224", pretrained="nowhere.bin")}, "nowhere.bin"),
     ],
 )
 def test_sizes_that_do_not_fit_are_named(change: dict[str, object], message: str) -> None:
@@ -272,7 +284,7 @@ import sys
 sys.path.insert(0, {root!r})
 import torch
 from torch import nn
-from tests.test_model import build, BACKBONE, VIT
+from tests.test_model import build, BACKBONE, DENSE, FEATURES, HEADS, VIT
 from four_d.matching import MatchingConfig
 from four_d.backbones.patches import StemPatchConfig
 from four_d.types import Clip
@@ -289,8 +301,11 @@ class Plain(nn.Module):
         out = self.model(Clip(images=images, times=empty, camera_ids=empty.long()))
         return dict(depth=out.depth, points=out.points, poses=out.pose_encodings, k=out.cameras.intrinsics)
 
-for changes in (dict(patches=StemPatchConfig(channels=(4, 8)), matching=MatchingConfig()), dict(patches=VIT)):
-    plain = Plain(build(dataclasses.replace(BACKBONE, **changes))).eval()
+stem = dict(patches=StemPatchConfig(channels=(4, 8)), matching=MatchingConfig())
+for changes in (stem, dict(patches=VIT), dict(patches=FEATURES)):
+    detail = changes.get("patches") is FEATURES
+    heads = HEADS | dict(depth=dataclasses.replace(DENSE, detail=detail))
+    plain = Plain(build(dataclasses.replace(BACKBONE, **changes), heads)).eval()
     f = torch.export.Dim("f", min=1, max=64)
     program = torch.export.export(plain, (torch.rand(1, 4, 3, 16, 24),), dynamic_shapes=({{1: f}},))
     for count in (1, 2, 11):
@@ -331,12 +346,15 @@ def test_map_tensors_keeps_the_names_of_rounds() -> None:
 
 def test_encoder_weights_come_from_a_local_file(tmp_path: Path) -> None:
     sizes = dataclasses.replace(VIT, image_size=32)
+    with pytest.raises(UserError, match=r"no file nowhere\.bin"):
+        dataclasses.replace(sizes, pretrained="nowhere.bin").build(8, 24).load_pretrained()
     torch.manual_seed(3)
     saved = sizes.build(8, 24)
     path = tmp_path / "encoder.pth"
     torch.save(saved.encoder.state_dict(), path)
     torch.manual_seed(4)
     loaded = dataclasses.replace(sizes, pretrained=str(path)).build(8, 24)
+    assert loaded.load_pretrained() == {"encoder.pth (vit_tiny_patch16_224)": UNKNOWN_LICENCE}
     images = make_clip(h=32, w=32).images[0]
     torch.testing.assert_close(loaded.eval()(images), saved.eval()(images))
 

@@ -184,6 +184,18 @@ def test_more_triangles_than_gaussians_is_said(tmp_path: Path, capsys: pytest.Ca
     assert torch.equal(again.gaussians.means, found.gaussians.means)
 
 
+@pytest.mark.slow
+def test_a_million_triangles_are_a_ball_all_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ball = trimesh.creation.icosphere(subdivisions=8)
+    assert len(ball.faces) > 1_000_000
+    ball.visual.vertex_colors = np.uint8(255 * (ball.vertices > 0))
+    ball.export(tmp_path / "x.glb")
+    found = read_object(tmp_path / "x.glb", gaussians=3000)
+    assert "1,310,720 triangles are more than 3,000 Gaussians cover" in capsys.readouterr().err
+    torch.testing.assert_close(found.gaussians.means.norm(dim=-1), torch.ones(3000), rtol=0, atol=0.01)
+    assert seen(found.gaussians, (0, 0, 1)).alpha[..., 22:26, 22:26].min() > 0.95
+
+
 @pytest.mark.parametrize(("up", "axis"), [("y", (0, 1, 0)), ("z", (0, 0, 1)), ("-y", (0, -1, 0))])
 def test_up_is_up(up: Any, axis: tuple[int, int, int], tmp_path: Path) -> None:
     """A cone's tip is above, wherever the file has it."""

@@ -241,7 +241,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     finalise(root / "data", "boxes")
     write_run(root / "run", tiny_model())
     (root / "scores.json").write_text('{"summary": {"ate": 0.125}}')
-    assert cli.main(["export", str(root / "run"), "--out", str(root / "model"), "--no-program"]) == 0
+    assert cli.main(["export", str(root / "run"), "--out", str(root / "model"), "--format", "safetensors"]) == 0
     (root / "notes").mkdir()
     (root / "notes" / "notes.txt").write_text("mine")
     return root

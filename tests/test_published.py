@@ -21,7 +21,8 @@ from four_d.evaluation import Published, PublishedConfig, run_protocol
 from four_d.evaluation import published as module
 from four_d.metrics.baselines import StaticCamera
 from four_d.metrics.catalogue import METRICS
-from four_d.protocols.table import PROTOCOLS, Protocol
+from four_d.protocols.protocol import Protocol
+from four_d.protocols.table import PROTOCOLS
 from four_d.types import Cameras, Clip, Prediction
 from four_d.windows.cut import Cut
 from tests.helpers import Says
@@ -265,6 +266,17 @@ def test_predictions_that_are_not_finite_fail_their_sequence(tmp_path: Path) -> 
 
     (missing,) = run_protocol(Says(diverged), config, patch=PATCH, trained=(32, 32)).failed
     assert "not finite" in missing.reason
+
+
+@pytest.mark.parametrize("metric", [True, False])
+def test_depth_without_a_fit_is_scored_only_where_lengths_are_metres(metric: bool, tmp_path: Path) -> None:
+    written.folder(tmp_path)
+    written.text(tmp_path / "cameras.json", json.dumps({"metric": metric}))
+    config = PublishedConfig(protocol="folder", root=str(tmp_path), tasks=("video_depth",), long_side=32)
+    model = Perfect(PROTOCOLS["folder"].open(tmp_path))
+    found = run_protocol(model, config, patch=PATCH, trained=(32, 32)).means()
+    assert "depth_absrel_published_scale" in found
+    assert ("depth_absrel_published_metric" in found) == metric
 
 
 def test_means_of_depth_are_weighted_by_pixels() -> None:

@@ -5,96 +5,23 @@ A rigid object's motion is exact truth for each of its pixels: X(1) = T(1) T(0)â
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, replace
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from four_d import geometry
 from four_d.metrics import motion, tracks
-from four_d.types import Cameras, Clip, Prediction
+from four_d.types import Cameras, Prediction
+from tests.data.excerpts import ARIA, STIRRED, Recording, stirring
 from tests.helpers import motion_scores
 
-SAMPLE = Path(__file__).parents[2] / "shared" / "samples" / "aria_digital_twin" / "pinhole"
-STIRRED = {"WoodenFork": 0.021, "WoodenSpoon": 0.022}
-"""Metres between the two times, 33 ms apart; everything else is still."""
-
-pytestmark = pytest.mark.skipif(not SAMPLE.is_dir(), reason="../shared/samples/aria_digital_twin is not there")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recording:
-    """The colour camera's two frames, in the first one's camera coordinates, metres, float64."""
-
-    targets: Clip
-    points: Tensor
-    """f h w 3"""
-    instances: Tensor
-    """f h w: index into ``names``."""
-    names: dict[int, str]
-
-    @property
-    def stirred(self) -> Tensor:
-        """f h w: pixels of fork and spoon with depth."""
-        chosen = [index for index, name in self.names.items() if name in STIRRED]
-        assert self.targets.valid is not None
-        return torch.isin(self.instances, torch.tensor(chosen)) & self.targets.valid
+pytestmark = pytest.mark.skipif(not ARIA.is_dir(), reason="../shared/samples/aria_digital_twin is not there")
 
 
 @pytest.fixture(scope="module")
 def recording() -> Recording:
-    meta = json.loads((SAMPLE / "meta.json").read_text())
-    frames = [frame for frame in meta["frames"] if frame["camera"] == "rgb"]
-    intrinsics = torch.tensor(meta["cameras"]["rgb"]["K"], dtype=torch.float64)
-    intrinsics[:2, 2] += 0.5  # the file counts from the first pixel's centre
-    stored = torch.tensor([frame["c2w"] for frame in frames], dtype=torch.float64)
-    first_from_world = geometry.invert_pose(stored[0])
-    cameras = Cameras(world_from_camera=first_from_world @ stored, intrinsics=intrinsics.expand(2, 3, 3))
-    depth = torch.from_numpy(np.stack([_png(frame["depth"]) for frame in frames]).astype(np.float64)) / 1000
-    instances = torch.from_numpy(np.stack([_png(frame["instance"]) for frame in frames]).astype(np.int64))
-    points = geometry.unproject(depth, cameras)
-    moves = {
-        int(index): first_from_world @ torch.tensor(value["T_world_object"], dtype=torch.float64)
-        for index, value in meta["instances"].items()
-        if value["motion_type"] == "dynamic"
-    }
-    there = torch.stack([_carried(points, instances, moves, time) for time in (0, 1)])
-    pictures = np.stack([_png(frame["image"]) for frame in frames])
-    valid = depth > 0
-    targets = Clip(
-        images=torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255,
-        times=torch.tensor([0.0, (frames[1]["timestamp_ns"] - frames[0]["timestamp_ns"]) / 1e9]),
-        camera_ids=torch.zeros(2, dtype=torch.long),
-        cameras=cameras,
-        depth=depth,
-        valid=valid,
-        motion=(there - points).float(),
-        motion_valid=valid.expand(2, -1, -1, -1),
-    )
-    names = {int(index): value["name"] for index, value in meta["instances"].items()}
-    return Recording(
-        targets=replace(targets, query_times=targets.times), points=points, instances=instances, names=names
-    )
-
-
-def _png(name: str) -> np.ndarray:
-    return np.asarray(Image.open(SAMPLE / name))
-
-
-def _carried(points: Tensor, instances: Tensor, moves: dict[int, Tensor], time: int) -> Tensor:
-    """Place of every pixel's point at a time, f h w 3: it goes with its object."""
-    there = points.clone()
-    for index, poses in moves.items():
-        for frame in (0, 1):
-            chosen = instances[frame] == index
-            step = poses[time] @ geometry.invert_pose(poses[frame])
-            there[frame][chosen] = geometry.transform(step, points[frame][chosen])
-    return there
+    return stirring()
 
 
 def _landed(recording: Recording, start: int, moved: bool) -> float:

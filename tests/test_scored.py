@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from four_d.evaluation.published import PublishedConfig, Runner
+from four_d.evaluation.published import Runner
+from four_d.evaluation.published_config import PublishedConfig
 from four_d.evaluation.runs import Run, RunInputs, run_tracks
 from four_d.inference import LoadedModel, Result
 from four_d.protocols.table import PROTOCOLS

@@ -296,6 +296,7 @@ def test_any_number_of_frames_gives_all_outputs(unified: LoadedModel, count: int
     assert segment_at(result.gaussians, result.times[-1]).gaussians.means.isfinite().all()
 
 
+@pytest.mark.slow
 def test_a_long_video_becomes_files_of_all_its_times(unified: LoadedModel, tmp_path: Path) -> None:
     pytest.importorskip("av", reason="the extra video is not installed")
     video = write_pictures(tmp_path / "video", 14)

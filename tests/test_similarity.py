@@ -14,7 +14,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from torchmetrics.functional.image.lpips import _LPIPS
 
 from four_d.errors import UserError
-from four_d.similarity import LPIPS, Network, gaussian_window, has_lpips, load_lpips, ssim_map, structure
+from four_d.similarity import LPIPS, Network, blur, gaussian_window, has_lpips, load_lpips, ssim_map, structure
 
 
 def pictures(*shape: int, seed: int = 0) -> Tensor:
@@ -44,9 +44,24 @@ def test_ssim_agrees_with_torchmetrics_but_for_the_border() -> None:
     torch.testing.assert_close(ssim_map(one, other), theirs[..., 5:-5, 5:-5], atol=1e-6, rtol=0)
 
 
+def test_blurring_in_strips_and_its_gradients_are_those_of_a_convolution() -> None:
+    values = torch.rand(1, 2, 75, 34, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    weights = gaussian_window(75, 34, values)
+    square = torch.outer(weights, weights).expand(2, 1, -1, -1)
+    one, other = values.clone().requires_grad_(), values.clone().requires_grad_()
+    found, expected = blur(one, weights), functional.conv2d(other, square, groups=2)
+    torch.testing.assert_close(found, expected)
+    first = [torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)[0] for y, x in ((found, one), (expected, other))]
+    torch.testing.assert_close(*first)
+    second = [torch.autograd.grad(g.pow(2).sum(), x)[0] for g, x in zip(first, (one, other), strict=True)]
+    torch.testing.assert_close(*second)
+
+
 def test_ssim_of_constant_pictures_and_small_ones() -> None:
-    grey, dark = torch.full((1, 3, 12, 12), 0.5), torch.full((1, 3, 12, 12), 0.25)
-    torch.testing.assert_close(ssim_map(grey, dark), torch.full((1, 3, 2, 2), (0.25 + 1e-4) / (0.3125 + 1e-4)))
+    grey, dark = (torch.full((1, 3, 12, 12), value, dtype=torch.float64) for value in (0.5, 0.25))
+    torch.testing.assert_close(
+        ssim_map(grey, dark), torch.full_like(grey, (0.25 + 1e-4) / (0.3125 + 1e-4))[..., :2, :2]
+    )
     assert ssim_map(grey[..., :4], grey[..., :4]).shape == (1, 3, 10, 2)
     assert [len(gaussian_window(side, 99, grey)) for side in (1, 2, 3, 10, 11, 12)] == [1, 1, 3, 9, 11, 11]
 

@@ -551,7 +551,7 @@ def test_its_weights_train_are_averaged_saved_and_resumed_bit_for_bit_and_are_no
     moved = [name for name in own if name in trained and not torch.equal(averaged[name], trained[name])]
     assert {name.split(".")[2] for name in moved} == {"siren", "graph", "codes"}
     assert not any("paths" in name for name in checkpoints.read(whole.run_folder).model.state_dict())
-    exported = load_file(export(whole.run_folder, tmp_path / "model", program=False) / "model.safetensors")
+    exported = load_file(export(whole.run_folder, tmp_path / "model", formats=["safetensors"]) / "model.safetensors")
     assert not any("paths" in name or name.startswith("losses") for name in exported)
     assert load([whole.run_folder / "config.yaml"]).losses["paths"] == whole.losses["paths"]
 

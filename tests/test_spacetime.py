@@ -9,7 +9,10 @@ import roma
 import torch
 from torch import Tensor
 
+from four_d.backbones.patches import FeaturePatchConfig
 from four_d.backbones.spacetime import SpacetimeBackbone, SpacetimeConfig, split_cubes, stamps
+from four_d.correlation import CorrelationConfig
+from four_d.encoders import EncoderConfig
 from four_d.errors import UserError
 from four_d.geometry import make_pose
 from four_d.heads.dense import DenseHeadConfig
@@ -73,6 +76,27 @@ def test_a_token_knows_its_own_patch() -> None:
     images[0, 3, 1, 9, 17] += 0.5  # frame 3: second cube; row 1, column 2 of the patches
     changed = tokens_of(dataclasses.replace(clip, images=images), network) - tokens_of(clip, network)
     assert (changed[0].abs().amax(-1) > 0).nonzero().tolist() == [[1, 5]]
+
+
+def test_an_encoder_of_images_shows_a_token_the_frames_of_its_own_cube() -> None:
+    encoder = EncoderConfig(model="test_efficientnet", strides=(4, 8), frozen=False)
+    search = CorrelationConfig(cells=2, channels=8, depth=1, radius=2, encoded=True)
+    config = dataclasses.replace(
+        BACKBONE, patches=FeaturePatchConfig(encoder=encoder), correlation=search, times=4, patch_size=8
+    )
+    network, clip = backbone(config).eval(), posed_clip(h=32, w=32)
+    network.blocks = torch.nn.ModuleList([torch.nn.Identity()] * 2)
+    network.across = None  # the first frame's matches are in all frames
+    images = clip.images.clone()
+    images[0, 3] += 0.2 * torch.rand(images[0, 3].shape)
+    changed = tokens_of(dataclasses.replace(clip, images=images), network) - tokens_of(clip, network)
+    assert (changed.abs().amax((0, 2, 3)) > 1e-4).tolist() == [False, True]
+    whole = backbone(config)
+    tokens = whole(clip)
+    assert tokens.matches is not None
+    tokens.patches[-1].sum().backward()
+    assert whole.patches.project.weight.grad.any()
+    assert whole.join.weight.grad.any()
 
 
 def test_order_in_time_matters_and_order_in_the_clip_does_not() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -105,3 +107,28 @@ def test_every_training_of_a_study_has_a_config_that_loads(name: str) -> None:
         assert loaded.model.build() is not None
         known = training.start is None or training.start in study.shared
         assert known or Path(training.start).parts[0] == "checkpoints"
+
+
+def test_a_study_that_is_stopped_stops_its_commands(tmp_path: Path) -> None:
+    """They would train on without it, and hold their folders against the next one."""
+    started, log = tmp_path / "started", tmp_path / "log"
+    child = f"import os, pathlib, time; pathlib.Path({str(started)!r}).write_text(str(os.getpid())); time.sleep(600)"
+    program = f"""
+import pathlib, signal, sys, threading
+sys.path[:0] = [{str(ROOT)!r}]
+from benchmarks import study
+from benchmarks.studies import Study
+signal.signal(signal.SIGTERM, study.stop)
+value = Study(name="s", data=(), shared={{}}, variants={{}}, seeds=(), evaluation=(), keys=())
+command = [sys.executable, "-c", {child!r}]
+thread = threading.Thread(target=study.call, args=(value, command, pathlib.Path({str(log)!r})))
+thread.start()
+thread.join()
+"""
+    with subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path) as process:
+        while not started.is_file() or not started.read_text():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait() == 143
+    assert not Path(f"/proc/{started.read_text()}").exists()

@@ -247,6 +247,7 @@ def test_half_precision_around_the_head_changes_nothing_in_it() -> None:
         assert torch.equal(one, two)
 
 
+@pytest.mark.slow
 def test_exported_programs_follow_nothing() -> None:
     heads: dict[str, HeadConfig] = {
         "depth": DenseHeadConfig(channels=(8, 8, 8, 8), features=16, last_features=8),

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from beartype.roar import BeartypeCallHintViolation
 
 from four_d.types import Cameras, Clip, Prediction, Tokens, map_tensors, merge_predictions
 
@@ -60,7 +61,7 @@ def test_values_are_frozen_and_named() -> None:
 
 
 def test_a_wrong_shape_is_an_error_in_tests() -> None:
-    with pytest.raises(TypeError, match="images"):
+    with pytest.raises(BeartypeCallHintViolation, match="images"):
         dataclasses.replace(_clip(), images=torch.zeros(2, 4, 4, 5))
-    with pytest.raises(TypeError):
+    with pytest.raises(BeartypeCallHintViolation):
         Clip(images=torch.zeros(2, 3, 4, 5), times=torch.zeros(3), camera_ids=torch.zeros(2, dtype=torch.long))

@@ -280,6 +280,11 @@ THINGS: dict[str, Callable[[], Thing]] = {
 }
 
 
+def seed_of(name: str) -> int:
+    """Seed of an object's camera paths, file, background and tracks."""
+    return 100 + list(THINGS).index(name)
+
+
 def at_times(thing: Thing, times: Float[Tensor, "t"]) -> Gaussians:
     """The object's Gaussians with their offsets and turns at times, batched."""
     places, turns = thing.moved(times)
@@ -353,7 +358,7 @@ def tracked(thing: Thing, shown: Cameras, times: Tensor, depth: Tensor, seed: in
 
 def make(name: str, coverage: float, out: Path) -> None:
     """Write one video's folder. Equal arguments give equal files."""
-    thing, seed = THINGS[name](), 100 + list(THINGS).index(name)
+    thing, seed = THINGS[name](), seed_of(name)
     times, poses = torch.arange(FRAMES) / RATE, path(coverage, seed)
     shown = cameras(poses)
     with torch.no_grad():

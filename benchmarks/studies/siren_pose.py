@@ -31,7 +31,8 @@ TUNED = (
     "loop.ema=0.98",
 )
 PARTS = ("position", "depth", "velocity", "acceleration", "bone", "siren", "graph")
-FITTED = "start"
+FITTED, SHORT = "start", "short_start"
+"""Shared trainings: of 2,500 steps, and of 1,250 for the rows with a part removed, which compare with ``…_short``."""
 SCORED = ("frames=12", "clips=80", "stride=1", "hints=[boxes]", "tasks=[keypoints,pose]")
 
 STUDY = Study(
@@ -40,11 +41,16 @@ STUDY = Study(
         DataSet(name="train_creatures", arguments=("--shards", "0:28", "--seed", "11", *WORLDS, *EASY)),
         DataSet(name="held_out_creatures", arguments=("--shards", "0:2", "--seed", "12", "--held-out", *WORLDS, *HARD)),
     ),
-    shared={FITTED: Training(values=(*VALUES, *WITHOUT, "loop.max_steps=2500"), start="checkpoints/unified-small")},
+    shared={
+        name: Training(values=(*VALUES, *WITHOUT, f"loop.max_steps={steps}"), start="checkpoints/unified-small")
+        for name, steps in ((FITTED, 2500), (SHORT, 1250))
+    },
     variants={
         "base": Training(values=(*TUNED, *WITHOUT), start=FITTED),
         "full": Training(values=TUNED, start=FITTED),
-        **{f"no_{part}": Training(values=(*TUNED, f"losses.siren_pose.{part}=0"), start=FITTED) for part in PARTS},
+        "base_short": Training(values=(*TUNED, *WITHOUT), start=SHORT),
+        "full_short": Training(values=TUNED, start=SHORT),
+        **{f"no_{part}": Training(values=(*TUNED, f"losses.siren_pose.{part}=0"), start=SHORT) for part in PARTS},
     },
     seeds=(0, 1, 2),
     evaluation=(f"data={DATA / 'held_out_creatures'}", *SCORED),

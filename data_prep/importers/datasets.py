@@ -10,6 +10,7 @@ from collections.abc import Sequence as Items
 from functools import partial
 from pathlib import Path
 
+from data_prep.importers.fingerprint import fingerprint
 from data_prep.importers.sequences import Settings, clip_of, parts
 from data_prep.importers.writing import Origin, Planned, write_clips
 from four_d.data.check import check, spread
@@ -18,6 +19,7 @@ from four_d.data.shards import finalise, shard_done, write_shard
 from four_d.datasets.facts import DataSet
 from four_d.datasets.sequence import Sequence
 from four_d.errors import UserError
+from four_d.outputs import HELD, hold, keep_apart, remove_left_behind
 
 LOGGER = logging.getLogger("four_d.data_prep")  # not __name__: users silence, and the program shows, "four_d"
 
@@ -56,11 +58,14 @@ def import_dataset(
         checked: False goes on whatever the check finds.
 
     Raises:
-        UserError: files that are missing or unreadable, first clips that fail the check, too little room, or shards in
-            ``out`` of other sequences or settings.
+        UserError: ``out`` and ``root`` that lie in one another, files that are missing or unreadable, first clips that
+            fail the check, too little room, or shards in ``out`` of other sequences or settings.
 
     """
     settings = settings or Settings()
+    if dataset.notes:
+        LOGGER.warning(f"{dataset.name}: {dataset.notes}")
+    keep_apart(out, [root])
     sequences = dataset.open(root, only)
     plans = _plans(dataset, sequences, settings)
     out.mkdir(parents=True, exist_ok=True)
@@ -96,17 +101,30 @@ def _plans(dataset: DataSet, sequences: Items[Sequence], settings: Settings) -> 
         for part in parts(sequence, settings):
             key = f"{word}-{min(part):06d}"
             make = partial(clip_of, dataset, sequence, part, settings, key)
-            planned.append(Planned(key=key, origin=origin, make=make))
+            planned.append(Planned(key=key, origin=origin, make=make, files=partial(_files, sequence, part)))
     return planned
+
+
+def _files(sequence: Sequence, part: Items[int]) -> dict[str, str]:
+    """Digests of what a clip is read from, by names that tell a user where to look."""
+    found = fingerprint(sequence.take(part))
+    return {f"{sequence.name} ({name}, frame {part[0]} and on)": each for name, each in found.items()}
 
 
 def _trial(dataset: DataSet, plans: Items[Planned], out: Path, checked: bool) -> float:
     """Write and check a few clips aside; return the mean bytes of a clip. UserError where a convention is wrong."""
-    with tempfile.TemporaryDirectory(prefix=".trial-", dir=out) as place:
+    remove_left_behind(out.glob(".trial-*"))
+    with (
+        tempfile.TemporaryDirectory(prefix=".trial-", dir=out) as place,
+        (Path(place) / HELD).open("wb") as held,
+    ):
+        hold(held.fileno())
         folder = Path(place)
         write_shard(folder, 0, (plans[index].make() for index in spread(len(plans), TRIAL)))
         manifest = finalise(folder, dataset.name)
         report = check(folder)
+        for line in report.unchecked():
+            LOGGER.warning(line)
         if not report.ok and checked:
             LOGGER.error(report.table())
             raise UserError(

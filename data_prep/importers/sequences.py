@@ -48,23 +48,43 @@ class Settings:
 
 
 def parts(sequence: Sequence, settings: Settings) -> list[list[int]]:
-    """Cut a sequence into clips: frames of each, camera by camera, over ranges of times.
+    """Cut a sequence into clips: frames of each, camera by camera, over ranges of moments.
 
     Frames after the last with a mask are left out where masks say what moves. UserError for fewer than one time.
     """
     ids = sequence.camera_ids or (0,) * sequence.frames
     end = sequence.frames if sequence.mask_frames is None else sequence.mask_frames
-    times = sorted(set(sequence.times[:end]))[:: settings.every]
     cameras = len(set(ids))
-    groups = cut(len(times), min(settings.clip_frames, max(1, MOST_FRAMES // cameras)), cameras)
-    place = {time: at for at, time in enumerate(times)}
+    chosen = _moments(sequence.times[:end], ids[:end])[:: settings.every]
+    groups = cut(len(chosen), min(settings.clip_frames, max(1, MOST_FRAMES // cameras)), cameras)
     return [
-        sorted(
-            (f for f in range(end) if place.get(sequence.times[f], -1) in group),
-            key=lambda f: (ids[f], sequence.times[f]),
-        )
-        for group in groups
+        sorted((f for at in group for f in chosen[at]), key=lambda f: (ids[f], sequence.times[f])) for group in groups
     ]
+
+
+def _moments(times: Indices[float], ids: Indices[int]) -> list[list[int]]:
+    """Group frames by the moment at which they were taken, in order of time.
+
+    A moment has at most one frame of each camera, all within half the smallest interval of a camera's frames, so that
+    clocks may differ a little.
+    """
+    order = sorted(range(len(times)), key=lambda f: times[f])
+    steps = [_smallest_step([t for t, of in zip(times, ids) if of == camera]) for camera in sorted(set(ids))]
+    within = SAME_TIME if np.isinf(min(steps)) else min(steps) / 2
+    moments: list[list[int]] = []
+    for frame in order:
+        last = moments[-1] if moments else []
+        near = bool(last) and times[frame] - times[last[0]] < within
+        if near and ids[frame] not in {ids[other] for other in last}:
+            last.append(frame)
+        else:
+            moments.append([frame])
+    return moments
+
+
+def _smallest_step(times: list[float]) -> float:
+    """Smallest interval of one camera's times; infinite for one frame."""
+    return float(np.diff(np.sort(times)).min(initial=np.inf))
 
 
 def clip_of(dataset: DataSet, sequence: Sequence, frames: Indices[int], settings: Settings, key: str) -> RawClip:
@@ -77,8 +97,14 @@ def clip_of(dataset: DataSet, sequence: Sequence, frames: Indices[int], settings
     part = sequence.take(frames)
     images, depth = part.images(), _depth(part)
     full = images.shape[1:3]
-    size = _fitted(full if depth is None else _smaller(full, depth.shape[1:]), settings.long_side)
     masks = part.masks() if part.masks is not None and dataset.moving else None
+    for name, maps in (("depth", depth), ("masks", masks)):
+        if maps is not None and not files.same_shape(maps.shape[1:], full):
+            raise UserError(
+                f"{sequence.name}: {name} are {maps.shape[2]} × {maps.shape[1]}, the images {full[1]} × {full[0]}, "
+                "another shape; give maps of the whole images, of any size"
+            )
+    size = _fitted(full if depth is None else _smaller(full, depth.shape[1:]), settings.long_side)
     if intrinsics is not None:
         intrinsics = intrinsics * np.array([[size[1] / full[1]], [size[0] / full[0]], [1.0]])
     times = [time - min(part.times) for time in part.times]

@@ -4,7 +4,6 @@ triangulated points and Anipose's calibration.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import re
 import tomllib
@@ -26,10 +25,12 @@ from four_d import geometry
 from four_d.data.contract import ClipInfo, KeypointArrays, KeypointInfo, ObjectInfo, RawClip
 from four_d.data.manifest import Manifest
 from four_d.data.skeletons import LEAST_PIXEL_LIMIT, PIXEL_LIMIT
+from four_d.datasets import decode
 from four_d.datasets.lens import Lens
 from four_d.errors import UserError
 from four_d.keypoints import check_skeleton, knn_edges
 from four_d.types import Cameras
+from four_d.video.footage import VIDEO_SUFFIXES
 
 LOGGER = logging.getLogger("four_d.data_prep")  # not __name__: users silence, and the program shows, "four_d"
 
@@ -37,7 +38,6 @@ Unit = Literal["m", "cm", "mm"]
 METRES: Mapping[Unit, float] = {"m": 1.0, "cm": 0.01, "mm": 0.001}
 CALIBRATION = "calibration.toml"
 POINTS = "points3d.h5"
-VIDEOS = frozenset({".mp4", ".avi", ".mov", ".mkv", ".m4v", ".webm"})
 NAME_LENGTH = 24
 """Characters of a session's and of a view's name in keys."""
 _KEY = re.compile(r"[^A-Za-z0-9_-]+")
@@ -210,7 +210,7 @@ def _files(folder: Path, view: str) -> tuple[Path, Path] | None:
         beside = sorted(folder.iterdir()) if folder.is_dir() else []
         inside = [path for path in beside if path.is_file() and named.match(path.name)]
         tables = [path for path in inside if path.suffix == ".h5"]
-    videos = [path for path in inside if path.suffix.lower() in VIDEOS]
+    videos = [path for path in inside if path.suffix.lower() in VIDEO_SUFFIXES]
     if not tables and not videos:
         return None
     for what, files in (("analysis file of tracks", tables), ("video", videos)):
@@ -220,17 +220,6 @@ def _files(folder: Path, view: str) -> tuple[Path, Path] | None:
                 f"{folder}: view {view} needs one {what} and has {listed}; leave one there, or say other --views"
             )
     return tables[0], videos[0]
-
-
-def _open(path: Path) -> Any:  # noqa: ANN401  h5py has no types
-    try:
-        h5py = importlib.import_module("h5py")
-    except ImportError as error:
-        raise UserError(f"reading {path} takes h5py; install it with: pip install 'four_d[hdf5]'") from error
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise UserError(f"{path} is not there or not HDF5 ({error}); a session of sleap-anipose has one") from error
 
 
 def _array(path: Path, file: Any, name: str) -> NDArray[Any]:  # noqa: ANN401
@@ -247,7 +236,7 @@ def _texts(values: NDArray[Any]) -> tuple[str, ...]:
 
 
 def _tracks(path: Path) -> _Tracks:
-    with _open(path) as file:
+    with decode.hdf5(path, "a session of sleap-anipose has one") as file:
         nodes, tracks = _texts(_array(path, file, "node_names")), _array(path, file, "tracks")
         edges = _array(path, file, "edge_inds") if "edge_inds" in file else np.zeros((0, 2), int)
         animals = _texts(_array(path, file, "track_names")) if "track_names" in file else ()
@@ -284,7 +273,7 @@ def _require_alike(first: _Tracks, other: _Tracks) -> None:
 
 
 def _points(path: Path, tracks: _Tracks) -> NDArray[np.float64]:
-    with _open(path) as file:
+    with decode.hdf5(path, "a session of sleap-anipose has one") as file:
         points = _array(path, file, "tracks")
     wanted = (*tracks.pixels.shape[:3], 3)
     if points.shape != wanted or points.dtype.kind != "f":

@@ -12,7 +12,7 @@ from typing import cast
 from data_prep.importers.vocabulary import Vocabulary
 from four_d.data.contract import RawClip
 from four_d.data.encoding import CLIP, BadMemberError, decode_info
-from four_d.data.manifest import Manifest, load_sidecar, refuse_foreign, shard_names
+from four_d.data.manifest import Manifest, SampleIndex, load_sidecar, refuse_foreign, shard_names
 from four_d.data.shards import finalise, shard_done, write_shard
 from four_d.errors import UserError
 from four_d.outputs import write_json
@@ -45,6 +45,13 @@ class Planned:
     key: str
     origin: Origin
     make: Callable[[], RawClip]
+    files: Callable[[], dict[str, str]] = dict
+    """Digests of files that this clip is read from, beside those of ``origin``: made when needed, since it takes long.
+    """
+
+    def whole_origin(self) -> Origin:
+        """``origin`` with the digests of the clip's own files."""
+        return replace(self.origin, files={**self.origin.files, **self.files()})
 
 
 def digest(path: Path) -> str:
@@ -84,16 +91,17 @@ def write_clips(
     out.mkdir(parents=True, exist_ok=True)
     refuse_foreign(out)
     parts = [plans[start : start + clips_per_shard] for start in range(0, len(plans), clips_per_shard)]
-    for index, part in enumerate(parts):
-        if shard_done(out, index):
-            _require_same(out, index, part)
+    finished = {index: part for index, part in enumerate(parts) if shard_done(out, index)}
+    with progress(f"comparing {name} with what is there", sum(map(len, finished.values())), "clip") as bar:
+        for index, part in finished.items():
+            _require_same(out, index, part, bar.advance)
     with progress(f"importing {name}", len(plans), "clip") as bar:
         bar.resume(sum(len(part) for index, part in enumerate(parts) if shard_done(out, index)))
 
         def clips(part: Sequence[Planned]) -> Iterator[RawClip]:
             for plan in part:
                 clip = plan.make()
-                yield replace(clip, info=replace(clip.info, generator=plan.origin.to_dict()))
+                yield replace(clip, info=replace(clip.info, generator=plan.whole_origin().to_dict()))
                 bar.advance()
 
         for index, part in enumerate(parts):
@@ -104,44 +112,52 @@ def write_clips(
     return finalise(out, name)
 
 
-def _require_same(out: Path, index: int, part: Sequence[Planned]) -> None:
+def _require_same(out: Path, index: int, part: Sequence[Planned], advance: Callable[[], None]) -> None:
     """Raise UserError if a finished shard holds other clips, or clips of other files or settings."""
     shard, sidecar = shard_names(index)
     samples = load_sidecar(out / sidecar).samples
     if [sample.key for sample in samples] != [plan.key for plan in part]:
-        raise UserError(
-            f"{out / sidecar} is of other sources, annotations or counts of clips; choose another folder, or empty it"
-        )
-    compared: list[Origin] = []
+        told = _difference(_made(out / shard, samples[0]), replace(part[0].origin, files={})) if samples else None
+        why = f"was made {told}" if told else "is of other sources, annotations or counts of clips"
+        raise UserError(f"{out / shard} {why}; choose another folder, or empty it to import all again")
+    compared: Origin | None = None
     for sample, plan in zip(samples, part):
-        if plan.origin in compared:  # clips of one origin come together
+        origin = plan.whole_origin()
+        advance()
+        if origin == compared:  # clips of one origin come together
             continue
-        compared.append(plan.origin)
-        offset, size, _ = sample.members[CLIP]
-        with (out / shard).open("rb") as file:
-            file.seek(offset)
-            data = file.read(size)
-        try:
-            made = decode_info(data).generator or {}
-        except BadMemberError as error:
-            raise UserError(f"{out / shard}: clip {sample.key}: {CLIP} {error}; delete it with its sidecar") from error
-        if made != plan.origin.to_dict():
+        compared = origin
+        made = _made(out / shard, sample)
+        if made != origin.to_dict():
             raise UserError(
-                f"{out / shard} was made {_difference(made, plan.origin)}; choose another folder, or empty it to "
-                "import all again"
+                f"{out / shard} was made {_difference(made, origin) or 'of other files'}; choose another folder, or "
+                "empty it to import all again"
             )
 
 
-def _difference(made: dict[str, object], origin: Origin) -> str:
-    """Say what differs between the origin of a finished clip and that of the one to come."""
+def _made(shard: Path, sample: SampleIndex) -> dict[str, object]:
+    """Read the ``generator`` of a finished clip."""
+    offset, size, _ = sample.members[CLIP]
+    with shard.open("rb") as file:
+        file.seek(offset)
+        data = file.read(size)
+    try:
+        return decode_info(data).generator or {}
+    except BadMemberError as error:
+        raise UserError(f"{shard}: clip {sample.key}: {CLIP} {error}; delete it with its sidecar") from error
+
+
+def _difference(made: dict[str, object], origin: Origin) -> str | None:
+    """Difference between the origin of a finished clip and that of the one to come; None without a known one."""
     settings = made.get("settings")
     then = cast(dict[str, object], settings) if isinstance(settings, dict) else {}
     files = then.get("files")
-    if made.get("name") != origin.name or not isinstance(files, dict):
+    if made.get("name") != origin.name or not isinstance(files, dict) or (origin.files and not files):
         return "by something else, or by an earlier version, which did not record its files"
     before = cast(dict[str, object], files)
+    if other := next((name for name, value in origin.settings.items() if name in then and then[name] != value), None):
+        return f"with another {other.replace('_', ' ')}"
+    if origin.settings.keys() != then.keys() - {"files"}:
+        return "by another version, which had other settings"
     changed = [name for name, value in origin.files.items() if before.get(name, value) != value]
-    if changed:
-        return f"before {changed[0]} was changed"
-    others = [name for name, value in origin.settings.items() if then.get(name) != value]
-    return f"with another {others[0].replace('_', ' ')}" if others else "of other files"
+    return f"before {changed[0]} was changed" if changed else None

@@ -1,19 +1,78 @@
-"""Camera paths: hand-held, orbit, dolly, pan, follow and static, each with its own intrinsics."""
+"""Camera paths: hand-held, orbit, dolly, pan, follow and static, each with its own intrinsics.
+
+Two ranges of views: `STEADY`, and `VARIED` as those of hand-held and head-worn cameras.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.synthetic.settings import CameraKind, WorldSettings
+from data_prep.synthetic.settings import CameraKind, Views, WorldSettings
 
 Array = NDArray[np.float64]
 Random = np.random.Generator
 KIND_PROBABILITIES = (0.25, 0.27, 0.2, 0.1, 0.1, 0.08)
 """Probability of each kind of path if all are allowed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewRanges:
+    """Ranges that paths are drawn from, and what a view must show at least."""
+
+    height_m: tuple[float, float]
+    """Height above the ground; at most half a metre below a ceiling."""
+    distance_m: tuple[float, float]
+    """Distance to the region of the action."""
+    fov_deg: tuple[float, float]
+    """Field of view along the longer side."""
+    roll: float
+    """Standard deviation of the roll, in radians."""
+    depth_ratio: float
+    """Least ratio of the 95 % and 5 % depth quantiles."""
+    nearest_m: float
+    """Least depth."""
+    seen: float
+    """Least fraction of rays that meet anything but the sky."""
+    largest: float
+    """Largest fraction of the image that one surface of the surroundings may cover."""
+    bodies: float
+    """Largest fraction of the image that bodies may cover, unless so much is to move."""
+
+
+STEADY = ViewRanges(
+    height_m=(0.5, 2.4),
+    distance_m=(1.1, 2.6),
+    fov_deg=(48, 82),
+    roll=0.05,
+    depth_ratio=3.1,
+    nearest_m=0.35,
+    seen=0.6,
+    largest=0.6,
+    bodies=0.65,
+)
+VARIED = ViewRanges(
+    height_m=(0.15, 3.0),
+    distance_m=(0.3, 3.5),
+    fov_deg=(35, 105),
+    roll=0.17,
+    depth_ratio=1.25,
+    nearest_m=0.2,
+    seen=0.4,
+    largest=0.95,
+    bodies=0.8,
+)
+RANGES: dict[Views, ViewRanges] = {"steady": STEADY, "varied": VARIED}
+Aim = Literal["action", "body", "anywhere"]
+AIM_PROBABILITIES: dict[Aim, float] = {"action": 0.35, "body": 0.2, "anywhere": 0.45}
+"""Probability of each aim of varied views."""
+CLOSE_M = (0.45, 1.2)
+"""Distance of a camera that looks at one body from its middle."""
+STEEPEST_RAD = 1.3
+"""Largest angle between a line of sight and the horizon: straight up or down, a camera has no upright."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +84,8 @@ class CameraPath:
     """t 4 4"""
     intrinsics: Array
     """3 3"""
+    aim: Aim = "action"
+    """Target of the view; ``anywhere``: nothing in particular, so that nothing need move in it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +98,8 @@ class Action:
     """2 3: low and high corner."""
     followed: Array
     """t 3: positions of a moving body."""
+    bodies: Array
+    """n 3: positions of all bodies at the first time."""
 
 
 def look_at(positions: Array, targets: Array, roll: Array) -> Array:
@@ -53,9 +116,10 @@ def look_at(positions: Array, targets: Array, roll: Array) -> Array:
     return poses
 
 
-def make_intrinsics(rng: Random, width: int, height: int) -> Array:
-    """Intrinsics (3 3): square pixels, field of view 48–82° along the longer side, principal point near the centre."""
-    focal = max(width, height) / 2 / np.tan(np.radians(rng.uniform(48, 82)) / 2)
+def make_intrinsics(rng: Random, settings: WorldSettings) -> Array:
+    """Intrinsics (3 3): square pixels, principal point near the centre."""
+    width, height = settings.width, settings.height
+    focal = max(width, height) / 2 / np.tan(np.radians(rng.uniform(*RANGES[settings.views].fov_deg)) / 2)
     x, y = (rng.uniform(0.49, 0.51, 2)) * (width, height)
     return np.array([[focal, 0, x], [0, focal, y], [0, 0, 1.0]])
 
@@ -69,8 +133,17 @@ def sway(rng: Random, times: Array, amount: float, lowest_hz: float = 0.3, highe
     return amount * (waves * strength).sum(1)
 
 
-def propose(rng: Random, action: Action, times: Array, settings: WorldSettings) -> CameraPath:
-    """Random path that looks at the action; the caller tests that it is clear and sees enough."""
+def draw_aim(rng: Random, settings: WorldSettings) -> Aim:
+    """Aim of a camera: the action, in steady views."""
+    if settings.views == "steady":
+        return "action"
+    aims = tuple(AIM_PROBABILITIES)
+    return aims[int(rng.choice(len(aims), p=list(AIM_PROBABILITIES.values())))]
+
+
+def propose(rng: Random, action: Action, times: Array, settings: WorldSettings, aim: Aim = "action") -> CameraPath:
+    """Random path that looks at its aim; the caller tests that it is clear and sees enough."""
+    ranges = RANGES[settings.views]
     kinds = get_args(CameraKind)
     probabilities = np.array(
         [probability if kind in settings.paths else 0.0 for kind, probability in zip(kinds, KIND_PROBABILITIES)]
@@ -80,18 +153,27 @@ def propose(rng: Random, action: Action, times: Array, settings: WorldSettings) 
         int(rng.choice(len(kinds), p=probabilities if probabilities.all() else probabilities / probabilities.sum()))
     ]
     ceiling = action.room[1, 2]
-    start_angle, height_m = rng.uniform(0, 2 * np.pi), rng.uniform(0.5, min(ceiling - 0.5, 2.4))
-    distance = rng.uniform(1.1, 2.6) + action.radius
+    start_angle = rng.uniform(0, 2 * np.pi)
+    ground = action.room[0, 2]
+    height_m = ground + rng.uniform(ranges.height_m[0], min(ceiling - 0.5 - ground, ranges.height_m[1]))
+    distance = rng.uniform(*ranges.distance_m) + action.radius
     target = action.centre + np.array([*rng.normal(0, 0.3, 2), rng.uniform(0.1, 0.6)])
+    start_angle = _along(rng, start_angle, action)
     duration = max(float(times[-1]), 1e-6)
     phase = times / duration
     ease = phase if rng.random() < 0.5 else phase * phase * (3 - 2 * phase)
-    angle = np.full(len(times), start_angle)
+    angle, centre = np.full(len(times), start_angle), action.centre
+    if aim == "body":
+        centre = target = action.bodies[int(rng.integers(len(action.bodies)))]
+        distance, rise = rng.uniform(*CLOSE_M), rng.uniform(-0.2, STEEPEST_RAD)
+        height_m, distance = target[2] + distance * np.sin(rise), distance * np.cos(rise)
+    elif aim == "anywhere":
+        target = _anywhere(rng, action, start_angle, distance, height_m)
     targets = np.broadcast_to(target, (len(times), 3)).copy()
     if kind == "orbit":
         angle = start_angle + np.radians(rng.uniform(14, 65)) * rng.choice([-1, 1]) * ease
     outward = np.stack([np.cos(angle), np.sin(angle), np.zeros_like(angle)], -1)
-    positions = action.centre + outward * distance
+    positions = centre + outward * distance
     positions[:, 2] = height_m
     if kind == "dolly":
         direction = rng.normal(0, 1, 3) * np.array([1, 1, 0.35])
@@ -110,10 +192,28 @@ def propose(rng: Random, action: Action, times: Array, settings: WorldSettings) 
     shake = 0.0 if kind == "static" else (1.0 if kind == "handheld" else rng.choice([0.0, 0.25]))
     positions = positions + sway(rng, times, 0.018 * shake)
     targets = targets + sway(rng, times, 0.03 * shake)
-    roll = rng.normal(0, 0.05) + sway(rng, times, 0.012 * shake)[:, 0]
+    roll = rng.normal(0, ranges.roll) + sway(rng, times, 0.012 * shake)[:, 0]
     poses = look_at(positions, targets, roll)
-    intrinsics = make_intrinsics(rng, settings.width, settings.height)
-    return CameraPath(kind=kind, world_from_camera=poses, intrinsics=intrinsics)
+    intrinsics = make_intrinsics(rng, settings)
+    return CameraPath(kind=kind, world_from_camera=poses, intrinsics=intrinsics, aim=aim)
+
+
+def _along(rng: Random, angle: float, action: Action) -> float:
+    """Angle at which a camera finds room: in a corridor, along it."""
+    sides = (action.room[1] - action.room[0])[:2]
+    if sides.max() < 2.5 * sides.min():
+        return angle
+    axis = (0.0 if sides[0] > sides[1] else np.pi / 2) + np.pi * rng.integers(0, 2)
+    return float(axis + rng.normal(0, 0.2))
+
+
+def _anywhere(rng: Random, action: Action, angle: float, distance: float, height_m: float) -> Array:
+    """Target in any direction from the place of a camera, mostly within 50° of the horizon."""
+    position = action.centre + distance * np.array([np.cos(angle), np.sin(angle), 0.0])
+    position[2] = height_m
+    heading, rise = rng.uniform(0, 2 * np.pi), float(np.clip(rng.normal(0.0, 0.5), -STEEPEST_RAD, STEEPEST_RAD))
+    ahead = np.array([np.cos(heading) * np.cos(rise), np.sin(heading) * np.cos(rise), np.sin(rise)])
+    return position + 2.0 * ahead
 
 
 def on_rig(rng: Random, first: CameraPath, centre: Array, settings: WorldSettings) -> CameraPath:
@@ -123,8 +223,7 @@ def on_rig(rng: Random, first: CameraPath, centre: Array, settings: WorldSetting
     away = settings.rig_m * rng.uniform(0.3, 1.0) * direction / np.linalg.norm(direction)
     position, axes = first.world_from_camera[:, :3, 3], first.world_from_camera[:, :3, :3]
     reach = np.linalg.norm(position[0] - centre)
-    poses = look_at(
-        position + axes @ away, position + reach * axes[:, :, 2], np.full(len(position), rng.normal(0, 0.05))
-    )
-    intrinsics = make_intrinsics(rng, settings.width, settings.height)
-    return CameraPath(kind=first.kind, world_from_camera=poses, intrinsics=intrinsics)
+    roll = np.full(len(position), rng.normal(0, RANGES[settings.views].roll))
+    poses = look_at(position + axes @ away, position + reach * axes[:, :, 2], roll)
+    intrinsics = make_intrinsics(rng, settings)
+    return CameraPath(kind=first.kind, world_from_camera=poses, intrinsics=intrinsics, aim=first.aim)

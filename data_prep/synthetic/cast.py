@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.synthetic.bodies import make_bodies, make_obstacles
+from data_prep.synthetic.bodies import make_bodies, make_flexible, make_obstacles
 from data_prep.synthetic.creatures.placing import Performer, make_performers
 from data_prep.synthetic.creatures.skeleton import Creature, limb_mesh
+from data_prep.synthetic.flexible import Flexible
 from data_prep.synthetic.meshes import Mesh, moved
+from data_prep.synthetic.models import Skin
 from data_prep.synthetic.physics import Body, Motion, simulate
 from data_prep.synthetic.room import Painter
 from data_prep.synthetic.settings import WorldSettings
@@ -23,6 +25,8 @@ SUNK_M = 0.03
 """Depth that a limb may sink into the floor or a wall."""
 FASTEST = 15.0
 """Speed in m/s that no limb reaches unless the simulation went wrong."""
+STRETCHED = 3.0
+"""Ratio by which no edge of a soft body or cloth may be longer than at rest."""
 BEYOND_RAD = 0.12
 """Angle that hinges may give way beyond their limits."""
 
@@ -41,6 +45,11 @@ class Part:
     paint: tuple[int, int]
     extent: float
     """Size that the scale of its texture follows, in metres."""
+    skin: Skin | None = None
+    """Texture that came with the mesh."""
+    path: Array | None = None
+    """t v 3: vertices in the world over time, if it bends."""
+    two_sided: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +80,20 @@ class Cast:
         """Give every part its material."""
         made: dict[tuple[int, int], Material] = {}
         for part in self.parts:
-            if part.paint not in made:
+            if part.skin is not None:
+                made[part.paint] = painter.skin(rng, part.skin.tile)
+            elif part.paint not in made:
                 made[part.paint] = painter.material(part.extent * rng.uniform(0.5, 1.3))
         return [
-            Piece(mesh=part.mesh, instance=part.instance, body=part.body, material=made[part.paint])
+            Piece(
+                mesh=part.mesh,
+                instance=part.instance,
+                body=part.body,
+                material=made[part.paint],
+                uv=None if part.skin is None else part.skin.uv,
+                path=part.path,
+                two_sided=part.two_sided,
+            )
             for part in self.parts
         ]
 
@@ -88,13 +107,19 @@ def cast_bodies(
     bodies = make_bodies(rng, count, centre, radius, bounds, held_out, settings)
     if len(bodies) < settings.objects[0] or sum(b.motion in settings.starts for b in bodies) < 2:
         raise RejectedError("too few objects found room")
-    motion = simulate(bodies, bounds, times + rng.uniform(0.0, 0.25))
+    bending = settings.soft[1] + settings.cloths[1] > 0
+    flexible = make_flexible(rng, bodies, centre, radius, bounds, settings) if bending else []
+    if len(flexible) < settings.soft[0] + settings.cloths[0]:
+        raise RejectedError("too few soft bodies and cloths found room")
+    motion = simulate(bodies, bounds, times + rng.uniform(0.0, 0.25), flexible=flexible)
+    motion = _with_middles(motion)
     _require_sane(motion, bounds)
+    _require_whole(motion, flexible, bounds, times)
     return Cast(
-        objects=[ObjectInfo(name=body.name, motion=body.motion) for body in bodies],
+        objects=[ObjectInfo(name=body.name, motion=body.motion) for body in (*bodies, *flexible)],
         motion=motion,
-        parts=_parts(bodies, 1),
-        movers=[i for i, body in enumerate(bodies) if body.motion in settings.starts],
+        parts=_parts(bodies, 1) + _flexible_parts(flexible, motion, len(bodies)),
+        movers=[i for i, body in enumerate((*bodies, *flexible)) if body.motion in settings.starts],
         centre=centre,
         radius=radius,
     )
@@ -109,7 +134,8 @@ def cast_creatures(
     if len(performers) < settings.creatures[0]:
         raise RejectedError("too few creatures found room")
     count = int(rng.integers(settings.obstacles[0], settings.obstacles[1] + 1))
-    obstacles = make_obstacles(rng, count, centre, bounds, held_out, [(p.where, p.radius) for p in performers])
+    taken = [(p.where, p.radius) for p in performers]
+    obstacles = make_obstacles(rng, count, centre, bounds, held_out, taken, settings)
     motion = simulate(obstacles, bounds, times + begin, [performer.puppet for performer in performers])
     creatures = tuple(performer.puppet.creature for performer in performers)
     troupe = Troupe(creatures=creatures, instances=tuple(range(1, len(creatures) + 1)), first=len(obstacles))
@@ -135,16 +161,54 @@ def _middle(performers: list[Performer], tallest: float) -> Array:
 
 
 def _parts(bodies: list[Body], first: int) -> list[Part]:
-    return [
-        Part(
+    found: list[Part] = []
+    for number, body in enumerate(bodies):
+        whole = Part(
             mesh=body.mesh,
             instance=number + first,
             body=number,
             paint=(number + first, 0),
             extent=float(np.ptp(body.mesh.vertices, axis=0).max()),
         )
-        for number, body in enumerate(bodies)
+        skins = [(paint, skin, _cut(body.mesh, skin.faces)) for paint, skin in enumerate(body.skins)]
+        own = [replace(whole, mesh=m, paint=(number + first, p), skin=s, two_sided=True) for p, s, m in skins]
+        found += own or [whole]
+    return found
+
+
+def _cut(mesh: Mesh, faces: slice) -> Mesh:
+    """Some faces of a mesh, with its collision shape."""
+    used, triangles = np.unique(mesh.triangles[faces], return_inverse=True)
+    return replace(mesh, vertices=mesh.vertices[used], triangles=triangles.reshape(-1, 3))
+
+
+def _flexible_parts(flexible: list[Flexible], motion: Motion, first: int) -> list[Part]:
+    """Surfaces of flexible bodies, which are bodies of the motion from ``first`` on."""
+    return [
+        Part(
+            mesh=one.mesh,
+            instance=first + number + 1,
+            body=first + number,
+            paint=(first + number + 1, 0),
+            extent=float(np.ptp(one.mesh.vertices, axis=0).max()),
+            path=surface,
+            two_sided=one.kind == "cloth",
+        )
+        for number, (one, surface) in enumerate(zip(flexible, motion.flexible, strict=True))
     ]
+
+
+def _with_middles(motion: Motion) -> Motion:
+    """Motion in which each flexible body is one more body: its middle, without rotation."""
+    if not motion.flexible:
+        return motion
+    middles = np.stack([surface.mean(1) for surface in motion.flexible], 1)
+    still = np.broadcast_to(np.eye(3), (*middles.shape, 3))
+    return replace(
+        motion,
+        positions=np.concatenate([motion.positions, middles], 1),
+        rotations=np.concatenate([motion.rotations, still], 1),
+    )
 
 
 def _limb_parts(troupe: Troupe) -> list[Part]:
@@ -170,6 +234,23 @@ def _require_sane(motion: Motion, bounds: Array) -> None:
     sound = motion.stable and motion.deepest <= 0.01 and np.isfinite(positions).all()
     if not sound or not inside.all() or (positions[..., 2] < 0).any():
         raise RejectedError("physics")
+
+
+def _require_whole(motion: Motion, flexible: list[Flexible], bounds: Array, times: Array) -> None:
+    """Raise RejectedError if a flexible body leaves the room, is torn out of shape, or is too fast."""
+    for body, surface in zip(flexible, motion.flexible, strict=True):
+        if not np.isfinite(surface).all() or (surface < bounds[0] - SUNK_M).any():
+            raise RejectedError("a soft body or cloth is in the floor or a wall")
+        if (surface[..., :2] > bounds[1, :2] + SUNK_M).any():
+            raise RejectedError("a soft body or cloth is in a wall")
+        speed = np.linalg.norm(np.diff(surface, axis=0), axis=-1) / np.diff(times)[:, None, None]
+        if len(speed) and float(speed.max()) > FASTEST:
+            raise RejectedError("a soft body or cloth is too fast")
+        a, b = body.mesh.triangles[:, 0], body.mesh.triangles[:, 1]
+        rest = np.linalg.norm(body.mesh.vertices[a] - body.mesh.vertices[b], axis=-1)
+        now = np.linalg.norm(surface[:, a] - surface[:, b], axis=-1)
+        if float((now / rest).max()) > STRETCHED:
+            raise RejectedError("a soft body or cloth is stretched")
 
 
 def _require_sound(motion: Motion, troupe: Troupe, bounds: Array, times: Array) -> None:

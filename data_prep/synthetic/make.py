@@ -13,7 +13,10 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from data_prep.synthetic.blender import check_blender
 from data_prep.synthetic.clip import generate
+from data_prep.synthetic.models import Models
+from data_prep.synthetic.pictures import Photographs
 from data_prep.synthetic.settings import HELD_OUT_SEED, WorldSettings
 from four_d.data.contract import RawClip
 from four_d.data.manifest import Manifest, refuse_foreign, shard_names
@@ -64,13 +67,15 @@ def make(
     None if other shards are still missing or under way: the run that makes the last one writes the manifest.
     UserError for a bad range, an unwritable folder or a missing extra, before anything is made.
     """
+    settings = settings or WorldSettings()
+    _check_assets(settings)
     _check(out, shards, clips_per_shard, workers)
     job = Job(
         folder=out,
         seed=seed,
         clips_per_shard=clips_per_shard,
         held_out=held_out,
-        settings=settings or WorldSettings(),
+        settings=settings,
     )
     missing = [index for index in shards if not shard_done(out, index)]
     for index in set(shards) - set(missing):
@@ -139,6 +144,23 @@ def _check(out: Path, shards: range, clips_per_shard: int, workers: int) -> None
     refuse_foreign(out)
     if not os.access(out, os.W_OK | os.X_OK):
         raise UserError(f"cannot write to {out}; choose another folder or change its permissions")
+
+
+def _check_assets(settings: WorldSettings) -> None:
+    """Raise UserError if a folder of photographs or meshes holds none, or Blender or a panorama is missing.
+
+    Name the photographs that cannot be read.
+    """
+    if settings.blender is not None:
+        check_blender(settings.blender)
+    if settings.hdri is not None and not (settings.hdri.is_file() and settings.hdri.suffix.lower() in (".hdr", ".exr")):
+        raise UserError(f"{settings.hdri} is no .hdr or .exr file; give a panorama of one of these")
+    if settings.photographs is not None:
+        Photographs(settings.photographs).check()
+    if settings.meshes is not None:
+        if importlib.util.find_spec("trimesh") is None:
+            raise UserError('meshes need trimesh: pip install "four_d[synth]"')
+        Models(settings.meshes)
 
 
 @dataclass(kw_only=True)

@@ -76,6 +76,18 @@ def _parts(rings: Array, tips: Array, wrap: bool, kind: str) -> tuple[Array, ...
     return (np.concatenate([rings.reshape(-1, 3), tips]),)
 
 
+def rotation_matrix(q: Array) -> Array:
+    """Rotation matrix of a unit quaternion wxyz."""
+    w, x, y, z = q
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+
+
 def flip(mesh: Mesh) -> Mesh:
     """Reverse the orientation of all faces."""
     return Mesh(vertices=mesh.vertices, triangles=mesh.triangles[:, ::-1], parts=mesh.parts, crease=mesh.crease)

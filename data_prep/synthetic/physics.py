@@ -1,9 +1,10 @@
-"""Rigid bodies in a room: MuJoCo behind one function."""
+"""Bodies in a room, rigid, flexible and articulated: MuJoCo behind one function."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Literal
@@ -12,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.synthetic.creatures.puppets import Puppet, Puppets
-from data_prep.synthetic.meshes import Mesh
+from data_prep.synthetic.flexible import Flexes, Flexible
+from data_prep.synthetic.meshes import Mesh, rotation_matrix
+from data_prep.synthetic.models import Skin
 from data_prep.synthetic.settings import CONTACT_S, STEP_S, Start
 from four_d.errors import UserError
 
@@ -37,6 +40,8 @@ class Body:
     friction: float = 0.6
     damping: float = 0.4
     """Damping ratio of contacts: 0.1 bounces, 1 does not."""
+    skins: tuple[Skin, ...] = ()
+    """Textures of a mesh that came with its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,48 +58,68 @@ class Motion:
     """False if MuJoCo diverged and reset its state."""
     excess: float = 0.0
     """Largest excess of a hinge's angle over its limits at the times, in radians."""
+    flexible: tuple[Array, ...] = ()
+    """t v 3 each: surface of each flexible body in the world."""
 
 
-def simulate(bodies: list[Body], room: Array, times: Array, puppets: Sequence[Puppet] = ()) -> Motion:
+def simulate(
+    bodies: list[Body],
+    room: Array,
+    times: Array,
+    puppets: Sequence[Puppet] = (),
+    flexible: Sequence[Flexible] = (),
+) -> Motion:
     """Simulate ``bodies`` from time 0 in a box ``room`` (2 3: low and high corner; open above); poses at ``times``.
 
-    The limbs of ``puppets`` follow the bodies, each at its middle. A plan has one pose per `STEP_S`.
+    The limbs of ``puppets`` follow the bodies, each at its middle. A plan has one pose per `STEP_S`. Of ``flexible``
+    bodies come surfaces, not poses.
     """
     try:
-        simulation = _Simulation(importlib.import_module("mujoco"), bodies, room, puppets)
+        simulation = _Simulation(importlib.import_module("mujoco"), bodies, room, puppets, flexible)
     except ImportError as error:
         raise UserError('the generator needs mujoco: pip install "four_d[synth]"') from error
     deepest = simulation.deepest_overlap()
-    poses = [simulation.poses_at(float(time)) for time in times]
+    poses: list[tuple[Array, Array]] = []
+    surfaces: list[list[Array]] = []
+    for time in times:
+        poses.append(simulation.poses_at(float(time)))
+        surfaces.append(simulation.surfaces())
     return Motion(
         positions=np.stack([p for p, _ in poses]),
         rotations=np.stack([r for _, r in poses]),
         deepest=deepest,
         stable=simulation.stable,
         excess=simulation.excess,
+        flexible=tuple(np.stack(surface) for surface in zip(*surfaces, strict=True)),
     )
 
 
-def rotation_matrix(q: Array) -> Array:
-    """Rotation matrix of a unit quaternion wxyz."""
-    w, x, y, z = q
-    return np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-        ]
-    )
+def _pass(_: str) -> None:
+    """Do nothing."""
 
 
-def _keep_quiet(_: str) -> None:
-    """Ignore a warning of MuJoCo: the simulation's own counters record it."""
+@contextmanager
+def _quiet(mujoco: ModuleType) -> Generator[None]:
+    """Ignore MuJoCo's warnings, which it else writes to a file in the working directory: its counters have them."""
+    mujoco.set_mju_user_warning(_pass)
+    try:
+        yield
+    finally:
+        mujoco.set_mju_user_warning(None)
 
 
 class _Simulation:
     """MuJoCo model and state. ``mujoco`` is a parameter, since it is an optional dependency."""
 
-    def __init__(self, mujoco: ModuleType, bodies: list[Body], room: Array, puppets: Sequence[Puppet]) -> None:
+    def __init__(
+        self,
+        mujoco: ModuleType,
+        bodies: list[Body],
+        room: Array,
+        puppets: Sequence[Puppet],
+        flexible: Sequence[Flexible],
+    ) -> None:
+        self._flexible = flexible
         self._mujoco, self._bodies, self._steps, self.excess = mujoco, len(bodies), 0, 0.0
         self._spec = mujoco.MjSpec()
         self._spec.option.timestep = STEP_S
@@ -104,13 +129,19 @@ class _Simulation:
         for number, body in enumerate(bodies):
             self._add_body(number, body)
         self._puppets = Puppets(mujoco, self._spec, puppets) if puppets else None
+        self._flexes = Flexes(mujoco, self._spec, flexible) if flexible else None
         self._model = self._spec.compile()
         self._data = mujoco.MjData(self._model)
-        self._warnings = self._data.warning.number  # a view: to ask each warning takes longer than a step
+        warnings = self._data.warning.number  # a view: to ask each warning takes longer than a step
+        # of flexes the first, of a singular inertia, says only that a solve ended at 1e-6 of what it began with
+        self._warnings = warnings[1:] if flexible else warnings
         self._set_off([body for body in bodies if body.motion != "static"])
         if self._puppets is not None:
             self._puppets.bind(self._model, self._data)
-        mujoco.mj_forward(self._model, self._data)
+        with _quiet(mujoco):
+            if self._flexes is not None:
+                self._flexes.bind(self._model, self._data)
+            mujoco.mj_forward(self._model, self._data)
 
     @property
     def stable(self) -> bool:
@@ -121,14 +152,12 @@ class _Simulation:
 
     def poses_at(self, time: float) -> tuple[Array, Array]:
         """Positions (n 3) and rotations (n 3 3) at a time no earlier than that of the previous call."""
-        # without a handler MuJoCo writes its warnings to a file in the working directory
-        self._mujoco.set_mju_user_warning(_keep_quiet)
-        while self.stable and self._data.time < time - STEP_S / 2:
-            if self._puppets is not None:
-                self._puppets.drive(self._steps)
-                self._steps += 1
-            self._mujoco.mj_step(self._model, self._data)
-        self._mujoco.set_mju_user_warning(None)
+        with _quiet(self._mujoco):
+            while self.stable and self._data.time < time - STEP_S / 2:
+                if self._puppets is not None:
+                    self._puppets.drive(self._steps)
+                    self._steps += 1
+                self._mujoco.mj_step(self._model, self._data)
         self._mujoco.mj_kinematics(self._model, self._data)
         last = self._bodies + 1
         positions, rotations = self._data.xpos[1:last].copy(), self._data.xmat[1:last].reshape(-1, 3, 3).copy()
@@ -137,6 +166,14 @@ class _Simulation:
         self.excess = max(self.excess, self._puppets.excess())
         limbs = self._puppets.poses()
         return np.concatenate([positions, limbs[0]]), np.concatenate([rotations, limbs[1]])
+
+    def surfaces(self) -> list[Array]:
+        """Surfaces (v 3) of the flexible bodies at the time of the last `poses_at`."""
+        if self._flexes is None:
+            return []
+        self._mujoco.mj_flex(self._model, self._data)
+        points = self._flexes.points()
+        return [body.surface(found) for body, found in zip(self._flexible, points, strict=True)]
 
     def _add_room(self, room: Array) -> None:
         """Add a floor and four walls as half-spaces facing inwards."""

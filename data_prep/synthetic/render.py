@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,8 @@ Array = NDArray[np.float64]
 Floats = NDArray[np.float32]
 SHADOW_LIFT_M = np.float32(0.002)
 """Distance of a shadow ray's origin from its surface, so that the surface does not shadow itself."""
+FOG_LIGHT = 1.6
+"""Radiance of thick fog, in mean ambient light."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +26,10 @@ class Moment:
     vertices: Floats
     normals: Floats
     rays: RayScene
+    lights: list[Light]
+    """Lights of the stage where they are at the time."""
+    fog: float = 0.0
+    """Fraction of light that one metre of air takes, to first order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +44,12 @@ class Hits:
     """n: z-depth; 0 if nothing was hit."""
 
 
-def make_moment(stage: Stage, time: int) -> Moment:
+def make_moment(stage: Stage, time: int, fog: float = 0.0) -> Moment:
     """Pose the stage at time index ``time``."""
     vertices = stage.vertices_at(time)
     rays = EmbreeRays(vertices, stage.triangles)
-    return Moment(stage=stage, vertices=vertices, normals=stage.normals_at(time), rays=rays)
+    lights = [light if light.path is None else replace(light, position=light.at(time)) for light in stage.lights]
+    return Moment(stage=stage, vertices=vertices, normals=stage.normals_at(time), rays=rays, lights=lights, fog=fog)
 
 
 def ray_directions(world_from_camera: Array, intrinsics: Array, pixels: Array) -> Array:
@@ -106,6 +113,8 @@ def shade(moment: Moment, position: Array, directions: Array, hits: Hits, pixel_
     view = -ray / length(ray)[:, None]
     normal = np.einsum("nk,nki->ni", weights, moment.normals[faces])
     normal /= np.maximum(length(normal), 1e-9)[:, None]
+    if stage.two_sided is not None:
+        normal[_from_behind(moment, stage.two_sided, faces, view)] *= -1
     slant = np.maximum(np.abs(np.einsum("ni,ni->n", normal, view)), 0.2)
     uv = np.einsum("nk,nki->ni", weights, stage.uv[faces])
     footprint = depth * np.float32(pixel_angle) / np.sqrt(slant) * stage.uv_density[faces]
@@ -113,7 +122,7 @@ def shade(moment: Moment, position: Array, directions: Array, hits: Hits, pixel_
     up = (normal[:, 2:] + 1) / 2
     diffuse = stage.sky[1] + up * (stage.sky[0] - stage.sky[1])
     colours = np.zeros_like(albedo)
-    for light in stage.lights:
+    for light in moment.lights:
         lit, incoming, direction = _light(moment, light, points, normal)
         diffuse[lit] += incoming
         gloss = stage.gloss[faces[lit]]
@@ -124,7 +133,27 @@ def shade(moment: Moment, position: Array, directions: Array, hits: Hits, pixel_
         lobe = np.maximum(np.einsum("ni,ni->n", half, normal[at]), 0) ** stage.shine[faces[at]]
         colours[at] += incoming[shiny] * (gloss[shiny] * lobe)[:, None]
     radiance[seen] = colours + albedo * diffuse
-    return radiance
+    return through_fog(moment, radiance, seen, depth * length(ray)) if moment.fog else radiance
+
+
+def _from_behind(
+    moment: Moment, two_sided: NDArray[np.bool_], faces: NDArray[np.int32], view: Floats
+) -> NDArray[np.int64]:
+    """Indices of the points on two-sided ``faces`` (n) of which the back is seen; ``view`` (n 3) points to the eye."""
+    open_ones = np.flatnonzero(two_sided[faces])
+    a, b, c = np.moveaxis(moment.vertices[moment.stage.triangles[faces[open_ones]]], 1, 0)
+    return open_ones[np.einsum("ni,ni->n", np.cross(b - a, c - a), view[open_ones]) < 0]
+
+
+def through_fog(moment: Moment, radiance: Floats, seen: NDArray[np.int64], distance: Floats) -> Floats:
+    """Radiance (n 3) through air that takes light and scatters as much of the sky's; rays that hit nothing see only it.
+
+    ``distance`` is that of the rays ``seen``.
+    """
+    passed = np.zeros(len(radiance), np.float32)
+    passed[seen] = np.exp(np.float32(-moment.fog) * distance)
+    scattered = moment.stage.sky.mean(0) * np.float32(FOG_LIGHT)
+    return (radiance * passed[:, None] + scattered * (1 - passed[:, None])).astype(np.float32)
 
 
 def length(vectors: Floats) -> Floats:

@@ -17,25 +17,32 @@ class Atlas:
     """k square tiles of linear RGB with their mip levels, flattened and concatenated."""
 
     texels: Array
-    """k·l 3: l texels per tile over all levels."""
-    size: int
-    """Side of the finest level, a power of two."""
+    """n 3: tile by tile, each from its finest level to a single texel."""
+    sizes: NDArray[np.int32]
+    """k: side of each tile's finest level, a power of two."""
+    starts: NDArray[np.int32]
+    """k: first texel of each tile."""
+
+    def finest(self, tile: int) -> Array:
+        """Finest level (s s 3) of a tile, linear RGB."""
+        side, start = int(self.sizes[tile]), int(self.starts[tile])
+        return self.texels[start : start + side * side].reshape(side, side, 3)
 
     def sample(self, tile: NDArray[np.int32], uv: Array, footprint: Array) -> Array:
         """Linear RGB (n 3) at ``uv`` (n 2; one unit per tile, wrapping); ``footprint``: width of a pixel in tiles."""
-        levels = int(np.log2(self.size))
-        per_tile = (4 ** (levels + 1) - 1) // 3
-        level = np.clip(np.round(np.log2(np.maximum(footprint, 1e-6) * self.size)), 0, levels).astype(np.int32)
-        sides = (self.size >> np.arange(levels + 1)).astype(np.int32)
-        starts = np.concatenate([[0], np.cumsum(sides.astype(np.int64) ** 2)[:-1]]).astype(np.int32)
-        side = sides[level]
+        size = self.sizes[tile]
+        finest = np.log2(size).astype(np.int32)
+        level = np.clip(
+            np.round(np.log2(np.maximum(footprint, 1e-6) * size.astype(np.float32))).astype(np.int32), 0, finest
+        )
+        side = size >> level
         position = uv * side[:, None].astype(np.float32) - np.float32(0.5)
         base = np.floor(position)
         fraction = position - base
         mask = side - 1
         x0, y0 = base[:, 0].astype(np.int32) & mask, base[:, 1].astype(np.int32) & mask
         x1, y1 = (x0 + 1) & mask, (y0 + 1) & mask
-        start = tile * per_tile + starts[level]
+        start = self.starts[tile] + (size * size - side * side) // 3 * 4  # after the finer levels, a geometric series
         row0, row1 = start + y0 * side, start + y1 * side
         fx, fy = fraction[:, :1], fraction[:, 1:]
         top = self.texels[row0 + x0] * (1 - fx) + self.texels[row0 + x1] * fx
@@ -44,7 +51,7 @@ class Atlas:
 
 
 def make_atlas(tiles: list[Array]) -> Atlas:
-    """Build the atlas of tiles (s s 3) that share a power-of-two side."""
+    """Build the atlas of tiles (s s 3), whose sides are powers of two."""
     texels: list[Array] = []
     for tile in tiles:
         level = tile
@@ -53,7 +60,10 @@ def make_atlas(tiles: list[Array]) -> Atlas:
             half = len(level) // 2
             level = level.reshape(half, 2, half, 2, 3).mean((1, 3))
             texels.append(level.reshape(-1, 3))
-    return Atlas(texels=np.concatenate(texels).astype(np.float32), size=len(tiles[0]))
+    sizes = np.array([len(tile) for tile in tiles], np.int32)
+    counts = (4 * sizes.astype(np.int64) ** 2 - 1) // 3
+    starts = (np.cumsum(counts) - counts).astype(np.int32)
+    return Atlas(texels=np.concatenate(texels).astype(np.float32), sizes=sizes, starts=starts)
 
 
 def _noise(rng: Random, size: int, exponent: float = 1.6, lowest: float = 1.0) -> Array:

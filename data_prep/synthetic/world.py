@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.synthetic.cameras import Action, CameraPath, on_rig, propose
+from data_prep.synthetic.cameras import RANGES, Action, CameraPath, draw_aim, on_rig, propose
 from data_prep.synthetic.cast import Cast, RejectedError, cast_bodies, cast_creatures
+from data_prep.synthetic.pictures import photographs
 from data_prep.synthetic.render import Lens, Moment, make_moment, pixel_grid, ray_directions
-from data_prep.synthetic.room import Painter, make_bounds, make_fittings, make_lights, make_shell
+from data_prep.synthetic.room import Painter, make_lights, make_place, make_surroundings
 from data_prep.synthetic.settings import HELD_OUT_SEED, WorldSettings
 from data_prep.synthetic.stage import Piece, Stage, make_stage
 from data_prep.synthetic.textures import make_atlas
@@ -27,6 +28,14 @@ class World:
     cast: Cast
     cameras: list[CameraPath]
     times: Array
+    bounds: Array
+    """2 3: low and high corner of the surroundings."""
+    lid: bool = True
+    """True if there is a ceiling."""
+    photographs: tuple[str, ...] = ()
+    """Names of the files that surfaces show."""
+    models: tuple[str, ...] = ()
+    """Names of the files whose meshes are there."""
 
 
 def compose(seed: int, settings: WorldSettings) -> World:
@@ -40,21 +49,33 @@ def compose(seed: int, settings: WorldSettings) -> World:
 
 
 def _attempt(rng: Random, held_out: bool, settings: WorldSettings) -> World:
-    bounds, lid = make_bounds(rng), bool(rng.random() < 0.75)
+    place = make_place(rng, settings.scenes)
+    bounds = place.inner
     duration = rng.uniform(*settings.duration_s)
     times = np.arange(settings.frames, dtype=np.float64) * (duration / settings.frames)
     centre = np.array([*rng.uniform(-0.12, 0.12, 2) * (bounds[1] - bounds[0])[:2], 0.0])
     cast = (cast_creatures if settings.bodies else cast_bodies)(rng, settings, centre, bounds, held_out, times)
     motion = cast.motion
-    painter = Painter(rng, held_out, 256 if max(settings.width, settings.height) >= 112 else 128)
-    pieces = make_shell(rng, bounds, lid, painter) + make_fittings(rng, bounds, painter)
-    pieces += cast.pieces(rng, painter)
-    lights, sky = make_lights(rng, bounds, lid)
+    shown = None if settings.photographs is None else photographs(settings.photographs)
+    painter = Painter(rng, held_out, 256 if max(settings.width, settings.height) >= 112 else 128, shown)
+    pieces = make_surroundings(rng, place, painter) + cast.pieces(rng, painter)
+    lights, sky = make_lights(rng, bounds, place.lid)
     stage = make_stage(pieces, motion.positions, motion.rotations, make_atlas(painter.tiles), lights, sky)
     followed = motion.positions[:, cast.movers[int(rng.integers(len(cast.movers)))]]
-    action = Action(centre=cast.centre, radius=cast.radius, room=bounds, followed=followed)
+    action = Action(
+        centre=cast.centre, radius=cast.radius, room=place.outer, followed=followed, bodies=motion.positions[0]
+    )
     cameras = choose_cameras(rng, action, stage, pieces, times, settings)
-    return World(stage=stage, cast=cast, cameras=cameras, times=times)
+    return World(
+        stage=stage,
+        cast=cast,
+        cameras=cameras,
+        times=times,
+        bounds=place.outer,
+        lid=place.lid,
+        photographs=tuple(sorted(painter.shown)),
+        models=tuple(sorted({part.skin.name for part in cast.parts if part.skin is not None})),
+    )
 
 
 def is_clear(path: CameraPath, stage: Stage, pieces: list[Piece], bounds: Array, margin: float) -> bool:
@@ -63,6 +84,11 @@ def is_clear(path: CameraPath, stage: Stage, pieces: list[Piece], bounds: Array,
     if (positions < bounds[0] + margin).any() or (positions > bounds[1] - margin).any():
         return False
     for piece in pieces:
+        if piece.path is not None:
+            low, high = piece.path.min(1) - margin, piece.path.max(1) + margin
+            if ((positions > low) & (positions < high)).all(-1).any():
+                return False
+            continue
         if not piece.mesh.parts:
             continue
         local = positions
@@ -95,26 +121,30 @@ def choose_cameras(
     looks = sorted({0, len(times) // 2, len(times) - 1})
     moments = {time: make_moment(stage, time) for time in looks}
     chosen: list[CameraPath] = []
+    aim = draw_aim(rng, settings)
     for _ in range(40 + 15 * settings.cameras):
-        path = propose(rng, action, times, settings)
+        path = propose(rng, action, times, settings, aim)
         if chosen and settings.rig_m is not None:
             path = on_rig(rng, chosen[0], action.centre, settings)
-        if is_clear(path, stage, pieces, action.room, 0.3) and _teaches(
-            probe(path, moments, times, settings), settings
+        margin = min(0.3, RANGES[settings.views].nearest_m)
+        if is_clear(path, stage, pieces, action.room, margin) and _teaches(
+            probe(path, moments, times, settings), path, settings
         ):
             chosen.append(path)
+            aim = draw_aim(rng, settings)  # once for each camera: what is easily found would else be most of them
         if len(chosen) == settings.cameras:
             return chosen
     raise RejectedError("too few cameras see enough")
 
 
-def _teaches(view: Probe, settings: WorldSettings) -> bool:
+def _teaches(view: Probe, path: CameraPath, settings: WorldSettings) -> bool:
+    ranges, least = RANGES[settings.views], 0.0 if path.aim == "anywhere" else settings.moving[0]
     return (
-        view.depth_ratio >= 3.1
-        and view.nearest >= 0.35
-        and settings.moving[0] <= view.moving <= settings.moving[1]
-        and view.bodies <= max(0.65, settings.moving[1])
-        and view.largest <= 0.6
+        view.depth_ratio >= ranges.depth_ratio
+        and view.nearest >= ranges.nearest_m
+        and least <= view.moving <= settings.moving[1]
+        and view.bodies <= max(ranges.bodies, settings.moving[1])
+        and view.largest <= ranges.largest
     )
 
 
@@ -128,7 +158,8 @@ def probe(path: CameraPath, moments: dict[int, Moment], times: Array, settings: 
         pose, stage = path.world_from_camera[time], moment.stage
         hits = Lens(moment, pose[:3, 3]).hits(ray_directions(pose, path.intrinsics, pixels))
         seen = hits.faces >= 0
-        low, high = np.quantile(hits.depth[seen], [0.05, 0.95]) if seen.mean() > 0.6 else (1.0, 0.0)
+        enough = seen.mean() > RANGES[settings.views].seen
+        low, high = np.quantile(hits.depth[seen], [0.05, 0.95]) if enough else (1.0, 0.0)
         ratios.append(float(high / low))
         nearest.append(float(hits.depth[seen].min()) if seen.any() else 0.0)
         neighbour = time + 1 if time + 1 < len(times) else time - 1

@@ -14,13 +14,23 @@ from torch.utils.checkpoint import checkpoint
 from four_d.abilities import Hint, Use
 from four_d.backbones.dynamics import Dynamics, DynamicsConfig, patch_fractions
 from four_d.backbones.hints import HintsConfig
-from four_d.backbones.patches import ConvPatchConfig, PatchConfig, TimmPatches, patch_grid
+from four_d.backbones.patches import (
+    ConvPatchConfig,
+    FeaturePatchConfig,
+    FeaturePatches,
+    PatchConfig,
+    TimmPatches,
+    normalise_images,
+    patch_grid,
+)
+from four_d.constants import keep
 from four_d.correlation import CorrelationConfig, Neighbours, SoftMatches
 from four_d.errors import UserError
 from four_d.layers import AttentionBackend, Block, RankOne, Rotation, full_type, grid_positions, rotation_tables
 from four_d.matching import MatchingConfig
 from four_d.parts import (
     CAMERA_TOKEN,
+    DETAIL,
     DYNAMICS,
     EVERY_FRAME,
     FEATURES,
@@ -32,10 +42,6 @@ from four_d.parts import (
 from four_d.query import QueryConfig, query_times
 from four_d.types import Clip, Tokens
 
-IMAGE_MEAN = (0.485, 0.456, 0.406)
-IMAGE_STD = (0.229, 0.224, 0.225)
-"""ImageNet's standard deviation, RGB."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class AlternatingConfig(BackboneSpec):
@@ -43,7 +49,8 @@ class AlternatingConfig(BackboneSpec):
 
     kind: Literal["alternating"] = "alternating"
     patches: PatchConfig = field(default_factory=ConvPatchConfig)
-    """Embedding of each frame's patches before attention. VGGT-1B's is ``timm``, a pretrained DINOv2."""
+    """Embedding of each frame's patches before attention. VGGT-1B's is ``timm``, a pretrained DINOv2; ``features`` are
+    maps of any encoder of timm's list."""
     matching: MatchingConfig | None = None
     """Add each cell's match in the first frame to the patch tokens. None, as in VGGT: leave that to attention."""
     correlation: CorrelationConfig | None = None
@@ -86,19 +93,43 @@ class AlternatingConfig(BackboneSpec):
     @property
     def shape(self) -> TokenShape:
         """A round's map is its frame block's output beside its global block's."""
-        side = self.patches.image_size
-        return TokenShape(width=2 * self.width, rounds=self.rounds, patch_size=self.patch_size, image_size=side)
+        side, detail = self.patches.image_size, self._detail
+        return TokenShape(
+            width=2 * self.width,
+            rounds=self.rounds,
+            patch_size=self.patch_size,
+            image_size=side,
+            detail=0 if detail is None else detail.encoder.channels[detail.encoder.strides[0]],
+            detail_stride=0 if detail is None else detail.encoder.strides[0],
+        )
+
+    @property
+    def special(self) -> int:
+        """Camera token and registers."""
+        return 1 + self.registers
 
     @property
     def provides(self) -> frozenset[Provision]:
         """Token rows of every frame, with camera tokens, and the provisions of the options that are set."""
-        switched = {QUERY: self.query, DYNAMICS: self.dynamics, self._features: self.correlation}
+        switched = {
+            QUERY: self.query,
+            DYNAMICS: self.dynamics,
+            DETAIL: self._detail,
+            self._features: self.correlation,
+        }
         return frozenset({EVERY_FRAME, CAMERA_TOKEN, *(each for each, config in switched.items() if config)})
 
     @property
     def idle(self) -> frozenset[Provision]:
         """Correlation features, which only matching with the query frame trains."""
         return frozenset() if self.correlation is None or self.query is not None else frozenset({self._features})
+
+    @property
+    def _detail(self) -> FeaturePatchConfig | None:
+        """Patch embedding whose finest map is finer than patches, if it is one."""
+        patches = self.patches
+        finer = isinstance(patches, FeaturePatchConfig) and patches.encoder.strides[0] < self.patch_size
+        return patches if isinstance(patches, FeaturePatchConfig) and finer else None
 
     @property
     def _features(self) -> Provision:
@@ -132,13 +163,6 @@ class AlternatingConfig(BackboneSpec):
         return AlternatingBackbone(self)
 
 
-def normalise_images(images: Float[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
-    """Normalise RGB in [0, 1] by ImageNet's mean and standard deviation."""
-    mean = torch.tensor(IMAGE_MEAN, device=images.device, dtype=images.dtype)[:, None, None]
-    std = torch.tensor(IMAGE_STD, device=images.device, dtype=images.dtype)[:, None, None]
-    return (images - mean) / std
-
-
 class AlternatingBackbone(nn.Module):
     """``(Clip) -> Tokens``: per frame a camera token, registers and patches; frame and global attention in turn.
 
@@ -167,7 +191,8 @@ class AlternatingBackbone(nn.Module):
             for _ in range(2 * config.rounds)
         ]
         matching = None if config.matching is None else config.matching.build(size, width)
-        features = None if search is None else search.build(size)
+        encoded = patches.channels if isinstance(patches, FeaturePatches) else None
+        features = None if search is None else search.build(size, encoded)
         neighbours = None if search is None else Neighbours(search, width)
         self.patches, self.matching = patches, matching
         self.dynamics = None if config.dynamics is None else config.dynamics.build(width, config.rounds)
@@ -187,17 +212,19 @@ class AlternatingBackbone(nn.Module):
         """
         rounds = (self.config.rounds - 1,) if rounds is None else rounds
         grid = patch_grid(clip.images, self.config.patch_size)
-        features = None if self.features is None else self.features(clip.images)
-        x, matches = self._embed(clip, features)
+        maps = self.patches.maps(clip.images.flatten(0, 1)) if isinstance(self.patches, FeaturePatches) else None
+        features = None if self.features is None else self.features(clip.images, maps)
+        x, matches = self._embed(clip, maps, features)
         special = 1 + self.register_token.shape[2]
-        maps, dynamic_logits = self._alternate(x, grid, special, clip, rounds)
+        tokens, dynamic_logits = self._alternate(x, grid, special, clip, rounds)
         return Tokens(
-            patches=tuple(each[:, :, special:] for each in maps),
-            special=tuple(each[:, :, :special] for each in maps),
+            patches=tuple(each[:, :, special:] for each in tokens),
+            special=tuple(each[:, :, :special] for each in tokens),
             grid=grid,
-            frames=torch.arange(x.shape[1], device=x.device),
+            frames=keep(torch.arange(x.shape[1], device=x.device), torch.arange(x.shape[1])),
             rounds=rounds,
             dynamic_logits=dynamic_logits,
+            detail=None if maps is None else maps[min(maps)].unflatten(0, x.shape[:2]),
             features=features,
             match_logits=None if matches is None else matches.logits[:, None],
         )
@@ -208,16 +235,22 @@ class AlternatingBackbone(nn.Module):
             self.dynamics.at_step(step)
 
     def _embed(
-        self, clip: Clip, features: Float[Tensor, "b f d y x"] | None
+        self,
+        clip: Clip,
+        maps: dict[int, Float[Tensor, "_n _c _y _x"]] | None,
+        features: Float[Tensor, "b f d y x"] | None,
     ) -> tuple[Float[Tensor, "b f n c"], SoftMatches | None]:
         """Camera token, registers and patches of every frame, and the matches in the query frame. The first frame's
         camera token and registers differ from the others'.
         """
         b, f = clip.images.shape[:2]
-        normalised = normalise_images(clip.images)
-        patches = self.patches(normalised.flatten(0, 1)).unflatten(0, (b, f))
+        if isinstance(self.patches, FeaturePatches) and maps is not None:
+            patches = self.patches.embed(maps, patch_grid(clip.images, self.config.patch_size))
+        else:
+            patches = self.patches(clip.images.flatten(0, 1))
+        patches = patches.unflatten(0, (b, f))
         if self.matching is not None:
-            patches = patches + self.matching(normalised)
+            patches = patches + self.matching(normalise_images(clip.images))
         if self.neighbours is not None and features is not None:
             patches = patches + self.neighbours(features, clip.times, clip.camera_ids).to(patches.dtype)
         # slot 0 is the first frame's, whose coordinates the outputs are in; slot 1 serves all others

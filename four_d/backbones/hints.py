@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from four_d.abilities import Hint, Use
+from four_d.constants import keep, on_host, traced
 from four_d.errors import UserError
 from four_d.layers import full_precision
 from four_d.types import Cameras, Clip
@@ -161,9 +162,7 @@ class Hints(nn.Module):
         return special, patches
 
     def _require(self, name: str, known: Bool[Tensor, "b f"]) -> None:
-        if torch.compiler.is_compiling() or torch.compiler.is_exporting():
-            return
-        if self.uses[name] == "required" and not bool(known.all()):
+        if self.uses[name] == "required" and not traced() and not bool(on_host(known).all()):
             raise UserError(
                 f"this model requires {name}, and a frame has none; give them, or use a model without that need"
             )
@@ -174,7 +173,7 @@ def _none_known(clip: Clip) -> Bool[Tensor, "b f"]:
 
 
 def _all_known(clip: Clip) -> Bool[Tensor, "b f"]:
-    return torch.ones_like(clip.times, dtype=torch.bool)
+    return keep(torch.ones_like(clip.times, dtype=torch.bool), torch.ones(clip.times.shape, dtype=torch.bool))
 
 
 def read_intrinsics(clip: Clip) -> tuple[Tensor, Tensor]:

@@ -13,16 +13,18 @@ from typing import Literal, cast
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from four_d.abilities import Hint, Use
-from four_d.backbones.patches import patch_grid
+from four_d.backbones.patches import FeaturePatchConfig, FeaturePatches, patch_grid
+from four_d.constants import also_kept, move, on_host, traced
 from four_d.correlation import Across, CorrelationConfig, Features, pick
 from four_d.errors import UserError
 from four_d.geometry import pixel_rays, rebase
 from four_d.layers import AttentionBackend, Block, Linear, full_precision, full_type
 from four_d.parts import MATCHES, BackboneSpec, Provision, TokenShape
-from four_d.query import distinct_times, frames_at, non_references, reference_frames
+from four_d.query import check_query_times, distinct_times, non_references, reference_frames
 from four_d.types import Cameras, Clip, Matches, Tokens, same_time
 
 CHANNELS = 10
@@ -57,6 +59,8 @@ class SpacetimeConfig(BackboneSpec):
     in bf16 for short sequences on a CPU; ``xformers``: CUDA only."""
     correlation: CorrelationConfig | None = None
     """Add the matches of a cube's first frame at every time to its token (ours): for small models."""
+    patches: FeaturePatchConfig | None = None
+    """Maps of an encoder of single images whose projections, of a cube's frames, are added to its token (ours)."""
     times: int | None = None
     """Number of distinct times of a clip; needed with ``correlation``. Equal to the gaussian head's ``frames``."""
     checkpointing: bool = False
@@ -132,9 +136,14 @@ class SpacetimeBackbone(nn.Module):
         self.features: Features | None = None
         self.across: Across | None = None
         if config.correlation is not None and config.times is not None:
-            self.features = config.correlation.build(config.patch_size)
+            encoded = None if config.patches is None else config.patches.encoder.channels
+            self.features = config.correlation.build(config.patch_size, encoded)
             self.across = Across(config.correlation, config.width, config.times)
         self.embed = Linear(CHANNELS * config.stride * config.patch_size**2, config.width)
+        self.patches: FeaturePatches | None = None
+        if config.patches is not None:
+            self.patches = config.patches.build(config.patch_size, config.width)
+            self.join = Linear(config.stride * config.width, config.width)
         self.blocks = nn.ModuleList(blocks)
 
     def at_step(self, step: int) -> None:
@@ -151,18 +160,24 @@ class SpacetimeBackbone(nn.Module):
         cubes, references = split_cubes(clip, self.config.stride)
         with full_precision(clip.images.device):
             pixels = describe(clip, known_cameras(clip))
-        x, logits, matches = self._cubes(pixels, cubes), None, None
+        x = torch.cat([self._cubes(pixels, cubes), self._cubes(pixels, references[..., None])], dim=1)
+        maps = None if self.patches is None else self.patches.maps(clip.images.flatten(0, 1))
+        if self.patches is not None and maps is not None:
+            tokens = self.patches.embed(maps, grid).unflatten(0, clip.images.shape[:2])
+            x = x + torch.cat([self._joined(tokens, cubes), self._joined(tokens, references[..., None])], dim=1)
+        logits, matches = None, None
         if self.features is not None and self.across is not None:
-            added, logits, matches = add_matches(clip, cubes[..., 0], self.features, self.across)
-            x = x + added.flatten(1, 2).to(x.dtype)
-        x = torch.cat([x, self._cubes(pixels, references[..., None])], dim=1)
+            found = self.features(clip.images, maps)
+            added, logits, matches = add_matches(clip, cubes[..., 0], found, self.across)
+            added = functional.pad(added.flatten(1, 2), (0, 0, 0, references.shape[1] * grid[0] * grid[1]))
+            x = x + added.to(x.dtype)
         rows = cubes.shape[1]
-        maps = [each[:, : rows * grid[0] * grid[1]].unflatten(1, (rows, -1)) for each in self._attend(x, rounds)]
+        rows_of = [each[:, : rows * grid[0] * grid[1]].unflatten(1, (rows, -1)) for each in self._attend(x, rounds)]
         return Tokens(
-            patches=tuple(maps),
-            special=tuple(each[:, :, :0] for each in maps),
+            patches=tuple(rows_of),
+            special=tuple(each[:, :, :0] for each in rows_of),
             grid=grid,
-            frames=cubes[..., 0],
+            frames=also_kept(cubes, lambda frames: frames[..., 0]),
             rounds=rounds,
             match_logits=logits,
             matches=matches,
@@ -175,6 +190,11 @@ class SpacetimeBackbone(nn.Module):
         chosen = pixels[rows, frames.expand(-1, -1, self.config.stride)]
         cut = chosen.unflatten(-1, (-1, size)).unflatten(-3, (-1, size))  # b r s k rows size columns size
         return self.embed(cut.permute(0, 1, 4, 6, 2, 3, 5, 7).flatten(4).flatten(1, 3))
+
+    def _joined(self, tokens: Float[Tensor, "b f p c"], frames: Int[Tensor, "b r _s"]) -> Float[Tensor, "b n c"]:
+        """Join the tokens of each row's frames, per patch; a single frame stands for the whole row."""
+        chosen = pick(tokens, frames.expand(-1, -1, self.config.stride))  # b r s p c
+        return self.join(chosen.transpose(2, 3).flatten(3)).flatten(1, 2)
 
     def _attend(self, x: Float[Tensor, "b n c"], rounds: tuple[int, ...]) -> list[Float[Tensor, "b n c"]]:
         """Outputs of the blocks in ``rounds``."""
@@ -190,16 +210,17 @@ class SpacetimeBackbone(nn.Module):
 
 
 def add_matches(
-    clip: Clip, keys: Int[Tensor, "b k"], features: Features, across: Across
+    clip: Clip, keys: Int[Tensor, "b k"], features: Float[Tensor, "b f d r c"], across: Across
 ) -> tuple[Float[Tensor, "b k p e"], Float[Tensor, "b q k y x n"] | None, Matches]:
     """Additions to key frames' tokens from their matches at each time; logits at the clip's query times; the matches.
 
+    ``features`` are those of `correlation.Features`.
     At each time the frame of the key frame's own camera is searched, if there is one. UserError where the clip has
     other than ``across.times`` times, or a query time is no frame's.
     """
     times = distinct_times(clip, across.times)
     searched = torch.stack([frames_for(clip, keys, time) for time in times.unbind(1)], dim=1)
-    added, found_matches = across(features(clip.images), keys, searched)
+    added, found_matches = across(features, keys, searched)
     # A frame's matches in itself are trivial; nothing trains the search there.
     itself = (searched == keys[:, None])[..., None, None, None]
     steps = torch.where(
@@ -208,8 +229,7 @@ def add_matches(
     matches = Matches(steps=steps, frames=searched)
     if clip.query_times is None:
         return added, None, matches
-    for query in clip.query_times.unbind(1):
-        frames_at(clip, query)  # refuses times of no frame
+    check_query_times(clip)
     time_index = (clip.query_times[..., None] - times[:, None]).abs().argmin(-1)
     return added, pick(found_matches.logits, time_index), matches
 
@@ -225,8 +245,8 @@ def known_cameras(clip: Clip) -> Cameras:
     cameras = clip.cameras
     if cameras is None:
         raise UserError(_without_cameras("the clip has none"))
-    if not (torch.compiler.is_compiling() or torch.compiler.is_exporting()):
-        known = [each for each in (cameras.known, cameras.intrinsics_known) if each is not None]
+    if not traced():
+        known = [on_host(each) for each in (cameras.known, cameras.intrinsics_known) if each is not None]
         if not all(bool(each.all()) for each in known):
             raise UserError(_without_cameras("some are unknown"))
     return rebase(cameras)
@@ -244,29 +264,38 @@ def split_cubes(clip: Clip, stride: int) -> tuple[Int[Tensor, "b r s"], Int[Tens
 
     UserError where a camera's frames are no multiple of ``stride``, or clips of a batch differ in their references.
     """
-    order = clip.times.argsort(dim=1, stable=True)
-    order = order.gather(1, clip.camera_ids.gather(1, order).argsort(dim=1, stable=True))
+    times, camera_ids, is_reference = clip.times, clip.camera_ids, clip.references
+    if not traced():  # the host must know how many there are
+        times, camera_ids = on_host(times), on_host(camera_ids)
+        is_reference = None if is_reference is None else on_host(is_reference)
+    order = times.argsort(dim=1, stable=True)
+    order = order.gather(1, camera_ids.gather(1, order).argsort(dim=1, stable=True))
     references = order[:, :0]
-    if clip.references is not None:
-        count = equal_count(clip.references, "reference frames")
-        order = order.gather(1, clip.references.gather(1, order).long().argsort(dim=1, stable=True))
+    if is_reference is not None:
+        count = equal_count(is_reference, "reference frames")
+        order = order.gather(1, is_reference.gather(1, order).long().argsort(dim=1, stable=True))
         order, references = order.split([order.shape[1] - count, count], dim=1)
     if order.shape[1] % stride or not order.shape[1]:
         raise UserError(_no_fit(order.shape[1], stride, "the clip has"))
     cubes = order.unflatten(1, (-1, stride))
-    ids = clip.camera_ids.gather(1, order).view_as(cubes)
+    if not traced():
+        _check_cameras(camera_ids.gather(1, order).view_as(cubes), stride)
+    return move(cubes, clip.times.device), move(references, clip.times.device)
+
+
+def _check_cameras(ids: Int[Tensor, "b r s"], stride: int) -> None:
+    """Raise UserError unless the frames of each cube are of one camera, by their ids."""
     of_several_cameras = (ids != ids[..., :1]).any(-1)
-    if not (torch.compiler.is_compiling() or torch.compiler.is_exporting()) and bool(of_several_cameras.any()):
+    if bool(of_several_cameras.any()):
         clip_index, cube = of_several_cameras.nonzero()[0].tolist()
         camera = int(ids[clip_index, cube, 0])
         raise UserError(_no_fit(int((ids[clip_index] == camera).sum()), stride, f"camera {camera} has"))
-    return cubes, references
 
 
 def equal_count(mask: Tensor, noun: str) -> int:
     """Number of True entries in each row of b n. UserError if rows differ."""
     counts = mask.sum(1)
-    if not (torch.compiler.is_compiling() or torch.compiler.is_exporting()) and bool((counts != counts[0]).any()):
+    if not traced() and bool((counts != counts[0]).any()):
         raise UserError(
             f"the clips of a batch have {int(counts.min())} to {int(counts.max())} {noun}; give each clip as many"
         )

@@ -1,5 +1,5 @@
 """Command line `four-d VERB …`: each verb is one importable function of a dataclass."""
 
-from four_d.cli.program import main, parse
+from four_d.cli.program import main, parse, run
 
-__all__ = ["main", "parse"]
+__all__ = ["main", "parse", "run"]

@@ -2,8 +2,8 @@
 
 import sys
 
-from four_d.cli import main
+from four_d.cli import run
 
 if __name__ == "__main__":
     sys.argv[0] = "four-d"  # so that records of runs name the command
-    sys.exit(main())
+    run()

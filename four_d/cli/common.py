@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,12 +64,11 @@ def add_verb(
 
 
 def placed(model: LoadedModel, device: str | torch.device, precision: Precision) -> LoadedModel:
-    """Move a model to a device and precision; report both on stderr unless they are the CPU and fp32."""
-    from four_d.devices import describe
+    """Move a model to a device and precision, and report both on stderr."""
+    from four_d.devices import announce
 
     moved = model.to(device, precision)
-    if (moved.device.type, precision) != ("cpu", "fp32"):
-        print(f"computing on {describe(moved.device, precision)}", file=sys.stderr)
+    announce(moved.device, precision)
     return moved
 
 

@@ -1,4 +1,4 @@
-"""Verbs for shards: data make, check, stats, show."""
+"""Verbs for shards: data make, import, export, index, check, stats, show."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from four_d.cli.values import count, counts, first_index, names, shares, toleran
 from four_d.errors import UserError
 
 if TYPE_CHECKING:
+    from data_prep.exporters.export import Layout
     from four_d.cli.world import Make
     from four_d.data.manifest import Manifest
     from four_d.datasets.facts import DataSet
@@ -31,6 +32,17 @@ WORLD = {
     "duration_s": Form(parse=shares, metavar="A:B", name="seconds"),
     "paths": Form(parse=names, metavar="KIND,…", several=False, separator=","),
     "starts": Form(parse=names, metavar="KIND,…", several=False, separator=","),
+    "scenes": Form(parse=names, metavar="KIND,…", several=False, separator=","),
+    "effects": Form(parse=names, metavar="KIND,…", several=False, separator=","),
+    "soft": Form(parse=counts, metavar="A:B"),
+    "cloths": Form(parse=counts, metavar="A:B"),
+    "photographs": Form(metavar="FOLDER"),
+    "meshes": Form(metavar="FOLDER"),
+    "blender": Form(metavar="PYTHON"),
+    "samples": Form(metavar="N"),
+    "hdri": Form(metavar="FILE"),
+    "assets_licence": Form(metavar="TEXT"),
+    "rolling_shutter_s": Form(metavar="SECONDS", name="rolling-shutter"),
     "rig_m": Form(metavar="METRES", name="rig"),
 }
 """Command-line forms of the fields of `WorldSettings`."""
@@ -40,8 +52,8 @@ WORLD = {
 class Check:
     """Flags of data check."""
 
-    folder: Annotated[Path, Form(positional=True)]
-    """Folder of shards."""
+    folder: Annotated[str, Form(positional=True)]
+    """Folder of shards, or the address of one (http, https, s3)."""
     clips: Annotated[int | None, Form(parse=count)] = None
     """Number of clips to read, evenly spaced (default: all)."""
     depth_tolerance: Annotated[float | None, Form(parse=tolerance, metavar="SHARE")] = None
@@ -53,8 +65,8 @@ class Check:
 class Stats:
     """Flags of data stats."""
 
-    folder: Annotated[Path, Form(positional=True)]
-    """Folder of shards."""
+    folder: Annotated[str, Form(positional=True)]
+    """Folder of shards, or the address of one (http, https, s3)."""
     clips: Annotated[int | None, Form(parse=count)] = None
     """Number of clips to read, evenly spaced (default: all)."""
     json: Annotated[Path | None, Form(metavar="FILE")] = None
@@ -65,12 +77,22 @@ class Stats:
 class Show:
     """Flags of data show."""
 
-    folder: Annotated[Path, Form(positional=True)]
-    """Folder of shards."""
+    folder: Annotated[str, Form(positional=True)]
+    """Folder of shards, or the address of one (http, https, s3)."""
     clip: Annotated[str, Form(metavar="INDEX|KEY")] = "0"
     """Clip to draw: its place in the manifest, from 0, or its key."""
     out: Annotated[Path, Form(metavar="DIR")] = Path()
     """Folder to write the pictures to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Index:
+    """Flags of data index."""
+
+    folder: Annotated[Path, Form(positional=True)]
+    """Folder of tars with the members that docs/data.md lists."""
+    name: str | None = None
+    """Name of the data set in the manifest (default: the folder's)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,9 +209,21 @@ class ImportFit:
     """Number of clips of a shard."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Flags of data export LAYOUT."""
+
+    shards: Annotated[Path, Form(positional=True)]
+    """Folder of shards."""
+    out: Annotated[Path, Form(positional=True, metavar="OUT")]
+    """Folder to write, one folder in it for each clip; run again, those that are there stay."""
+    tracks: Annotated[int, Form(parse=count, metavar="N")] = 4096
+    """Tracks of a clip with a surface, of pixels evenly chosen over its frames (kubric only)."""
+
+
 def add_verbs(verbs: Verbs[Verb]) -> None:
-    """Add data make, import, check, stats and show."""
-    data = verbs.add_parser("data", help="make, import, check, count and show shards")
+    """Add data make, import, export, index, check, stats and show."""
+    data = verbs.add_parser("data", help="make, import, export, index, check, count and show shards")
     data = data.add_subparsers(required=True, metavar="VERB")
     text = "Make shards of synthetic multi-view video; whole ones are not made again."
     add_verb(data, "make", _data_make, text, _make, WORLD)
@@ -204,6 +238,11 @@ def add_verbs(verbs: Verbs[Verb]) -> None:
     text = "Turn fitted scenes (four-d fit) into shards with cameras, depth, masks and tracks, one clip a fit."
     add_verb(forms, "fit", _import_fit, text, lambda: ImportFit)
     imports.fill = lambda: _add_sets(forms)
+    exports = data.add_parser("export", help="write shards in layouts that other projects' trainers read")
+    layouts = exports.add_subparsers(required=True, metavar="LAYOUT")
+    exports.fill = lambda: _add_layouts(layouts)
+    text = "Write sidecars and manifest of tars that other software wrote in the layout; what has a sidecar keeps it."
+    add_verb(data, "index", _data_index, text, lambda: Index)
     text = "Verify shards against the layout and their geometry; exit 1 if wrong."
     add_verb(data, "check", _data_check, text, lambda: Check)
     add_verb(data, "stats", _data_stats, "Count what is in the shards.", lambda: Stats)
@@ -217,6 +256,26 @@ def _add_sets(forms: Verbs[Verb]) -> None:
     for dataset in DATASETS.values():
         text = f"Turn {dataset.title} into shards. Expected under SRC: {dataset.layout}."
         add_verb(forms, dataset.name, partial(_import_dataset, dataset), text, lambda: ImportDataSet)
+
+
+def _add_layouts(layouts: Verbs[Verb]) -> None:
+    """Add a verb for each layout that is written: on first use, as `_add_sets`."""
+    from data_prep.exporters.export import LAYOUTS
+
+    for layout in LAYOUTS.values():
+        text = f"Write clips as {layout.title}: {layout.lacks}."
+        add_verb(layouts, layout.name, partial(_export, layout), text, lambda: Export)
+
+
+def _export(layout: Layout, arguments: Export) -> int:
+    from data_prep.exporters.export import export
+    from data_prep.exporters.views import Settings
+
+    done = export(layout, arguments.shards, arguments.out, Settings(tracks=arguments.tracks))
+    kept = f", {done.kept} were there" if done.kept else ""
+    left = f", {len(done.left_out)} left out" if done.left_out else ""
+    print(f"{arguments.out}: {done.written} clips written{kept}{left}")
+    return 0
 
 
 def _import_dataset(dataset: DataSet, arguments: ImportDataSet) -> int:
@@ -249,6 +308,13 @@ def _import_dataset(dataset: DataSet, arguments: ImportDataSet) -> int:
 def _print_made(out: Path, manifest: Manifest) -> None:
     """Say on stdout what a folder of shards holds."""
     print(f"{out}: {manifest.clips} clips, {manifest.frames} frames, {manifest.bytes / 1e6:.0f} MB")
+
+
+def _data_index(arguments: Index) -> int:
+    from four_d.data.indexing import index
+
+    _print_made(arguments.folder, index(arguments.folder, arguments.name))
+    return 0
 
 
 def _make() -> type[Make]:

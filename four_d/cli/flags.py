@@ -17,6 +17,7 @@ from typing import Annotated, Literal, TypeVar, cast
 
 from four_d.cli.values import path
 from four_d.docstrings import field_docs
+from four_d.schema import hints_of
 
 T = TypeVar("T")
 
@@ -70,7 +71,7 @@ def from_flags(arguments: argparse.Namespace, kind: type[T], forms: Forms | None
 
 def _fields(kind: type, forms: Forms) -> list[tuple[dataclasses.Field[object], object, Form]]:
     """Field, type without ``Annotated``, and form of each field."""
-    hints = typing.get_type_hints(kind, include_extras=True)
+    hints = hints_of(kind)
     found: list[tuple[dataclasses.Field[object], object, Form]] = []
     for field in dataclasses.fields(kind):
         hint = hints[field.name]

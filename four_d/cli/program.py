@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import errno
+import logging
 import os
 import re
 import signal
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from four_d import __version__
 from four_d.cli import data, fit, infer, runs, tools, weights
@@ -55,6 +57,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("four-d: interrupted", file=sys.stderr)
         return 130
+
+
+def run() -> NoReturn:
+    """Run the command line and end this process with its exit code."""
+    code = main()
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        # what torch leaves of its process groups may abort at the interpreter's end, after all is done and written
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

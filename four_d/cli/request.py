@@ -22,7 +22,7 @@ class Infer:
     out: Annotated[Path, Form(metavar="DIR")]
     """Folder to write."""
     device: str = "auto"
-    """Device, cpu or cuda; auto: cuda if there is a GPU."""
+    """Device, as cpu, cuda, cuda:1 or mps; auto: cuda if there is a GPU, else Apple's (mps), else the CPU."""
     precision: Precision = "fp32"
     """Precision of the model's arithmetic: on a GPU bf16 is the fastest, then tf32."""
     novel_views: bool = True

@@ -1,4 +1,4 @@
-"""Verbs that train, score and export models: train, finetune, eval, export."""
+"""Verbs that train, score and export models: train, finetune, submit, eval, export, push."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from four_d.cli.common import Verb, Verbs, add_verb, check_figures, placed, split
 from four_d.cli.flags import Form
+from four_d.cli.values import names
 from four_d.errors import UserError
 
 if TYPE_CHECKING:
+    from four_d.cli.job import Submit
     from four_d.schema import Plain
     from four_d.training import TrainResult
 
@@ -22,6 +24,8 @@ class Train:
 
     values: Annotated[tuple[str, ...], Form(positional=True, metavar="CONFIG|key=value")]
     """Config files, merged left to right, and settings."""
+    device: Literal["auto", "cpu", "cuda", "mps"] | None = None
+    """Device (default: loop.accelerator, auto: cuda if there is a GPU, else Apple's (mps), else the CPU)."""
     resume: Literal["auto", "never", "always"] = "auto"
     """auto: resume if there is a checkpoint; never: start in an empty folder; always: require a checkpoint."""
 
@@ -31,9 +35,11 @@ class Eval:
     """Flags of eval."""
 
     checkpoint: Annotated[Path, Form(positional=True)]
-    """Exported folder, its program (model.pt2) or run folder."""
+    """Exported folder, its program (model.pt2), run folder, or org/name of the Hugging Face hub."""
     values: Annotated[tuple[str, ...], Form(positional=True, metavar="key=value")]
     """data=DIR with train_data=DIR, frames=8, clips=64; or protocol=sintel root=DIR with sequences=a,b tasks=pose."""
+    device: str = "auto"
+    """Device, as cpu, cuda, cuda:1 or mps; auto: cuda if there is a GPU, else Apple's (mps), else the CPU."""
     json: Annotated[Path | None, Form(metavar="FILE")] = None
     """Write all scores to this file."""
 
@@ -50,37 +56,77 @@ class Export:
     """Data type of the weights on disk."""
     scores: Annotated[Path | None, Form(metavar="FILE")] = None
     """Scores from four-d eval --json, for the model card."""
-    program: bool = True
-    """Write the torch.export program."""
+    formats: Annotated[
+        tuple[str, ...], Form(parse=names, metavar="NAME,…", several=False, separator=",", name="format")
+    ] = ("safetensors", "pt2")
+    """Formats, of safetensors (always written), pt2 (torch.export), onnx and aoti (compiled here)."""
     overwrite: bool = False
     """Replace whatever four_d wrote there; other files are never removed."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Push:
+    """Flags of push."""
+
+    source: Annotated[Path, Form(positional=True, metavar="MODEL")]
+    """Exported folder, run folder or checkpoint."""
+    name: Annotated[str, Form(positional=True, metavar="ORG/NAME")]
+    """Name of the model on the hub; it is made if there is none."""
+    private: bool = False
+    """Show a model that is made to its owner only."""
+    licence: str | None = None
+    """Licence of the weights by the hub's name for it, as cc-by-4.0 (default: that of all training data, or other)."""
+
+
 def add_verbs(verbs: Verbs[Verb]) -> None:
-    """Add train, finetune, eval and export."""
+    """Add train, finetune, submit, eval, export and push."""
     text = "Train what the configs say; continue if the run folder has a checkpoint."
     add_verb(verbs, "train", _train, text, lambda: Train)
     text = "Train from weights=PATH; score them on held-out clips before and after."
     add_verb(verbs, "finetune", _finetune, text, lambda: Train)
+    text = "Train as a job of a cluster, which goes on by itself after each time limit."
+    options = Form(parse=lambda given: tuple(given.split(",")), several=False, metavar="NAME=VALUE,…", name="options")
+    add_verb(verbs, "submit", _submit, text, _submit_flags, {"options": options})
     text = "Score a checkpoint on held-out shards or under a published protocol."
     add_verb(verbs, "eval", _eval, text, lambda: Eval)
-    add_verb(verbs, "export", _export, "Write weights, config, model card and a torch.export program.", lambda: Export)
+    add_verb(verbs, "export", _export, "Write weights, config, model card and programs of a model.", lambda: Export)
+    add_verb(verbs, "push", _push, "Put a model with its card on the Hugging Face hub.", lambda: Push)
 
 
 def _train(arguments: Train) -> int:
     from four_d.config import load
     from four_d.training import train
 
+    return _trained(train(load(*given(arguments)), resume=arguments.resume))
+
+
+def _submit_flags() -> type[Submit]:
+    from four_d.cli.job import Submit
+
+    return Submit
+
+
+def _submit(arguments: Submit) -> int:
+    from four_d.config import load
+    from four_d.training.slurm import submit
+
     files, overrides = split(arguments.values)
-    return _trained(train(load(files, overrides), resume=arguments.resume))
+    text, path = submit(arguments.job, load(files, overrides), arguments.values, dry_run=arguments.dry_run)
+    print(text if arguments.dry_run else path, end="" if arguments.dry_run else "\n")
+    return 0
 
 
 def _finetune(arguments: Train) -> int:
     from four_d.config import load
     from four_d.training import finetune
 
+    return _trained(finetune(load(*given(arguments)), resume=arguments.resume))
+
+
+def given(arguments: Train) -> tuple[list[str], list[str]]:
+    """Config files and overrides."""
     files, overrides = split(arguments.values)
-    return _trained(finetune(load(files, overrides), resume=arguments.resume))
+    return files, overrides if arguments.device is None else [*overrides, f"loop.accelerator={arguments.device}"]
 
 
 def _trained(result: TrainResult) -> int:
@@ -95,12 +141,12 @@ def _trained(result: TrainResult) -> int:
 def _eval(arguments: Eval) -> int:
     from four_d import evaluation
     from four_d.config import load_plain
-    from four_d.data.manifest import load_manifest
+    from four_d.data.remote import read_manifest
     from four_d.devices import usable
     from four_d.inference import load
     from four_d.schema import build
 
-    values = load_plain([], arguments.values, evaluation.EvaluationConfig)
+    values = load_plain([], [f"device={arguments.device}", *arguments.values], evaluation.EvaluationConfig)
     if "protocol" in values:
         return _eval_published(arguments, values)
     settings = build(evaluation.EvaluationConfig, values, "eval")
@@ -109,7 +155,7 @@ def _eval(arguments: Eval) -> int:
     check_figures(arguments.json, "digest", read)
     for data in (settings.data, settings.train_data):
         if data is not None:
-            load_manifest(Path(data))
+            read_manifest(data)
     device = usable(settings.device)  # all this before the model is loaded
     model = placed(load(arguments.checkpoint), device, settings.precision)
     if "size" not in values:
@@ -148,8 +194,15 @@ def _export(arguments: Export) -> int:
 
     keep_apart(arguments.out, [arguments.scores])
     scores = None if arguments.scores is None else read_scores(arguments.scores)
-    dtype, program, overwrite = arguments.dtype, arguments.program, arguments.overwrite
-    out = export(arguments.run, arguments.out, scores=scores, dtype=dtype, program=program, overwrite=overwrite)
+    dtype, formats, overwrite = arguments.dtype, arguments.formats, arguments.overwrite
+    out = export(arguments.run, arguments.out, scores=scores, dtype=dtype, formats=formats, overwrite=overwrite)
     weights = out / WEIGHTS
     print(out, f"{weights.name}: {weights.stat().st_size} bytes, sha256 {sha256_of(weights)}", sep="\n")
+    return 0
+
+
+def _push(arguments: Push) -> int:
+    from four_d.exporting import push
+
+    print(push(arguments.source, arguments.name, private=arguments.private, licence=arguments.licence))
     return 0

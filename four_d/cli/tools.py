@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from four_d.cli.common import Nothing, Verb, Verbs, add_verb, split
+from four_d.cli.common import Verb, Verbs, add_verb, split
 from four_d.cli.flags import Form
 from four_d.errors import UserError
 
@@ -50,6 +50,22 @@ class Explain:
     """Dotted name, as losses.motion (default: the top level); with configs, their values are shown too."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Doctor:
+    """Flags of doctor."""
+
+    values: Annotated[tuple[str, ...], Form(positional=True, metavar="CONFIG|key=value")] = ()
+    """Config files and settings of a run to plan; without any, this machine is described."""
+    memory: Annotated[str | None, Form(metavar="SIZE")] = None
+    """Memory of a device to plan for, as 80GB or 80GiB (default: what this machine's device has)."""
+    devices: Annotated[int | None, Form(metavar="N")] = None
+    """Number of processes to plan for, each with a device (default: 1, or as torchrun started)."""
+    strategy: Literal["ddp", "fsdp2"] | None = None
+    """Way in which they share the run (default: loop.strategy)."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Kind of device; auto: cuda where --memory or --devices is given, else what the run would take here."""
+
+
 def add_verbs(verbs: Verbs[Verb]) -> None:
     """Add view, config show, config diff, config explain and doctor."""
     add_verb(
@@ -62,8 +78,10 @@ def add_verbs(verbs: Verbs[Verb]) -> None:
     add_verb(
         config, "explain", _config_explain, "Print what settings mean: type, default, value and use.", lambda: Explain
     )
-    text = "Print what this machine has of what four_d can use, and how to get the rest."
-    add_verb(verbs, "doctor", _doctor, text, lambda: Nothing)
+    text = (
+        "Print what this machine has of what four_d can use; with a config, what its run needs: memory, loader, disk."
+    )
+    add_verb(verbs, "doctor", _doctor, text, lambda: Doctor)
 
 
 def _view(arguments: View) -> int:
@@ -120,10 +138,27 @@ def _config_explain(arguments: Explain) -> int:
     return 0
 
 
-def _doctor(_: Nothing) -> int:
+def _doctor(arguments: Doctor) -> int:
+    if arguments.values:
+        return _preflight(arguments)
+    if arguments != Doctor():
+        raise UserError("--memory, --devices, --strategy and --device plan a run; name its config first")
     from four_d.doctor import doctor
 
     rows = doctor()
     width = max(len(name) for name, _ in rows)
     print(*(f"{name:<{width}}  {finding}" for name, finding in rows), sep="\n")
+    return 0
+
+
+def _preflight(arguments: Doctor) -> int:
+    from four_d.config import load
+    from four_d.preflight import Question, preflight
+    from four_d.training.parallel import discover
+
+    told = {name: getattr(arguments, name) for name in ("memory", "devices", "strategy", "device")}
+    rows = preflight(load(*split(arguments.values)), Question(**told))
+    for name, finding in rows:  # each when it is there: some take seconds
+        if discover().rank == 0:
+            print(f"{name:<34}  {finding}", flush=True)
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,10 +13,12 @@ import numpy as np
 
 from four_d.data import tars
 from four_d.data.consistency import findings
-from four_d.data.contract import KEY, modalities, problems
+from four_d.data.contract import KEY, modalities, order_problems, problems
 from four_d.data.manifest import Manifest, SampleIndex, ShardInfo, check_size, load_manifest, load_sidecar
 from four_d.data.measures import Finding, Measure, Note, Unchecked
-from four_d.data.shards import CorruptSample, ShardReader
+from four_d.data.remote import locate
+from four_d.data.runs import choose
+from four_d.data.shards import CorruptSample, ShardReader, open_shards
 from four_d.errors import UserError
 from four_d.progress import progress
 
@@ -49,7 +51,8 @@ class Failure:
 class CheckReport:
     """Findings of `check`."""
 
-    folder: Path
+    place: str
+    """Folder, or address without its signature."""
     shards: int
     clips: int
     """Number of clips read and measured."""
@@ -65,7 +68,7 @@ class CheckReport:
 
     def table(self) -> str:
         """Table of each check with its worst value and limit; then the failures, one line each (the first 40)."""
-        rows = [f"{self.folder}: {self.shards} shards, {self.clips} clips checked"]
+        rows = [f"{self.place}: {self.shards} shards, {self.clips} clips checked"]
         rows += [f"{'check':<24}{'clips':>6}{'worst':>12}{'limit':>12}{'failed':>8}"]
         for name in dict.fromkeys(m.check for m in self.measures):
             measures = [m for m in self.measures if m.check == name]
@@ -87,32 +90,69 @@ class CheckReport:
             rows.append(f"existing shards are never overwritten: delete {files}{more}, then make them again")
         return "\n".join(rows)
 
+    def unchecked(self) -> list[str]:
+        """One line for each thing that could not be checked, with the reason and clips counted."""
+        told = [(key, each) for key, each in self.said if isinstance(each, Unchecked)]
+        return self._counted((key, f"not checked: {each.what}: {each.why}") for key, each in told)
+
     def _said(self) -> list[str]:
-        """One line for each thing that was tolerated, then for each that could not be checked, with clips counted."""
+        """One line for each thing that was tolerated, then for each that could not be checked."""
+        rows = self._counted((key, f"note: {each.text}") for key, each in self.said if isinstance(each, Note))
+        unchecked = self.unchecked()
+        if self.clips and not unchecked:
+            rows.append("everything that data check knows of what these clips hold was checked in each")
+        return rows + unchecked
+
+    def _counted(self, told: Iterable[tuple[str, str]]) -> list[str]:
+        """Different texts of (key of a clip, text), each with the number of clips and one of them."""
         keys: dict[str, list[str]] = {}
-        for key, finding in sorted(self.said, key=lambda each: isinstance(each[1], Unchecked)):
-            if isinstance(finding, Unchecked):
-                text = f"not checked: {finding.what}: {finding.why}"
-            else:
-                text = f"note: {finding.text}"
+        for key, text in told:
             keys.setdefault(text, []).append(key)
-        rows = [f"{text} ({len(found)} of {self.clips} clips, as {found[0]})" for text, found in keys.items()]
-        if self.clips and not any(isinstance(finding, Unchecked) for _, finding in self.said):
-            rows.append("everything that data check knows was checked in every clip")
-        return rows
+        return [f"{text} ({len(found)} of {self.clips} clips, as {found[0]})" for text, found in keys.items()]
 
 
 def check(
-    folder: Path, clips: int | None = None, *, depth_tolerance: float | None = None, shown: bool = True
+    folder: str | Path, clips: int | None = None, *, depth_tolerance: float | None = None, shown: bool = True
 ) -> CheckReport:
-    """Verify a data set: files and checksums, layout, and the geometry of its clips.
+    """Verify a data set, in a folder or behind an address: files and checksums, layout, and the geometry of its clips.
 
     ``clips`` limits the geometry (and checksums) to that many clips spread over the data set, and their shards; names
     and sizes of all shards are checked in any case. Depths within the fraction ``depth_tolerance`` of each other are
     equal (None: what each clip states, else 0.02): more suits a noisy sensor. UserError if there is no readable
-    manifest.
+    manifest; behind an address also for a file that cannot be fetched whole.
     """
-    manifest = load_manifest(folder)
+    place = locate(folder)
+    if isinstance(place, Path):
+        reader, failures = _opened(load_manifest(place))
+    else:
+        reader, failures = open_shards(folder), list[Failure]()
+    complete, listed = reader.shards, len(reader.shards) + len(failures)
+    failures += _count_failures(reader.manifest, reader, len(failures))
+    chosen = spread(len(reader), clips)
+    found: list[tuple[str, Finding]] = []
+    used = {reader.samples[index].shard for index in chosen}
+    with reader, progress("check", len(chosen) + len(used), "clip", shown=shown) as bar:
+        for info in (info for info in complete if info.shard in used):
+            samples = [sample for sample in reader.samples if sample.shard == info.shard]
+            failures += reader.with_tar(info, lambda path, of=(info, samples): list(_shard_failures(path, *of)))
+            bar.advance()
+        for index in chosen:
+            of_clip, wrong = _check_clip(reader, index, depth_tolerance)
+            found += [(reader.samples[index].key, finding) for finding in of_clip]
+            failures += wrong
+            bar.advance(failures=str(len(failures)))
+    return CheckReport(
+        place=reader.place,
+        shards=listed,
+        clips=len(chosen),
+        failures=failures,
+        measures=[finding for _, finding in found if isinstance(finding, Measure)],
+        said=[(key, finding) for key, finding in found if not isinstance(finding, Measure)],
+    )
+
+
+def _opened(manifest: Manifest) -> tuple[ShardReader, list[Failure]]:
+    """Open the shards of a folder whose files are there, with a failure for each of the others."""
     failures: list[Failure] = []
     complete: list[ShardInfo] = []
     for info in manifest.shards:
@@ -121,33 +161,11 @@ def check(
             complete.append(info)
         else:
             failures.append(Failure(shard=info.shard, check="files", what=problem, remedy="make or fetch it again"))
-    reader = ShardReader(dataclasses.replace(manifest, shards=complete))
-    failures += _count_failures(manifest, reader, len(failures))
-    chosen = spread(len(reader), clips)
-    found: list[tuple[str, Finding]] = []
-    used = {reader.samples[index].shard for index in chosen}
-    with reader, progress("check", len(chosen) + len(used), "clip", shown=shown) as bar:
-        for info in (info for info in complete if info.shard in used):
-            samples = [sample for sample in reader.samples if sample.shard == info.shard]
-            failures += _shard_failures(manifest.folder, info, samples)
-            bar.advance()
-        for index in chosen:
-            of_clip, wrong = _check_clip(reader, index, depth_tolerance)
-            found += [(reader.samples[index].key, finding) for finding in of_clip]
-            failures += wrong
-            bar.advance(failures=str(len(failures)))
-    return CheckReport(
-        folder=folder,
-        shards=len(manifest.shards),
-        clips=len(chosen),
-        failures=failures,
-        measures=[finding for _, finding in found if isinstance(finding, Measure)],
-        said=[(key, finding) for key, finding in found if not isinstance(finding, Measure)],
-    )
+    return ShardReader(dataclasses.replace(manifest, shards=complete)), failures
 
 
 def spread(count: int, limit: int | None) -> list[int]:
-    """Choose ``wanted`` of ``count`` indices (all if None), evenly spaced."""
+    """Choose ``limit`` of ``count`` indices (all if None), evenly spaced."""
     if count == 0:
         return []
     return np.unique(np.linspace(0, count - 1, min(count, limit or count)).round().astype(int)).tolist()
@@ -166,8 +184,6 @@ def _check_files(manifest: Manifest, info: ShardInfo) -> None:
     sidecar = load_sidecar(manifest.folder / info.sidecar)
     if sidecar.info != info:
         raise UserError(f"{info.sidecar} disagrees with manifest.json about counts or checksums")
-    if len(sidecar.samples) != info.clips:
-        raise UserError(f"{info.sidecar} lists {len(sidecar.samples)} clips but counts {info.clips}")
 
 
 def _count_failures(manifest: Manifest, reader: ShardReader, broken: int) -> Iterator[Failure]:
@@ -185,8 +201,8 @@ def _count_failures(manifest: Manifest, reader: ShardReader, broken: int) -> Ite
         )
 
 
-def _shard_failures(folder: Path, info: ShardInfo, samples: list[SampleIndex]) -> Iterator[Failure]:
-    with (folder / info.shard).open("rb") as file:
+def _shard_failures(path: Path, info: ShardInfo, samples: list[SampleIndex]) -> Iterator[Failure]:
+    with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != info.sha256:
         yield Failure(
@@ -196,7 +212,7 @@ def _shard_failures(folder: Path, info: ShardInfo, samples: list[SampleIndex]) -
             remedy="its bytes have changed since it was written: make or fetch it again",
         )
     try:
-        stored = tars.members(folder / info.shard)
+        stored = tars.members(path)
     except tars.BadTarError as error:
         yield Failure(shard=info.shard, check="tar", what=f"is not a complete tar ({error})", remedy="make it again")
         return
@@ -236,20 +252,31 @@ def _check_clip(reader: ShardReader, index: int, depth_tolerance: float | None) 
         wrong.append(
             failure("keys", f"{sample.key!r} is not a valid key", "use 1 to 60 ASCII letters, digits, '-' and '_'")
         )
+    chosen = choose(sample.times, sample.camera_ids, sample.width * sample.height)
+    rest = sorted(set(range(sample.frames)) - set(chosen.frames))
     try:
-        clip = reader.read(index, verify=False)
+        clip = reader.read(index, chosen.frames if rest else None, verify=False)
+        found = problems(clip)
+        for first in range(0, len(rest), len(chosen.frames)):  # by parts, for the sake of memory
+            found += problems(reader.read(index, rest[first : first + len(chosen.frames)], verify=False))
     except CorruptSample as error:
         frame = re.match(r"f(\d+)\.", error.member)
         what = f"member {error.member} {error.reason}"
-        return [], [*wrong, failure("members", what, "make the shard again", int(frame[1]) if frame else None)]
-    wrong += [failure("layout", problem, "write the clip as docs/data.md says") for problem in problems(clip)]
+        wrong.append(failure("members", what, "make the shard again", int(frame[1]) if frame else None))
+        return [Unchecked(what="geometry", why="a member is damaged")], wrong
+    if rest:
+        found += order_problems(dataclasses.replace(clip.info, times=sample.times, camera_ids=sample.camera_ids))
+    wrong += [failure("layout", problem, "write the clip as docs/data.md says") for problem in dict.fromkeys(found)]
     if modalities(clip) != sample.modalities or (clip.info.width, clip.info.height) != (sample.width, sample.height):
         wrong.append(failure("counts", "modalities or size differ from the sidecar's", "make the shard again"))
     if wrong:
-        return [], wrong
-    found = list(findings(clip, depth_tolerance))
-    for m in (m for m in found if isinstance(m, Measure) and not m.ok):
+        return [Unchecked(what="geometry", why="the clip is not in the layout")], wrong
+    measured = list(findings(clip, depth_tolerance, chosen.streams))
+    for m in (m for m in measured if isinstance(m, Measure) and not m.ok):
         sign = "at most" if m.above else "at least"
         what = f"{m.what}: {m.value:.4g}, {sign} {m.limit:.4g} allowed"
-        wrong.append(failure(m.check, what, m.remedy, m.frame))
-    return found, wrong
+        wrong.append(failure(m.check, what, m.remedy, None if m.frame is None else chosen.frames[m.frame]))
+    if rest:
+        text = f"of clips with many frames some were measured, evenly chosen ({len(chosen.frames)} of {sample.frames})"
+        measured.append(Note(text=text))
+    return measured, wrong

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -16,9 +16,9 @@ from four_d.data.contract import RawClip
 from four_d.data.depth_maps import Sentinel, depth_map_findings, sentinel
 from four_d.data.diagnosis import DEPTH_TOLERANCE, convention_findings, reading_of
 from four_d.data.measures import Finding, Measure, Note, Unchecked
-from four_d.data.readings import SHIFTS, mistakes
-from four_d.data.skeletons import keypoint_measures
-from four_d.data.tracks import track_measures
+from four_d.data.readings import SHIFTS, of_cameras
+from four_d.data.skeletons import keypoint_findings
+from four_d.data.tracks import NO_DEPTH, track_findings
 from four_d.data.truth import Truth, truth
 from four_d.types import SAME_TIME, Cameras, Surface
 
@@ -28,52 +28,67 @@ CENTRE_LIMIT_PX = 0.05
 """Median distance of a surface point's projection from its pixel's centre."""
 OUTLIER_LIMIT_PX = 0.5
 """Limit of that distance for all but 1 % of a frame's pixels."""
+CAUSES = 4
+"""Frames beside the worst that a usual mistake must explain to be named."""
 DEPTH_RANGE_M = (0.1, 200.0)
 """Range of a frame's median depth if its unit is the metre."""
 
 
-def findings(clip: RawClip, depth_tolerance: float | None = None) -> Iterator[Finding]:
+def findings(
+    clip: RawClip, depth_tolerance: float | None = None, streams: Sequence[int] | None = None
+) -> Iterator[Finding]:
     """Run every check that the clip's modalities allow, and say which they do not allow.
 
     The clip must conform to the layout (`contract.problems`). Depths within a relative difference of
-    ``depth_tolerance`` are equal; None takes what the clip states, else `DEPTH_TOLERANCE`.
+    ``depth_tolerance`` are equal; None takes what the clip states, else `DEPTH_TOLERANCE`. ``streams`` has the number
+    of each frame's run of neighbouring frames of one camera (`runs.choose`); None: each camera's frames are neighbours.
     """
+    streams = clip.info.camera_ids if streams is None else streams
     tolerance = depth_tolerance or clip.info.depth_tolerance or DEPTH_TOLERANCE
-    yield from keypoint_measures(clip)
+    yield from keypoint_findings(clip)
     strange = sentinel(clip)
     yield from depth_map_findings(clip, strange)
     clip = _without(clip, strange)
     if clip.world_from_camera is None or clip.intrinsics is None:
         why = "the clip has no cameras" if clip.intrinsics is None else "the clip has intrinsics but no poses"
-        yield Unchecked(what="conventions", why=why)
+        yield from _not_compared(clip, why)
         return
     yield from _camera_findings(clip)
     if (missing := _times_missing(clip)) is not None:
         yield missing
+        yield from _not_compared(clip, "times of frames are missing from those of the surface or the tracks")
         return
     clip = dataclasses.replace(
         clip, world_from_camera=geometry.orthonormal(torch.from_numpy(clip.world_from_camera)).numpy()
     )
     known = truth(clip)
     if clip.surface is not None and known.surface is not None and known.cameras is not None:
-        measured = list(_surface_measures(clip, known.surface, known.cameras, known.times))
+        measured = list(_surface_measures(clip, known.surface, known.cameras, known.times, streams))
         yield from measured
         if not all(m.ok for m in measured):
             yield Unchecked(what="images against the surface", why="poses and surface do not fit")
             return
-    if known.depth is not None and clip.info.metric:
-        yield _unit_measure(known.depth)
-    yield from convention_findings(clip, known, tolerance)
-    if known.depth is not None:
-        yield from track_measures(clip, known, tolerance)
+    if clip.info.metric:
+        yield Unchecked(what="unit of lengths", why=NO_DEPTH) if known.depth is None else _unit_measure(known.depth)
+    yield from convention_findings(clip, known, streams, tolerance)
+    yield from track_findings(clip, known, tolerance)
+
+
+def _not_compared(clip: RawClip, why: str) -> Iterator[Unchecked]:
+    """Say what is left out where frames cannot be compared."""
+    yield Unchecked(what="conventions", why=why)
+    if clip.tracks is not None:
+        yield Unchecked(what="tracks", why=why)
 
 
 def _without(clip: RawClip, found: Sentinel | None) -> RawClip:
     """Clear what is no depth, so that other checks tell of other faults."""
     if found is None or clip.depth is None:
         return clip
-    is_depth = np.abs(clip.depth - found.value) > (clip.info.depth_unit or 0) / 2
-    return dataclasses.replace(clip, depth=np.where(is_depth, clip.depth, np.float32(0)))
+    cleared = clip.depth.copy()
+    for depth in cleared:  # one by one, for the sake of memory
+        depth[np.abs(depth - found.value) <= (clip.info.depth_unit or 0) / 2] = 0
+    return dataclasses.replace(clip, depth=cleared)
 
 
 def _camera_findings(clip: RawClip) -> Iterator[Finding]:
@@ -146,7 +161,7 @@ def _times_missing(clip: RawClip) -> Measure | None:
 
 
 def _surface_measures(
-    clip: RawClip, surface: Surface, cameras: Cameras, times: Float[Tensor, "f"]
+    clip: RawClip, surface: Surface, cameras: Cameras, times: Float[Tensor, "f"], streams: Sequence[int]
 ) -> Iterator[Measure]:
     stored = clip.surface
     assert stored is not None
@@ -176,27 +191,26 @@ def _surface_measures(
         what="faces of instance 0 that move",
         remedy="instance 0 is the static surroundings; number what moves from 1",
     )
-    yield from _centre_measures(surface, cameras, times, clip)
+    yield from _centre_measures(surface, cameras, times, clip, streams)
 
 
-def _centre_measures(surface: Surface, cameras: Cameras, times: Float[Tensor, "f"], clip: RawClip) -> Iterator[Measure]:
-    surface_points, hit = surfaces.points(surface, times).flatten(1, 2), (surface.faces >= 0).flatten(1)
-    error, z = _centre_errors(surface_points, cameras, surface.faces.shape[-2:])
-    errors = [e[h] if bool(h.any()) else torch.zeros(1) for e, h in zip(error, hit)]
-    medians = torch.stack([e.median() for e in errors])
-    # torch.quantile refuses more than 2**24 values
-    tails = torch.stack([e.quantile(0.99) if len(e) < 2**24 else e.max() for e in errors])
-    behind = torch.stack([((depth <= 0) & h).sum() / h.sum().clamp_min(1) for depth, h in zip(z, hit)])
+def _centre_measures(
+    surface: Surface, cameras: Cameras, times: Float[Tensor, "f"], clip: RawClip, streams: Sequence[int]
+) -> Iterator[Measure]:
+    rows = [_frame_errors(surface, times, cameras, frame, frame) for frame in range(len(times))]
+    medians, tails, behind = torch.tensor(rows).unbind(-1)
     cause = late = ""
     worst = int(medians.argmax())
-    if not bool(medians.max() <= CENTRE_LIMIT_PX):
-        cause = _cause_of_shift(surface, cameras, times, clip, worst)
-    elif not bool(tails.max() <= OUTLIER_LIMIT_PX):
-        late = _cause_of_outliers(surface, cameras, times, clip, int(tails.argmax()))
+    stated = clip.info.pixel_tolerance or 0.0
+    centre, outlier = CENTRE_LIMIT_PX + stated, OUTLIER_LIMIT_PX + stated
+    if not bool(medians.max() <= centre):
+        cause = _cause_of_shift(surface, cameras, times, clip, medians.tolist(), streams)
+    elif not bool(tails.max() <= outlier):
+        late = _cause_of_outliers(surface, cameras, times, streams, int(tails.argmax()))
     yield Measure(
         check="pixel centres",
         value=float(medians.max()),
-        limit=CENTRE_LIMIT_PX,
+        limit=centre,
         frame=worst,
         what="pixels (median) between a surface point's projection and the centre of the pixel that saw it",
         remedy=cause or "poses, intrinsics or vertices do not belong to these face maps",
@@ -204,7 +218,7 @@ def _centre_measures(surface: Surface, cameras: Cameras, times: Float[Tensor, "f
     yield Measure(
         check="pixel outliers",
         value=float(tails.max()),
-        limit=OUTLIER_LIMIT_PX,
+        limit=outlier,
         frame=int(tails.argmax()),
         what="the same distance for the 99 % quantile of a frame",
         remedy=cause or late or "part of the surface is wrong: check the vertices of one object at this frame's time",
@@ -219,31 +233,54 @@ def _centre_measures(surface: Surface, cameras: Cameras, times: Float[Tensor, "f
     )
 
 
-def _centre_errors(
-    surface_points: Float[Tensor, "f p 3"], cameras: Cameras, size: tuple[int, ...]
-) -> tuple[Float[Tensor, "f p"], Float[Tensor, "f p"]]:
-    pixels, z = geometry.project(surface_points, cameras)
-    return (pixels - geometry.pixel_centres(size[0], size[1], surface_points).reshape(-1, 2)).norm(dim=-1), z
+def _frame_errors(
+    surface: Surface, times: Float[Tensor, "f"], cameras: Cameras, frame: int, camera: int
+) -> tuple[float, float, float]:
+    """Distances in pixels of what a frame saw, through one of the cameras, from the centres of the pixels that saw it.
+
+    Returns:
+        their median and 99 % quantile, and the share of what lies behind the camera.
+
+    """
+    at = torch.tensor([frame])
+    points = surfaces.points(fields.take(surface, "f", at), times[at]).flatten(1, 2)
+    pixels, z = geometry.project(points, fields.take(cameras, "b", torch.tensor([camera])))
+    rows, columns = surface.faces.shape[-2:]
+    centres = geometry.pixel_centres(rows, columns, points).reshape(-1, 2)
+    hit = surface.faces[frame].flatten() >= 0
+    if not bool(hit.any()):
+        return 0.0, 0.0, 0.0
+    error = (pixels[0] - centres).norm(dim=-1)[hit]
+    # torch.quantile refuses more than 2**24 values
+    tail = error.quantile(0.99) if len(error) < 2**24 else error.max()
+    return float(error.median()), float(tail), float((z[0][hit] <= 0).float().mean())
 
 
-def _cause_of_shift(surface: Surface, cameras: Cameras, times: Float[Tensor, "f"], clip: RawClip, worst: int) -> str:
-    """Remedy of the usual mistake that, undone, brings the points back to their pixels; empty if none."""
+def _cause_of_shift(
+    surface: Surface,
+    cameras: Cameras,
+    times: Float[Tensor, "f"],
+    clip: RawClip,
+    medians: Sequence[float],
+    streams: Sequence[int],
+) -> str:
+    """Remedy of the usual mistake that, undone, brings the points of all frames back to their pixels; empty if none.
+
+    ``medians`` are the frames' distances from them, in pixels.
+    """
     known = Truth(times=times, cameras=cameras, surface=None, depth=None, dynamic=None)
-    reading = reading_of(clip, known)
-    undone = {mistake.remedy: mistake.undo(reading) for mistake in mistakes(reading) if mistake.touches == "cameras"}
+    reading = reading_of(clip, known, streams)
+    undone = {mistake.remedy: mistake.undo(reading) for mistake in of_cameras(reading)}
     readings = {remedy: (read.cameras, read.camera_at) for remedy, read in undone.items()}
     readings |= {remedy: (k, reading.camera_at) for remedy, k in _half_pixels(cameras).items()}
-    frames = sorted({worst, 0, len(times) // 2})
-    points = surfaces.points(fields.take(surface, "f", torch.tensor(frames)), times[frames]).flatten(1, 2)
     for remedy, (corrected, camera_at) in readings.items():
-        rows = [row for row, frame in enumerate(frames) if int(camera_at[frame]) >= 0]
-        if worst not in [frames[row] for row in rows]:
+        rated = [frame for frame in range(len(times)) if int(camera_at[frame]) >= 0]
+        if not rated:
             continue
-        at = torch.stack([camera_at[frames[row]] for row in rows])
-        error, z = _centre_errors(points[rows], fields.take(corrected, "b", at), surface.faces.shape[-2:])
-        hit = [surface.faces[frames[row]].flatten() >= 0 for row in rows]
-        medians = [float(e[h].median()) if bool(h.any()) else 0.0 for e, h in zip(error, hit, strict=True)]
-        if max(medians) <= CENTRE_LIMIT_PX and all(bool((d[h] > 0).all()) for d, h in zip(z, hit, strict=True)):
+        places = np.unique(np.linspace(0, len(rated) - 1, CAUSES).astype(int)).tolist()
+        chosen = [max(rated, key=lambda frame: medians[frame]), *(rated[place] for place in places)]
+        found = (_frame_errors(surface, times, corrected, frame, int(camera_at[frame])) for frame in chosen)
+        if all(median <= CENTRE_LIMIT_PX and behind == 0 for median, _, behind in found):
             return remedy
     return ""
 
@@ -258,18 +295,17 @@ def _half_pixels(cameras: Cameras) -> dict[str, Cameras]:
     return corrected
 
 
-def _cause_of_outliers(surface: Surface, cameras: Cameras, times: Float[Tensor, "f"], clip: RawClip, worst: int) -> str:
+def _cause_of_outliers(
+    surface: Surface, cameras: Cameras, times: Float[Tensor, "f"], streams: Sequence[int], worst: int
+) -> str:
     """Shift of the frames' times against the surface that, undone, brings what moves back to its pixels."""
-    ids = clip.info.camera_ids
     for shift in SHIFTS:
         source = worst + shift
-        if not 0 <= source < len(ids) or ids[source] != ids[worst]:
+        if not 0 <= source < len(streams) or streams[source] != streams[worst]:
             continue
-        frame = torch.tensor([worst])
-        points = surfaces.points(fields.take(surface, "f", frame), times[[source]]).flatten(1, 2)
-        error, _ = _centre_errors(points, fields.take(cameras, "b", frame), surface.faces.shape[-2:])
-        hit = error[0][surface.faces[worst].flatten() >= 0]
-        if len(hit) and float(hit[:: max(1, len(hit) // 2**20)].quantile(0.99)) <= OUTLIER_LIMIT_PX:
+        moved = times.clone()
+        moved[worst] = times[source]
+        if _frame_errors(surface, moved, cameras, worst, worst)[1] <= OUTLIER_LIMIT_PX:
             count, way = abs(shift), "late" if shift < 0 else "early"
             return (
                 f"the surface comes {count} frame{'s' * (count > 1)} too {way} against the frames: shift times or "

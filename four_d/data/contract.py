@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from four_d.data.crops import Crop
 from four_d.keypoints import check_skeleton
 from four_d.types import SAME_TIME
 
@@ -17,6 +18,8 @@ VERSION = 1
 
 MOST_TOLERANCE = 0.2
 """Largest relative error of depth that a source may state: beyond it nothing is checked."""
+MOST_PIXELS = 64.0
+"""Largest distance in pixels that a source may state."""
 KEY = re.compile(r"[A-Za-z0-9_-]{1,60}")
 """Pattern of a sample's name: no dot, so that WebDataset's key is ours."""
 
@@ -59,6 +62,9 @@ class ClipInfo:
     """Source units per count of the depth PNGs; None in a clip to be written: chosen by `encoding.fitting_unit`."""
     depth_tolerance: float | None = None
     """Relative error of the depth that the source states, of a sensor or a model; None: exact."""
+    pixel_tolerance: float | None = None
+    """Pixels by which surface points may miss, by a frame's pose, the pixels that saw them, as with a rolling shutter;
+    None: exact."""
     objects: list[ObjectInfo] = field(default_factory=list[ObjectInfo])
     seed: int | None = None
     generator: dict[str, object] | None = None
@@ -121,7 +127,7 @@ class RawClip:
     key: str
     info: ClipInfo
     images: NDArray[np.uint8]
-    """f h w 3"""
+    """f h w 3; with ``crop`` of its size."""
     world_from_camera: NDArray[np.float64] | None = None
     """f 4 4"""
     intrinsics: NDArray[np.float64] | None = None
@@ -133,6 +139,8 @@ class RawClip:
     surface: SurfaceArrays | None = None
     tracks: TrackArrays | None = None
     keypoints: KeypointArrays | None = None
+    crop: Crop | None = None
+    """Window to which images were cropped as they were read; all else is of whole images. None in what is written."""
 
 
 def modalities(clip: RawClip) -> list[str]:
@@ -156,7 +164,7 @@ def truths(modalities: Collection[str]) -> frozenset[str]:
 
 def problems(clip: RawClip) -> list[str]:
     """Violations of the layout by a clip, one line each; empty if it conforms. Geometry is not checked."""
-    return [*_order_problems(clip.info), *_problems(clip)]
+    return [*order_problems(clip.info), *_problems(clip)]
 
 
 def damage(clip: RawClip) -> str | None:
@@ -179,6 +187,8 @@ def _problems(clip: RawClip) -> Iterator[str]:
     if info.depth_tolerance is not None and not 0 < info.depth_tolerance <= MOST_TOLERANCE:
         allowed = f"a share above 0 and up to {MOST_TOLERANCE:g}"
         yield f"clip.json: depth_tolerance is {info.depth_tolerance:g}; it is {allowed}"
+    if info.pixel_tolerance is not None and not 0 < info.pixel_tolerance <= MOST_PIXELS:
+        yield f"clip.json: pixel_tolerance is {info.pixel_tolerance:g}; it is above 0 and up to {MOST_PIXELS:g}"
     if len(info.camera_ids) != f:
         yield f"clip.json: {len(info.camera_ids)} camera_ids for {f} times"
     for name, times in (("surface_times", info.surface_times), ("track_times", info.track_times)):
@@ -186,7 +196,8 @@ def _problems(clip: RawClip) -> Iterator[str]:
             yield f"clip.json: {name} is empty; leave it out"
         if times is not None and any(b <= a for a, b in pairwise(times)):
             yield f"clip.json: {name} is not in ascending order"
-    yield from _array("images", clip.images, "uint8", (f, h, w, 3))
+    size = (h, w) if clip.crop is None else clip.crop.size
+    yield from _array("images", clip.images, "uint8", (f, *size, 3))
     if clip.world_from_camera is not None and clip.intrinsics is None:
         yield "world_from_camera comes with intrinsics; intrinsics may come alone"
     yield from _array("world_from_camera", clip.world_from_camera, "float64", (f, 4, 4))
@@ -210,7 +221,8 @@ def _problems(clip: RawClip) -> Iterator[str]:
     yield from _keypoint_problems(clip.keypoints, info)
 
 
-def _order_problems(info: ClipInfo) -> Iterator[str]:
+def order_problems(info: ClipInfo) -> Iterator[str]:
+    """Find the first frame that is out of order, in one line."""
     previous: tuple[int, float] | None = None
     for frame, current in enumerate(zip(info.camera_ids, info.times)):
         if previous is not None and current <= previous:

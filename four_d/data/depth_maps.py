@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -52,32 +53,46 @@ def sentinel(clip: RawClip) -> Sentinel | None:
     """Find the largest or smallest depth of a clip if many pixels hold it exactly and none are near."""
     if clip.depth is None or not clip.info.depth_unit:
         return None
-    counts = np.rint(clip.depth / clip.info.depth_unit).astype(np.int64)
-    known = counts[counts > 0]
-    if not len(known):
-        return None
-    for value in {int(known.max()), int(known.min())}:
-        share = float((known == value).mean())
-        near = float(((known != value) & (np.abs(known - value) <= _GAP * value)).mean())
-        if share > SENTINEL_LIMIT and near < _NEAR * share and _apart(clip, counts == value, value):
+    numbers = np.zeros(_LAST_COUNT + 1, np.int64)  # of pixels that hold each count
+    for depth in clip.depth:  # one by one, for the sake of memory
+        numbers += np.bincount(_counts(depth, clip.info.depth_unit).ravel(), minlength=len(numbers))
+    numbers[0] = 0
+    known = np.flatnonzero(numbers)
+    for value in (int(known[-1]), int(known[0])) if len(known) else ():
+        share = float(numbers[value] / numbers.sum())
+        around = numbers[math.ceil(value * (1 - _GAP)) : math.floor(value * (1 + _GAP)) + 1].sum()
+        near = float((around - numbers[value]) / numbers.sum())
+        if share > SENTINEL_LIMIT and near < _NEAR * share and _apart(clip, value, clip.info.depth_unit):
             return Sentinel(value=value * clip.info.depth_unit, share=share)
     return None
 
 
-def _apart(clip: RawClip, holds: NDArray[np.bool_], value: int) -> bool:
+def _counts(depth: NDArray[np.float32], unit: float) -> NDArray[np.int32]:
+    return np.rint(depth / unit).clip(0, _LAST_COUNT).astype(np.int32)
+
+
+def _apart(clip: RawClip, value: int, unit: float) -> bool:
     """Tell a number from a wall that a camera sees at one depth: it stays where the camera goes forward or turns, or is
     far from all that is seen where the camera goes sideways.
     """
-    frames = np.flatnonzero(holds.any((1, 2)))
     if value == _LAST_COUNT:
         return True
+    assert clip.depth is not None
+    frames: list[int] = []  # that hold the number
+    held, others, nearest, farthest = 0, 0, math.inf, 0.0  # held: beside other depths in a frame
+    for frame, stored in enumerate(clip.depth):
+        holds = _counts(stored, unit) == value
+        if not holds.any():
+            continue
+        frames.append(frame)
+        different = stored[(stored > 0) & ~holds]
+        if len(different):
+            held, others = held + int(holds.sum()), others + len(different)
+            nearest, farthest = min(nearest, float(different.min())), max(farthest, float(different.max()))
     if clip.world_from_camera is None or len(frames) < 2:
         return False
-    assert clip.depth is not None
-    different = (clip.depth[frames] > 0) & ~holds[frames]
-    others, mixed = clip.depth[frames][different], frames[different.any((1, 2))]
-    depth = value * (clip.info.depth_unit or 0)
-    if len(others) > holds[mixed].sum() and not others.min() / _FAR < depth < others.max() * _FAR:
+    depth = value * unit
+    if others > held and not nearest / _FAR < depth < farthest * _FAR:
         return bool(np.ptp(clip.world_from_camera[frames, :3, 3], axis=0).max() > 0)
     poses = clip.world_from_camera[frames]
     forward = (poses[:, :3, 3] - poses[0, :3, 3]) @ poses[0, :3, 2]

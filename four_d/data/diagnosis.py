@@ -13,12 +13,24 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from four_d.data.contract import RawClip
 from four_d.data.evidence import FLOORS, KINDS, LEAST_OVERLAP, Pair, compare
 from four_d.data.matches import Matches, frame_pairs
 from four_d.data.measures import Finding, Measure, Unchecked
-from four_d.data.readings import UNIT_FACTORS, Mistake, Reading, mistakes, of_images, unit_mistake
+from four_d.data.readings import (
+    DISTANCE,
+    TIME,
+    UNIT,
+    UNIT_FACTORS,
+    Mistake,
+    Reading,
+    groups,
+    mistakes,
+    of_images,
+    unit_mistake,
+)
 from four_d.data.truth import Truth
 
 GAIN = 1.5
@@ -50,7 +62,9 @@ class Diagnosis:
     excluded: set[str] = field(default_factory=set[str])
     """Groups of mistakes that the clip excludes."""
     tried: set[str] = field(default_factory=set[str])
-    """Groups of mistakes that were tried."""
+    """Groups of mistakes that were measured."""
+    open: set[str] = field(default_factory=set[str])
+    """Groups of mistakes that would change the reading, measured or not."""
 
     @property
     def remedy(self) -> str:
@@ -58,8 +72,8 @@ class Diagnosis:
         return "; then ".join(mistake.remedy for mistake, _ in self.named)
 
 
-def reading_of(clip: RawClip, known: Truth) -> Reading:
-    """Read a clip as it is given. It has cameras."""
+def reading_of(clip: RawClip, known: Truth, streams: Sequence[int]) -> Reading:
+    """Read a clip, which has cameras, as it is given. ``streams`` has the number of each frame's run of neighbours."""
     assert known.cameras is not None
     rows = torch.arange(len(clip.info.times))
     return Reading(
@@ -67,20 +81,25 @@ def reading_of(clip: RawClip, known: Truth) -> Reading:
         depth=known.depth,
         dynamic=known.dynamic,
         times=known.times,
-        camera_ids=tuple(clip.info.camera_ids),
+        streams=tuple(streams),
         size=(clip.info.height, clip.info.width),
         camera_at=rows,
         depth_at=rows,
     )
 
 
-def convention_findings(clip: RawClip, known: Truth, tolerance: float) -> Iterator[Finding]:
-    """Find wrong conventions of a clip with cameras; depths within a fraction ``tolerance`` are equal."""
-    matches, pairs = Matches(clip.images), frame_pairs(clip.info)
+def convention_findings(clip: RawClip, known: Truth, streams: Sequence[int], tolerance: float) -> Iterator[Finding]:
+    """Find wrong conventions of a clip with cameras; depths within a fraction ``tolerance`` are equal.
+
+    ``streams`` has the number of each frame's run of neighbouring frames of one camera.
+    """
+    matches, pairs = Matches(clip.images), frame_pairs(clip.info, streams)
     if not pairs:
-        yield Unchecked(what="conventions", why="there is a single frame")
+        single = "there is a single frame" if len(streams) == 1 else "no two frames are of one camera or of one time"
+        yield Unchecked(what="conventions", why=single)
         return
-    found = diagnose(reading_of(clip, known), matches, pairs, tolerance, surface=clip.surface is not None)
+    reading, surface = reading_of(clip, known, streams), clip.surface is not None
+    found = diagnose(reading, matches, pairs, tolerance, surface=surface)
     if found.named:
         gain = found.named[0][1]
         yield Measure(
@@ -91,7 +110,7 @@ def convention_findings(clip: RawClip, known: Truth, tolerance: float) -> Iterat
             remedy=found.remedy,
         )
     yield from _limits(found, matches, pairs, tolerance, clip)
-    yield from _unchecked(found, matches, pairs, clip)
+    yield from _unchecked(found, matches, pairs, clip, groups(reading, surface=surface))
 
 
 def diagnose(
@@ -101,7 +120,7 @@ def diagnose(
     given = [compare(reading, matches, pair, tolerance) for pair in pairs]
     current, evidence = reading, given
     named: list[tuple[Mistake, float]] = []
-    excluded, tried = set[str](), set[str]()
+    excluded, tried, open_groups = set[str](), set[str](), set[str]()
     for number in range(ROUNDS):
         best: tuple[float, Mistake, Reading, list[Pair], float] | None = None
         clean = _clean(evidence)
@@ -113,6 +132,7 @@ def diagnose(
             other = mistake.undo(current)
             if _equal(other, current):
                 continue
+            open_groups.add(mistake.group)
             pairs_other = [
                 compare(other, matches, pair, tolerance, before=before, touches=mistake.touches)
                 for pair, before in zip(pairs, evidence, strict=True)
@@ -134,7 +154,7 @@ def diagnose(
         excluded.add(mistake.group)
     if named and not (_clean(evidence) or max(_gains(given, evidence).values()) >= CLEAR):
         named = []  # what is left is large: the reading hides an unknown mistake rather than mending a known one
-    return Diagnosis(named=named, pairs=given, excluded=excluded, tried=tried)
+    return Diagnosis(named=named, pairs=given, excluded=excluded, tried=tried, open=open_groups)
 
 
 def _clean(evidence: Sequence[Pair]) -> bool:
@@ -148,13 +168,13 @@ def _clean(evidence: Sequence[Pair]) -> bool:
 
 
 def _candidates(reading: Reading, evidence: Sequence[Pair], surface: bool, clean: bool) -> list[Mistake]:
-    """List what to try: everything, or of a clip that fits anyway two of each group, to see whether they would show."""
+    """List what to try: everything, or three of each group, to see whether they would show, where the clip fits."""
     found = of_images(reading) if surface else mistakes(reading)
     if clean:
-        groups: dict[str, list[Mistake]] = {}
+        of_group: dict[str, list[Mistake]] = {}
         for mistake in found:
-            groups.setdefault(mistake.group, []).append(mistake)
-        return [mistake for group in groups.values() for mistake in group[:3]]
+            of_group.setdefault(mistake.group, []).append(mistake)
+        return [mistake for listed in of_group.values() for mistake in listed[:3]]
     if surface:
         return found
     ratios = np.array([pair.ratio for pair in evidence])
@@ -209,7 +229,7 @@ def _limits(
             continue
         limits = np.maximum(max(PIXEL_LIMIT, SIDE_LIMIT * side), WAY_LIMIT * moved)
         worst = int(np.where(rated, errors / limits, -1).argmax())
-        middle = float(np.median((errors / limits)[rated]))
+        middle = max(float(np.median((errors / limits)[rated & kind])) for kind in _kinds(pairs, clip, rated))
         yield Measure(
             check={"lines": "corners", "points": "corners with depth"}[kind],
             value=middle,
@@ -218,10 +238,23 @@ def _limits(
             what=f"{what} over its limit; at most {errors[worst]:.2g} pixels",
             remedy=found.remedy or unexplained,
         )
-    yield from _depth_limits(found, pairs, tolerance)
+    yield from _depth_limits(found, pairs, tolerance, clip)
 
 
-def _depth_limits(found: Diagnosis, pairs: Sequence[tuple[int, int]], tolerance: float) -> Iterator[Measure]:
+def _kinds(pairs: Sequence[tuple[int, int]], clip: RawClip, rated: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
+    """Masks of pairs of one camera and of pairs of several, where some of both are ``rated``.
+
+    One kind must not outvote the other: where a rig's images are exchanged, each camera still fits itself.
+    """
+    ids = clip.info.camera_ids
+    same = np.array([ids[a] == ids[b] for a, b in pairs])
+    kinds = [same, ~same]
+    return [kind for kind in kinds if (rated & kind).sum() > 1] or [np.ones(len(pairs), bool)]
+
+
+def _depth_limits(
+    found: Diagnosis, pairs: Sequence[tuple[int, int]], tolerance: float, clip: RawClip
+) -> Iterator[Measure]:
     overlaps = np.array([pair.overlap for pair in found.pairs])
     if np.isfinite(overlaps).any():
         best = int(np.nanargmax(overlaps))
@@ -240,25 +273,28 @@ def _depth_limits(found: Diagnosis, pairs: Sequence[tuple[int, int]], tolerance:
         return
     worst = int(np.where(rated, agreements, 2).argmin())
     errors = np.array([pair.depth for pair in found.pairs])
-    half = 100 * float(np.median(errors[np.isfinite(errors)]))
+    errors = errors[np.isfinite(errors)]
+    half = "depth is so rough that it is smooth nowhere"
+    if len(errors):
+        half = f"half of the depths are off by more than {100 * float(np.median(errors)):.2g} %"
     yield Measure(
         check="depth across frames",
-        value=float(np.median(agreements[rated])),
+        value=min(float(np.median(agreements[rated & kind])) for kind in _kinds(pairs, clip, rated)),
         limit=AGREEMENT_LIMIT,
         above=False,
         frame=pairs[worst][0],
         what=f"fraction of pixels whose depth frame {pairs[worst][1]} and others confirm, to {tolerance:.2g} of it",
         remedy=found.remedy
-        or f"half of the depths are off by more than {half:.2g} %, and no usual mistake explains it: check the poses "
+        or f"{half}, and no usual mistake explains it: check the poses "
         "for a wrong scale or drift; for a noisy depth sensor state its depth_tolerance in clip.json, or raise "
         "--depth-tolerance, for example to 0.05",
     )
 
 
 def _unchecked(
-    found: Diagnosis, matches: Matches, pairs: Sequence[tuple[int, int]], clip: RawClip
+    found: Diagnosis, matches: Matches, pairs: Sequence[tuple[int, int]], clip: RawClip, possible: Sequence[str]
 ) -> Iterator[Unchecked]:
-    """Say which mistakes the clip cannot exclude, and why."""
+    """Say which of the ``possible`` mistakes the clip cannot exclude, and why."""
     moved = [m.moved for pair in pairs if (m := matches(*pair)) is not None]
     if not moved:
         why = "no two frames share enough corners"
@@ -270,7 +306,16 @@ def _unchecked(
         why = "the cameras hardly move, and no two share enough corners"
     else:
         why = "frames fit as well with it as without"
-    for group in sorted(found.tried - found.excluded):
-        yield Unchecked(what=group, why=why)
     if not found.tried:
         yield Unchecked(what="conventions", why=why)
+        return
+    for group in possible:
+        if group in found.excluded:
+            continue
+        if group in found.tried:
+            yield Unchecked(what=group, why=why)
+        elif group in found.open:
+            what = "pixels with depth" if group in (DISTANCE, UNIT) else "corners"
+            yield Unchecked(what=group, why=f"two frames share too few {what} that would tell")
+        elif group == TIME:
+            yield Unchecked(what=group, why="no camera has three frames in a row")

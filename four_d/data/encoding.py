@@ -80,7 +80,7 @@ def encode_clip(clip: RawClip, *, lossless: bool = False) -> dict[str, bytes]:
 
 def _encode_info(info: ClipInfo) -> bytes:
     content = dataclasses.asdict(info)
-    for name in ("keypoints", "home", "depth_tolerance"):
+    for name in ("keypoints", "home", "depth_tolerance", "pixel_tolerance"):
         if content[name] is None:
             del content[name]  # so that clips without any keep their bytes
     return json.dumps(content, separators=(",", ":")).encode()
@@ -187,8 +187,11 @@ def encode_png(image: Array) -> bytes:
     return stream.getvalue()
 
 
-def decode_image(data: bytes, mode: str, height: int, width: int) -> Array:
-    """Decode a JPEG or PNG that must have this size and Pillow mode (RGB, L, I;16)."""
+def decode_image(data: bytes, mode: str, height: int, width: int, *, reduction: int = 1) -> Array:
+    """Decode a JPEG or PNG that must have this size and Pillow mode (RGB, L, I;16).
+
+    ``reduction`` (1, 2, 4, 8) of a JPEG averages squares of so many pixels, which is faster; its size is rounded up.
+    """
     if not 0 < height * width <= MAX_PIXELS:
         raise BadMemberError(f"has {width} x {height} pixels by clip.json, not 1 to {MAX_PIXELS}")
     try:
@@ -196,6 +199,8 @@ def decode_image(data: bytes, mode: str, height: int, width: int) -> Array:
             warnings.simplefilter("ignore")
             if image.size != (width, height) or image.mode != mode:
                 raise BadMemberError(f"is {image.mode} {image.size}, not {mode} {(width, height)}")
+            if reduction > 1:  # which only JPEGs heed
+                image.draft(None, (max(width // reduction, 1), max(height // reduction, 1)))
             return np.asarray(image)
     except BadMemberError:
         raise
@@ -300,6 +305,18 @@ def _exactly(kind: type) -> Callable[[object], object]:
     return read
 
 
+def _integer(value: object) -> int:
+    if type(value) is not int or not -(2**63) <= value < 2**63:
+        raise TypeError(f"{value!r:.60} is not an integer of 64 bits")
+    return value
+
+
+def _side(value: object) -> int:
+    if not 0 < _integer(value) <= MAX_PIXELS:
+        raise ValueError(f"{value} is not 1 to {MAX_PIXELS} pixels")
+    return cast(int, value)
+
+
 def _number(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
         raise TypeError(f"{value!r} is not a finite number")
@@ -327,29 +344,33 @@ def _keypoints(value: object) -> KeypointInfo:
     if not isinstance(value, dict):
         raise TypeError(f"{value!r} is not an object of names, instances, edges and rigid")
     fields = dict(cast(dict[str, object], value))
-    edges = _list_of(_list_of(_exactly(int)))(fields.pop("edges", []))
+    edges = _list_of(_list_of(_integer))(fields.pop("edges", []))
     return KeypointInfo(
         names=cast(list[str], _list_of(_exactly(str))(fields.pop("names", None))),
-        instances=cast(list[int], _list_of(_exactly(int))(fields.pop("instances", None))),
+        instances=cast(list[int], _list_of(_integer)(fields.pop("instances", None))),
         edges=[cast(tuple[int, int], tuple(edge)) for edge in cast(list[list[int]], edges)],
         rigid=cast(list[bool], _list_of(_exactly(bool))(fields.pop("rigid", []))),
         **fields,  # pyright: ignore[reportArgumentType] - there are none, or it is a TypeError
     )
 
 
-_OPTIONAL = {"surface_times", "track_times", "depth_unit", "depth_tolerance", "seed", "generator", "keypoints", "home"}
+_OPTIONAL = {
+    *("surface_times", "track_times", "depth_unit", "depth_tolerance", "pixel_tolerance", "seed", "generator"),
+    *("keypoints", "home"),
+}
 _FIELDS: dict[str, Callable[[object], object]] = {
     "source": _exactly(str),
     "licence": _exactly(str),
     "metric": _exactly(bool),
-    "width": _exactly(int),
-    "height": _exactly(int),
+    "width": _side,
+    "height": _side,
     "times": _list_of(_number),
-    "camera_ids": _list_of(_exactly(int)),
+    "camera_ids": _list_of(_integer),
     "surface_times": _list_of(_number),
     "track_times": _list_of(_number),
     "depth_unit": _number,
     "depth_tolerance": _number,
+    "pixel_tolerance": _number,
     "objects": _list_of(_object),
     "seed": _exactly(int),
     "generator": _exactly(dict),

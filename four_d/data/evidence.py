@@ -65,20 +65,21 @@ def compare(
         return Pair()
     a, b = (fields.unstack(reading.cameras, int(reading.camera_at[i])) for i in pair)
     rows = [int(reading.depth_at[i]) for i in pair]
-    depths = still = None
+    still = None
     if (
         reading.dynamic is not None
         and min(rows) >= 0
         and float(reading.times[pair[0]]) != float(reading.times[pair[1]])
     ):
         still = ~reading.dynamic[rows[0]]
-    if reading.depth is not None and min(rows) >= 0:
-        depths = reading.depth[rows[0]], reading.depth[rows[1]]
+    here, there = (reading.depth_of(i) for i in pair)
     if touches == "images" and before is not None:
         carry = before
+    elif here is None or there is None:
+        carry = Pair()
     else:
-        carry = Pair() if depths is None else carried(*depths, a, b, still, tolerance)
-    lines, points, ratio = _matched(reading, matches, pair, (a, b), None if depths is None else depths[0], still)
+        carry = carried(here, there, a, b, still, tolerance)
+    lines, points, ratio = _matched(reading, matches, pair, (a, b), None if there is None else here, still)
     if touches == "depth" and before is not None:
         lines = before.lines
     return dataclasses.replace(carry, lines=lines, points=points, ratio=ratio)
@@ -94,7 +95,7 @@ def _matched(
 ) -> tuple[float, float, float]:
     if (found := matches(*pair)) is None:
         return float("nan"), float("nan"), float("nan")
-    here, there = _mirrored(reading, found)
+    here, there = _undone(reading, found)
     off = half_line_distance(here, there, *cameras)
     stays = torch.ones(len(here), dtype=torch.bool)
     if still is not None:
@@ -117,10 +118,17 @@ def _matched(
     return lines, float(error.clamp_max(max(reading.size)).median()), _depth_ratio(here, there, z, *cameras)
 
 
-def _mirrored(reading: Reading, found: Matched) -> tuple[Float[Tensor, "n 2"], Float[Tensor, "n 2"]]:
+def _undone(reading: Reading, found: Matched) -> tuple[Float[Tensor, "n 2"], Float[Tensor, "n 2"]]:
     size = found.here.new_tensor([reading.size[1], reading.size[0]])
     flip = torch.tensor(reading.mirrored)
-    return torch.where(flip, size - found.here, found.here), torch.where(flip, size - found.there, found.there)
+
+    def back(pixels: Float[Tensor, "n 2"]) -> Float[Tensor, "n 2"]:
+        if reading.turned:
+            x, y = pixels.unbind(-1)
+            pixels = torch.stack([y, size[0] - x] if reading.turned == 1 else [size[1] - y, x], dim=-1)
+        return torch.where(flip, size - pixels, pixels)
+
+    return back(found.here), back(found.there)
 
 
 def _moved(here: Cameras, there: Cameras) -> Float[Tensor, "4 4"]:
@@ -222,11 +230,14 @@ def carried(
     agree = inside & (z >= low * (1 - tolerance)) & (z <= high * (1 + tolerance))
     counted = int(agree.sum() + (inside & (z < low * (1 - tolerance))).sum())
     smooth = inside & (high < low * EDGE_RATIO)
-    if int(smooth.sum()) < max(LEAST, LEAST_OVERLAP * len(chosen) / 2):
+    error = float("nan")
+    if int(smooth.sum()) >= max(LEAST, LEAST_OVERLAP * len(chosen) / 2):
+        error = min(float((z / (low * high).clamp_min(1e-18).sqrt() - 1).abs()[smooth].median()), 1.0)
+    elif int(inside.sum()) < max(LEAST, LEAST_OVERLAP * len(chosen) / 2):
         return Pair(overlap=overlap)
-    error = (z / (low * high).clamp_min(1e-18).sqrt() - 1).abs()[smooth].median()
+    # depth that is smooth nowhere is rated too, for noise of each pixel is what makes it so
     return Pair(
-        depth=min(float(error), 1.0),
+        depth=error,
         overlap=overlap,
         agreement=float(agree.sum()) / counted if counted > LEAST else float("nan"),
         confirmed=float(agree.sum() / inside.sum()),

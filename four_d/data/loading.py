@@ -8,25 +8,30 @@ the step; an exact resume needs no other state.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 import multiprocessing
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from four_d.abilities import Normalisation, World
-from four_d.data.augment import AugmentConfig, augment, crop
-from four_d.data.contract import RawClip, truths
+from four_d.data.augment import AugmentConfig, augment
+from four_d.data.contract import RawClip
+from four_d.data.crops import CropRule
+from four_d.data.manifest import SampleIndex
 from four_d.data.motion import choose_times, key_frames, with_motion
-from four_d.data.renders import RenderReader, RendersConfig
+from four_d.data.order import ASPECT, BATCHES, BLOCK, EXAMPLE, Mixture, Window
+from four_d.data.remote import CacheConfig
+from four_d.data.reversal import reverse
 from four_d.data.sampling import (
     HintProbabilities,
     SamplingConfig,
@@ -36,44 +41,11 @@ from four_d.data.sampling import (
     to_clip,
     to_example,
 )
-from four_d.data.shards import CorruptSample, SampleIndex, ShardReader
+from four_d.data.sources import AnySourceConfig, Sources
 from four_d.data.views import ViewsConfig, choose_references, choose_views, split
 from four_d.errors import UserError
 from four_d.types import Clip, Example, map_tensors
 from four_d.workers import context, describe_exit, ignore_signals
-
-BLOCK = 4096
-"""Number of draws made at once."""
-MAX_REPLACEMENTS = 100
-"""Consecutive corrupt samples after which loading fails."""
-
-_BATCHES, _SOURCES, _ORDER, _EXAMPLE, _ASPECT = range(5)
-"""Independent random streams of one seed."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceConfig:
-    """One data set: the folder of its manifest, and its weight in sampling."""
-
-    path: str
-    """Folder of shards with its manifest, as ``four-d data make`` writes it."""
-    weight: float = 1.0
-    """Share of the examples that come from here, relative to the other sources' weights; above 0. Validation reads
-    every set alike."""
-
-    def __post_init__(self) -> None:
-        if self.weight <= 0:
-            raise UserError(f"weight is {self.weight}; choose a positive number or remove the source")
-
-    def open(self) -> ShardReader:
-        """Open the shards. UserError if one is missing or of the wrong size."""
-        return ShardReader(Path(self.path))
-
-
-AnySourceConfig = SourceConfig | RendersConfig
-"""Config of any source; without a ``kind`` shards."""
-Reader = ShardReader | RenderReader
-"""Open source: its ``samples``, and ``read``, which gives frames of one of them as a `RawClip`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +69,9 @@ class DataConfig:
     """Images per batch: it holds images_per_batch // frames clips, all with the same number of frames."""
     clips_multiple: int = 1
     """Divisor of the number of clips in a batch: the most processes that the run can be spread over."""
+    shuffle_shards: Window = "all"
+    """Number of shards of a source within which its clips are shuffled: each pass takes the shards in a new random
+    order, this many at a time, and each process reads its own part of them. ``all``: among all clips."""
     validation_clips: int = 16
     """Clips of the fixed validation list, spread evenly over each held-out data set."""
     validation_frames: int = 8
@@ -123,6 +98,8 @@ class DataConfig:
     """Probability of each ground-truth hint to the model."""
     workers: int = 0
     """Loader processes per training process."""
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    """Local copies of what comes from an address."""
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -140,6 +117,8 @@ class DataConfig:
             raise UserError("motion_every must be at least 1, or null")
         if self.world == "stored" and self.augment.mirror_share:
             raise UserError("augment.mirror_share mirrors the world, which is the source's; set augment.mirror_share=0")
+        if self.shuffle_shards != "all" and self.shuffle_shards < 1:
+            raise UserError(f"shuffle_shards is {self.shuffle_shards}; choose at least 1, or all")
         if self.workers < 0 or self.query_times < 0 or self.references < 0:
             raise UserError("workers, query_times and references must be at least 0")
 
@@ -177,49 +156,6 @@ class Step:
         return map_tensors(self, lambda tensor: tensor.pin_memory())
 
 
-class Mixture:
-    """Mapping of global samples to clips: sources by weight, each source's clips in a new random order every pass.
-
-    A pure function of its arguments; draws are cached by block.
-    """
-
-    def __init__(self, lengths: Sequence[int], weights: Sequence[float], seed: int) -> None:
-        self._lengths, self._seed = list(lengths), seed
-        self._probabilities = np.asarray(weights, dtype=np.float64) / np.sum(weights)
-        self._counts = [np.zeros(len(lengths), dtype=np.int64)]
-        self._orders: dict[int, tuple[int, NDArray[np.int64]]] = {}
-        self._last: tuple[int, NDArray[np.int64]] | None = None
-
-    def pick(self, number: int) -> tuple[int, int]:
-        """Return (source, index within the source) of a global sample."""
-        block, position_in_block = divmod(number, BLOCK)
-        draws = self._draws(block)
-        source = int(draws[position_in_block])
-        before = int(self._before(block)[source] + (draws[:position_in_block] == source).sum())
-        turn, position = divmod(before, self._lengths[source])
-        return source, int(self._order(source, turn)[position])
-
-    def _draws(self, block: int) -> NDArray[np.int64]:
-        if self._last is None or self._last[0] != block:
-            rng = np.random.default_rng((self._seed, _SOURCES, block))
-            self._last = block, rng.choice(len(self._probabilities), size=BLOCK, p=self._probabilities)
-        return self._last[1]
-
-    def _before(self, block: int) -> NDArray[np.int64]:
-        """Number of draws of each source in all earlier blocks."""
-        while len(self._counts) <= block:  # counts are cumulative, so a resumed run replays the earlier blocks once
-            draws = self._draws(len(self._counts) - 1)
-            self._counts.append(self._counts[-1] + np.bincount(draws, minlength=len(self._probabilities)))
-        self._draws(block)
-        return self._counts[block]
-
-    def _order(self, source: int, turn: int) -> NDArray[np.int64]:
-        if self._orders.get(source, (-1,))[0] != turn:
-            rng = np.random.default_rng((self._seed, _ORDER, source, turn))
-            self._orders[source] = turn, rng.permutation(self._lengths[source])
-        return self._orders[source][1]
-
-
 class Batches:
     """Shape of the m-th global batch: frames, clips, first global sample and image size (multiples of ``patch_size``).
 
@@ -246,12 +182,12 @@ class Batches:
         """Rows and columns."""
         if self._aspect is None:
             return self._size
-        aspect = np.random.default_rng((self._seed, _ASPECT, batch)).uniform(*self._aspect)
+        aspect = np.random.default_rng((self._seed, ASPECT, batch)).uniform(*self._aspect)
         return shape(self._size, float(aspect), self._patch_size)
 
     def _draw(self, block: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         if self._last is None or self._last[0] != block:
-            rng = np.random.default_rng((self._seed, _BATCHES, block))
+            rng = np.random.default_rng((self._seed, BATCHES, block))
             frames = rng.integers(self._range[0], self._range[1] + 1, size=BLOCK)
             clips = self._images // frames // self._multiple * self._multiple
             self._last = block, frames, clips
@@ -269,69 +205,13 @@ def shape(size: tuple[int, int], aspect: float, multiple: int) -> tuple[int, int
     return rows, max(int(rows / aspect) // multiple, 1) * multiple if rows < columns * aspect else columns
 
 
-class Sources:
-    """Open data sets of a run, from which examples are made. Corrupt samples are replaced and reported."""
-
-    def __init__(self, config: Mapping[str, AnySourceConfig]) -> None:
-        self.names = list(config)
-        self.readers: list[Reader] = [source.open() for source in config.values()]
-        self.weights = [source.weight for source in config.values()]
-        for source, reader in zip(config.values(), self.readers):
-            if not len(reader):
-                raise UserError(f"{source.path}: the manifest lists no clips")
-
-    def fingerprint(self) -> str:
-        """Hash of the sources' contents: equal where the stream is equal."""
-        content = [(s.shard, s.key, s.frames) for reader in self.readers for s in reader.samples]
-        return hashlib.sha256(repr(content).encode()).hexdigest()
-
-    def having(self, needs: Collection[str]) -> dict[str, float]:
-        """Fraction of each source's clips that have every truth in ``needs`` (`contract.truths`)."""
-        counts = {
-            name: sum(truths(sample.modalities).issuperset(needs) for sample in reader.samples)
-            for name, reader in zip(self.names, self.readers, strict=True)
-        }
-        return {name: count / len(reader) for (name, count), reader in zip(counts.items(), self.readers, strict=True)}
-
-    def of_one_camera(self) -> list[str]:
-        """Sources without any clip of several cameras."""
-        several = (any(sample.cameras > 1 for sample in reader.samples) for reader in self.readers)
-        return [name for name, any_ in zip(self.names, several, strict=True) if not any_]
-
-    def check_times(self, least: int) -> None:
-        """Raise UserError if a camera of some clip has fewer frames than a model needs distinct times."""
-        for name, reader in zip(self.names, self.readers, strict=True):
-            counts = {s.key: min(Counter(s.camera_ids).values()) for s in reader.samples}
-            short = [key for key, count in counts.items() if count < least]
-            if short:
-                raise UserError(
-                    f"source {name}: {len(short)} of {len(counts)} clips have fewer than the {least} times that the "
-                    f"model's gaussian head moves to ({short[0]} has {counts[short[0]]}); leave those clips out, or "
-                    f"lower model.heads.gaussian.frames"
-                )
-
-    def clip(
-        self,
-        source: int,
-        index: int,
-        choose: Callable[[SampleIndex], list[int]],
-        make: Callable[[RawClip], Clip],
-    ) -> tuple[Clip, str, list[str]]:
-        """Result of ``make`` for the chosen frames of a clip, its key, and a line for each bad clip skipped.
-
-        A clip that cannot be read or made is replaced by the next one of its source.
-        """
-        reader, skipped = self.readers[source], list[str]()
-        for attempt in range(min(len(reader), MAX_REPLACEMENTS)):
-            number = (index + attempt) % len(reader)
-            sample = reader.samples[number]
-            try:
-                return make(reader.read(number, choose(sample))), sample.key, skipped
-            except CorruptSample as error:
-                skipped.append(str(error))
-            except UserError as error:
-                skipped.append(f"{sample.shard}: sample {sample.key}: {error}")
-        raise UserError(f"{len(skipped)} consecutive clips cannot be used; the last: {skipped[-1]}")
+def largest_size(config: DataConfig, multiple: int) -> tuple[int, int]:
+    """Rows and columns of the largest images of training batches, whose aspect may be drawn."""
+    if config.aspect is None:
+        return config.image_size
+    rows, columns = config.image_size
+    least, most = config.aspect
+    return shape(config.image_size, min(max(rows / columns, least), most), multiple)
 
 
 class TrainingSteps(Dataset[Step]):
@@ -345,6 +225,7 @@ class TrainingSteps(Dataset[Step]):
         accumulate: int = 1,
         rank: int = 0,
         world_size: int = 1,
+        nodes: int = 1,
         patch_size: int = 1,
     ) -> None:
         if config.clips_multiple % world_size:
@@ -354,8 +235,12 @@ class TrainingSteps(Dataset[Step]):
             )
         self._config, self._seed, self._accumulate = config, seed, accumulate
         self._rank, self._world_size = rank, world_size
-        self.sources = Sources(config.sources)
-        self._mixture = Mixture([len(reader) for reader in self.sources.readers], self.sources.weights, seed)
+        window = config.shuffle_shards
+        self.sources = Sources(config.sources, config.cache, None if window == "all" else 2 * window)
+        self.sources.check_room(config.cache, window, nodes)
+        shards = [[info.clips for info in reader.shards] for reader in self.sources.readers]
+        self._mixture = Mixture(shards, self.sources.weights, seed, window=window, lanes=config.clips_multiple)
+        self._parts: dict[tuple[int, int], int] = {}
         self._batches = Batches(config, seed, patch_size)
 
     def __getitem__(self, index: int) -> Step:
@@ -368,23 +253,40 @@ class TrainingSteps(Dataset[Step]):
         frames, clips, first = self._batches.get(number)
         own_samples = range(first + self._rank, first + clips, self._world_size)
         size = self._batches.size(number)
-        return collate([self._example(sample, frames, size, skipped) for sample in own_samples])
+        alone = self._config.views is None and not self._config.references  # else a clip has more frames
+        images = torch.empty(len(own_samples), frames, 3, *size) if alone else None
+        places = [None] * len(own_samples) if images is None else images
+        examples = [
+            self._example(sample, frames, size, skipped, place)
+            for sample, place in zip(own_samples, places, strict=True)
+        ]
+        return collate(examples, images)
 
-    def _example(self, sample: int, frames: int, size: tuple[int, int], skipped: list[str]) -> Example:
-        config, rng = self._config, np.random.default_rng((self._seed, _EXAMPLE, sample))
+    def _example(
+        self, sample: int, frames: int, size: tuple[int, int], skipped: list[str], into: Tensor | None
+    ) -> Example:
+        config, rng = self._config, np.random.default_rng((self._seed, EXAMPLE, sample))
         source, index = self._mixture.pick(sample)
+        self._expect(sample)
 
         def change(clip: Clip) -> Clip:
-            return augment(clip, size, config.augment, rng, alike=config.views is not None)
+            return augment(clip, config.augment, rng, alike=config.views is not None)
 
         clip, key, replaced = self.sources.clip(
             source,
             index,
-            lambda index_entry: config.frames(index_entry, frames, rng),
-            lambda raw: prepared(raw, config, rng, change),
+            lambda index_entry: (config.frames(index_entry, frames, rng), config.augment.crop_rule(size, rng)),
+            lambda raw: prepared(turned(raw, frames, config.augment, rng), config, rng, change, into),
         )
         skipped += replaced
         return to_example(clip, key, config.hints.draw(rng))
+
+    def _expect(self, sample: int) -> None:
+        """Have the shards fetched ahead when an example is the first of its lane's part of a group."""
+        source, part = self._mixture.part(sample)
+        if self._parts.get((source, part.lane)) != part.number:
+            self._parts[source, part.lane] = part.number
+            self.sources.readers[source].expect(part.shards, part.following)
 
 
 class ValidationClips(Dataset[Step]):
@@ -395,7 +297,7 @@ class ValidationClips(Dataset[Step]):
 
     def __init__(self, config: DataConfig, *, rank: int = 0, world_size: int = 1) -> None:
         self._config, self._rank, self._world_size = config, rank, world_size
-        self.sources = Sources(config.validation)
+        self.sources = Sources(config.validation, config.cache, config.validation_clips)
         self._list = [
             (source, int(index))
             for source, reader in enumerate(self.sources.readers)
@@ -411,22 +313,37 @@ class ValidationClips(Dataset[Step]):
             raise IndexError(index)
         position = index * self._world_size + self._rank
         source, number = self._list[position % self.total]
-        rng = np.random.default_rng((_EXAMPLE, position % self.total))
-        config = self._config
+        rng = np.random.default_rng((EXAMPLE, position % self.total))
+        config, rule = self._config, CropRule(size=self._config.image_size)
         clip, key, skipped = self.sources.clip(
             source,
             number,
-            lambda index_entry: config.frames(index_entry, config.validation_frames, rng),
-            lambda raw: prepared(raw, config, rng, lambda clip: fit(clip, config.image_size)),
+            lambda index_entry: (config.frames(index_entry, config.validation_frames, rng), rule),
+            lambda raw: prepared(raw, config, rng),
         )
         example = to_example(clip, key, config.hints.likely())
         repeat = position >= self.total
         return Step(index=position, batches=(collate([example]),), skipped=tuple(skipped), repeat=repeat)
 
 
-def prepared(raw: RawClip, config: DataConfig, rng: np.random.Generator, change: Callable[[Clip], Clip]) -> Clip:
-    """Prepare a stored clip for the losses: ``change`` crops and augments it; then units and motion."""
-    clip = change(to_clip(raw, with_surface=config.surface or config.query_times > 0, world=config.world))
+def turned(raw: RawClip, count: int, config: AugmentConfig, rng: np.random.Generator) -> RawClip:
+    """Show some of the clips backwards; ``count`` frames are the example's own. Draws nothing where none are."""
+    return reverse(raw, count) if config.reverse_share and rng.random() < config.reverse_share else raw
+
+
+def prepared(
+    raw: RawClip,
+    config: DataConfig,
+    rng: np.random.Generator,
+    change: Callable[[Clip], Clip] = lambda clip: clip,
+    into: Tensor | None = None,
+) -> Clip:
+    """Prepare a clip, cropped as it was read, for the losses: ``change`` augments it; then units and motion.
+
+    ``into``: memory for its images.
+    """
+    with_surface = config.surface or config.query_times > 0
+    clip = change(to_clip(raw, with_surface=with_surface, world=config.world, into=into))
     clip = normalise(
         split(clip, config.references, 0 if config.views is None else config.views.count), config.normalisation
     )
@@ -435,11 +352,6 @@ def prepared(raw: RawClip, config: DataConfig, rng: np.random.Generator, change:
         frames = None if config.motion_every is None else key_frames(clip, config.motion_every)
         clip = with_motion(clip, choose_times(rendered, config.query_times, rng), frames)
     return clip if config.surface else dataclasses.replace(clip, surface=None)
-
-
-def fit(clip: Clip, size: tuple[int, int]) -> Clip:
-    """Crop the clip to ``size`` deterministically: the largest window around the principal point."""
-    return crop(clip, size, 1.0)
 
 
 class FromStep(Sampler[int]):
@@ -467,14 +379,30 @@ class Loader(DataLoader[Step]):
         return self._items(cast(Iterator[Step | UserError], items))
 
     _processes: Sequence[BaseProcess] = ()
+    waited = 0.0
+    """Seconds that whoever iterates has waited for items, all iterations together."""
+
+    def _timed(self, items: Iterator[Step | UserError]) -> Iterator[Step | UserError]:
+        while True:
+            began = time.monotonic()
+            item = next(items, None)
+            self.waited += time.monotonic() - began
+            if item is None:
+                return
+            yield item
 
     def _items(self, items: Iterator[Step | UserError]) -> Iterator[Step]:
         try:
-            for item in items:
+            for item in self._timed(items):
                 if isinstance(item, UserError):
                     raise item
                 yield item
-        except RuntimeError as error:
+        except (RuntimeError, OSError, EOFError) as error:  # the latter two: it died while it handed its batch over
+            if not isinstance(error, RuntimeError):
+                ended = wait([process.sentinel for process in self._processes], timeout=10)
+                for process in self._processes:
+                    if process.sentinel in ended:
+                        process.join(10)  # its pipes close a moment before it has an exit code
             for process in self._processes:
                 if process.exitcode:
                     raise UserError(

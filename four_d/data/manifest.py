@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import stat
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -85,6 +86,17 @@ class SourceInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Contents:
+    """Number of clips of one kind in a shard."""
+
+    modalities: tuple[str, ...]
+    cameras: int
+    times: int
+    """Fewest frames of a camera."""
+    clips: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShardInfo:
     """One shard of a data set: file names, relative to its folder, and their contents."""
 
@@ -93,6 +105,8 @@ class ShardInfo:
     clips: int
     bytes: int
     sha256: str
+    contents: tuple[Contents, ...] = field(default=(), compare=False)
+    """Kinds of clips, so that a run knows them without the sidecars; empty in manifests of older versions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +151,8 @@ def write_sidecar(folder: Path, sidecar: Sidecar) -> Path:
         | {"members": dict(sample.members), "frames": sample.frames, "cameras": sample.cameras}
         for sample in sidecar.samples
     ]
-    info = {name: value for name, value in dataclasses.asdict(sidecar.info).items() if name != "sidecar"}
+    skipped = ("sidecar", "contents")
+    info = {name: value for name, value in dataclasses.asdict(sidecar.info).items() if name not in skipped}
     sources = {name: _stored_source(source) for name, source in sidecar.sources.items()}
     _write(path, {"version": VERSION, **info, "sources": sources, "samples": samples})
     return path
@@ -145,19 +160,35 @@ def write_sidecar(folder: Path, sidecar: Sidecar) -> Path:
 
 def load_sidecar(path: Path) -> Sidecar:
     """Read a sidecar. UserError if it is missing or broken."""
-    content = _load(path, "make the shard again")
-    with _as_user_error(path, "delete it and make the shard again"):
-        shard = _plain_name(content["shard"])
+    return parse_sidecar(_read(path, "make the shard again"), str(path), path.name)
+
+
+def parse_sidecar(data: bytes, place: str, name: str) -> Sidecar:
+    """Read the bytes of the sidecar ``name``; ``place`` is named in errors. UserError if it is broken."""
+    content = _load(data, place, "make the shard again")
+    with _as_user_error(place, "delete it and make the shard again"):
+        shard = plain_name(content["shard"])
+        layouts: dict[tuple[str, ...], dict[str, int]] = {}
+        samples = [_sample(shard, item, layouts) for item in _dicts(content["samples"])]
         info = ShardInfo(
             shard=shard,
-            sidecar=path.name,
+            sidecar=name,
             clips=_int(content["clips"]),
             bytes=_int(content["bytes"]),
             sha256=str(content["sha256"]),
+            contents=_contents(samples),
         )
-        layouts: dict[tuple[str, ...], dict[str, int]] = {}
-        samples = [_sample(shard, item, layouts) for item in _dicts(content["samples"])]
+        if len(samples) != info.clips:
+            raise ValueError(f"lists {len(samples)} clips but counts {info.clips}")
         return Sidecar(info=info, sources=_sources(content["sources"]), samples=samples)
+
+
+def _contents(samples: list[SampleIndex]) -> tuple[Contents, ...]:
+    kinds = Counter((tuple(s.modalities), s.cameras, min(Counter(s.camera_ids).values())) for s in samples)
+    return tuple(
+        Contents(modalities=modalities, cameras=cameras, times=times, clips=clips)
+        for (modalities, cameras, times), clips in kinds.items()
+    )
 
 
 def _sample(shard: str, item: dict[str, object], layouts: dict[tuple[str, ...], dict[str, int]]) -> SampleIndex:
@@ -185,7 +216,7 @@ def _sample(shard: str, item: dict[str, object], layouts: dict[tuple[str, ...], 
         height=_int(item["height"]),
         times=times,
         camera_ids=cameras,
-        modalities=[str(name) for name in cast(list[str], item["modalities"])],
+        modalities=_texts(item["modalities"]),
         members=Members(rows, table),
     )
 
@@ -197,7 +228,11 @@ def finalise(folder: Path, name: str) -> Manifest:
     whose size differs from their sidecar's, duplicate keys, sources that disagree about licence or units.
     """
     refuse_foreign(folder)
-    sidecars = [load_sidecar(folder / shard_names(index)[1]) for index in _complete_shards(folder)]
+    return merge_sidecars(folder, name, [load_sidecar(folder / shard_names(i)[1]) for i in _complete_shards(folder)])
+
+
+def merge_sidecars(folder: Path, name: str, sidecars: list[Sidecar]) -> Manifest:
+    """Write the manifest of these shards. UserError as `finalise` for those that do not fit together."""
     _refuse_same_keys(folder, sidecars)
     sources = merge_sources(folder, (sidecar.sources for sidecar in sidecars))
     shards = [sidecar.info for sidecar in sidecars]
@@ -225,7 +260,7 @@ def _stored_source(source: SourceInfo) -> dict[str, object]:
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Raise UserError if a ``manifest.json`` of other software is in the folder."""
+    """Raise UserError if a ``manifest.json`` of other software, or of another version's layout, is in the folder."""
     path = folder / MANIFEST
     if not path.is_file():
         return
@@ -235,6 +270,11 @@ def refuse_foreign(folder: Path) -> None:
         content = None
     if not (isinstance(content, dict) and {"version", "shards"} <= content.keys()):
         raise UserError(f"{path} exists and is not a manifest that four_d wrote; choose another folder")
+    if content["version"] != VERSION:
+        raise UserError(
+            f"{path} is of layout version {content['version']}, and this four_d writes version {VERSION}; choose "
+            "another folder"
+        )
 
 
 def _complete_shards(folder: Path) -> range:
@@ -294,23 +334,21 @@ def check_size(folder: Path, info: ShardInfo) -> None:
 def load_manifest(path: Path) -> Manifest:
     """Load the manifest of a data set's folder (or the file itself). UserError if it is missing or broken."""
     file = path / MANIFEST if path.is_dir() else path
-    content = _load(file, "point at a data set's folder, or make one (four-d data make)")
-    with _as_user_error(file, "write it again (four-d data make finalises the folder)"):
-        shards = [
-            ShardInfo(
-                shard=_plain_name(item["shard"]),
-                sidecar=_plain_name(item["sidecar"]),
-                clips=_int(item["clips"]),
-                bytes=_int(item["bytes"]),
-                sha256=str(item["sha256"]),
-            )
-            for item in _dicts(content["shards"])
-        ]
+    return parse_manifest(
+        _read(file, "point at a data set's folder, or make one (four-d data make)"), str(file), file.parent
+    )
+
+
+def parse_manifest(data: bytes, place: str, folder: Path) -> Manifest:
+    """Read a manifest's bytes; ``place`` is named in errors. UserError if it is broken."""
+    content = _load(data, place, "point at a data set's folder, or make one (four-d data make)")
+    with _as_user_error(place, "write it again (four-d data make finalises the folder)"):
+        shards = [_shard(item) for item in _dicts(content["shards"])]
         return Manifest(
-            folder=file.parent,
+            folder=folder,
             name=str(content["name"]),
             sources=_sources(content["sources"]),
-            modalities=[str(name) for name in cast(list[str], content["modalities"])],
+            modalities=_texts(content["modalities"]),
             units={str(name): str(unit) for name, unit in cast(dict[str, str], content["units"]).items()},
             clips=_int(content["clips"]),
             frames=_int(content["frames"]),
@@ -319,29 +357,57 @@ def load_manifest(path: Path) -> Manifest:
         )
 
 
-def _load(path: Path, remedy: str) -> dict[str, object]:
+def _shard(item: dict[str, object]) -> ShardInfo:
+    contents = tuple(
+        Contents(
+            modalities=tuple(_texts(kind["modalities"])),
+            cameras=_int(kind["cameras"]),
+            times=_int(kind["times"]),
+            clips=_int(kind["clips"]),
+        )
+        for kind in _dicts(item.get("contents", []))
+    )
+    info = ShardInfo(
+        shard=plain_name(item["shard"]),
+        sidecar=plain_name(item["sidecar"]),
+        clips=_int(item["clips"]),
+        bytes=_int(item["bytes"]),
+        sha256=str(item["sha256"]),
+        contents=contents,
+    )
+    if info.clips < 0 or info.bytes < 0 or (contents and sum(kind.clips for kind in contents) != info.clips):
+        raise ValueError(f"{info.shard}: its counts are impossible")
+    return info
+
+
+def _read(path: Path, remedy: str) -> bytes:
     try:
-        content = cast(object, json.loads(path.read_bytes()))
+        return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot read ({error.strerror}); {remedy}") from error
+
+
+def _load(data: bytes, place: str, remedy: str) -> dict[str, object]:
+    try:
+        content = cast(object, json.loads(data))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is not valid JSON ({error}); {remedy}") from error
+        raise UserError(f"{place}: is not valid JSON ({error}); {remedy}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path}: is not a JSON object; {remedy}")
+        raise UserError(f"{place}: is not a JSON object; {remedy}")
     fields = cast(dict[str, object], content)
     if fields.get("version") != VERSION:
-        raise UserError(f"{path}: layout version {fields.get('version')}; this four_d reads version {VERSION}")
+        raise UserError(f"{place}: layout version {fields.get('version')}; this four_d reads version {VERSION}")
     return fields
 
 
 @contextmanager
-def _as_user_error(path: Path, remedy: str) -> Generator[None]:
+def _as_user_error(place: str, remedy: str) -> Generator[None]:
     try:
         yield
     except KeyError as error:
-        raise UserError(f"{path}: lacks {error}; {remedy}") from error
+        raise UserError(f"{place}: lacks {error}; {remedy}") from error
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise UserError(f"{path}: {error}; {remedy}") from error
+        raise UserError(f"{place}: {error}; {remedy}") from error
 
 
 def _sources(value: object) -> dict[str, SourceInfo]:
@@ -357,10 +423,18 @@ def _sources(value: object) -> dict[str, SourceInfo]:
     return {name: source_info(item) for name, item in cast(dict[str, dict[str, object]], value).items()}
 
 
+def _texts(value: object) -> list[str]:
+    return [str(text) for text in cast(list[str], value)]
+
+
 def _dicts(value: object) -> list[dict[str, object]]:
     if not isinstance(value, list):
         raise TypeError(f"{_short(value)} is not a list")
-    return cast(list[dict[str, object]], value)
+    items = cast(list[object], value)
+    for item in items:
+        if not isinstance(item, dict):
+            raise TypeError(f"{_short(item)} is not a mapping")
+    return cast(list[dict[str, object]], items)
 
 
 def _int(value: object) -> int:
@@ -371,7 +445,10 @@ def _int(value: object) -> int:
     return value
 
 
-def _plain_name(value: object) -> str:
+def plain_name(value: object) -> str:
+    """Return a name that a manifest may hold. TypeError for any other value, a path or an address among them."""
+    if isinstance(value, str) and value.startswith("pipe:"):
+        raise TypeError(f"{_short(value)} is a pipe: address, which runs a command and is never read")
     if not isinstance(value, str) or not _NAME.fullmatch(value) or value in (".", ".."):
         raise TypeError(f"{_short(value)} is not a plain file name")
     return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,10 +23,10 @@ _DRAWS = 160
 """Samples of eight matches that are tried."""
 _TOLERANCE = 0.0025
 """Distance from the epipolar line that still fits, in longer sides of the image; at least half a pixel."""
-CAMERAS = 3
-"""Cameras whose frames are paired."""
+RUNS = 3
+"""Runs of neighbouring frames of one camera whose frames are paired."""
 FARTHEST = 12
-"""Most frames between the two of a pair of one camera."""
+"""Most frames from one to the other of a pair of one camera."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,14 +87,17 @@ def rigid_part(here: Float[Tensor, "n 2"], there: Float[Tensor, "n 2"], side: in
     return best if int(best.sum()) >= max(RIGID_SHARE * count, LEAST * 0.75) else None
 
 
-def frame_pairs(info: ClipInfo) -> list[tuple[int, int]]:
-    """Pairs of frames to compare: near and far ones of single cameras, then different cameras at one time."""
-    cameras, times = np.array(info.camera_ids), np.array(info.times)
+def frame_pairs(info: ClipInfo, streams: Sequence[int]) -> list[tuple[int, int]]:
+    """Pairs of frames to compare: near and far ones of single runs, then different cameras at one time.
+
+    ``streams`` has the number of each frame's run of neighbouring frames of one camera.
+    """
+    cameras, times, runs = np.array(info.camera_ids), np.array(info.times), np.array(streams)
     pairs: list[tuple[int, int]] = []
-    names = np.unique(cameras)
+    names = np.unique(runs)
     places = 3 if len(names) == 1 else 2
-    for name in names[np.unique(np.linspace(0, len(names) - 1, CAMERAS).astype(int))]:
-        frames = np.flatnonzero(cameras == name).tolist()
+    for name in names[np.unique(np.linspace(0, len(names) - 1, RUNS).astype(int))]:
+        frames = np.flatnonzero(runs == name).tolist()
         for step in sorted({1, 3, min(len(frames) // 3, FARTHEST)} & set(range(1, len(frames)))):
             starts = np.unique(np.linspace(0, len(frames) - 1 - step, places).round().astype(int)).tolist()
             pairs += [(frames[start], frames[start + step]) for start in starts]

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from four_d import geometry
+from four_d import fields, geometry
 from four_d.types import Cameras
 
 UNIT_FACTORS = (1e-3, 1e-2, 0.1, 0.2, 0.256, 1 / 0.256, 5.0, 10.0, 100.0, 1e3)
@@ -21,6 +21,18 @@ SHIFTS = (1, -1, 2, -2, 3, -3)
 """Frames by which one stream may lag behind the others."""
 FOCAL_FACTORS = (0.25, 0.5, 2 / 3, 0.75, 1.25, 4 / 3, 1.5, 2.0, 4.0)
 """Factors of focal lengths that are tried."""
+POSES, TURN, ORDER, RESOLUTION, CENTRE, MIRRORING, DISTANCE, UNIT, TIME = (
+    "direction and axes of the poses",
+    "turn of the images",
+    "order of the intrinsics",
+    "resolution of the intrinsics",
+    "principal point",
+    "mirroring of the images",
+    "z-depth or distance",
+    "unit of depth against poses",
+    "time stamps",
+)
+"""Groups of mistakes: the property that is wrong."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,16 +45,31 @@ class Reading:
     cameras: Cameras
     """Unbatched, of f frames."""
     depth: Float[Tensor, "f h w"] | None
-    """0 where unknown."""
+    """Stored depth, 0 where unknown; `depth_of` reads it."""
     dynamic: Bool[Tensor, "f h w"] | None
     times: Float[Tensor, "f"]
-    camera_ids: tuple[int, ...]
+    streams: tuple[int, ...]
+    """Number of the run of neighbouring frames of one camera that each frame is of."""
     size: tuple[int, int]
     """Rows and columns."""
     camera_at: Int[Tensor, "f"]
     depth_at: Int[Tensor, "f"]
     mirrored: tuple[bool, bool] = (False, False)
     """True for (x, y) that count from the other side of the image."""
+    turned: int = 0
+    """Quarter turns clockwise, −1 to 1, that square images were turned by."""
+    depth_factor: float = 1.0
+    """Factor of the stored depth."""
+    rays: bool = False
+    """True if stored depth is the distance along the ray."""
+
+    def depth_of(self, frame: int) -> Float[Tensor, "h w"] | None:
+        """Read the z-depth that belongs to an image; None if there is none."""
+        row = int(self.depth_at[frame])
+        if self.depth is None or row < 0:
+            return None
+        depth = self.depth[row] * self.depth_factor
+        return _along_ray(depth, fields.unstack(self.cameras, row)) if self.rays else depth
 
 
 Change = Callable[[Reading], Reading]
@@ -54,7 +81,7 @@ class Mistake:
     """A usual mistake: how it is undone, in words and as a function."""
 
     group: str
-    """Property that is wrong."""
+    """Property that is wrong, one of the groups above."""
     remedy: str
     undo: Change
     touches: Stream = "cameras"
@@ -84,36 +111,84 @@ def pose_mistakes(cameras: Cameras) -> dict[str, Cameras]:
     return {name: dataclasses.replace(cameras, world_from_camera=value) for name, value in poses.items()}
 
 
-def along_ray(depth: Float[Tensor, "f h w"], cameras: Cameras) -> Float[Tensor, "f h w"]:
+def turned_cameras(cameras: Cameras, size: tuple[int, int], quarters: int) -> Cameras:
+    """Cameras of pictures that were turned clockwise by ``quarters`` (1, 2 or −1) to their ``size`` (rows, columns)."""
+    height, width = size
+    k = cameras.intrinsics.clone()
+    if quarters == 2:
+        axes = [[-1, 0, 0], [0, -1, 0], [0, 0, 1]]
+        k[..., 0, 2], k[..., 1, 2] = width - cameras.intrinsics[..., 0, 2], height - cameras.intrinsics[..., 1, 2]
+    else:
+        axes = [[0, quarters, 0], [-quarters, 0, 0], [0, 0, 1]]
+        k[..., 0, 0], k[..., 1, 1] = cameras.intrinsics[..., 1, 1], cameras.intrinsics[..., 0, 0]
+        cx, cy = cameras.intrinsics[..., 0, 2], cameras.intrinsics[..., 1, 2]
+        k[..., 0, 2], k[..., 1, 2] = (width - cy, cx) if quarters == 1 else (cy, height - cx)
+    pose = cameras.world_from_camera.clone()
+    pose[..., :3, :3] = pose[..., :3, :3] @ pose.new_tensor(axes)
+    return dataclasses.replace(cameras, world_from_camera=pose, intrinsics=k)
+
+
+def _along_ray(depth: Float[Tensor, "h w"], camera: Cameras) -> Float[Tensor, "h w"]:
     """Read depth as distances along the ray, and return z-depth."""
-    height, width = depth.shape[-2:]
+    height, width = depth.shape
     pixels = geometry.pixel_centres(height, width, depth).reshape(-1, 2)
-    rays = geometry.rays(cameras.intrinsics, pixels.expand(len(depth), -1, -1))
-    return depth / rays.norm(dim=-1).unflatten(1, (height, width))
+    return depth / geometry.rays(camera.intrinsics, pixels).norm(dim=-1).view(height, width)
 
 
 def mistakes(reading: Reading) -> list[Mistake]:
     """List the usual mistakes that can be undone in a reading, simplest first."""
+    streams: list[Stream] = ["images"] if reading.depth is None else ["images", "cameras", "depth"]
     return [
         *_of_poses(reading),
         *_of_intrinsics(reading),
-        *_of_images(),
+        *_of_images(reading),
         *(_of_depth() if reading.depth is not None else []),
-        *_of_time(reading),
+        *_of_time(reading, streams),
     ]
 
 
 def of_images(reading: Reading) -> list[Mistake]:
     """List the mistakes of images alone, for clips whose geometry was checked by itself."""
-    return [*_of_images(), *(m for m in _of_time(reading) if "images" in m.remedy)]
+    return [*_of_images(reading), *_of_time(reading, ["images"])]
+
+
+def of_cameras(reading: Reading) -> list[Mistake]:
+    """List the mistakes of cameras alone, for clips whose surface says where each pixel's point is."""
+    return [*_of_poses(reading), *_of_intrinsics(reading), *_of_time(reading, ["cameras"])]
+
+
+def groups(reading: Reading, *, surface: bool) -> list[str]:
+    """List the properties that a reading has and that can be wrong, whether or not there is a way to tell.
+
+    With a ``surface`` only images are in question. A principal point in the middle of the image is not.
+    """
+    if surface:
+        return [MIRRORING, TIME]
+    centred = CENTRE not in {mistake.group for mistake in _of_intrinsics(reading)}
+    missing = {CENTRE} if centred else set[str]()
+    missing |= {DISTANCE, UNIT} if reading.depth is None else set[str]()
+    return [
+        group
+        for group in (POSES, TURN, ORDER, RESOLUTION, CENTRE, MIRRORING, DISTANCE, UNIT, TIME)
+        if group not in missing
+    ]
 
 
 def _of_poses(reading: Reading) -> Iterator[Mistake]:
     for remedy in pose_mistakes(reading.cameras):
         yield Mistake(
-            group="direction and axes of the poses",
+            group=POSES,
             remedy=remedy,
             undo=lambda given, remedy=remedy: dataclasses.replace(given, cameras=pose_mistakes(given.cameras)[remedy]),
+        )
+    pictures = "images" if reading.depth is None else "images and their depth"
+    for quarters, turn in ((1, "90 degrees clockwise"), (-1, "90 degrees anticlockwise"), (2, "180 degrees")):
+        yield Mistake(
+            group=TURN,
+            remedy=f"the {pictures} are turned by {turn} against the cameras: turn them back",
+            undo=lambda given, quarters=quarters: dataclasses.replace(
+                given, cameras=turned_cameras(given.cameras, given.size, quarters)
+            ),
         )
 
 
@@ -140,11 +215,11 @@ def _of_intrinsics(reading: Reading) -> Iterator[Mistake]:
         return make
 
     fx, fy, cx, cy = (0, 0), (1, 1), (0, 2), (1, 2)
-    group, order = "order of the intrinsics", "their order is fx fy cx cy"
+    group, order = ORDER, "their order is fx fy cx cy"
     yield change(group, f"fx and fy are swapped: {order}", with_entries((fy, fx, cx, cy)))
     yield change(group, f"cx and cy are swapped: {order}", with_entries((fx, fy, cy, cx)))
     yield change(group, f"fx, cx and fy, cy are swapped: {order}", with_entries((fy, fx, cy, cx)))
-    group = "resolution of the intrinsics"
+    group = RESOLUTION
     middle = float(((k[..., 0, 2] / width + k[..., 1, 2] / height) / 2).median())
     found = 0.5 / middle if middle > 0 else 1.0
     for factor in dict.fromkeys([_rounded(found)] if abs(found - 1) > 0.1 else []):
@@ -161,7 +236,7 @@ def _of_intrinsics(reading: Reading) -> Iterator[Mistake]:
 
     if float((k[..., :2, 2] - centre).norm(dim=-1).max()) > 0.02 * max(width, height):
         remedy = "the principal point is not that of these images (are they cropped?): their centre fits better"
-        yield change("principal point", remedy, centred)
+        yield change(CENTRE, remedy, centred)
 
 
 def _rounded(factor: float) -> float:
@@ -186,75 +261,79 @@ def _scaled(intrinsics: Tensor, focal: float, centre: float) -> Tensor:
     return made
 
 
-def _of_images() -> Iterator[Mistake]:
+def _of_images(reading: Reading) -> Iterator[Mistake]:
     for name, x, y in (("left to right", True, False), ("upside down", False, True), ("both ways", True, True)):
         turned = "turned by 180 degrees" if x and y else f"mirrored {name}"
         yield Mistake(
-            group="mirroring of the images",
+            group=MIRRORING,
             remedy=f"the images are {turned} against poses and depth: {'turn' if x and y else 'mirror'} them back",
             undo=lambda given, x=x, y=y: dataclasses.replace(
                 given, mirrored=(given.mirrored[0] != x, given.mirrored[1] != y)
             ),
             touches="images",
         )
+    if reading.size[0] != reading.size[1]:
+        return
+    for quarters, turn in ((1, "clockwise"), (-1, "anticlockwise")):
+        yield Mistake(
+            group=MIRRORING,
+            remedy=f"the images are turned by 90 degrees {turn} against poses and depth: turn them back",
+            undo=lambda given, quarters=quarters: dataclasses.replace(given, turned=quarters),
+            touches="images",
+        )
 
 
 def _of_depth() -> Iterator[Mistake]:
-    def ray(given: Reading) -> Reading:
-        assert given.depth is not None
-        return dataclasses.replace(given, depth=along_ray(given.depth, given.cameras))
-
-    remedy = "depth is the distance along the ray: store z-depth"
-    yield Mistake(group="z-depth or distance", remedy=remedy, undo=ray, touches="depth")
+    yield Mistake(
+        group=DISTANCE,
+        remedy="depth is the distance along the ray: store z-depth",
+        undo=lambda given: dataclasses.replace(given, rays=True),
+        touches="depth",
+    )
     for factor in UNIT_FACTORS:
         yield unit_mistake(factor)
 
 
 def unit_mistake(factor: float) -> Mistake:
     """Mistake of depth that a factor corrects."""
-
-    def undo(given: Reading) -> Reading:
-        assert given.depth is not None
-        return dataclasses.replace(given, depth=given.depth * factor)
-
     return Mistake(
-        group="unit of depth against poses",
+        group=UNIT,
         remedy=f"depth and poses are in different units: depth times {factor:.4g} fits them",
-        undo=undo,
+        undo=lambda given: dataclasses.replace(given, depth_factor=given.depth_factor * factor),
         touches="depth",
     )
 
 
-def _of_time(reading: Reading) -> Iterator[Mistake]:
-    most = max(reading.camera_ids.count(name) for name in set(reading.camera_ids))
+def _of_time(reading: Reading, streams: Sequence[Stream]) -> Iterator[Mistake]:
+    most = max(reading.streams.count(run) for run in set(reading.streams))
     # late images are early cameras and depth, so that the same pairs of images are compared
-    streams: list[tuple[Stream, str, dict[str, int]]] = [
-        ("images", "the images come", {"camera_at": -1, "depth_at": -1}),
-    ]
-    if reading.depth is not None:
-        streams.append(("cameras", "the cameras come", {"camera_at": 1}))
-        streams.append(("depth", "the depth comes", {"depth_at": 1}))
+    signs: dict[Stream, dict[str, int]] = {
+        "images": {"camera_at": -1, "depth_at": -1},
+        "cameras": {"camera_at": 1},
+        "depth": {"depth_at": 1},
+    }
     for shift in (s for s in SHIFTS if abs(s) <= most - 2):
-        for stream, name, ways in streams:
+        for stream in streams:
             words = [f"{abs(shift)} frame{'s' * (abs(shift) > 1)} too {way}" for way in ("late", "early")]
             way, other = words if shift > 0 else words[::-1]
-            alone = "" if reading.depth is not None else f" (or the cameras come {other})"
+            alone = f" (or the cameras come {other})" if stream == "images" and reading.depth is None else ""
+            come = "the depth comes" if stream == "depth" else f"the {stream} come"
             yield Mistake(
-                group="time stamps",
-                remedy=f"{name} {way}{alone} against all else: shift the time stamps",
-                undo=lambda given, ways=ways, shift=shift: dataclasses.replace(
+                group=TIME,
+                remedy=f"{come} {way}{alone} against all else: shift the time stamps",
+                undo=lambda given, ways=signs[stream], shift=shift: dataclasses.replace(
                     given,
-                    **{at: _shifted(getattr(given, at), given.camera_ids, shift * sign) for at, sign in ways.items()},
+                    **{at: _shifted(getattr(given, at), given.streams, shift * sign) for at, sign in ways.items()},
                 ),
                 touches=stream,
             )
 
 
-def _shifted(index: Int[Tensor, "f"], camera_ids: Sequence[int], shift: int) -> Int[Tensor, "f"]:
-    """Give each frame what its camera's frame ``shift`` later had; −1 where there is none."""
+def _shifted(index: Int[Tensor, "f"], streams: Sequence[int], shift: int) -> Int[Tensor, "f"]:
+    """Give each frame what the frame ``shift`` later in its run had; −1 where there is none."""
     made = torch.full_like(index, -1)
-    for name in set(camera_ids):
-        rows = torch.tensor([i for i, camera in enumerate(camera_ids) if camera == name])
+    for run in set(streams):
+        rows = torch.tensor([i for i, each in enumerate(streams) if each == run])
         source = torch.arange(len(rows)) + shift
         there = (source >= 0) & (source < len(rows))
         made[rows[there]] = index[rows[source[there]]]

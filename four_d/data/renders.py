@@ -8,28 +8,37 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import roma
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from four_d.data.contract import ClipInfo, RawClip
-from four_d.data.manifest import SampleIndex
+from four_d.data.crops import CropRule, principal_points
+from four_d.data.manifest import Contents, SampleIndex, ShardInfo
+from four_d.data.remote import CacheConfig
+from four_d.deformation import Bends
 from four_d.errors import UserError
 from four_d.fields import named
-from four_d.geometry import invert_pose, make_pose
+from four_d.geometry import invert_pose, make_pose, quaternion_product, rigid_part
 from four_d.objects import Up, read_object
 from four_d.rendering import render
 from four_d.types import Cameras, Gaussians, map_tensors
 from four_d.viewpoints import FOCAL, NEAREST, framed, view_rotation
 
+KEPT = 1 << 28
+"""Bytes of pictures that a reader keeps in memory, so that later passes over them cost no renders."""
 OPAQUE = 0.5
 """Alpha from which a pixel shows the object."""
 LONGEST, BUMPS = 0.3, 4
 """Longest side of an occluding box, in sides of the picture; number of places that a deformation moves."""
+BENDS, REACH = 4, (0.3, 0.9)
+"""Number of parts that are bent, and how far they reach, in radii of the object along its surface."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +57,7 @@ class RendersConfig:
     licence: str = "unknown"
     """Licence of the object, which the cards of models trained on it name."""
     count: int = 10_000
-    """Number of different pictures; the next pass shows them again."""
+    """Number of different pictures; the next pass shows them again, without rendering what fits into 256 MiB."""
     size: int = 64
     """Rows and columns."""
     gaussians: int = 5_000
@@ -69,6 +78,9 @@ class RendersConfig:
     """Maximum number of boxes of the picture's mean colour that hide parts of it."""
     deformation: float = 0.05
     """Standard deviation of smooth displacements, in radii of the object."""
+    bend: float = 0.4
+    """Standard deviation, in radians, of turns of parts that hang together along the surface, as limbs do. The pose is
+    that of the whole object: the rigid motion that brings all points at rest nearest to their places."""
     seed: int = 0
     """Seed of all draws; validation needs another one than training."""
 
@@ -77,14 +89,31 @@ class RendersConfig:
             raise UserError(f"weight is {self.weight}; choose a positive number or remove the source")
         if min(self.count, self.size, self.gaussians) < 1:
             raise UserError("count, size and gaussians must be at least 1")
-        names = ("azimuth", "elevation", "roll", "distance", "shift", "occluders", "deformation", "seed")
+        names = ("azimuth", "elevation", "roll", "distance", "shift", "occluders", "deformation", "bend", "seed")
         for name in names:
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}; choose 0 or more")
 
-    def open(self) -> RenderReader:
+    def open(self, cache: CacheConfig | None = None, kept: int | None = None) -> RenderReader:  # noqa: ARG002 - as of shards
         """Read the object. UserError as in `objects.read_object`."""
         return RenderReader(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Picture:
+    """Content of a `RawClip` for one picture, without the frames' axis."""
+
+    pixels: NDArray[np.uint8]
+    world_from_camera: NDArray[np.float64]
+    intrinsics: NDArray[np.float64]
+    depth: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+
+    @property
+    def bytes(self) -> int:
+        """Size in memory."""
+        arrays = (self.pixels, self.world_from_camera, self.intrinsics, self.depth, self.mask)
+        return sum(array.nbytes for array in arrays)
 
 
 class RenderReader:
@@ -110,6 +139,10 @@ class RenderReader:
             for index in range(config.count)
         ]
         """All pictures; ``shard`` names the object's content and all settings that pictures depend on."""
+        kind = Contents(modalities=tuple(self.samples[0].modalities), cameras=1, times=1, clips=config.count)
+        self.shards = [ShardInfo(shard=name, sidecar="", clips=config.count, bytes=0, sha256="", contents=(kind,))]
+        """All pictures as one shard."""
+        self._kept: dict[int, _Picture] = {}
 
     def _digest(self) -> str:
         settings = {
@@ -123,21 +156,57 @@ class RenderReader:
     def __len__(self) -> int:
         return len(self.samples)
 
+    def expect(self, now: Sequence[int], later: Sequence[int]) -> None:
+        """Do nothing: pictures are made when they are read."""
+
     @cached_property
     def _outline(self) -> Tensor:
         """Mask of the Gaussians that are seen."""
         return self.gaussians.opacities >= min(OPAQUE, float(self.gaussians.opacities.max()))
 
-    def read(self, index: int, frames: Sequence[int] | None = None) -> RawClip:
-        """Render a picture, repeated for every one of ``frames``, which are all 0.
+    def read(self, index: int, frames: Sequence[int] | None = None, *, rule: CropRule | None = None) -> RawClip:
+        """Give a picture, repeated for every one of ``frames``, which are all 0.
 
-        Cameras are in the object's world, depth is where the object is seen, ``dynamic`` is its mask.
+        It is cropped by ``rule``. Cameras are in the object's world, depth is where the object is seen, ``dynamic`` is
+        its mask. It is rendered the first time, and kept while `KEPT` lasts.
         """
-        sample, size = self.samples[index], self.config.size
+        key = self.samples[index].key
         if frames is not None and any(frames):
-            raise IndexError(f"{sample.key} has frame 0 only, not {list(frames)}")
+            raise IndexError(f"{key} has frame 0 only, not {list(frames)}")
+        picture = self._kept.get(index) or self._rendered(index)
+        if index not in self._kept and (len(self._kept) + 1) * picture.bytes <= KEPT:
+            self._kept[index] = picture
+        count, size = 1 if frames is None else len(frames), self.config.size
+        info = ClipInfo(
+            source=self.samples[index].source,
+            licence=self.config.licence,
+            metric=False,
+            width=size,
+            height=size,
+            times=[0.0] * count,
+            camera_ids=[0] * count,
+        )
+
+        def repeated(array: NDArray[Any]) -> NDArray[Any]:
+            return array[None].repeat(count, axis=0)  # a copy: the kept picture stays whatever its reader does
+
+        intrinsics = repeated(picture.intrinsics)
+        crop = rule and rule.at(principal_points(intrinsics, count, (size, size)), (size, size))
+        return RawClip(
+            key=key,
+            info=info,
+            images=repeated(picture.pixels if crop is None else crop.pixels(0, picture.pixels).transpose(1, 2, 0)),
+            world_from_camera=repeated(picture.world_from_camera),
+            intrinsics=intrinsics,
+            crop=crop,
+            depth=repeated(picture.depth),
+            dynamic=repeated(picture.mask),
+        )
+
+    def _rendered(self, index: int) -> _Picture:
+        size = self.config.size
         rng = np.random.default_rng((self.config.seed, index))
-        deformed = self._deformed(rng)
+        deformed = self.deformed(rng)
         camera_from_object = self._pose(deformed.means[self._outline], rng)
         lens = torch.tensor([[FOCAL * size, 0, size / 2], [0, FOCAL * size, size / 2], [0, 0, 1]], dtype=torch.float64)
         pose = invert_pose(camera_from_object)
@@ -149,34 +218,41 @@ class RenderReader:
         picture = seen.colour[0, 0] + (1 - alpha) * background(size, rng)
         hidden = self._hide(picture, rng)
         mask = (alpha >= OPAQUE) & ~hidden
-        count = 1 if frames is None else len(frames)
         pixels = (picture.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
-        info = ClipInfo(
-            source=sample.source,
-            licence=self.config.licence,
-            metric=False,
-            width=size,
-            height=size,
-            times=[0.0] * count,
-            camera_ids=[0] * count,
-        )
-        return RawClip(
-            key=sample.key,
-            info=info,
-            images=pixels.numpy()[None].repeat(count, axis=0),
-            world_from_camera=pose.numpy()[None].repeat(count, axis=0),
-            intrinsics=lens.numpy()[None].repeat(count, axis=0),
-            depth=torch.where(mask, seen.depth[0, 0], 0).numpy()[None].repeat(count, axis=0),
-            dynamic=mask.numpy()[None].repeat(count, axis=0),
+        return _Picture(
+            pixels=pixels.numpy(),
+            world_from_camera=pose.numpy(),
+            intrinsics=lens.numpy(),
+            depth=torch.where(mask, seen.depth[0, 0], 0).numpy(),
+            mask=mask.numpy(),
         )
 
-    def _deformed(self, rng: np.random.Generator) -> Gaussians:
-        """Move the surroundings of some Gaussians smoothly."""
-        means = self.gaussians.means
+    @cached_property
+    def _bends(self) -> Bends:
+        return Bends.of(self.gaussians.means, REACH[1])
+
+    def deformed(self, rng: np.random.Generator) -> Gaussians:
+        """Bend parts and move the surroundings of some Gaussians smoothly, without a rigid motion of the whole."""
+        means, quats = self.gaussians.means, self.gaussians.quats
         centres = means[torch.from_numpy(rng.integers(len(means), size=BUMPS))]
         steps = torch.from_numpy(rng.normal(0, self.config.deformation, (BUMPS, 3))).float()
         near = (-2 * torch.cdist(means, centres).square()).exp()  # half a radius wide
-        return replace(self.gaussians, means=means + near @ steps)
+        means = means + near @ steps
+        if self.config.bend:
+            parts = rng.integers(len(self._bends.distances), size=BENDS).tolist()
+            reaches = rng.uniform(*REACH, BENDS).tolist()
+            # of a random axis, and of an angle as far as `bend` says
+            turns = torch.from_numpy(rng.normal(0, 1, (BENDS, 3))).float()
+            angles = torch.from_numpy(rng.normal(0, self.config.bend, (BENDS, 1))).float()
+            for part, reach, turn in zip(parts, reaches, angles * functional.normalize(turns, dim=-1)):
+                means, quats = self._bends.bend(means, quats, part, reach, turn)
+        pose = rigid_part(self.gaussians.means, means)
+        back = roma.quat_xyzw_to_wxyz(roma.rotmat_to_unitquat(pose[:3, :3].mT))
+        return replace(
+            self.gaussians,
+            means=(means - pose[:3, 3]) @ pose[:3, :3],
+            quats=quaternion_product(back, quats),
+        )
 
     def _pose(self, points: Float[Tensor, "n 3"], rng: np.random.Generator) -> Float[Tensor, "4 4"]:
         """Draw camera_from_object, in float64."""

@@ -27,6 +27,7 @@ from four_d.data.contract import (
     damage,
     modalities,
 )
+from four_d.data.crops import Crop, CropRule, principal_points
 from four_d.data.encoding import (
     CLIP,
     Array,
@@ -55,8 +56,9 @@ from four_d.data.manifest import (
     shard_names,
     write_sidecar,
 )
+from four_d.data.remote import CacheConfig, Remote, RemoteSamples, locate
 from four_d.errors import UserError
-from four_d.outputs import new_file
+from four_d.outputs import hold, new_file, remove_left_behind
 
 if TYPE_CHECKING:
     from typing import Self
@@ -70,6 +72,7 @@ __all__ = [
     "ShardReader",
     "finalise",
     "load_manifest",
+    "open_shards",
     "shard_done",
     "write_shard",
 ]
@@ -115,9 +118,11 @@ def write_shard(folder: Path, index: int, clips: Iterable[RawClip], *, lossless:
         return folder / sidecar_name
     refuse_foreign(folder)
     _refuse_foreign_tar(folder / name)
+    remove_left_behind(folder.glob(f".{Path(name).stem}.*.partial.tar"))
     samples: list[SampleIndex] = []
     sources: dict[str, SourceInfo] = {}
     with new_file(folder / name) as partial, partial.open("wb") as file:
+        hold(file.fileno())
         sink = _Sink(file)
         with TarWriter(cast("BinaryIO", sink), encoder=False, mtime=0, compress=False) as writer:
             for clip in clips:
@@ -193,36 +198,62 @@ class ShardReader:
     """Random access to the clips of a data set, and to single frames of them.
 
     Files open on first use and once per process, so that a reader may be sent to worker processes; within a process it
-    is for one thread. UserError at once if a shard or sidecar is missing or has the wrong size.
+    is for one thread. UserError at once if a shard or sidecar of a folder is missing or has the wrong size; files of a
+    `Remote` are fetched when they are needed, and of those sidecars the last ``kept`` stay in memory (None: all).
     """
 
-    def __init__(self, manifest: Manifest | Path) -> None:
-        self.manifest = manifest if isinstance(manifest, Manifest) else load_manifest(manifest)
-        self.samples: list[SampleIndex] = []
-        """All clips, in the order of shards and of clips in them."""
-        self._bytes = {info.shard: info.bytes for info in self.manifest.shards}
-        for info in self.manifest.shards:
-            check_size(self.manifest.folder, info)
-            sidecar = load_sidecar(self.manifest.folder / info.sidecar)
-            if sidecar.info != info:
-                raise UserError(
-                    f"{self.manifest.folder / info.sidecar}: differs from manifest.json; "
-                    "write the manifest again (four-d data make finalises the folder)"
-                )
-            self.samples += sidecar.samples
+    def __init__(self, data: Manifest | Path | Remote, *, kept: int | None = None) -> None:
+        self._remote = data if isinstance(data, Remote) else None
+        if isinstance(data, Remote):
+            self.manifest = data.manifest()
+        else:
+            self.manifest = data if isinstance(data, Manifest) else load_manifest(data)
+        self._infos = {info.shard: info for info in self.manifest.shards}
         self._files: OrderedDict[str, int] = OrderedDict()
+        if isinstance(data, Remote):
+            self._samples = RemoteSamples(data, self.manifest.shards, kept)
+            self.shards = self._samples.shards
+        else:
+            sidecars = [self._sidecar(info) for info in self.manifest.shards]
+            self._samples = [sample for sidecar in sidecars for sample in sidecar.samples]
+            self.shards = [sidecar.info for sidecar in sidecars]
+
+    @property
+    def place(self) -> str:
+        """Folder, or address without its signature."""
+        return str(self.manifest.folder if self._remote is None else self._remote.address)
+
+    @property
+    def remote(self) -> bool:
+        """True if the files are behind an address."""
+        return self._remote is not None
+
+    @property
+    def samples(self) -> Sequence[SampleIndex]:
+        """All clips, in the order of shards and of clips in them."""
+        return self._samples
+
+    def _sidecar(self, info: ShardInfo) -> Sidecar:
+        check_size(self.manifest.folder, info)
+        sidecar = load_sidecar(self.manifest.folder / info.sidecar)
+        if sidecar.info != info:
+            raise UserError(
+                f"{self.manifest.folder / info.sidecar}: differs from manifest.json; "
+                "write the manifest again (four-d data make finalises the folder)"
+            )
+        return sidecar
+
+    def expect(self, now: Sequence[int], later: Sequence[int]) -> None:
+        """Have the shards of these indices at hand: those needed ``now``, and those needed ``later``."""
+        if self._remote is not None:
+            self._remote.expect([self.shards[index] for index in now], [self.shards[index] for index in later])
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self._samples)
 
     def __getstate__(self) -> dict[str, object]:
         """State without the open files."""
-        return {
-            "manifest": self.manifest,
-            "samples": self.samples,
-            "_bytes": self._bytes,
-            "_files": OrderedDict[str, int](),
-        }
+        return {**self.__dict__, "_files": OrderedDict[str, int]()}
 
     def __enter__(self) -> Self:
         return self
@@ -244,21 +275,33 @@ class ShardReader:
         for number, sample in enumerate(self.samples):
             if sample.key == key:
                 return number
-        raise UserError(f"{self.manifest.folder}: no clip {key!r}; `four-d data stats` and the sidecars list the keys")
+        raise UserError(f"{self.place}: no clip {key!r}; `four-d data stats` and the sidecars list the keys")
 
-    def read(self, index: int, frames: Sequence[int] | None = None, *, verify: bool = True) -> RawClip:
+    def read(
+        self,
+        index: int,
+        frames: Sequence[int] | None = None,
+        *,
+        verify: bool = True,
+        rule: CropRule | None = None,
+    ) -> RawClip:
         """Read a clip, or only the given frames of it, in the order given; its `ClipInfo` then describes those frames.
 
-        With ``frames`` the surface is read at their times and the neighbouring times only. CorruptSample if its bytes
-        are damaged or, unless ``verify`` is False, violate the layout; IndexError if a frame does not exist.
+        With ``frames`` the surface is read at their times and the neighbouring times only; with ``rule`` images are
+        cropped as they are decoded, and all else is left to `sampling.to_clip`. CorruptSample if its bytes are damaged
+        or, unless ``verify`` is False, violate the layout; IndexError if a frame does not exist.
         """
         sample = self.samples[index]
         if frames is not None and not all(0 <= frame < sample.frames for frame in frames):
             raise IndexError(f"clip {sample.key} has frames 0 to {sample.frames - 1}, not {list(frames)}")
-        clip = _Reading(self, sample, frames).clip()
+        clip = _Reading(self, sample, frames).clip(rule)
         if verify and (wrong := damage(clip)) is not None:
             raise CorruptSample(sample.shard, sample.key, CLIP, wrong)
         return clip
+
+    def with_tar(self, info: ShardInfo, use: Callable[[Path], T]) -> T:
+        """Return ``use`` of a shard's file, or of its local copy."""
+        return use(self.manifest.folder / info.shard) if self._remote is None else self._remote.with_tar(info, use)
 
     def member(self, sample: SampleIndex, name: str) -> bytes:
         """Read a member's bytes, verified. CorruptSample if absent, truncated or changed."""
@@ -272,7 +315,7 @@ class ShardReader:
 
     def piece(self, sample: SampleIndex, name: str, offset: int, size: int) -> bytes:
         """Read ``size`` bytes of a shard, unverified."""
-        if offset < 0 or size < 0 or offset + size > self._bytes[sample.shard]:
+        if offset < 0 or size < 0 or offset + size > self._infos[sample.shard].bytes:
             raise CorruptSample(sample.shard, sample.key, name, "lies outside the shard by its sidecar")
         try:
             data = os.pread(self._file(sample.shard), size, offset)
@@ -288,8 +331,23 @@ class ShardReader:
             return self._files[shard]
         if len(self._files) >= OPEN_FILES:
             os.close(self._files.popitem(last=False)[1])
-        self._files[shard] = os.open(self.manifest.folder / shard, os.O_RDONLY | os.O_CLOEXEC)
+        if self._remote is None:
+            self._files[shard] = os.open(self.manifest.folder / shard, os.O_RDONLY | os.O_CLOEXEC)
+        else:
+            for gone in [name for name, number in self._files.items() if not os.fstat(number).st_nlink]:
+                os.close(self._files.pop(gone))  # the cache dropped it: its room is free once nobody reads it
+            self._files[shard] = self._remote.open(self._infos[shard])
         return self._files[shard]
+
+
+def open_shards(place: str | Path, cache: CacheConfig | None = None, kept: int | None = None) -> ShardReader:
+    """Open the shards of a folder or behind an address, whose files are kept in ``cache`` (None: the default one).
+
+    UserError if a shard of a folder is missing or of the wrong size, or an address does not answer; ``kept`` as in
+    `ShardReader`.
+    """
+    found = locate(place)
+    return ShardReader(found if isinstance(found, Path) else Remote(found, cache or CacheConfig()), kept=kept)
 
 
 class _Reading:
@@ -307,7 +365,7 @@ class _Reading:
         self._info = _restrict(info, self._frames, self._times)
         self._size = (info.height, info.width)
 
-    def clip(self) -> RawClip:
+    def clip(self, rule: CropRule | None) -> RawClip:
         sample = self._sample
         poses = intrinsics = None
         if "cameras.npy" in sample.members:
@@ -316,11 +374,12 @@ class _Reading:
         elif "intrinsics.npy" in sample.members:
             rows = self._array("intrinsics.npy", "<f8", (sample.frames, 4))
             intrinsics = unpack_intrinsics(rows[list(self._frames)])
+        crop = rule and rule.at(principal_points(intrinsics, len(self._frames), self._size), self._size)
         depth, dynamic = self._maps("depth.png", "I;16"), self._maps("dynamic.png", "L")
         return RawClip(
             key=sample.key,
             info=self._info,
-            images=self._images(),
+            images=self._images() if crop is None else self._cropped(crop),
             world_from_camera=poses,
             intrinsics=intrinsics,
             depth=None if depth is None else depth.astype(np.float32) * np.float32(self._info.depth_unit or 0),
@@ -328,18 +387,30 @@ class _Reading:
             surface=self._surface() if "triangles.npy.gz" in sample.members else None,
             tracks=self._tracks() if "tracks.npy" in sample.members else None,
             keypoints=self._keypoints() if "keypoints.npy" in sample.members else None,
+            crop=crop,
         )
 
     def _images(self) -> NDArray[np.uint8]:
         images = np.empty((0, 0, 0, 3), np.uint8)
         for row, frame in enumerate(self._frames):
-            name = f"f{frame:03d}.image."
-            name += "png" if name + "png" in self._sample.members else "jpg"
-            image = self._decode(name, lambda data: decode_image(data, "RGB", *self._size))
+            image = self._image(frame, 1)
             if row == 0:  # no earlier: a size that only clip.json says must not take memory
                 images = np.empty((len(self._frames), *self._size, 3), np.uint8)
             images[row] = image
         return images
+
+    def _cropped(self, crop: Crop) -> NDArray[np.uint8]:
+        images = np.empty((len(self._frames), 3, *crop.size), np.uint8)  # as tensors have them
+        for row, frame in enumerate(self._frames):
+            image = self._image(frame, crop.reduction)
+            images[row] = crop.pixels(row, image, crop.reduction if image.shape[:2] != self._size else 1)
+        return images.transpose(0, 2, 3, 1)
+
+    def _image(self, frame: int, reduction: int) -> NDArray[np.uint8]:
+        name = f"f{frame:03d}.image."
+        name += "png" if name + "png" in self._sample.members else "jpg"
+        image = self._decode(name, lambda data: decode_image(data, "RGB", *self._size, reduction=reduction))
+        return cast(NDArray[np.uint8], image)
 
     def _maps(self, extension: str, mode: str) -> NDArray[Any] | None:
         if f"f000.{extension}" not in self._sample.members:

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from four_d import drawing, geometry
 from four_d import surface as surfaces
 from four_d.data.contract import ClipInfo, KeypointArrays, KeypointInfo, RawClip
-from four_d.data.shards import ShardReader
+from four_d.data.shards import open_shards
 from four_d.data.truth import Truth, truth
 from four_d.drawing import RgbImage
 from four_d.outputs import keep_apart, new_file
@@ -33,15 +33,16 @@ SIDE = 560
 """Size in pixels of each view of the cameras."""
 
 
-def show(folder: Path, clip: int | str, out: Path) -> list[Path]:
-    """Draw a clip, given by index or key, into PNG files in the folder ``out``, and return their paths.
+def show(folder: str | Path, clip: int | str, out: Path) -> list[Path]:
+    """Draw a clip of a folder or an address, given by index or key, into PNG files in the folder ``out``, and return
+    their paths.
 
     ``KEY-frames.png`` has images, depth and moving parts; ``KEY-keypoints.png`` keypoints and bones;
     ``KEY-tracks.png`` the tracks; ``KEY-cameras.png`` the cameras from above and obliquely; each only where the clip
     has the data. UserError if there is no such clip.
     """
     keep_apart(out / "frames.png", [folder])
-    with ShardReader(folder) as reader:
+    with open_shards(folder, kept=1) as reader:
         index = clip if isinstance(clip, int) else reader.index(clip)
         if not 0 <= index < len(reader):
             index = reader.index(str(clip))

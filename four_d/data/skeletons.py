@@ -9,7 +9,7 @@ import torch
 
 from four_d import geometry
 from four_d.data.contract import KeypointArrays, KeypointInfo, RawClip
-from four_d.data.measures import Measure
+from four_d.data.measures import Finding, Measure, Unchecked
 from four_d.data.truth import cameras_of
 
 PIXEL_LIMIT = 0.01
@@ -21,14 +21,18 @@ BONE_LIMIT = 0.15
 """Largest standard deviation of a rigid bone's length over its mean: what triangulation errs."""
 
 
-def keypoint_measures(clip: RawClip) -> Iterator[Measure]:
+def keypoint_findings(clip: RawClip) -> Iterator[Finding]:
     """Check keypoints, if the clip has any: pixels where cameras are known too, and rigid bones."""
     if clip.keypoints is None or clip.info.keypoints is None:
         return
     if (pixels := _pixel_measure(clip, clip.keypoints)) is not None:
         yield pixels
+    else:
+        yield Unchecked(what="keypoint pixels", why="no keypoint has both its pixel and its position, seen by a camera")
     if (bones := _bone_measure(clip.keypoints, clip.info.keypoints)) is not None:
         yield bones
+    else:
+        yield Unchecked(what="bone lengths", why="both ends of no rigid bone have positions in two frames")
 
 
 def _pixel_measure(clip: RawClip, keypoints: KeypointArrays) -> Measure | None:

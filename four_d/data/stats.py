@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from four_d import geometry
 from four_d import surface as surfaces
 from four_d.data.check import spread
 from four_d.data.contract import RawClip
-from four_d.data.shards import ShardReader
+from four_d.data.shards import open_shards
 from four_d.data.truth import Truth, truth
 from four_d.progress import progress
 from four_d.types import Cameras
@@ -29,6 +30,8 @@ ROTATION_DEG = 5.0
 """Rotation from which a camera counts as turning."""
 OCCLUDED_FRACTION = 0.02
 """Fraction of the tracked points from which a clip counts as one with occlusion, or with re-appearance."""
+CELLS = 8
+"""Rows and columns of the mean depth map."""
 TRACKS = 256
 """Points tracked per camera, where a surface gives them."""
 
@@ -48,6 +51,9 @@ class ClipStats:
     """Per frame: 95 % over 5 % quantile of depth."""
     depth_median: list[float]
     """Per frame, in the source's units."""
+    depth_cells: list[NDArray[np.float64]]
+    """Per frame with depth: logarithm of each cell's median depth over the frame's, in `CELLS` rows and columns; NaN
+    where a cell has none."""
     dynamic_fraction: list[float]
     """Per frame: fraction of moving pixels, of those with truth."""
     invalid_fraction: float
@@ -89,6 +95,7 @@ def clip_stats(clip: RawClip) -> ClipStats:
         fps=float(1 / np.median(steps)) if len(steps) else float("nan"),
         depth_ratio=[float(q[2] / q[0]) for q in quantiles],
         depth_median=[float(q[1]) for q in quantiles],
+        depth_cells=_depth_cells(known),
         invalid_fraction=float("nan") if known.depth is None else float((known.depth <= 0).float().mean()),
         dynamic_fraction=_dynamic_fractions(known),
         rotation_deg=[max(_angles(pose[:1], pose)) for pose in poses],
@@ -117,6 +124,37 @@ def _depth_quantiles(known: Truth) -> list[NDArray[np.float64]]:
     """5, 50 and 95 % of each frame that has depth."""
     depths = [] if known.depth is None else [frame[frame > 0].numpy() for frame in known.depth]
     return [np.quantile(depth, (0.05, 0.5, 0.95)) for depth in depths if len(depth)]
+
+
+def _depth_cells(known: Truth) -> list[NDArray[np.float64]]:
+    frames = [] if known.depth is None else [frame.numpy() for frame in known.depth]
+    return [_cells(frame) for frame in frames if (frame > 0).any()]
+
+
+def _cells(depth: NDArray[np.float32]) -> NDArray[np.float64]:
+    known = np.where(depth > 0, depth, np.nan).astype(np.float64)
+    rows, columns = (np.array_split(np.arange(size), CELLS) for size in depth.shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # cells without depth
+        median = [[np.nanmedian(known[np.ix_(row, column)]) for column in columns] for row in rows]
+        return np.log(np.array(median) / np.nanmedian(known))
+
+
+def view_spread(cells: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
+    """Farthest over nearest cell of the mean map of relative depth, and the share of relative depth that it explains.
+
+    The share is 1 − Σ(d − mean)² / Σd² over all cells' logarithms d. Where all cameras take one view (a near floor
+    below, walls above), both are high, and a model can learn the map in place of the pictures. NaN without depth.
+    """
+    if not cells:
+        return float("nan"), float("nan")
+    frames = np.stack(cells)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        mean = np.nanmean(frames, axis=0)
+    total, rest = np.nansum(frames**2), np.nansum((frames - mean) ** 2)
+    explained = float(1 - rest / total) if total > 0 else float("nan")
+    return float(np.exp(np.nanmax(mean) - np.nanmin(mean))), explained
 
 
 def _dynamic_fractions(known: Truth) -> list[float]:
@@ -224,6 +262,8 @@ class DataStats:
     distributions: dict[str, Distribution]
     shares: dict[str, float]
     """Fractions of frames or clips that meet a condition; NaN where nothing was counted."""
+    mean_map: float = float("nan")
+    """Farthest over nearest cell of the mean depth map (`view_spread`); NaN without depth."""
 
     def to_dict(self) -> dict[str, object]:
         """Convert to plain containers for JSON; NaN and infinity become None."""
@@ -232,6 +272,7 @@ class DataStats:
             name: {field: value if math.isfinite(value) else None for field, value in row.items()}
             for name, row in plain["distributions"].items()
         }
+        plain["mean_map"] = self.mean_map if math.isfinite(self.mean_map) else None
         plain["shares"] = {name: value if math.isfinite(value) else None for name, value in self.shares.items()}
         return plain
 
@@ -249,12 +290,17 @@ class DataStats:
             if d.count
         ]
         rows += ["", *(f"{name:<60}{share:>7.1%}" for name, share in self.shares.items() if share == share)]
+        if self.mean_map == self.mean_map:
+            rows.append(f"{'mean depth map, farthest over nearest cell':<60}{self.mean_map:>7.3g}")
         return "\n".join(rows)
 
 
-def stats(folder: Path, clips: int | None = None, *, shown: bool = True) -> DataStats:
-    """Compute statistics of a data set, or of ``clips`` of its clips, evenly spread."""
-    with ShardReader(folder) as reader:
+def stats(folder: str | Path, clips: int | None = None, *, shown: bool = True) -> DataStats:
+    """Compute statistics of a data set, in a folder or behind an address, or of ``clips`` of its clips, evenly spread.
+
+    UserError as `shards.open_shards`.
+    """
+    with open_shards(folder, kept=None if clips is None else 1) as reader:
         chosen = spread(len(reader), clips)
         collected: list[ClipStats] = []
         with progress("stats", len(chosen), "clip", shown=shown) as bar:
@@ -266,9 +312,11 @@ def stats(folder: Path, clips: int | None = None, *, shown: bool = True) -> Data
 
 def summarise(clips: Sequence[ClipStats], name: str = "") -> DataStats:
     """Aggregate the statistics of many clips."""
+    mean_map, explained = view_spread([each for c in clips for each in c.depth_cells])
     by_source = {source: [c for c in clips if c.source == source] for source in sorted({c.source for c in clips})}
     return DataStats(
         name=name,
+        mean_map=mean_map,
         sources={
             source: SourceStats(
                 clips=len(group),
@@ -308,6 +356,7 @@ def summarise(clips: Sequence[ClipStats], name: str = "") -> DataStats:
             f"cameras that turn by {ROTATION_DEG:g}° or more": _mean(
                 [x >= ROTATION_DEG for c in clips for x in c.rotation_deg]
             ),
+            "relative depth that the mean depth map explains": explained,
             "clips with occlusion": _mean([hides(c) for c in clips if c.occluded_fraction == c.occluded_fraction]),
             "clips with occlusion or re-appearance": _mean(
                 [hides(c) or reappears(c) for c in clips if c.occluded_fraction == c.occluded_fraction]

@@ -13,10 +13,12 @@ from four_d import geometry
 from four_d import surface as surfaces
 from four_d.data.contract import RawClip
 from four_d.data.evidence import EDGE_RATIO, depth_range
-from four_d.data.measures import Measure
+from four_d.data.measures import Finding, Measure, Unchecked
 from four_d.data.truth import Truth
-from four_d.types import SAME_TIME
+from four_d.types import SAME_TIME, Cameras
 
+ON_SURFACE, KEEP_COLOUR = "tracks on surfaces", "tracks keep colour"
+NO_DEPTH = "there is no depth"
 ON_SURFACE_LIMIT = 0.9
 """Fraction of the visible track points that lie on the surface seen there."""
 TRACK_RATIO_LIMIT = 0.6
@@ -29,22 +31,37 @@ TRACKS = 300
 """Number of tracks followed in a clip with a surface."""
 
 
-def track_measures(clip: RawClip, known: Truth, tolerance: float) -> Iterator[Measure]:
+def track_findings(clip: RawClip, known: Truth, tolerance: float) -> Iterator[Finding]:
     """Check that visible tracks lie on the surfaces (to a fraction ``tolerance`` of depth) and keep their colour."""
+    if clip.tracks is not None and known.depth is None:
+        yield Unchecked(what="tracks", why=NO_DEPTH)
     tracks = _track_points(clip, known)
-    cameras = known.cameras
-    if tracks is None or cameras is None or known.depth is None:
+    if tracks is None or known.cameras is None or known.depth is None:
         return
+    measured = list(_measures(clip, known.depth, known.cameras, tracks, tolerance))
+    yield from measured
+    if clip.tracks is not None:
+        for name in sorted({ON_SURFACE, KEEP_COLOUR} - {m.check for m in measured}):
+            yield Unchecked(what=name, why="too few tracks are seen in two frames, or their colours are alike")
+
+
+def _measures(
+    clip: RawClip,
+    depth: Float[Tensor, "f h w"],
+    cameras: Cameras,
+    tracks: tuple[Float[Tensor, "f n 3"], Bool[Tensor, "f n"]],
+    tolerance: float,
+) -> Iterator[Measure]:
     points, visible = tracks
-    images = torch.from_numpy(clip.images).float().permute(0, 3, 1, 2) / 255
     pixels, z = geometry.project(points, cameras)
     on_surface, edge = torch.zeros_like(visible), torch.zeros_like(visible)
     colours = torch.zeros(*visible.shape, 3)
     for frame in range(len(points)):
-        low, high, inside = depth_range(known.depth[frame], pixels[frame])
+        low, high, inside = depth_range(depth[frame], pixels[frame])
         near = (z[frame] >= low * (1 - tolerance)) & (z[frame] <= high * (1 + tolerance))
         on_surface[frame], edge[frame] = inside & near, high > low * EDGE_RATIO
-        colours[frame] = _sample(images[frame], pixels[frame]).T
+        image = torch.from_numpy(clip.images[frame].copy()).float().permute(2, 0, 1) / 255
+        colours[frame] = _sample(image, pixels[frame]).T
     # places at the image's edge have no four depths around them: neither right nor wrong
     border = (pixels < 0.5).any(-1) | (pixels > torch.tensor([clip.info.width, clip.info.height]) - 0.5).any(-1)
     outside = (pixels < 0).any(-1) | (pixels > torch.tensor([clip.info.width, clip.info.height])).any(-1)
@@ -61,7 +78,7 @@ def _track_on_surface(clip: RawClip, rated: Bool[Tensor, "f n"], on_surface: Boo
         return
     per_frame = torch.where(counts > 3, (rated & on_surface).sum(-1) / counts.clamp_min(1), torch.ones(()))
     yield Measure(
-        check="tracks on surfaces",
+        check=ON_SURFACE,
         value=float((rated & on_surface).sum() / counts.sum()),
         limit=ON_SURFACE_LIMIT,
         above=False,
@@ -87,7 +104,7 @@ def _track_colour(clip: RawClip, rated: Bool[Tensor, "f n"], colours: Float[Tens
     if not bool(ratios.any()):
         return
     yield Measure(
-        check="tracks keep colour",
+        check=KEEP_COLOUR,
         value=float(ratios.max()),
         limit=TRACK_RATIO_LIMIT,
         frame=int(ratios.argmax()),

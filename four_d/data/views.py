@@ -83,6 +83,8 @@ def _frame_at(times: Sequence[float], camera_ids: Sequence[int], camera: int, ti
 
 def split(clip: Clip, references: int, views: int) -> Clip:
     """Split an unbatched clip: its last ``views`` frames become views, the ``references`` before them references."""
+    if not references and not views:
+        return clip
     count = len(clip.times) - views
     order = torch.arange(len(clip.times))
     main = fields.take(clip, "f", order[:count])

@@ -8,7 +8,6 @@ Poses are world_from_camera with OpenCV's axes, in metres. The form has no track
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +32,9 @@ LAYOUTS = {"A": A_LAYOUT, "B": B_LAYOUT, "C": C_LAYOUT}
 DEPTHS = 4
 """Most folders between the root and a scene's files."""
 CENTIMETRES = 100.0
+VKITTI2_FARTHEST = 655.0 - 1 / CENTIMETRES
+"""Largest depth (m) of Virtual KITTI 2 that is no sky: CUT3R's own reader takes 655 m and more for it (vkitti2.py at
+commit 8bc15dc); the raw set's sky is the last count, 655.35 m."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +76,11 @@ class _Form:
 
     def _sequence(self, name: str, directory: Path) -> Sequence:
         if self.family == "A":
-            images = [path for path in files.listed(directory / "rgb", "*", A_LAYOUT) if _is_image(path)]
+            images = [path for path in files.listed(directory / "rgb", "*", A_LAYOUT) if files.is_image(path)]
             maps = [directory / "depth" / f"{path.stem}.npy" for path in images]
             cams = [files.file(directory / "cam" / f"{path.stem}.npz", A_LAYOUT) for path in images]
         else:
-            images = [path for path in files.listed(directory, "*_rgb.*", B_LAYOUT) if _is_image(path)]
+            images = [path for path in files.listed(directory, "*_rgb.*", B_LAYOUT) if files.is_image(path)]
             stems = [path.name.removesuffix(f"_rgb{path.suffix}") for path in images]
             kind = "npy" if (directory / f"{stems[0]}_depth.npy").is_file() else "png"
             maps = [directory / f"{stem}_depth.{kind}" for stem in stems]
@@ -144,20 +146,12 @@ def _invalid(path: Path) -> set[tuple[str, str]]:
     """Scenes and images of Waymo's invalid_files.h5, whose ``invalid_pairs`` are CAMERA_FRAME; none without it."""
     if not path.is_file():
         return set()
-    try:
-        h5py = importlib.import_module("h5py")
-    except ImportError as error:
-        raise UserError(f"reading {path} takes h5py; install it with: pip install 'four_d[hdf5]'") from error
-    try:
-        with h5py.File(path, "r") as content:
+    with decode.hdf5(path) as content:
+        try:
             pairs = [(scene, bytes(pair).decode()) for scene in content for pair in content[scene]["invalid_pairs"][:]]
-    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} has no readable invalid_pairs ({error}); unpack or download it again") from error
+        except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} has no readable invalid_pairs ({error}); unpack or download it again") from error
     return {(scene, f"{pair.partition('_')[2]}_{pair.partition('_')[0]}") for scene, pair in pairs}
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in files.IMAGE_SUFFIXES
 
 
 def _depth(path: Path) -> NDArray[np.float32]:
@@ -193,24 +187,47 @@ POINTODYSSEY_LICENCES = (
 TARTANAIR_LICENCES = (Licence(text="CC BY 4.0"),)
 VKITTI2_LICENCES = (Licence(text="CC BY-NC-SA 3.0"),)
 SPRING_LICENCES = (Licence(text="CC BY 4.0"),)
+MVS_SYNTH_LICENCES = (
+    Licence(text="other: terms of its own, not checked", said_by="its hub card"),
+    Licence(text="non-commercial", said_by="MapAnything's list of its training data"),
+)
+HOI4D_LICENCES = (
+    Licence(text="none stated of the data", said_by="its instructions' repository, whose code is MIT"),
+    Licence(text="CC BY-NC 4.0", said_by="others' lists; its own page was not seen"),
+)
+CUT3R = DataSet(
+    name="cut3r",
+    title="your own scenes in the form of CUT3R's prepared sets (family A)",
+    home="",
+    licences=(Licence(text="unknown"),),
+    layout=A_LAYOUT,
+    reader=_Form(family="A").read,
+    notes="30 frames a second are nominal; each camera of a scene is a sequence",
+)
 CUT3R_SETS = (
+    CUT3R,
     _set("pointodyssey", "PointOdyssey", _Form(family="A", farthest=1000.0), *POINTODYSSEY_LICENCES),
     _set("dynamic_replica", "DynamicReplica, left eye", _Form(family="A"), Licence(text="CC BY-NC 4.0")),
     _set("spring", "Spring", _Form(family="A", rate=24.0), *SPRING_LICENCES),
-    _set("bedlam", "BEDLAM", _Form(family="A", farthest=200.0), Licence(text="research, non-commercial")),
-    _set("mvs_synth", "MVS-Synth", _Form(family="A"), Licence(text="see there")),
+    _set(
+        "bedlam",
+        "BEDLAM",
+        _Form(family="A", farthest=200.0),
+        Licence(text="non-commercial research, education and art (bedlam.is.tue.mpg.de/license.html)"),
+    ),
+    _set("mvs_synth", "MVS-Synth", _Form(family="A"), *MVS_SYNTH_LICENCES),
     _set(
         "hoi4d",
         "HOI4D",
         _Form(family="A", posed=False),
-        Licence(text="CC BY-NC 4.0"),
+        *HOI4D_LICENCES,
         notes="intrinsics only: the poses in the files are stand-ins",
     ),
     _set("tartanair", "TartanAir", _Form(family="B", farthest=1000.0), *TARTANAIR_LICENCES),
     _set(
         "vkitti2",
         "Virtual KITTI 2",
-        _Form(family="B", farthest=654.99, centre_origin=True, rate=10.0),
+        _Form(family="B", farthest=VKITTI2_FARTHEST, centre_origin=True, rate=10.0),
         *VKITTI2_LICENCES,
     ),
     _set(

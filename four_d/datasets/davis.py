@@ -42,9 +42,7 @@ def read_davis(
 def _video(base: Path, size: str, name: str) -> Sequence:
     """List one video. Masks may end before the images: sets for evaluation servers annotate the first frame only."""
     images_folder = base / "JPEGImages" / size / name
-    image_paths = [
-        path for path in files.listed(images_folder, "*", LAYOUT) if path.suffix.lower() in files.IMAGE_SUFFIXES
-    ]
+    image_paths = [path for path in files.listed(images_folder, "*", LAYOUT) if files.is_image(path)]
     if not image_paths:
         raise files.missing(images_folder / "*.jpg", LAYOUT)
     masks = [base / "Annotations" / size / name / f"{path.stem}.png" for path in image_paths]

@@ -6,14 +6,17 @@ truncated or of another kind. Nothing here depends on a data set.
 
 from __future__ import annotations
 
+import importlib
 import json
+import pickle
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -41,9 +44,37 @@ def _content(path: Path) -> bytes:
 
 def _text(path: Path) -> str:
     try:
-        return _content(path).decode()
+        return _content(path).decode("utf-8-sig")  # Windows' editors begin with a mark
     except UnicodeDecodeError as error:
         raise _refused(path, "is not a text file") from error
+
+
+def json_value(path: Path, remedy: str = UNPACK_AGAIN) -> object:
+    """Read a JSON file. UserError with ``remedy`` if it is not one."""
+    try:
+        return cast(object, json.loads(_text(path)))
+    except ValueError as error:
+        raise _refused(path, f"is not readable JSON ({error})", remedy) from error
+
+
+def json_object(path: Path, remedy: str = UNPACK_AGAIN) -> dict[str, object]:
+    """Read a JSON file that holds one object. UserError with ``remedy`` if it does not."""
+    content = json_value(path, remedy)
+    if not isinstance(content, dict):
+        raise _refused(path, "is not one JSON object", remedy)
+    return cast(dict[str, object], content)
+
+
+def hdf5(path: Path, remedy: str = UNPACK_AGAIN) -> Any:  # noqa: ANN401  h5py has no types
+    """Open an HDF5 file (extra `hdf5`), to be closed by the caller. UserError without h5py, or for another file."""
+    try:
+        h5py = importlib.import_module("h5py")
+    except ImportError as error:
+        raise UserError(f"reading {path} takes h5py; install it with: pip install 'four_d[hdf5]'") from error
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise _refused(path, f"is not there or not HDF5 ({error})", remedy) from error
 
 
 def _open_image(path: Path, convert: Callable[[Image.Image], T]) -> T:
@@ -59,8 +90,14 @@ def _open_image(path: Path, convert: Callable[[Image.Image], T]) -> T:
 
 
 def image(path: Path) -> NDArray[np.uint8]:
-    """Read an image as RGB, h w 3; greyscale is repeated, alpha dropped."""
-    return _open_image(path, lambda picture: np.array(picture.convert("RGB")))
+    """Read an image as RGB, h w 3, as it is stored; greyscale is repeated, alpha dropped."""
+
+    def to_rgb(opened: Image.Image) -> NDArray[np.uint8]:
+        if opened.mode.startswith("I") or opened.mode == "F":  # Pillow would clip it to white
+            raise _refused(path, "is grey of more than 8 bits", "convert all images to 8 bits by one rule")
+        return np.array(opened.convert("RGB"))
+
+    return _open_image(path, to_rgb)
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -96,6 +133,38 @@ def depth_npy(path: Path) -> NDArray[np.float32]:
             path, f"holds {values.dtype} {values.shape}, not depth of h × w", "use the set's own depth files"
         )
     return values.astype(np.float32)
+
+
+def mapped_npy(path: Path, shape: Sequence[int | None], kinds: str) -> NDArray[np.generic]:
+    """Map an .npy of numbers into memory without reading it.
+
+    Args:
+        path: the file.
+        shape: expected sizes; None: any.
+        kinds: letters of the kinds of numbers that it may hold: f floats, i integers, u without sign.
+
+    """
+    try:
+        values = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise _refused(path, f"is not a readable .npy ({error})") from error
+    fits = values.ndim == len(shape) and all(want in (None, is_) for want, is_ in zip(shape, values.shape))
+    if not fits or values.dtype.kind not in kinds:
+        wanted = " × ".join("any" if want is None else str(want) for want in shape)
+        raise _refused(path, f"holds {values.dtype} {values.shape}, not numbers of {wanted}")
+    return values
+
+
+def tensors(path: Path, keys: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Read tensors of a dictionary that torch saved; nothing else in it is made."""
+    try:
+        content = cast(dict[str, object], torch.load(path, map_location="cpu", weights_only=True))
+        found = {key: content[key] for key in keys}
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise _refused(path, f"has no readable {' and '.join(keys)} ({type(error).__name__})") from error
+    if not all(isinstance(value, torch.Tensor) for value in found.values()):
+        raise _refused(path, f"holds something other than tensors as {' and '.join(keys)}")
+    return cast(dict[str, torch.Tensor], found)
 
 
 def npz(path: Path, keys: Sequence[str], optional: Sequence[str] = ()) -> dict[str, NDArray[np.generic]]:
@@ -160,14 +229,24 @@ def mask(path: Path) -> NDArray[np.bool_]:
     return _open_image(path, to_mask)
 
 
+def matte(path: Path) -> NDArray[np.bool_]:
+    """Read an alpha matte as a mask of opacity above ½, h w: the alpha channel where there is one, else grey."""
+
+    def to_mask(opened: Image.Image) -> NDArray[np.bool_]:
+        alpha = opened.getchannel("A") if "A" in opened.getbands() else opened.convert("L")
+        return np.array(alpha) > 127
+
+    return _open_image(path, to_mask)
+
+
 def matrix(path: Path, rows: int, columns: int) -> NDArray[np.float64]:
     """Read numbers of a text file, separated by white space; inf and nan are allowed (ScanNet's lost poses)."""
     return matrices(path, rows, columns, at_most=1)[0]
 
 
 def matrices(path: Path, rows: int, columns: int, at_most: int | None = None) -> NDArray[np.float64]:
-    """Read all matrices of a text file: n rows columns (see `matrix`)."""
-    words = _text(path).split()
+    """Read all matrices of a text file: n rows columns (see `matrix`). # begins a comment."""
+    words = [word for line in _text(path).splitlines() for word in line.partition("#")[0].split()]
     size = rows * columns
     try:
         values = np.array([float(word) for word in words])
@@ -227,8 +306,8 @@ def camera_nerfies(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]
     ``orientation`` holds the rotation of camera_from_world, ``position`` the camera's centre; axes are OpenCV's and
     pixel (0, 0) is the corner (Nerfies casts rays through x + 0.5). Distortion must be zero.
     """
+    content = cast(dict[str, Any], json_object(path))
     try:
-        content = json.loads(_text(path))
         rotation = np.array(content["orientation"], np.float64).reshape(3, 3)
         pose = np.eye(4)
         pose[:3, :3], pose[:3, 3] = rotation.T, np.array(content["position"], np.float64)

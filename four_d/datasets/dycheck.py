@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -84,6 +84,7 @@ def _listed(capture: Path, chosen: list[Path], tasks: tuple[Task, ...]) -> Seque
         images=files.image_loader(chosen),
         cameras=partial(_scaled_cameras, stored, chosen[0]),
         depth=files.depth_loader(maps, decode.depth_npy),
+        listing=tuple(path for path in (capture / "extra.json",) if path.is_file()),
     )
 
 
@@ -100,9 +101,10 @@ def _rate(extra: Path) -> float:
 
 
 def _number(extra: Path, name: str) -> float:
+    content = decode.json_object(extra)
     try:
-        return float(json.loads(extra.read_text())[name])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return float(cast(float, content[name]))
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{extra} has no readable {name} ({error!r}); unpack it again") from error
 
 
@@ -151,8 +153,7 @@ def _views(capture: Path) -> Sequence:
 def _lidar(capture: Path, split: _Split, factor: int) -> Callable[[], Depth] | None:
     """Loader of a split's depth, at its images' size or the full one; None where the capture has no depth files."""
     for folder in (capture / "depth" / f"{size}x" for size in (factor, 1)):
-        paths = [folder / f"{name}.npy" for name in split.names]
-        if all(path.is_file() for path in paths):
+        if paths := files.partly(folder, [folder / f"{name}.npy" for name in split.names]):
             return files.depth_loader(paths, decode.depth_npy)
     return None
 
@@ -178,16 +179,20 @@ def _held_out(
 
 
 def _split(path: Path) -> _Split:
+    content = decode.json_object(path)
     try:
-        content = json.loads(path.read_text())
-        lists = [content[name] for name in ("frame_names", "time_ids", "camera_ids")]
-        names, times, cameras = map(str, lists[0]), map(int, lists[1]), map(int, lists[2])
+        lists = [cast(list[object], content[name]) for name in ("frame_names", "time_ids", "camera_ids")]
+        names, times, cameras = map(str, lists[0]), map(_whole, lists[1]), map(_whole, lists[2])
         split = _Split(names=tuple(names), times=tuple(times), cameras=tuple(cameras))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a split of DyCheck ({error!r}); unpack it again") from error
     if not split.names or not len(split.names) == len(split.times) == len(split.cameras):
         raise UserError(f"{path} lists no frames, or not as many times and cameras; unpack it again")
     return split
+
+
+def _whole(value: object) -> int:
+    return int(cast(int, value))
 
 
 def _keypoints(paths: list[Path], names: tuple[str, ...]) -> Keypoints:
@@ -195,10 +200,11 @@ def _keypoints(paths: list[Path], names: tuple[str, ...]) -> Keypoints:
     unknown = [path for path in paths if path.stem not in names]
     if unknown:
         raise UserError(f"{unknown[0]} marks a frame that splits/train.json does not list; unpack the capture again")
+    stored = [decode.json_value(path) for path in paths]
     try:
-        marked = np.stack([np.array(json.loads(path.read_text()), np.float64) for path in paths])
+        marked = np.stack([np.array(each, np.float64) for each in stored])
         points, visible = marked[..., :2] + 0.5, marked[..., 2] > 0.5
-    except (OSError, ValueError, TypeError, IndexError) as error:
+    except (ValueError, TypeError, IndexError) as error:
         raise UserError(
             f"{paths[0].parent} holds something other than lists of x, y, seen ({error}); unpack it again"
         ) from error

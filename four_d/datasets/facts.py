@@ -14,7 +14,7 @@ Reader = Callable[[Path, tuple[str, ...] | None], list[Sequence]]
 """Reader of the folder of a set: its sequences, or those named."""
 
 STRICTEST = (
-    ("none stated", r"none stated|unknown|see there|not stated"),
+    ("none stated", r"none stated|unknown|see there|not stated|not checked"),
     ("agreement", r"agreement|terms|permission"),
     ("research", r"research|academic"),
     ("non-commercial", r"\bNC\b|non-?commercial"),
@@ -70,7 +70,7 @@ class DataSet:
         """List the sequences under ``root`` without reading images or depth. UserError if there are none."""
         if not (root.is_dir() or (self.takes_files and root.is_file())):
             raise UserError(f"{root} is not a folder; {self.name} expects there: {self.layout}")
-        return self.reader(root, only)
+        return self.reader(root if root.name not in ("", "..") else root.resolve(), only)  # its name becomes a clip's
 
     @property
     def licence(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,11 +21,19 @@ from four_d.types import Cameras
 if TYPE_CHECKING:
     from _typeshed import SupportsRichComparison
 
+LOGGER = logging.getLogger(__name__)
+
 N = TypeVar("N", bound=np.generic)
 
 NO_FILE = Path()
 """Place of a frame's depth file where there is none."""
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+SAME_SHAPE = 0.01
+"""Relative difference of two aspect ratios up to which one picture is the other, resized."""
+HALF_PIXEL = np.array([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])
+"""Difference of a camera matrix with corner origin and the same one that counts from the first pixel's centre."""
+OPENGL = np.diag([1.0, -1, -1, 1])
+"""Camera axes of OpenGL (and Blender) in OpenCV's and the reverse: a pose is multiplied by it from the right."""
 
 
 def missing(path: Path, layout: str) -> UserError:
@@ -57,6 +66,11 @@ def listed(
     return matches
 
 
+def is_image(path: Path) -> bool:
+    """True for a visible file that has an image's suffix."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
 def number(path: Path) -> int:
     """Number at the end of a file's stem: 0_00012 → 12, img7 → 7, frame-000200.color → 200."""
     digits = path.name.split(".")[0]
@@ -79,7 +93,7 @@ def chosen(names: Iterable[str], only: Sequence[str] | None) -> list[str]:
 
 def images(paths: Sequence[Path]) -> NDArray[np.uint8]:
     """Read images, f h w 3."""
-    return _stacked([decode.image(path) for path in paths], paths)
+    return stacked([decode.image(path) for path in paths], paths)
 
 
 def depth(paths: Sequence[Path], read: Callable[[Path], NDArray[np.float32]], max_depth: float | None = None) -> Depth:
@@ -88,7 +102,7 @@ def depth(paths: Sequence[Path], read: Callable[[Path], NDArray[np.float32]], ma
     Frames of `NO_FILE` have none; if all are, h and w are 1.
     """
     present = {index: path for index, path in enumerate(paths) if path != NO_FILE}
-    stored = _stacked([read(path) for path in present.values()], list(present.values())) if present else None
+    stored = stacked([read(path) for path in present.values()], list(present.values())) if present else None
     values = np.zeros((len(paths), *((1, 1) if stored is None else stored.shape[1:])), np.float32)
     if stored is not None:
         values[list(present)] = stored
@@ -120,7 +134,7 @@ def resized(maps: NDArray[N], size: tuple[int, int]) -> NDArray[N]:
 
 def masks(paths: Sequence[Path], frames: int | None = None) -> NDArray[np.bool_]:
     """Read masks, f h w, for ``frames`` frames: False after the last file; None: one per file."""
-    stored = _stacked([decode.mask(path) for path in paths], paths)
+    stored = stacked([decode.mask(path) for path in paths], paths)
     padding = np.zeros((max((frames or 0) - len(stored), 0), *stored.shape[1:]), np.bool_)
     return np.concatenate([stored, padding]) if len(padding) else stored
 
@@ -158,6 +172,21 @@ def frame_times(count: int, rate: float) -> tuple[float, ...]:
     return tuple(i / rate for i in range(count))
 
 
+def numbered_times(numbers: Sequence[int], rate: float) -> tuple[float, ...]:
+    """Times in seconds, from 0, of frames with these numbers at ``rate`` per second."""
+    return tuple((each - numbers[0]) / rate for each in numbers)
+
+
+def partly(directory: Path, paths: Sequence[Path]) -> list[Path]:
+    """Replace files that are missing by `NO_FILE`, which is logged; none at all if every one is missing."""
+    present = [path if path.is_file() else NO_FILE for path in paths]
+    lost = [path.name for path, there in zip(paths, present, strict=True) if there == NO_FILE]
+    if lost and len(lost) < len(paths):
+        listed = f"{', '.join(lost[:3])}{' …' if len(lost) > 3 else ''}"
+        LOGGER.warning(f"{directory} has no file for {len(lost)} of {len(paths)} images ({listed}): these have none")
+    return [] if len(lost) == len(paths) else present
+
+
 def same_length(paths: Sequence[Path], others: Sequence[Path]) -> None:
     """Raise UserError unless two lists have the same length."""
     if len(paths) != len(others):
@@ -176,7 +205,15 @@ def npy_or_millimetres(path: Path) -> NDArray[np.float32]:
     return decode.depth_npy(path) if path.suffix == ".npy" else millimetres()(path)
 
 
-def _stacked(frames: Sequence[NDArray[N]], paths: Sequence[Path]) -> NDArray[N]:
+def same_shape(one: Sequence[int], other: Sequence[int]) -> bool:
+    """True if two sizes (height, width) can be of one picture: of one aspect ratio, but for the rounding to pixels."""
+    small, large = sorted(((one[0], one[1]), (other[0], other[1])), key=lambda size: size[0] * size[1])
+    height = small[1] * large[0] / large[1]
+    return abs(small[0] - height) <= max(1.0, SAME_SHAPE * height)
+
+
+def stacked(frames: Sequence[NDArray[N]], paths: Sequence[Path]) -> NDArray[N]:
+    """Stack frames of one size. UserError, with the file's name, for another."""
     for frame, path in zip(frames, paths, strict=True):
         if frame.shape != frames[0].shape:
             raise UserError(

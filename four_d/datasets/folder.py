@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,7 +19,8 @@ from four_d.datasets.sequence import Sequence, Task, WorldTracks
 from four_d.errors import UserError
 from four_d.metrics.pose import read_tum
 from four_d.ordering import in_order
-from four_d.video.footage import footage
+from four_d.video.footage import VIDEO_SUFFIXES, footage
+from four_d.video.images import IMAGE_SUFFIXES, quiet, size_of
 
 LOGGER = logging.getLogger(__name__)
 
@@ -31,7 +33,12 @@ LAYOUT = (
 )
 FRAMES = ("frames", "images")
 CAMERAS = "cameras.json"
+AS_WRITTEN = "write it as docs/data.md says"
 Json = Mapping[str, object]
+KNOWN = frozenset({"fps", "metric", "cameras", "frames"}) | {"format", "conventions", "unit", "size_model"}
+"""Entries of cameras.json, those that `four-d infer` writes among them."""
+OF_CAMERA = frozenset({"intrinsics", "distortion", "size", "world_from_camera"})
+OF_FRAME = OF_CAMERA | {"image", "time"} | {"camera", "size_original", "intrinsics_original", "intrinsics_model"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +67,9 @@ def read_folder(root: Path, only: tuple[str, ...] | None = None) -> list[Sequenc
         return [_sequence(root, root) for _ in files.chosen([root.stem], only)]
     files.folder(root, LAYOUT)
     places = [root] if _frames(root) else [path for path in in_order(root.iterdir()) if path.is_dir() and _frames(path)]
+    if not places and any(_is_image(path) for path in _visible(root)):
+        other = next(path.name for path in in_order(_visible(root)) if not _is_image(path))
+        raise UserError(f"{root} has images beside something else ({other}); move the images to {root / 'images'}")
     if not places:
         raise files.missing(root / "images", LAYOUT)
     directories = {path.name: path for path in places}
@@ -71,17 +81,17 @@ def _frames(directory: Path) -> Path | None:
 
 
 def _is_frames(directory: Path) -> bool:
-    """True if a folder holds images and nothing else."""
+    """True if a folder holds images, and no other files or folders that a user put there."""
     inside = _visible(directory)
-    return bool(inside) and all(path.is_file() and _is_image(path) for path in inside)
+    return bool(inside) and all(_is_image(path) for path in inside)
 
 
 def _visible(directory: Path) -> list[Path]:
-    return [path for path in directory.iterdir() if not path.name.startswith(".")]
+    return [path for path in directory.iterdir() if not quiet(path)]
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in files.IMAGE_SUFFIXES and not path.name.startswith(".")
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()
 
 
 def _sequence(directory: Path, frames: Path | None) -> Sequence:
@@ -95,9 +105,10 @@ def _sequence(directory: Path, frames: Path | None) -> Sequence:
     if directory != frames:
         shots = _with_files(directory, frames, shots)
     tracks = directory / "tracks.npz"
+    has_tracks = directory != frames and tracks.is_file()
+    shots = own.turned(shots, has_tracks)
     moments = sorted({shot.time for shot in shots})
     times = tuple(time - moments[0] for time in moments)
-    has_tracks = directory != frames and tracks.is_file()
     sequence = own.sequence(
         directory.stem if directory.is_file() else directory.name,
         shots,
@@ -105,7 +116,9 @@ def _sequence(directory: Path, frames: Path | None) -> Sequence:
     )
     posed = sequence.cameras is not None and any(shot.world_from_camera is not None for shot in shots)
     metric = None if known is None else known.metric
-    return replace(sequence, tasks=_tasks(sequence, posed), metric=metric)
+    told = (directory / name for name in (CAMERAS, "poses.txt", "intrinsics.txt"))
+    listing = tuple(path for path in told if path.is_file())
+    return replace(sequence, tasks=_tasks(sequence, posed), metric=metric, listing=listing)
 
 
 def _tasks(sequence: Sequence, posed: bool) -> tuple[Task, ...]:
@@ -121,33 +134,38 @@ def _tasks(sequence: Sequence, posed: bool) -> tuple[Task, ...]:
 
 def _shots(frames: Path, known: _Known | None) -> list[own.Shot]:
     """List all images of all cameras, with what cameras.json says of them."""
-    inside = [frames] if frames.is_file() else in_order(_visible(frames))
-    cameras = [path for path in inside if path.is_dir() or path.suffix.lower() in own.VIDEO_SUFFIXES or path == frames]
-    images = [path for path in inside if path.is_file() and _is_image(path)]
-    if images and cameras and cameras != [frames]:
+    if frames.is_file():
+        return _of_video("", frames, known)
+    inside = in_order(_visible(frames))
+    cameras = [path for path in inside if path.is_dir() or path.suffix.lower() in VIDEO_SUFFIXES]
+    images = [path for path in inside if _is_image(path)]
+    if images and cameras:
         raise UserError(f"{frames} has images and cameras ({cameras[0].name}); give each camera a folder")
-    if not images and not cameras:
-        raise files.missing(frames / "*.png", LAYOUT)
-    rate = own.RATE if known is None else known.rate
     if images:
-        return _of_camera("", images, known, rate)
+        return _of_images({"": own.pictures(frames)}, known)
+    if not cameras:
+        raise files.missing(frames / "*.png", LAYOUT)
+    shots = [shot for path in cameras if path.is_file() for shot in _of_video(path.stem, path, known)]
+    found = {path.name: own.pictures(path) for path in cameras if path.is_dir()}
+    return shots + _of_images(found, known)
+
+
+def _of_images(cameras: Mapping[str, list[Path]], known: _Known | None) -> list[own.Shot]:
+    """Shots of each camera's image files. Those without a time in cameras.json get one by their numbers or names."""
+    rate = own.RATE if known is None else known.rate
     shots: list[own.Shot] = []
-    for path in cameras:
-        camera = "" if path == frames else path.stem if path.is_file() else path.name
-        if path.is_file():
-            shots += _of_video(camera, path, known)
-        else:
-            found = [each for each in in_order(path.iterdir()) if _is_image(each)]
-            if not found:
-                raise files.missing(path / "*.png", LAYOUT)
-            shots += _of_camera(camera, found, known, rate)
-    return shots
-
-
-def _of_camera(camera: str, images: list[Path], known: _Known | None, rate: float) -> list[own.Shot]:
-    size, lenses = decode.image_size(images[0]), dict[object, own.Lens]()
-    shots = [own.Shot(image=path, camera=camera, time=at / rate, size=size) for at, path in enumerate(images)]
-    return shots if known is None else [_with_entry(shot, known, _name(shot), lenses) for shot in shots]
+    for camera, images in cameras.items():
+        size, lenses = size_of(images[0], turn=False), dict[object, own.Lens]()
+        listed = [own.Shot(image=path, camera=camera, size=size, time=math.nan) for path in images]
+        shots += listed if known is None else [_with_entry(shot, known, _name(shot), lenses) for shot in listed]
+    if not any(math.isnan(shot.time) for shot in shots):
+        return shots
+    places = own.moments({camera: [path.stem for path in images] for camera, images in cameras.items()}, CAMERAS)
+    moments = [place / rate for camera in cameras for place in places[camera]]
+    return [
+        replace(shot, time=moment) if math.isnan(shot.time) else shot
+        for shot, moment in zip(shots, moments, strict=True)
+    ]
 
 
 def _name(shot: own.Shot) -> str:
@@ -173,7 +191,9 @@ def _with_entry(shot: own.Shot, known: _Known, name: str, lenses: dict[object, o
     what = f"{known.path}: {name}"
     try:
         entry = known.entry(name, shot.camera)
-        time = float(cast(float, entry.get("time", shot.time)))
+        time = float(cast(float, entry["time"])) if "time" in entry else shot.time
+        if "time" in entry and not math.isfinite(time):
+            raise ValueError(f"the time {time}")
         pose = entry.get("world_from_camera")
         given = None if pose is None else np.array(pose, np.float64).reshape(4, 4)
         matrix = entry.get("intrinsics", entry.get("intrinsics_original"))
@@ -186,7 +206,7 @@ def _with_entry(shot: own.Shot, known: _Known, name: str, lenses: dict[object, o
         size = cast(dict[str, int], entry.get("size") or entry.get("size_original") or {})
         calibrated = (int(size.get("height", shot.size[0])), int(size.get("width", shot.size[1])))
     except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{what} has a value that is no camera's ({error}); write it as docs/data.md says") from error
+        raise UserError(f"{what} has a value that is no camera's ({error}); {AS_WRITTEN}") from error
     if given is not None and not np.isfinite(given).all():
         given = None
     lens = own.lens_of(k, coefficients, calibrated, shot.size, what)
@@ -198,31 +218,46 @@ def _known(path: Path) -> _Known | None:
     """Read cameras.json; None if it is not there."""
     if not path.is_file():
         return None
+    content = decode.json_object(path, AS_WRITTEN)
     try:
-        content = cast(dict[str, object], json.loads(path.read_text()))
         entries = cast(list[dict[str, object]], content.get("frames", []))
-        frames = {_bare(str(entry["image"])): entry for entry in entries}
+        names = [_bare(str(entry["image"])) for entry in entries]
         cameras = content.get("cameras", {})
         rate = float(cast(float, content.get("fps", own.RATE)))
         # files of four-d infer state a unit in words, which is never metres
-        metric = bool(content.get("metric", "unit" not in content))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} lists no frames with an image ({error!r}); write it as docs/data.md says") from error
+        metric = content.get("metric", "unit" not in content)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} lists no frames with an image ({error!r}); {AS_WRITTEN}") from error
     if not isinstance(cameras, dict) or not all(
         isinstance(each, dict) for each in cast(dict[str, object], cameras).values()
     ):
-        raise UserError(
-            f"{path}: cameras is not an object of one object for each camera; write it as docs/data.md says"
-        )
-    if not rate > 0:
+        raise UserError(f"{path}: cameras is not an object of one object for each camera; {AS_WRITTEN}")
+    if not 0 < rate < math.inf:
         raise UserError(f"{path}: fps is {rate:g}; give frames per second above 0")
-    return _Known(path=path, frames=frames, cameras=cast(dict[str, Json], cameras), rate=rate, metric=metric)
+    if not isinstance(metric, bool):
+        raise UserError(f"{path}: metric is {metric!r}; it is true or false")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(f"{path} has {len(twice)} images twice, as {twice[0]!r}; keep one entry of each")
+    cameras = cast(dict[str, Json], cameras)
+    _refuse_unknown(path, content, KNOWN, "")
+    for name, entry in (*zip(names, entries, strict=True), *cameras.items()):
+        _refuse_unknown(path, entry, OF_FRAME if name in names else OF_CAMERA, f" of {name!r}")
+    return _Known(path=path, frames=dict(zip(names, entries, strict=True)), cameras=cameras, rate=rate, metric=metric)
+
+
+def _refuse_unknown(path: Path, content: Json, known: frozenset[str], where: str) -> None:
+    """Raise UserError for entries that would be passed over in silence, as would a lens of another model."""
+    for entry in content:
+        if entry not in known:
+            raise UserError(
+                f"{path}: the entry {entry!r}{where} means nothing here; known are {', '.join(sorted(known))}"
+            )
 
 
 def _bare(name: str) -> str:
     """Name of an image without its suffix; other dots stay."""
     path = Path(name)
-    return str(path.with_suffix("")) if path.suffix.lower() in files.IMAGE_SUFFIXES else str(path)
+    return str(path.with_suffix("")) if path.suffix.lower() in IMAGE_SUFFIXES else str(path)
 
 
 def _check_names(known: _Known, shots: list[own.Shot], names: list[str]) -> None:
@@ -277,7 +312,9 @@ def _with_texts(directory: Path, shots: list[own.Shot]) -> list[own.Shot]:
 def _stamped(path: Path) -> bool:
     """True if a trajectory has lines of eight numbers."""
     lines = (
-        line for line in path.read_text(errors="replace").splitlines() if line.strip() and not line.startswith("#")
+        line
+        for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+        if line.strip() and not line.lstrip().startswith("#")
     )
     return len(next(lines, "").split()) == 8
 
@@ -286,16 +323,14 @@ def _with_files(directory: Path, frames: Path, shots: list[own.Shot]) -> list[ow
     """Add depth and masks that are named as the images; masks must be there for all, depth for one at least."""
     depth = _matching(directory / "depth", frames, shots, (".png", ".npy"))
     masks = _matching(directory / "masks", frames, shots, (".png",))
-    absent = [path.stem for path in depth if not path.is_file()]
-    if depth and len(absent) == len(depth):
+    there = files.partly(directory / "depth", depth)
+    if depth and not there:
         files.file(depth[0], LAYOUT)
-    if absent:
-        message = f"{directory / 'depth'} has no file for {len(absent)} of {len(depth)} images ({', '.join(absent[:3])}"
-        LOGGER.warning(f"{message}{' …' if len(absent) > 3 else ''}): these are not scored")
     for path in masks:
         files.file(path, LAYOUT)
-    if depth:
-        shots = [replace(shot, depth=path if path.is_file() else None) for shot, path in zip(shots, depth, strict=True)]
+    if there:
+        pairs = zip(shots, there, strict=True)
+        shots = [replace(shot, depth=None if path == files.NO_FILE else path) for shot, path in pairs]
     if masks:
         shots = [replace(shot, mask=path) for shot, path in zip(shots, masks, strict=True)]
     return shots
@@ -305,12 +340,18 @@ def _matching(directory: Path, frames: Path, shots: list[own.Shot], kinds: tuple
     """Files of a folder that are named as the images, whether there or not; none if there is no such folder."""
     if not directory.is_dir():
         return []
+    there: dict[tuple[Path, str], Path] = {}
+    for path in directory.rglob("*"):
+        if path.suffix.lower() in kinds and not path.name.startswith("."):
+            there[path.relative_to(directory).with_suffix(""), path.suffix.lower()] = path
     found: list[Path] = []
     for shot in shots:
         stem = shot.image.relative_to(frames).with_suffix("")
         stem = stem if shot.frame is None else stem / f"{shot.frame:06d}"
-        options = [directory / f"{stem}{kind}" for kind in kinds]
-        found.append(next((path for path in options if path.is_file()), options[0]))
+        options = [there[stem, kind] for kind in kinds if (stem, kind) in there]
+        found.append(options[0] if options else directory / f"{stem}{kinds[0]}")
+    if strangers := sorted(set(there.values()) - set(found)):
+        LOGGER.warning(f"{directory}: {len(strangers)} files are of no image and passed over, as {strangers[0].name}")
     return found
 
 

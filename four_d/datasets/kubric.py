@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -24,12 +23,15 @@ LAYOUT = (
     "SCENE/view_0/{rgba_00000.png,depth_00000.tiff,metadata.json[,tracks_2d.npz]}[, SCENE/tracks_3d.npz], or a scene "
     "of one view without view_0"
 )
+KUBRIC_LICENCES = (
+    Licence(text="none stated of the rendered sets", said_by="the repository, whose code is Apache-2.0"),
+    Licence(text="CC BY-SA 4.0", said_by="the repository of its objects, KuBasic and Google Scanned Objects"),
+)
+"""From docs/source/X_assets.rst and kubric/scripts/download_GSO.py at commit 0ee21e2; no page states one of MOVi."""
 FARTHEST = 1000.0
 """Largest valid depth (m)."""
 RATE = 12.0
 """Frames per second where metadata.json has none: MOVi's."""
-AXES = np.diag([1.0, -1, -1, 1])
-"""OpenGL's camera axes, which Blender has, to OpenCV's."""
 Json = dict[str, object]
 
 
@@ -40,7 +42,7 @@ def read_kubric(root: Path, only: tuple[str, ...] | None = None) -> list[Sequenc
     places = places or {path.name: path for path in in_order(root.iterdir()) if path.is_dir() and _views(path)}
     if not places:
         raise files.missing(root / "SCENE" / "view_0" / "metadata.json", LAYOUT)
-    return [_scene(name, places[name]) for name in files.chosen(places, only)]
+    return [scene(name, places[name], _views(places[name])) for name in files.chosen(places, only)]
 
 
 def _views(directory: Path) -> list[Path]:
@@ -50,13 +52,13 @@ def _views(directory: Path) -> list[Path]:
     return [path.parent for path in in_order(directory.glob("view_*/metadata.json"))]
 
 
-def _scene(name: str, directory: Path) -> Sequence:
-    views = _views(directory)
+def scene(name: str, directory: Path, views: list[Path]) -> Sequence:
+    """Scene as seen by some of its views, whose folders are given."""
     images = [files.listed(view, "rgba_*.png", LAYOUT, key=files.number) for view in views]
     count = len(images[0])
     for paths in images:
         files.same_length(images[0], paths)
-    metadata = [_metadata(view / "metadata.json") for view in views]
+    metadata = [decode.json_object(view / "metadata.json", "render it again") for view in views]
     rate = float(cast(float, _inner(metadata[0], "metadata").get("frame_rate", RATE)))
     size = decode.image_size(images[0][0])
     cameras = [_cameras(view, content, count, size) for view, content in zip(views, metadata)]
@@ -67,6 +69,7 @@ def _scene(name: str, directory: Path) -> Sequence:
     ]
     times = files.frame_times(count, rate)
     tracks = directory / "tracks_3d.npz"
+    seen = [view / "tracks_2d.npz" for view in views]
     return Sequence(
         name=name,
         frames=count * len(views),
@@ -75,15 +78,9 @@ def _scene(name: str, directory: Path) -> Sequence:
         images=files.image_loader([path for paths in images for path in paths]),
         cameras=partial(_joined, cameras),
         depth=PerFrame(_depths, maps),
-        world_tracks=partial(_tracks, tracks, views, times) if tracks.is_file() else None,
+        listing=tuple(view / "metadata.json" for view in views),
+        world_tracks=partial(_tracks, tracks, seen, times) if tracks.is_file() else None,
     )
-
-
-def _metadata(path: Path) -> Json:
-    try:
-        return cast(Json, json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not readable JSON ({error}); unpack or render it again") from error
 
 
 def _inner(content: Json, name: str) -> Json:
@@ -96,9 +93,9 @@ def _cameras(view: Path, content: Json, frames: int, size: tuple[int, int]) -> C
     camera = _inner(content, "camera")
     try:
         positions = np.array(camera["positions"], np.float64).reshape(-1, 3)
-        turns = torch.tensor(camera["quaternions"], dtype=torch.float64).reshape(-1, 4)
+        turns = np.array(camera["quaternions"], np.float64).reshape(-1, 4)
         if "K" in camera:
-            normalised = np.array(camera["K"], np.float64).reshape(3, 3) @ AXES[:3, :3]
+            normalised = np.array(camera["K"], np.float64).reshape(3, 3) @ files.OPENGL[:3, :3]
         else:
             focal = float(cast(float, camera["focal_length"])) / float(cast(float, camera["sensor_width"]))
             normalised = np.array([[focal, 0, 0.5], [0, focal * size[1] / size[0], 0.5], [0, 0, 1]])
@@ -106,10 +103,16 @@ def _cameras(view: Path, content: Json, frames: int, size: tuple[int, int]) -> C
         raise UserError(f"{view / 'metadata.json'} has no readable camera ({error}); render it again") from error
     if len(positions) != frames or len(turns) != frames:
         raise UserError(f"{view / 'metadata.json'} has {len(positions)} camera positions for {frames} images")
-    poses = np.tile(np.eye(4), (frames, 1, 1))
-    rotations = roma.unitquat_to_rotmat(roma.quat_wxyz_to_xyzw(turns / turns.norm(dim=-1, keepdim=True)))
-    poses[:, :3, :3], poses[:, :3, 3] = rotations.numpy(), positions
-    return files.cameras(poses @ AXES, np.diag([size[1], size[0], 1.0]) @ normalised)
+    return files.cameras(poses_of(positions, turns), np.diag([size[1], size[0], 1.0]) @ normalised)
+
+
+def poses_of(positions: NDArray[np.float64], quaternions: NDArray[np.float64]) -> NDArray[np.float64]:
+    """world_from_camera f 4 4 with OpenCV's axes, of Blender's cameras: positions f 3 and quaternions f 4 (w x y z)."""
+    turns = torch.from_numpy(quaternions / np.linalg.norm(quaternions, axis=-1, keepdims=True))
+    poses = np.tile(np.eye(4), (len(positions), 1, 1))
+    poses[:, :3, :3] = roma.unitquat_to_rotmat(roma.quat_wxyz_to_xyzw(turns)).numpy()
+    poses[:, :3, 3] = positions
+    return poses @ files.OPENGL
 
 
 def _joined(cameras: list[Cameras]) -> Cameras:
@@ -121,7 +124,7 @@ def _joined(cameras: list[Cameras]) -> Cameras:
 
 def _depths(items: list[tuple[Path, NDArray[np.float64]]]) -> Depth:
     """Read distances to the camera's centre, and convert them to z-depth."""
-    values = np.stack([_distance(path) / _stretch(path, k) for path, k in items])
+    values = np.stack([_z_depth(path, k) for path, k in items])
     valid = np.isfinite(values) & (values > 0) & (values < FARTHEST)
     return np.where(valid, values, 0).astype(np.float32), valid
 
@@ -137,14 +140,21 @@ def _distance(path: Path) -> NDArray[np.float64]:
     return values
 
 
-def _stretch(path: Path, k: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Distance over z-depth of each pixel: the length of its ray at depth 1."""
-    height, width = decode.image_size(path)
-    y, x = np.mgrid[:height, :width] + 0.5
+def _z_depth(path: Path, k: NDArray[np.float64]) -> NDArray[np.float64]:
+    distance = _distance(path)
+    return distance / stretch(distance.shape[0], distance.shape[1], k)
+
+
+def stretch(height: int, width: int, k: NDArray[np.float64], at: float = 0.5) -> NDArray[np.float64]:
+    """Distance over z-depth of each pixel (h w) of a camera (3 3): the length of its ray at depth 1.
+
+    ``at`` is the place in the pixel, from its corner, that the ray goes through.
+    """
+    y, x = np.mgrid[:height, :width] + at
     return np.sqrt(((x - k[0, 2]) / k[0, 0]) ** 2 + ((y - k[1, 2]) / k[1, 1]) ** 2 + 1)
 
 
-def _tracks(path: Path, views: list[Path], times: tuple[float, ...]) -> WorldTracks:
+def _tracks(path: Path, flat: list[Path], times: tuple[float, ...]) -> WorldTracks:
     """Read tracks_3d, t n 3 in the world; a point is visible if a view's tracks_2d does not call it occluded."""
     points = decode.npz(path, ["tracks_3d"])["tracks_3d"].astype(np.float64)
     if points.ndim != 3 or points.shape[2] != 3 or len(points) != len(times):
@@ -152,11 +162,11 @@ def _tracks(path: Path, views: list[Path], times: tuple[float, ...]) -> WorldTra
     points = points.transpose(1, 0, 2)
     known = np.asarray(np.isfinite(points).all(-1))
     seen = np.zeros(known.shape, bool)
-    for view in views:
-        occluded = decode.npz(files.file(view / "tracks_2d.npz", LAYOUT), ["occlusion"])["occlusion"].astype(bool)
+    for view in flat:
+        occluded = decode.npz(files.file(view, LAYOUT), ["occlusion"])["occlusion"].astype(bool)
         shaped = occluded if occluded.shape == known.shape else occluded.T
         if shaped.shape != known.shape:
-            raise UserError(f"{view / 'tracks_2d.npz'}: occlusion is {occluded.shape}, for points {known.shape}")
+            raise UserError(f"{view}: occlusion is {occluded.shape}, for points {known.shape}")
         seen |= ~shaped
     return WorldTracks(points=np.where(known[..., None], points, 0), known=known, visible=seen & known, times=times)
 
@@ -165,7 +175,7 @@ KUBRIC = DataSet(
     name="kubric",
     title="scenes of Kubric, of one view or of several (MV-Kubric)",
     home="github.com/google-research/kubric; MV-Kubric: github.com/ethz-vlg/mvtracker",
-    licences=(Licence(text="code Apache-2.0; data CC BY 4.0"),),
+    licences=KUBRIC_LICENCES,
     layout=LAYOUT,
     reader=read_kubric,
     notes="distances to the camera become z-depth; 1000 m and beyond are invalid",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -22,11 +22,14 @@ from four_d.ordering import natural
 LOGGER = logging.getLogger(__name__)
 
 FILE = "transforms.json"
+AS_WRITTEN = "write it as nerfstudio does"
 LAYOUT = (
     "transforms.json with frames of file_path, transform_matrix and, if any, depth_file_path; images by these paths"
 )
 PINHOLES = (None, "OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "PERSPECTIVE")
 COEFFICIENTS = ("k1", "k2", "p1", "p2", "k3")
+REFUSED = ("k4", "k5", "k6", "s1", "s2", "s3", "s4")
+"""Coefficients of other models."""
 Json = dict[str, object]
 
 
@@ -40,61 +43,106 @@ def read_nerfstudio(root: Path, only: tuple[str, ...] | None = None) -> list[Seq
 
 
 def _capture(root: Path, name: str) -> Sequence:
-    path = root / FILE
-    content = _content(path)
-    listed = cast(list[Json], content.get("frames") or [])
+    content = decode.json_object(root / FILE, AS_WRITTEN)
+    unit = _unit(root / FILE, content)
+    form = Form(file=FILE, axes=files.OPENGL, depth="depth_file_path", read_depth=partial(_depth, unit=unit))
+    return form.sequence(root, name, content)
+
+
+def _unit(path: Path, content: Json) -> float:
+    """Lengths of the capture's unit in one count of depth."""
+    given = content.get("depth_unit_scale_factor", 0.001)
     try:
-        found = [(_image(root, str(frame["file_path"])), {**content, **frame}) for frame in listed]
+        unit = float(cast(float, given))
+    except (TypeError, ValueError):
+        unit = math.nan
+    if not 0 < unit < math.inf:
+        raise UserError(f"{path}: depth_unit_scale_factor is {given!r}; give the unit of depth, a number above 0")
+    return unit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """Differences between nerfstudio's captures and layouts that extend them."""
+
+    file: str
+    """Name of the JSON file."""
+    axes: NDArray[np.float64]
+    """4 4: OpenCV's camera axes in the file's."""
+    depth: str
+    """Entry of a frame that names its depth file."""
+    read_depth: Callable[[Path], NDArray[np.float32]]
+
+    def sequence(self, root: Path, name: str, content: Json) -> Sequence:
+        """List the frames of a file's ``content``, in the order of the images' names, or of times where all have one.
+
+        Those of several cameras have a ``camera_id``. Images that are missing are left out, with a note.
+        """
+        path = root / self.file
+        listed = _timed(_listed(root, path, content), path)
+        there = [(image, frame) for image, frame in listed if image.is_file()]
+        if not there:
+            raise UserError(
+                f"{path} has {len(listed)} frames, and the image of none is there; unpack the images beside it"
+            )
+        if len(there) < len(listed):
+            LOGGER.warning(f"{path}: {len(listed) - len(there)} of {len(listed)} images are missing and left out")
+        sizes, lenses = own.sizes_by({image: image for image, _ in there}), dict[object, own.Lens]()
+        shots = [self._shot(root, image, frame, sizes[image], lenses) for image, frame in there]
+        return replace(own.sequence(name, shots, depth=self.read_depth), listing=(path,))
+
+    def _shot(self, root: Path, image: Path, frame: Json, size: own.Size, lenses: dict[object, own.Lens]) -> own.Shot:
+        """Read one frame; equal lenses become one, so that its images are undistorted together."""
+        what = f"{root / self.file}: {frame['file_path']}"
+        try:
+            time = float(cast(float, frame["time"]))
+            lens = _lens(frame, size, what)
+            pose = np.array(frame["transform_matrix"], np.float64).reshape(4, 4)
+        except UserError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{what} lacks, or has no readable, {error}; {AS_WRITTEN}") from error
+        depth = frame.get(self.depth)
+        return own.Shot(
+            image=image,
+            camera=_camera(frame),
+            time=time,
+            size=size,
+            lens=lenses.setdefault((lens.matrix.tobytes(), lens.coefficients), lens),
+            world_from_camera=pose @ self.axes,
+            depth=None if depth is None else files.file(root / str(depth), LAYOUT),
+        )
+
+
+def _listed(root: Path, path: Path, content: Json) -> list[tuple[Path, Json]]:
+    """Images, whether there or not, and their frames' values, which go before the file's, in the order of names."""
+    frames = cast(list[Json], content.get("frames") or [])
+    try:
+        found = [(_image(root, str(frame["file_path"])), {**content, **frame}) for frame in frames]
     except (KeyError, TypeError) as error:
-        raise UserError(f"{path}: a frame has no file_path ({error}); write it as nerfstudio does") from error
-    there = [(image, frame) for image, frame in found if image.is_file()]
-    if not there:
-        raise UserError(f"{path} has {len(listed)} frames, and the image of none is there; unpack the images beside it")
-    if len(there) < len(found):
-        LOGGER.warning(f"{path}: {len(found) - len(there)} of {len(found)} images are missing and left out")
-    there.sort(key=lambda pair: [natural(part) for part in pair[0].parts])
-    sizes, lenses = own.image_sizes([image for image, _ in there]), dict[object, own.Lens]()
-    shots = [_shot(root, image, frame, sizes[image], lenses, index) for index, (image, frame) in enumerate(there)]
-    if not all("time" in frame for _, frame in there):
-        shots = [replace(shot, time=index / own.RATE) for index, shot in enumerate(shots)]
-    unit = float(cast(float, content.get("depth_unit_scale_factor", 0.001)))
-    return own.sequence(name, shots, depth=partial(_depth, unit=unit))
+        raise UserError(f"{path}: a frame has no file_path ({error}); {AS_WRITTEN}") from error
+    return sorted(found, key=lambda pair: [natural(part) for part in pair[0].parts])
 
 
-def _shot(root: Path, image: Path, frame: Json, size: own.Size, lenses: dict[object, own.Lens], index: int) -> own.Shot:
-    """Read one frame; equal lenses become one, so that its images are undistorted together."""
-    what = f"{root / FILE}: {frame['file_path']}"
-    try:
-        time = float(cast(float, frame.get("time", index)))
-        lens = _lens(frame, size, what)
-        pose = np.array(frame["transform_matrix"], np.float64).reshape(4, 4)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{what} lacks, or has no readable, {error}; write it as nerfstudio does") from error
-    depth = frame.get("depth_file_path")
-    return own.Shot(
-        image=image,
-        time=time,
-        size=size,
-        lens=lenses.setdefault((lens.matrix.tobytes(), lens.coefficients), lens),
-        world_from_camera=pose @ np.diag([1.0, -1, -1, 1]),
-        depth=None if depth is None else files.file(root / str(depth), LAYOUT),
-    )
+def _timed(listed: list[tuple[Path, Json]], path: Path) -> list[tuple[Path, Json]]:
+    """Give all frames times by their images' names, unless all have one: missing images still take theirs."""
+    if all("time" in frame for _, frame in listed):
+        return listed
+    names: dict[str, list[str]] = {}
+    for image, frame in listed:
+        names.setdefault(_camera(frame), []).append(image.stem)
+    left = {camera: iter(order) for camera, order in own.moments(names, path.name).items()}
+    return [(image, {**frame, "time": next(left[_camera(frame)]) / own.RATE}) for image, frame in listed]
 
 
-def _content(path: Path) -> Json:
-    try:
-        content = cast(object, json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not readable JSON ({error}); write it again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is not an object of frames; write it as nerfstudio does")
-    return cast(Json, content)
+def _camera(frame: Json) -> str:
+    return str(frame.get("camera_id", ""))
 
 
 def _image(root: Path, written: str) -> Path:
     """Image of a file_path, which in Blender's captures has no suffix."""
     path = root / written
-    if path.suffix.lower() in files.IMAGE_SUFFIXES:
+    if files.is_image(path):
         return path
     options = [path.with_name(path.name + suffix) for suffix in files.IMAGE_SUFFIXES]
     return next((option for option in options if option.is_file()), path)
@@ -119,8 +167,11 @@ def _lens(frame: Json, size: own.Size, what: str) -> own.Lens:
         fy = height / 2 / math.tan(number("camera_angle_y") / 2)
     k = np.array([[fx, 0, number("cx", width / 2)], [0, fy, number("cy", height / 2)], [0, 0, 1]])
     values = [number(name, 0.0) for name in COEFFICIENTS]
-    if number("k4", 0.0):
-        raise UserError(f"{what} has a coefficient k4, which is not undistorted here; undistort the images first")
+    for name in REFUSED:
+        if number(name, 0.0):
+            raise UserError(
+                f"{what} has a coefficient {name}, which is not undistorted here; undistort the images first"
+            )
     return own.lens_of(k, values if any(values) else (), (round(height), round(width)), size, what)
 
 

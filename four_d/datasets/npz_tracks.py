@@ -22,6 +22,7 @@ from PIL import Image
 
 from four_d.datasets import files
 from four_d.datasets.facts import DataSet, Licence
+from four_d.datasets.pickled import PlainUnpickler
 from four_d.datasets.sequence import Sequence, TrackTruth
 from four_d.errors import UserError
 from four_d.geometry import project
@@ -32,6 +33,7 @@ WORLDTRACK_LAYOUT = (
     f"{{adt_mini,pstudio_mini,po_mini,ds_mini}}/NAME.npz with {_FORM}, extrinsics_w2c t 4 4 (not in pstudio_mini)"
 )
 TAPVID3D_LAYOUT = f"{{adt,drivetrack,pstudio}}/NAME.npz with {_FORM}, queries_xyt n 3"
+ANY4D_LAYOUT = f"{{drivetrack,pstudio}}/NAME.npz with {_FORM}, extrinsics_w2c t 4 4 (not in pstudio)"
 WORLDTRACK_FRAMES = 64
 """Number of a clip's first frames that are scored."""
 STILL = "pstudio"
@@ -64,6 +66,17 @@ def _worldtrack(frames: int | None) -> _Set:
         keys=(_IMAGES, _POINTS, _VISIBLE, _INTRINSICS, _POSES),
         frames=frames,
     )
+
+
+def read_any4d(root: Path, only: tuple[str, ...] | None) -> list[Sequence]:
+    """List the first 64 frames of TAPVid-3D's clips of DriveTrack and Panoptic Studio, as `read_worldtrack`."""
+    sources = _Set(
+        sources=("drivetrack", "pstudio"),
+        layout=ANY4D_LAYOUT,
+        keys=(_IMAGES, _POINTS, _VISIBLE, _INTRINSICS, _POSES),
+        frames=WORLDTRACK_FRAMES,
+    )
+    return sources.read(root, only)
 
 
 def read_tapvid3d(root: Path, only: tuple[str, ...] | None) -> list[Sequence]:
@@ -272,7 +285,7 @@ class _Clip:
                 file = io.BytesIO(archive.read(f"{key}.npy"))
             shape, objects = _header(file)
             if objects:
-                return np.asarray(_Bytes(file).load()).reshape(shape)
+                return np.asarray(PlainUnpickler(file).load()).reshape(shape)
         except (
             OSError,
             ValueError,
@@ -300,30 +313,6 @@ def _header(file: io.BytesIO) -> tuple[tuple[int, ...], bool]:
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(file)
     return shape, bool(dtype.hasobject)
-
-
-class _Bytes(pickle.Unpickler):
-    """Unpickler for arrays of bytes; anything else in the file is refused and never run."""
-
-    ALLOWED = frozenset(
-        {
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "scalar"),
-            ("numpy._core.numeric", "_frombuffer"),
-            ("_codecs", "encode"),
-        }
-    )
-
-    def find_class(self, module_name: str, global_name: str) -> object:
-        """Look up a class, if it is one of the few that arrays of bytes need."""
-        name = module_name.replace("numpy.core", "numpy._core")
-        if (name, global_name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"it would run {module_name}.{global_name}; only bytes are read")
-        # numpy 2 renamed numpy.core, and files name the module of the version that wrote them
-        old = np.lib.NumpyVersion(np.__version__) < "2.0.0"
-        return super().find_class(name.replace("numpy._core", "numpy.core") if old else name, global_name)
 
 
 WORLDTRACK = DataSet(

@@ -72,7 +72,7 @@ def _nsff(directory: Path, name: str) -> Sequence:
 
 
 def _image_paths(directory: Path, layout: str) -> list[Path]:
-    image_paths = [path for path in files.listed(directory, "*", layout) if path.suffix.lower() in files.IMAGE_SUFFIXES]
+    image_paths = [path for path in files.listed(directory, "*", layout) if files.is_image(path)]
     if not image_paths:
         raise files.missing(directory / "*.png", layout)
     return image_paths

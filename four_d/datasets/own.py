@@ -6,13 +6,15 @@ Readers of COLMAP, nerfstudio and plain folders list `Shot`s; what becomes of th
 from __future__ import annotations
 
 import logging
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Several
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -20,23 +22,31 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from four_d import geometry
-from four_d.datasets import decode, files
+from four_d.datasets import files
 from four_d.datasets.lens import Lens
 from four_d.datasets.sequence import Depth, PerFrame, Sequence, WorldTracks
 from four_d.errors import UserError
 from four_d.ordering import natural
 from four_d.types import Cameras
 from four_d.video.footage import footage
+from four_d.video.images import listed, orientation, picture, size_of
+from four_d.video.mask import read_mask
+from four_d.video.remarks import Remarks
 
 LOGGER = logging.getLogger(__name__)
 
 K = TypeVar("K")
 Size = tuple[int, int]
-VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v")
+_NUMBER = re.compile(r"[0-9]+$")
+_DECIMAL = re.compile(r"[0-9]\.[0-9]+$")
+SHARED = 0.5
+"""Share of images with a partner in another camera from which images that nothing else tells apart are of several."""
 RATE = 30.0
 """Frames per second where nothing tells."""
-SAME_SHAPE = 0.01
-"""Relative difference of two aspect ratios up to which one image is the other, resized."""
+PACED = 0.5
+"""Share of equal steps between images' numbers above which a larger step is a gap in time."""
+Orientation = Literal["follow", "ignore", "refuse"]
+"""Use of an image's EXIF orientation: ``ignore`` where a calibration is of the pixels as they are stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +72,7 @@ class Shot:
     """File of a mask of what moves."""
     points: NDArray[np.float64] | None = None
     """n 3: points of the world that the image observes, which give depth where there is no file."""
+    orientation: Orientation = "ignore"
     target: Size = (0, 0)
     """Size that all images of the sequence get."""
 
@@ -89,13 +100,75 @@ def lens_of(
     UserError where the calibration is of another shape than the image.
     """
     ratios = [to / of for to, of in zip(size, calibrated)]
-    if abs(ratios[0] / ratios[1] - 1) > SAME_SHAPE:
+    if not files.same_shape(calibrated, size):
         raise UserError(
             f"{what} is {size[1]} × {size[0]}, its calibration of {calibrated[1]} × {calibrated[0]}, another shape; "
             "give the images that were calibrated"
         )
     scaled = intrinsics * np.array([[ratios[1]], [ratios[0]], [1.0]])
     return Lens.of(scaled - [[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]], coefficients, what)
+
+
+def moments(names: Mapping[str, Several[str]], remedy: str) -> dict[str, list[int]]:
+    """Place of each image of each camera in the order of moments, from 0.
+
+    Images of several cameras are of one moment if the numbers at the ends of their names are equal or, unless all have
+    numbers of their own, their names; which is logged where a moment is not seen by all. Moments follow one another as
+    `timeline` says.
+
+    Args:
+        names: camera → names of its images without suffix, in order.
+        remedy: file that can give times instead.
+
+    Raises:
+        UserError: a camera of several shares no moment with any other.
+
+    """
+    if len(names) == 1:
+        return {camera: timeline(own) for camera, own in names.items()}
+    numbers = {camera: [_NUMBER.search(name) for name in own] for camera, own in names.items()}
+    keys: dict[str, list[str]] = {camera: list(own) for camera, own in names.items()}
+    numbered = {camera: [str(int(found[0])) for found in own if found] for camera, own in numbers.items()}
+    by_number = all(len(set(numbered[camera])) == len(own) for camera, own in names.items())
+    keys = numbered if by_number else keys
+    word = "number" if by_number else "name"
+    ordered = sorted({key for own in keys.values() for key in own}, key=natural)
+    order = dict(zip(ordered, timeline(ordered), strict=True))
+    seen = Counter(key for own in keys.values() for key in set(own))
+    for camera, own in keys.items():
+        if all(seen[key] == 1 for key in own):
+            raise UserError(
+                f"camera {camera} has no image of one {word} with another camera (its first is {names[camera][0]}), so "
+                f"nothing tells which were taken together; name those alike, or give times in {remedy}"
+            )
+    if lone := [key for key in order if seen[key] < len(keys)]:
+        LOGGER.warning(
+            f"images of {len(keys)} cameras are taken together by their {word}s: {len(lone)} of {len(order)} moments "
+            f"are not seen by all ({', '.join(lone[:3])}{' …' if len(lone) > 3 else ''})"
+        )
+    return {camera: [order[key] for key in own] for camera, own in keys.items()}
+
+
+def timeline(names: Several[str]) -> list[int]:
+    """Places in time, from 0, of images whose names are in order: one after the other, and further on after a gap.
+
+    A gap is a larger step of the numbers at the names' ends, where most of their steps are equal and the others
+    multiples of it: there images are missing, and what moves went on. Gaps are logged.
+    """
+    found = [_NUMBER.search(name) for name in names]
+    numbers = [int(match[0]) for match in found if match]
+    steps = [after - before for before, after in pairwise(numbers)]
+    if len(numbers) < len(names) or min(steps, default=0) <= 0 or any(map(_DECIMAL.search, names)):
+        return list(range(len(names)))
+    step, count = Counter(steps).most_common(1)[0]
+    if count <= PACED * len(steps) or any(each % step for each in steps):
+        return list(range(len(names)))
+    if gaps := [at for at, each in enumerate(steps) if each != step]:
+        LOGGER.warning(
+            f"the images' numbers leave {len(gaps)} gaps, which count as time ({names[gaps[0]]} is followed by "
+            f"{names[gaps[0] + 1]})"
+        )
+    return [(number - numbers[0]) // step for number in numbers]
 
 
 def sequence(
@@ -109,6 +182,7 @@ def sequence(
 
     Those of another size are scaled until they cover it, and cut evenly; intrinsics follow. ``depth`` reads a file.
     """
+    _check(shots)
     cameras = sorted({shot.camera for shot in shots}, key=natural)
     ordered = sorted(shots, key=lambda shot: (cameras.index(shot.camera), shot.time))
     for one, other in pairwise(ordered):
@@ -135,12 +209,28 @@ def sequence(
     )
 
 
+def _check(shots: Several[Shot]) -> None:
+    """Raise UserError for images that are listed twice or have no finite time; log those that lack the others' pose."""
+    twice = [place for place, count in Counter((shot.image, shot.frame) for shot in shots).items() if count > 1]
+    if twice:
+        image, frame = twice[0]
+        raise UserError(
+            f"{image}{'' if frame is None else f', frame {frame},'} is listed more than once; keep one entry"
+        )
+    for shot in shots:
+        if not np.isfinite(shot.time):
+            raise UserError(f"{shot.image} has the time {shot.time}; give seconds")
+    lost = [shot for shot in shots if shot.world_from_camera is None or not np.isfinite(shot.world_from_camera).all()]
+    if lost and len(lost) < len(shots):
+        LOGGER.warning(f"{len(lost)} of {len(shots)} images have no pose and are left out, as {lost[0].image}")
+
+
 def _images(shots: list[Shot]) -> NDArray[np.uint8]:
     """Read images, f h w 3; black where a lens saw nothing."""
     result: list[NDArray[np.uint8]] = []
     for _, group in groupby(shots, key=lambda shot: (id(shot.lens), shot.image if shot.frame is not None else None)):
         alike = list(group)
-        stored = _video_frames(alike) if alike[0].frame is not None else [decode.image(shot.image) for shot in alike]
+        stored = _video_frames(alike) if alike[0].frame is not None else [_picture(shot) for shot in alike]
         for image, shot in zip(stored, alike, strict=True):
             if image.shape[:2] != shot.size:
                 raise UserError(
@@ -151,6 +241,15 @@ def _images(shots: list[Shot]) -> NDArray[np.uint8]:
         straight = stored if lens is None or lens.plain else list(lens.undistort_images(stored))
         result += [_fit_image(image, shot) for image, shot in zip(straight, alike, strict=True)]
     return np.stack(result)
+
+
+def _picture(shot: Shot) -> NDArray[np.uint8]:
+    if shot.orientation == "refuse" and orientation(shot.image) != 1:
+        raise UserError(
+            f"{shot.image} is stored turned, by its EXIF orientation, and nothing tells whether cameras, depth and "
+            "masks are of the stored or of the upright image; store all images upright, without EXIF"
+        )
+    return picture(shot.image, turn=shot.orientation == "follow")
 
 
 def _video_frames(shots: Several[Shot]) -> list[NDArray[np.uint8]]:
@@ -191,7 +290,7 @@ def _depths(shots: list[Shot], read: Callable[[Path], NDArray[np.float32]]) -> D
     values = np.zeros((len(shots), *shots[0].target), np.float32)
     for row, shot in zip(values, shots, strict=True):
         if shot.depth is not None:
-            row[:] = _fit_map(read(shot.depth), shot)
+            row[:] = _fit_map(read(shot.depth), shot, shot.depth)
         elif shot.points is not None and len(shot.points) and shot.world_from_camera is not None:
             _put_points(row, shot)
     valid = np.isfinite(values) & (values > 0)
@@ -214,13 +313,19 @@ def _put_points(depth: NDArray[np.float32], shot: Shot) -> None:
 
 
 def _masks(shots: list[Shot]) -> NDArray[np.bool_]:
+    paths = [shot.mask for shot in shots if shot.mask is not None]
     if all(shot.unchanged for shot in shots):
-        return files.masks([shot.mask for shot in shots if shot.mask is not None])
-    return np.stack([_fit_map(decode.mask(shot.mask), shot) for shot in shots if shot.mask is not None])
+        return files.stacked([read_mask(path) for path in paths], paths)
+    return np.stack([_fit_map(read_mask(path), shot, path) for shot, path in zip(shots, paths, strict=True)])
 
 
-def _fit_map(values: NDArray[files.N], shot: Shot) -> NDArray[files.N]:
+def _fit_map(values: NDArray[files.N], shot: Shot, path: Path) -> NDArray[files.N]:
     """Nearest values h w of a map of the image's view, of any size, for the image as it is given out."""
+    if not files.same_shape(values.shape, shot.size):
+        raise UserError(
+            f"{path} is {values.shape[1]} × {values.shape[0]}, its image {shot.size[1]} × {shot.size[0]}, another "
+            "shape; give maps of the whole image, of any size"
+        )
     straight = values
     if shot.lens is not None and not shot.lens.plain:
         straight = shot.lens.undistort_maps(files.resized(values[None], shot.size))[0]
@@ -231,11 +336,24 @@ def _fit_map(values: NDArray[files.N], shot: Shot) -> NDArray[files.N]:
     return straight[rows.clip(0, height - 1)[:, None], columns.clip(0, width - 1)]
 
 
-def image_sizes(paths: Several[Path]) -> dict[Path, Size]:
-    """Height and width of image files, from their headers."""
-    return {path: decode.image_size(path) for path in paths}
+def pictures(folder: Path) -> list[Path]:
+    """Images of a folder in order; what else is in it is passed over, which is logged."""
+    found = listed(folder, "a camera's images", Remarks(folder))
+    for path in folder.iterdir():
+        if path.is_symlink() and not path.exists():
+            raise UserError(f"{path} is a link to a file that is not there; mend or remove it")
+    return found
+
+
+def turned(shots: Several[Shot], has_tracks: bool) -> list[Shot]:
+    """Have images follow their EXIF orientation where nothing else is known of them, which might not be turned."""
+    if has_tracks or any(shot.lens or shot.depth or shot.mask for shot in shots):
+        return [replace(shot, orientation="refuse") for shot in shots]
+    firsts = {shot.camera: shot for shot in reversed(shots)}
+    sizes = {camera: size_of(shot.image, turn=True) for camera, shot in firsts.items() if shot.frame is None}
+    return [replace(shot, orientation="follow", size=sizes.get(shot.camera, shot.size)) for shot in shots]
 
 
 def sizes_by(examples: Mapping[K, Path]) -> dict[K, Size]:
-    """Size of an example image of each key."""
-    return {key: decode.image_size(path) for key, path in examples.items()}
+    """Height and width, as stored, of an example image of each key."""
+    return {key: size_of(path, turn=False) for key, path in examples.items()}

@@ -24,8 +24,8 @@ RATE = 30.0
 """Frames per second; nominal, since the set gives none."""
 COUNTS = 65535 / 1000
 """Counts of depth to the metre."""
-FARTHEST = 999.9
-"""Largest valid depth (m): the last count, 1000 m, is the sky."""
+FARTHEST = (65535 - 0.5) / COUNTS
+"""Largest valid depth (m): the last count that 16 bits hold, 1000 m, is the sky."""
 
 
 def read_pointodyssey(root: Path, only: tuple[str, ...] | None = None) -> list[Sequence]:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from four_d.datasets import decode, files
 from four_d.datasets.facts import DataSet, Licence
-from four_d.datasets.sequence import Sequence
+from four_d.datasets.lens import Lens
+from four_d.datasets.sequence import Depth, PerFrame, Sequence
 from four_d.errors import UserError
 from four_d.metrics.pose import read_tum
 from four_d.ordering import in_order
 from four_d.types import Cameras
 
+LOGGER = logging.getLogger(__name__)
+
+_Files = PerFrame[Path, Any]
 WITHIN = 0.02
 """Maximum seconds between an image and its pose."""
 COUNTS = 5000.0
@@ -35,7 +42,9 @@ BONN_LAYOUT = "rgbd_bonn_balloon2/{rgb/,depth/,groundtruth.txt} and so on"
 BONN = ("balloon2", "crowd2", "crowd3", "person_tracking2", "synchronous")
 BONN_FRAMES = slice(30, 140)
 BONN_CAMERA = (542.822841, 542.576870, 315.593520, 237.756098)
-"""fx fy cx cy as calibrated; OpenCV counts from pixel centres. The images are not rectified (k1 = 0.04)."""
+"""fx fy cx cy as calibrated; OpenCV counts from pixel centres. The images are not rectified."""
+BONN_DISTORTION = (0.039903, -0.099343, -0.000730, -0.000144, 0.0)
+"""k1 k2 p1 p2 k3 as calibrated, of the images and of the depth, which is registered to them."""
 _AXES = np.array([[-1.0, 0, 0, 0], [0, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
 _MARKERS = np.array(
     [
@@ -72,11 +81,14 @@ def read_all_tum(root: Path, only: tuple[str, ...] | None = None) -> list[Sequen
 def _tum(directory: Path, *, stride: int = TUM_STRIDE, most: int | None = TUM_FRAMES, deep: bool = False) -> Sequence:
     """List every ``stride``-th image with a pose (``deep``: and with depth), at most ``most``."""
     files.folder(directory, TUM_LAYOUT)
+    lists = [directory / name for name in ("rgb.txt", "groundtruth.txt", *(("depth.txt",) if deep else ()))]
     times, names = decode.stamped(files.file(directory / "rgb.txt", TUM_LAYOUT))
     pose_times, poses = read_tum(files.file(directory / "groundtruth.txt", TUM_LAYOUT))
     frames, matched = decode.associate(times, pose_times.numpy(), WITHIN)
     maps: list[Path] = []
-    if deep and (directory / "depth.txt").is_file():
+    if deep and not (directory / "depth.txt").is_file():
+        LOGGER.warning(f"{directory} has no depth.txt: only images and poses are read")
+    elif deep:
         depth_times, depth_names = decode.stamped(directory / "depth.txt")
         near, at = decode.associate(times[frames], depth_times, WITHIN)
         frames, matched = frames[near], matched[near]
@@ -93,17 +105,41 @@ def _tum(directory: Path, *, stride: int = TUM_STRIDE, most: int | None = TUM_FR
         images=files.image_loader(paths),
         cameras=partial(files.cameras, poses.numpy()[matched], files.pinhole(*FREIBURG3, centre_origin=True)),
         depth=files.depth_loader(maps[::stride][:most], _counted) if maps else None,
+        listing=tuple(path for path in lists if path.is_file()),
     )
 
 
 def read_all_bonn(root: Path, only: tuple[str, ...] | None = None) -> list[Sequence]:
-    """List all images of every sequence that is there, with depth and poses nearest in time."""
+    """List all images of every sequence that is there, undistorted, with depth and poses nearest in time."""
     base = _bonn_base(root)
     present = [path.name.removeprefix("rgbd_bonn_") for path in in_order(base.glob("rgbd_bonn_*")) if path.is_dir()]
     if not present:
         raise files.missing(base / "rgbd_bonn_*", BONN_LAYOUT)
     chosen = files.chosen(present, only)
-    return [_bonn(base / f"rgbd_bonn_{name}", name, by_time=True, frames=slice(None)) for name in chosen]
+    return [_straightened(_bonn(base / f"rgbd_bonn_{name}", name, by_time=True, frames=slice(None))) for name in chosen]
+
+
+def _straightened(sequence: Sequence) -> Sequence:
+    """Sequence without the lens's distortion in images and depth; what no ray reached is black, and has no depth."""
+    images, depth = cast(_Files, sequence.images), cast(_Files, sequence.depth)
+    return replace(
+        sequence, images=PerFrame(_straight_images, images.items), depth=PerFrame(_straight_depth, depth.items)
+    )
+
+
+def _bonn_lens() -> Lens:
+    return Lens.of(files.pinhole(*BONN_CAMERA, centre_origin=False), BONN_DISTORTION, "Bonn's camera")
+
+
+def _straight_images(paths: list[Path]) -> NDArray[np.uint8]:
+    return _bonn_lens().undistort_images(list(files.images(paths)))
+
+
+def _straight_depth(paths: list[Path]) -> Depth:
+    values, valid = files.depth(paths, _counted)
+    if valid.shape[1:] != (1, 1):  # which stands for no depth at all
+        values, valid = _bonn_lens().undistort_maps(values), _bonn_lens().undistort_maps(valid)
+    return values, valid
 
 
 def _bonn_base(root: Path) -> Path:
@@ -215,5 +251,5 @@ BONN_DYNAMIC = DataSet(
     layout=BONN_LAYOUT,
     reader=read_all_bonn,
     depth_tolerance=0.05,
-    notes="matched in time as bonn_matched; images are not rectified",
+    notes="matched in time as bonn_matched; images and depth are undistorted",
 )

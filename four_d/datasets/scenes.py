@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from four_d.datasets import decode, files
 from four_d.datasets.facts import DataSet, Licence
-from four_d.datasets.sequence import Sequence, Task
+from four_d.datasets.sequence import Depth, PerFrame, Sequence, Task
 from four_d.errors import UserError
 from four_d.ordering import in_order
 from four_d.types import Cameras
 
+N = TypeVar("N", bound=np.generic)
+LOGGER = logging.getLogger(__name__)
+
 SCANNET_LAYOUT = "scene0707_00/{color/0.jpg,pose/0.txt,intrinsic/intrinsic_color.txt} and so on (unpacked .sens)"
+SCANNET_DEPTH_LAYOUT = "scene0707_00/{color/0.jpg,depth/0.png} and so on (unpacked .sens)"
+SCANNET_BORDER = (8 / 480, 11 / 640)
+"""Fractions of rows and columns, on each side, without depth or colour."""
 SCANNET_STRIDE, SCANNET_FRAMES, SCANNET_FPS = 3, 90, 30.0
 
 SEVEN_SCENES_LAYOUT = "chess/{TestSplit.txt,seq-03/frame-000000.{color.png,depth.proj.png,pose.txt}} and so on"
@@ -52,17 +61,52 @@ def _scannet(directory: Path, frames: slice) -> Sequence:
     image_paths = files.listed(directory / "color", "*.jpg", SCANNET_LAYOUT, key=files.number)
     image_paths = image_paths[frames]
     poses = [files.file(directory / "pose" / f"{path.stem}.txt", SCANNET_LAYOUT) for path in image_paths]
-    maps = [directory / "depth" / f"{path.stem}.png" for path in image_paths]
+    maps = files.partly(directory / "depth", [directory / "depth" / f"{path.stem}.png" for path in image_paths])
     intrinsics = files.file(directory / "intrinsic" / "intrinsic_color.txt", SCANNET_LAYOUT)
     return Sequence(
         name=directory.name,
         frames=len(image_paths),
-        times=files.frame_times(len(image_paths), SCANNET_FPS / (frames.step or 1)),
+        times=files.numbered_times([files.number(path) for path in image_paths], SCANNET_FPS),
         tasks=("pose",),
         images=files.image_loader(image_paths),
-        cameras=partial(_scannet_cameras, poses, intrinsics),
-        depth=files.depth_loader(maps, files.millimetres()) if all(path.is_file() for path in maps) else None,
+        cameras=PerFrame(partial(_scannet_cameras, intrinsics=intrinsics), poses),
+        depth=files.depth_loader(maps, files.millimetres()) if maps else None,
     )
+
+
+def read_scannet_depth(root: Path, only: tuple[str, ...] | None = None) -> list[Sequence]:
+    """List the frames of `read_scannet` with their depth, both without the border that published code cuts off."""
+    scenes = [path for path in in_order(files.folder(root, SCANNET_DEPTH_LAYOUT).glob("scene*")) if path.is_dir()]
+    if not scenes:
+        raise files.missing(root / "scene*", SCANNET_DEPTH_LAYOUT)
+    places = {path.name: path for path in scenes}
+    return [_scannet_depth(places[name]) for name in files.chosen(places, only)]
+
+
+def _scannet_depth(directory: Path) -> Sequence:
+    every = files.listed(directory / "color", "*.jpg", SCANNET_DEPTH_LAYOUT, key=files.number)
+    paths = every[: SCANNET_STRIDE * SCANNET_FRAMES : SCANNET_STRIDE]
+    maps = [files.file(directory / "depth" / f"{path.stem}.png", SCANNET_DEPTH_LAYOUT) for path in paths]
+    return Sequence(
+        name=directory.name,
+        frames=len(paths),
+        times=files.numbered_times([files.number(path) for path in paths], SCANNET_FPS),
+        tasks=("video_depth",),
+        images=PerFrame(lambda chosen: _without_border(files.images(chosen)), paths),
+        depth=PerFrame(_inner_depth, maps),
+    )
+
+
+def _inner_depth(paths: list[Path]) -> Depth:
+    values, valid = files.depth(paths, files.millimetres())
+    return _without_border(values), _without_border(valid)
+
+
+def _without_border(maps: NDArray[N]) -> NDArray[N]:
+    """Cut off the same part of images and depth, whose sizes differ: `SCANNET_BORDER` of a depth map."""
+    height, width = maps.shape[1:3]
+    top, left = (int(share * side) for share, side in zip(SCANNET_BORDER, (height, width), strict=True))
+    return np.ascontiguousarray(maps[:, top : height - top, left : width - left])
 
 
 def _scannet_cameras(poses: list[Path], intrinsics: Path) -> Cameras:
@@ -75,6 +119,11 @@ def _scannet_cameras(poses: list[Path], intrinsics: Path) -> Cameras:
 def read_all_seven_scenes(root: Path, only: tuple[str, ...] | None = None) -> list[Sequence]:
     """List all frames of both splits, with registered depth where every scene has it."""
     registered = next(root.glob("*/seq-*/*.depth.proj.png"), None) is not None
+    if not registered:
+        LOGGER.warning(
+            f"{root} has no depth.proj.png, so depth is depth.png as downloaded, of the depth camera: some centimetres "
+            "off the colour images; the scripts of relocalisation projects register it"
+        )
     return read_seven_scenes(root, only, every=1, registered=registered, splits="*Split.txt")
 
 
@@ -90,6 +139,7 @@ def read_seven_scenes(
     every: int = 200,
     registered: bool = True,
     splits: str = "TestSplit.txt",
+    tasks: tuple[Task, ...] = _POINTS,
 ) -> list[Sequence]:
     """List the test sequences of every scene in the folder, a key frame every ``every``; named ``chess/seq-03``.
 
@@ -101,12 +151,13 @@ def read_seven_scenes(
             relocalisation projects), as published code does. False: ``depth.png`` as downloaded, which is another
             camera's; figures on it are not comparable.
         splits: names of the lists of sequences.
+        tasks: tasks in which the sequences count.
 
     """
     lists = files.listed(root, f"*/{splits}", SEVEN_SCENES_LAYOUT)
     names = [f"{path.parent.name}/{name}" for path in lists for name in _split(path)]
     depth = "depth.proj.png" if registered else "depth.png"
-    return [_seven_scenes(root / name, name, every, depth) for name in files.chosen(names, only)]
+    return [_seven_scenes(root / name, name, every, depth, tasks) for name in files.chosen(names, only)]
 
 
 def _split(path: Path) -> list[str]:
@@ -118,7 +169,7 @@ def _split(path: Path) -> list[str]:
         raise UserError(f"{path} is not a list like 'sequence3' ({error}); unpack it again") from error
 
 
-def _seven_scenes(directory: Path, name: str, every: int, depth: str) -> Sequence:
+def _seven_scenes(directory: Path, name: str, every: int, depth: str, tasks: tuple[Task, ...]) -> Sequence:
     image_paths = files.listed(directory, "frame-*.color.png", SEVEN_SCENES_LAYOUT, key=files.number)[::every]
     stems = [path.name.removesuffix(".color.png") for path in image_paths]
     layout = SEVEN_SCENES_LAYOUT + "; with depth.png alone use protocol=seven_scenes_raw"
@@ -127,10 +178,10 @@ def _seven_scenes(directory: Path, name: str, every: int, depth: str) -> Sequenc
     return Sequence(
         name=name,
         frames=len(image_paths),
-        times=files.frame_times(len(image_paths), 30.0 / every),
-        tasks=_POINTS,
+        times=files.numbered_times([files.number(path) for path in image_paths], 30.0),
+        tasks=tasks,
         images=files.image_loader(image_paths),
-        cameras=partial(_seven_scenes_cameras, poses),
+        cameras=PerFrame(_seven_scenes_cameras, poses),
         depth=files.depth_loader(maps, files.millimetres(), FARTHEST),
     )
 
@@ -156,7 +207,7 @@ def _nrgbd(directory: Path, every: int) -> Sequence:
     return Sequence(
         name=directory.name,
         frames=len(image_paths),
-        times=files.frame_times(len(image_paths), 30.0 / stride),
+        times=files.numbered_times(numbers, 30.0),
         tasks=_POINTS,
         images=files.image_loader(image_paths),
         cameras=partial(_nrgbd_cameras, directory / "poses.txt", numbers),
@@ -170,7 +221,7 @@ def _nrgbd_cameras(path: Path, numbers: list[int]) -> Cameras:
     if len(poses) <= max(numbers):
         raise UserError(f"{path} has {len(poses)} poses, none for img{max(numbers)}; unpack the scene again")
     k = files.pinhole(*NRGBD_CAMERA, centre_origin=False)
-    return files.cameras(poses[numbers] @ np.diag([1.0, -1, -1, 1]), k)
+    return files.cameras(poses[numbers] @ files.OPENGL, k)
 
 
 SCANNET = DataSet(

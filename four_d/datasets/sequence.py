@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as Indices
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Generic, Literal, TypeVar
 
 import numpy as np
@@ -15,7 +16,7 @@ from four_d.types import Cameras
 
 Item = TypeVar("Item")
 T = TypeVar("T")
-Task = Literal["pose", "video_depth", "depth", "points", "mask", "tracks", "views"]
+Task = Literal["pose", "video_depth", "depth", "points", "mask", "tracks", "pixel_tracks", "rig_tracks", "views"]
 """``depth`` is of single frames, each aligned alone; ``video_depth`` has one alignment per sequence; ``views`` are
 images held out from the model, of other cameras or times."""
 
@@ -54,6 +55,18 @@ class WorldTracks:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RigTracks:
+    """Ground-truth tracks in the world of several synchronised cameras, and the times at which they are asked for."""
+
+    queries: NDArray[np.int64]
+    """n: index of each track's query among the times; a camera sees the point then."""
+    points: NDArray[np.float64]
+    """n t 3 in the cameras' world and unit; any value where no camera sees the point."""
+    visible: NDArray[np.bool_]
+    """v n t: whether the camera sees it then."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrackTruth:
     """Ground-truth tracks of points, and their query pixels."""
 
@@ -82,6 +95,20 @@ class ViewTruth:
     """v h w: pixels that enough frames of the sequence see too."""
     dynamic: NDArray[np.bool_] | None = None
     """v h w: moving pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelTrackTruth:
+    """Ground-truth tracks of points in the image, as fractions of its width and height from its corner."""
+
+    queries: NDArray[np.float64]
+    """n 3: frame, x and y."""
+    points: NDArray[np.float64]
+    """n t 2; 0 where not ``visible``."""
+    visible: NDArray[np.bool_]
+    """n t."""
+    counted: NDArray[np.bool_]
+    """n t: frames in which the protocol scores the track."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,11 +152,15 @@ class Sequence:
     mask_frames: int | None = None
     """Number of frames, from the first, with ground truth in ``masks``; None = all. The others are False."""
     tracks: Callable[[], TrackTruth] | None = None
+    pixel_tracks: Callable[[], PixelTrackTruth] | None = None
     world_tracks: Callable[[], WorldTracks] | None = None
+    rig_tracks: Callable[[], RigTracks] | None = None
     views: Callable[[], ViewTruth] | None = None
     keypoints: Callable[[], Keypoints] | None = None
     metric: bool | None = None
     """True if lengths are metres; None: as the set says."""
+    listing: tuple[Path, ...] = ()
+    """Files that were read when the sequence was listed, which its loaders do not read again."""
     weight: float = 1.0
     """Weight in the mean of ``tracks`` over sequences: 1 / clips of its source where sources count equally."""
 

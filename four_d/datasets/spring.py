@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from functools import partial
 from pathlib import Path
 
@@ -50,6 +49,7 @@ def _sequence(directory: Path) -> Sequence:
         images=files.image_loader(images),
         cameras=partial(_cameras, directory / "cam_data" / "extrinsics.txt", focal),
         depth=PerFrame(_depths, list(zip(maps, focal[:, 0].tolist(), strict=True))),
+        listing=(directory / "cam_data" / "intrinsics.txt",),
     )
 
 
@@ -71,15 +71,11 @@ def _depths(items: list[tuple[Path, float]]) -> Depth:
 
 
 def _disparity(path: Path) -> NDArray[np.float32]:
-    try:
-        h5py = importlib.import_module("h5py")
-    except ImportError as error:
-        raise UserError(f"reading {path} takes h5py; install it with: pip install 'four_d[hdf5]'") from error
-    try:
-        with h5py.File(path, "r") as content:
+    with decode.hdf5(path) as content:
+        try:
             return np.asarray(content["disparity"][()], np.float32)[::2, ::2]
-    except (OSError, KeyError, ValueError) as error:
-        raise UserError(f"{path} has no readable disparity ({error}); unpack or download it again") from error
+        except (OSError, KeyError, ValueError) as error:
+            raise UserError(f"{path} has no readable disparity ({error}); unpack or download it again") from error
 
 
 SPRING = DataSet(

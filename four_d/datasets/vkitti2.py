@@ -23,8 +23,8 @@ LAYOUT = (
 CAMERAS = ("Camera_0", "Camera_1")
 RATE = 10.0
 COUNTS = 100.0
-FARTHEST = 655.34
-"""Largest valid depth (m): the last count, 65535 cm, is the sky."""
+FARTHEST = (65535 - 1) / COUNTS
+"""Largest valid depth (m): the last count that 16 bits hold, 65535 cm, is the sky."""
 
 
 def read_vkitti2(root: Path, only: tuple[str, ...] | None = None) -> list[Sequence]:
@@ -55,15 +55,15 @@ def _drive(name: str, directory: Path) -> Sequence:
         times=tuple((frame - first) / RATE for frame, _ in rows),
         camera_ids=tuple(camera for _, camera in rows) if several else None,
         images=files.image_loader(images),
-        cameras=partial(_cameras, directory, rows),
+        cameras=partial(_cameras, directory / "intrinsic.txt", directory / "extrinsic.txt", rows),
         depth=files.depth_loader(maps, partial(decode.depth_png, per_metre=COUNTS), FARTHEST),
     )
 
 
-def _cameras(directory: Path, rows: list[tuple[int, int]]) -> Cameras:
+def _cameras(inside: Path, outside: Path, rows: list[tuple[int, int]]) -> Cameras:
     """Read cameras: camera_from_world; the principal point, 620.5 of 1242, counts from pixel centres."""
-    lenses = _table(directory / "intrinsic.txt", 4, rows)
-    poses = _table(directory / "extrinsic.txt", 16, rows).reshape(-1, 4, 4)
+    lenses = _table(inside, 4, rows)
+    poses = _table(outside, 16, rows).reshape(-1, 4, 4)
     intrinsics = np.stack([files.pinhole(*row, centre_origin=True) for row in lenses.tolist()])
     return files.cameras(files.inverted(poses), intrinsics)
 

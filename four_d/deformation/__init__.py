@@ -4,6 +4,7 @@ Pure functions and modules, which know neither losses nor files. One object, so 
 nodes, n points or Gaussians, k the nodes of a point, e edges between nodes.
 """
 
+from four_d.deformation.bends import Bends, along_surface
 from four_d.deformation.energies import rigidity, smoothness
 from four_d.deformation.graph import Deformation, DeformationConfig
 from four_d.deformation.motion import (
@@ -19,6 +20,7 @@ from four_d.deformation.nodes import Binding, bind, edges_between, farthest_poin
 from four_d.deformation.skinning import Skinning, skin
 
 __all__ = [
+    "Bends",
     "Binding",
     "Deformation",
     "DeformationConfig",
@@ -29,6 +31,7 @@ __all__ = [
     "NodeMotion",
     "NodeStates",
     "Skinning",
+    "along_surface",
     "anchored",
     "bind",
     "edges_between",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 import roma
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from four_d.errors import UserError
-from four_d.geometry import identity_quaternion, in_half_space, quaternion_product, unit_quaternions
+from four_d.geometry import identity_quaternion, in_half_space, quaternion_product, rigid_part, unit_quaternions
 from four_d.kinematics import between
 
 NUMBERS = 7
@@ -77,15 +77,11 @@ def anchored(nodes: Float[Tensor, "m 3"], states: NodeStates) -> NodeStates:
     this leaves the first. Rotations that the places do not tell (nodes on one line) stay. ``nodes`` are their places at
     rest, in the object's coordinates and unit, as are the shifts.
     """
-    places, middle = nodes + states.shifts, nodes.mean(0)
-    centred, centres = nodes - middle, places.mean(1, keepdim=True)
-    product = (places - centres).mT @ centred
-    size = centred.square().sum() / 3
-    rotation = cast(
-        Tensor, roma.special_procrustes(product + ANCHOR * size.clamp_min(1e-12) * torch.eye(3).to(product))
-    )
+    places = nodes + states.shifts
+    motion = rigid_part(nodes, places, ANCHOR)
+    rotation = motion[:, :3, :3]
     back = roma.quat_xyzw_to_wxyz(roma.rotmat_to_unitquat(rotation.mT))[:, None]
-    shifts = (places - centres) @ rotation + middle - nodes
+    shifts = (places - motion[:, None, :3, 3]) @ rotation - nodes
     return NodeStates(quats=quaternion_product(back, states.quats), shifts=shifts)
 
 

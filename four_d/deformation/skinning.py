@@ -51,7 +51,8 @@ def skin(
     shifts = nodes + states.shifts - rotate(states.quats, nodes)  # of transforms about the origin
     dual = kind != "linear"
     rows = torch.cat([states.quats, _dual(states.quats, shifts)], dim=-1) if dual else states.quats
-    signs = _signs(binding, states.quats)
+    on_cpu = rows.device.type == "cpu"
+    signs = _signs(binding, states.quats) if on_cpu else None  # the host would wait for them
     blended = _alike(binding, rows * signs) if signs is not None else _by_point(binding, states.quats, rows)
     blended = blended / blended[..., :4].norm(dim=-1, keepdim=True)
     turns = blended[..., :4]
@@ -109,7 +110,9 @@ def _signs(binding: Binding, quats: Float[Tensor, "t m 4"]) -> Float[Tensor, "t 
 
 
 def _alike(binding: Binding, rows: Float[Tensor, "t m c"]) -> Float[Tensor, "n t c"]:
-    """Σ weight · row over each point's nodes, at each time: a product with a sparse matrix."""
+    """Σ weight · row over each point's nodes, at each time: on the CPU a product with a sparse matrix."""
+    if rows.device.type != "cpu":  # enough memory, and no wait for a check of the matrix
+        return (rows[:, binding.indices] * binding.weights[..., None].to(rows.dtype)).sum(2).movedim(0, 1)
     points, k = binding.indices.shape
     own = torch.arange(points, device=rows.device).repeat_interleave(k)
     places, weights = torch.stack([own, binding.indices.flatten()]), binding.weights.flatten().to(rows.dtype)
@@ -125,6 +128,9 @@ def _by_point(binding: Binding, quats: Float[Tensor, "t m 4"], rows: Float[Tenso
     with torch.no_grad():
         nearest = binding.indices.gather(1, binding.weights.argmax(1, keepdim=True))
         signs = torch.where((quats[:, binding.indices] * quats[:, nearest]).sum(-1) < 0, -1, 1).to(quats)
+    if rows.device.type != "cpu":
+        weights = (signs * binding.weights).to(rows.dtype)
+        return (rows[:, binding.indices] * weights[..., None]).sum(2).movedim(0, 1)
     indices = binding.indices + nodes * torch.arange(times, device=quats.device)[:, None, None]
     weights = (signs * binding.weights).to(rows.dtype)
     sums = functional.embedding_bag(

@@ -21,10 +21,10 @@ import torch
 
 from four_d import fields
 from four_d.abilities import Hint, Model, Normalisation, check_sees_scenes
-from four_d.data.loading import fit
+from four_d.data.crops import CropRule
 from four_d.data.motion import with_motion
 from four_d.data.sampling import collate, normalise, to_clip, to_example
-from four_d.data.shards import ShardReader, load_manifest
+from four_d.data.shards import ShardReader, open_shards
 from four_d.data.views import split
 from four_d.devices import Precision, told_when_full, usable
 from four_d.errors import UserError
@@ -53,9 +53,9 @@ class EvaluationConfig:
     """Settings of ``four-d eval`` on held-out shards."""
 
     data: str
-    """Folder of held-out shards."""
+    """Folder of held-out shards, or the address of one (http, https, s3)."""
     train_data: str | None = None
-    """Folder of training shards to fit the image-free predictors on; None: only those that need no data."""
+    """Folder or address of training shards to fit the image-free predictors on; None: only those that need no data."""
     frames: int = 8
     """Number of frames per video, divided among its cameras; a camera with fewer gives all of them."""
     stride: int | None = None
@@ -136,14 +136,14 @@ def run(model: Model, config: EvaluationConfig, metrics: Sequence[Metric] = ()) 
     extractors = _extractors(config, device, scores_pictures=scores_pictures)
     predictors, fitted_on = baselines.untrained(), "untrained"
     if config.train_data is not None:
-        fitting = Videos.open(Path(config.train_data), config, config.train_clips)
+        fitting = Videos.open(config.train_data, config, config.train_clips)
         predictors = baselines.fit_baselines(fitting.shown("fitting image-free predictors"))
-        fitted_on = f"fitted on {len(fitting.lists)} videos of {config.train_data}"
-    videos = Videos.open(Path(config.data), config, config.clips)
+        fitted_on = f"fitted on {len(fitting.lists)} videos of {fitting.reader.place}"
+    videos = Videos.open(config.data, config, config.clips)
     cameras = "1 camera" if config.cameras == 1 else f"{config.cameras} cameras"
     counts = sorted({len(frames) for _, frames in videos.lists})
     frames = f"{counts[0]} frames" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} frames"
-    note = f"{config.data}: {frames} of {cameras} per video; image-free predictors {fitted_on}"
+    note = f"{videos.reader.place}: {frames} of {cameras} per video; image-free predictors {fitted_on}"
     note += "; the model sees two frames at a time" if config.pairwise else ""
     note += f"; the model is given {', '.join(config.hints)}" if config.hints else ""
     note += model.abilities.arithmetic
@@ -176,7 +176,7 @@ def _with_tracks(evaluation: Evaluation, model: Model, config: EvaluationConfig,
         device=device,
     )
     digest, scores = hashlib.sha256(evaluation.digest.encode()), list[Scores]()
-    runs = Runs.open(Path(config.data), config)
+    runs = Runs.open(config.data, config)
     with progress("following points", len(runs.lists), "run") as bar:
         for run in runs:
             scores.append(run_scores(model, run, inputs, cut))
@@ -228,14 +228,14 @@ class Videos:
     hints: tuple[Hint, ...] = ()
 
     @staticmethod
-    def open(folder: Path, config: EvaluationConfig, count: int | None) -> Videos:
+    def open(folder: str | Path, config: EvaluationConfig, count: int | None) -> Videos:
         """Choose ``count`` videos (None: all) of a data set; UserError if no clip has enough cameras and frames."""
-        reader = ShardReader(load_manifest(folder))
+        reader = open_shards(folder)
         ids = [sample.camera_ids for sample in reader.samples]
         lists = frame_lists(ids, config.frames, config.cameras, config.stride)
         if not lists:
             raise UserError(
-                f"{folder} has no clip of {config.cameras} camera(s) with 2 frames; set cameras=1, or other data"
+                f"{reader.place} has no clip of {config.cameras} camera(s) with 2 frames; set cameras=1, or other data"
             )
         lists = tuple(evenly(lists, count))
         if config.size is not None:
@@ -255,9 +255,9 @@ class Videos:
         for index, frames in self.lists:
             sample = self.reader.samples[index]
             views = novel_frames(sample.times, frames) if self.pictures else []
-            raw = self.reader.read(index, [*frames, *views])
+            rule = None if self.size is None else CropRule(size=self.size)
+            raw = self.reader.read(index, [*frames, *views], rule=rule)
             clip = to_clip(raw, with_surface=self.motion)
-            clip = clip if self.size is None else fit(clip, self.size)
             clip = normalise(split(clip, 0, len(views)), self.normalisation)
             clip = _moving(clip) if self.motion else clip
             yield collate([to_example(clip, f"{raw.key}/{raw.info.camera_ids[0]}", self.hints)])
@@ -279,24 +279,24 @@ class Runs:
     size: tuple[int, int] | None
 
     @staticmethod
-    def open(folder: Path, config: EvaluationConfig) -> Runs:
+    def open(folder: str | Path, config: EvaluationConfig) -> Runs:
         """Choose the sequences of a data set; UserError if a camera has fewer frames than ``track_frames``."""
         assert config.track_frames is not None
-        reader = ShardReader(load_manifest(folder))
+        reader = open_shards(folder)
         ids = [sample.camera_ids for sample in reader.samples]
         lists = tuple(evenly(frame_lists(ids, config.track_frames, 1, config.stride or 1), config.clips))
         fewest = min(len(frames) for _, frames in lists)
         if fewest < config.track_frames:
-            raise UserError(f"track_frames is {config.track_frames}, and a video of {folder} has {fewest}; take as few")
+            raise UserError(
+                f"track_frames is {config.track_frames}, and a video of {reader.place} has {fewest}; take as few"
+            )
         return Runs(reader=reader, lists=lists, size=config.size)
 
     def __iter__(self) -> Iterator[Run]:
         for index, frames in self.lists:
-            raw = self.reader.read(index, list(frames))
-            clip = to_clip(raw, with_surface=True)
-            yield Run(
-                key=f"{raw.key}/{raw.info.camera_ids[0]}", clip=clip if self.size is None else fit(clip, self.size)
-            )
+            rule = None if self.size is None else CropRule(size=self.size)
+            raw = self.reader.read(index, list(frames), rule=rule)
+            yield Run(key=f"{raw.key}/{raw.info.camera_ids[0]}", clip=to_clip(raw, with_surface=True))
 
 
 def _moving(clip: Clip) -> Clip:

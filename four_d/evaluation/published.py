@@ -8,8 +8,9 @@ fails is reported; the others are still scored.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -22,18 +23,20 @@ from torch import Tensor
 from four_d import geometry
 from four_d.abilities import Model, check_sees_scenes
 from four_d.datasets.sequence import Sequence, Task
-from four_d.devices import Precision, told_when_full, usable
+from four_d.devices import told_when_full, usable
 from four_d.errors import UserError
+from four_d.evaluation.published_config import PublishedConfig
+from four_d.evaluation.published_pixels import check_follows, score_pixel_tracks
 from four_d.evaluation.published_result import Missing, Published, Row, Skip, means
-from four_d.evaluation.published_tracks import TrackSettings, check_model, score_tracks
+from four_d.evaluation.published_rigs import score_rig_tracks
+from four_d.evaluation.published_tracks import check_model, score_tracks
 from four_d.evaluation.published_views import ViewSettings, check_views, score_views
 from four_d.evaluation.result import LpipsFacts, lpips_note
 from four_d.memory import check_pictures
 from four_d.metrics import depth, masks, points, pose
-from four_d.metrics.renders import lpips_at
 from four_d.progress import progress
-from four_d.protocols.table import CROPPED, PROTOCOLS, Alignment, PointSettings, Protocol
-from four_d.similarity import LPIPS_WEIGHTS
+from four_d.protocols.protocol import CROPPED, Alignment, PointSettings, Protocol
+from four_d.protocols.table import PROTOCOLS
 from four_d.types import LIKELY, Cameras, Clip, Prediction, map_tensors
 from four_d.windows.clips import ClipSource, as_given
 from four_d.windows.cut import Cut
@@ -48,93 +51,11 @@ NEEDS: dict[Task, str] = {
     "points": "points, or depth and cameras",
     "mask": "a mask of what moves",
     "tracks": "motion",
+    "pixel_tracks": "tracks of points",
+    "rig_tracks": "motion",
     "views": "Gaussians",
 }
 """Task → outputs of the model that it requires."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PublishedConfig:
-    """Settings of ``four-d eval … protocol=NAME``."""
-
-    protocol: str
-    """Name of one of `PROTOCOLS`."""
-    root: str
-    """Folder of the data set, laid out as downloaded."""
-    sequences: tuple[str, ...] | None = None
-    """Names of the videos to score; None = those of the protocol."""
-    tasks: tuple[str, ...] | None = None
-    """Tasks of the protocol to score; None = all."""
-    long_side: int | None = None
-    """Longest side of the model's input, in pixels; None = that of its training images."""
-    window: tuple[int, int] | None = None
-    """Frames and stride of the windows in which the model sees a video, joined as ``four-d infer`` joins them; None =
-    the whole video in one pass, and for ``views`` the windows of ``four-d infer``."""
-    lpips_weights: str | None = LPIPS_WEIGHTS
-    """File or folder of LPIPS weights to score renders with, if it holds any; None: no LPIPS."""
-    max_points: int = 500_000
-    """Maximum number of points of a point map to compare, evenly spaced; published code takes all."""
-    frames: int | None = None
-    """Number of a clip's first frames that the model sees in ``tracks``; None = the protocol's, in one pass."""
-    scaling: str | None = None
-    """Alignment of predictions in ``tracks``; None = the first of the protocol."""
-    intrinsics: bool = False
-    """Give the model the true intrinsics in ``tracks``, which it must accept."""
-    device: str = "auto"
-    """Device of the model (`devices.usable`)."""
-    precision: Precision = "fp32"
-    """Precision of the model's arithmetic in ``four-d eval`` (`LoadedModel.to`), recorded in the note."""
-
-    def __post_init__(self) -> None:
-        if self.protocol not in PROTOCOLS:
-            raise UserError(f"protocol is {self.protocol!r}; choose one of {', '.join(PROTOCOLS)}")
-        offered = PROTOCOLS[self.protocol].tasks
-        wrong = [task for task in self.tasks or () if task not in offered]
-        if wrong or self.tasks == ():
-            raise UserError(f"tasks is {list(self.tasks or ())}; {self.protocol} has {', '.join(offered)}")
-        if min(self.max_points, 14 if self.long_side is None else self.long_side) < 4:
-            raise UserError("max_points and long_side must be at least 4")
-        self._check_tracks()
-        _ = self.cut
-
-    @property
-    def cut(self) -> Cut | None:
-        """`Cut` of ``window``; None without one."""
-        return None if self.window is None else Cut.strided(self.window)
-
-    def _check_tracks(self) -> None:
-        scalings = PROTOCOLS[self.protocol].scalings
-        if not scalings and (self.frames, self.scaling, self.intrinsics) != (None, None, False):
-            names = ", ".join(name for name, protocol in PROTOCOLS.items() if protocol.scalings)
-            raise UserError(
-                f"frames, scaling and intrinsics are for protocols with tracks ({names}), not {self.protocol}; leave "
-                "them out"
-            )
-        if self.scaling is not None and self.scaling not in scalings:
-            raise UserError(f"scaling is {self.scaling!r}; {self.protocol} has {', '.join(scalings)}")
-        if self.frames is not None and self.frames < 2:
-            raise UserError(f"frames is {self.frames}; a track needs 2 at least")
-
-    def views(self) -> ViewSettings | None:
-        """Settings for held-out views; None if the protocol has none."""
-        if "views" not in PROTOCOLS[self.protocol].tasks:
-            return None
-        return ViewSettings(window=self.cut, lpips=lpips_at(self.lpips_weights, self.device), device=self.device)
-
-    def tracks(self) -> TrackSettings | None:
-        """Settings for tracks; None if the protocol has none."""
-        protocol = PROTOCOLS[self.protocol]
-        if protocol.tracks is None:
-            return None
-        scaling = self.scaling or protocol.scalings[0]
-        return TrackSettings(
-            protocol=protocol.tracks,
-            scaling=scaling,
-            frames=self.frames,
-            window=self.cut,
-            intrinsics=self.intrinsics,
-            device=self.device,
-        )
 
 
 def run_protocol(model: Model, config: PublishedConfig, *, patch: int, trained: Size) -> Published:
@@ -152,11 +73,13 @@ def run_protocol(model: Model, config: PublishedConfig, *, patch: int, trained: 
     """
     check_sees_scenes(model.abilities)
     config = replace(config, device=str(usable(config.device)))
-    protocol, tracks, views = PROTOCOLS[config.protocol], config.tracks(), config.views()
+    protocol, tracks, views = PROTOCOLS[config.protocol], config.tracks() or config.rigs(), config.views()
     if tracks is not None:
         check_model(model, tracks)
     if views is not None:
         check_views(model)
+    if "pixel_tracks" in protocol.tasks:
+        check_follows(model)
     sequences = protocol.open(Path(config.root), config.sequences)
     tasks = protocol.tasks if config.tasks is None else config.tasks
     side = config.long_side or max(trained)
@@ -166,7 +89,8 @@ def run_protocol(model: Model, config: PublishedConfig, *, patch: int, trained: 
     lpips = None if views is None else LpipsFacts.of(views.lpips)
     note += "" if views is None else f"; {lpips_note(lpips)}"
     note += model.abilities.arithmetic
-    result = Published(protocol=protocol.name, source=protocol.source, note=note, lpips=lpips)
+    digest = _digest(protocol, config, sequences)
+    result = Published(protocol=protocol.name, source=protocol.source, note=note, digest=digest, lpips=lpips)
     jobs = [(sequence, task) for sequence in sequences for task in tasks if task in sequence.tasks]
     if not jobs:
         raise UserError(f"{config.root} has no video with truth for {', '.join(tasks)}; {protocol.layout}")
@@ -176,6 +100,15 @@ def run_protocol(model: Model, config: PublishedConfig, *, patch: int, trained: 
             _attempt(runner, sequence, cast(Task, task), result)
             bar.advance()
     return result
+
+
+def _digest(protocol: Protocol, config: PublishedConfig, sequences: list[Sequence]) -> str:
+    """Digest of what figures depend on beside the model: definitions, settings, and the sequences' names and times."""
+    rules = [getattr(protocol, each.name) for each in fields(protocol) if each.name not in ("reader", "layout")]
+    free = ("root", "sequences", "device", "precision", "lpips_weights")
+    settings = {each.name: getattr(config, each.name) for each in fields(config) if each.name not in free}
+    seen = [(sequence.name, sequence.times, sequence.tasks) for sequence in sequences]
+    return hashlib.sha256(repr((rules, settings, seen)).encode()).hexdigest()[:12]
 
 
 def _attempt(runner: Runner, sequence: Sequence, task: Task, result: Published) -> None:
@@ -211,8 +144,15 @@ class Runner:
         tracks = self.config.tracks()
         if task == "tracks" and tracks is not None:
             return _finite(score_tracks(self.model, sequence, tracks, self.clip))
+        rigs = self.config.rigs()
+        if task == "rig_tracks" and rigs is not None:
+            return _finite(score_rig_tracks(self.model, sequence, rigs, self.clip))
         if task == "views" and self.views is not None:
             return _finite(score_views(self.model, sequence, self.views, self.clip))
+        if task == "pixel_tracks":
+            cut, device, name = self.config.cut, self.config.device, self.protocol.name
+            row = score_pixel_tracks(self.model, sequence, name=name, window=cut, device=device, shown=self.clip)
+            return _finite(row)
         score: dict[Task, Callable[[Sequence], tuple[dict[str, float], float]]] = {
             "pose": self.pose,
             "video_depth": self.video_depth,
@@ -247,7 +187,12 @@ class Runner:
         """Scores with every alignment of the protocol, each one fit for the whole sequence, and their weight."""
         truth, valid = _depth_truth(sequence, self.protocol)
         predicted = _required(self.seen(sequence).depth, "video_depth")
-        return self._depth_scores(predicted, truth, valid, self.protocol.alignments)
+        alignments: tuple[Alignment, ...] = self.protocol.alignments
+        if alignments == ("disparity",):
+            return _disparity_scores(predicted, truth, valid, self.protocol, self.config.device)
+        if sequence.metric is False:  # lengths are in a unit of their own
+            alignments = tuple[Alignment, ...](each for each in alignments if each != "metric")
+        return self._depth_scores(predicted, truth, valid, alignments)
 
     def _depth_scores(
         self, predicted: Tensor, truth: Tensor, valid: Tensor, alignments: tuple[Alignment, ...], kind: str = ""
@@ -257,6 +202,7 @@ class Runner:
         prediction, target = (part[valid].to(self.config.device) for part in (resized, truth))
         scores: dict[str, float] = {}
         for alignment in alignments:
+            assert alignment != "disparity"  # whose scores are of frames
             values = vars(depth.published(prediction, target, alignment, self.protocol.clip_depth))
             name = f"published_{kind}{alignment}"
             scores |= {f"depth_{score}_{name}": value for score, value in values.items() if score != "pixels"}
@@ -391,6 +337,18 @@ def _point_values(measured: points.PointScores) -> dict[str, float]:
         if pair is not None:
             scores |= {f"nc1{suffix}": pair[0], f"nc2{suffix}": pair[1], f"nc{suffix}": sum(pair) / 2}
     return scores
+
+
+def _disparity_scores(
+    predicted: Tensor, truth: Tensor, valid: Tensor, protocol: Protocol, device: str
+) -> tuple[dict[str, float], float]:
+    """Scores of a video aligned in disparity; every video weighs the same."""
+    assert protocol.max_depth is not None
+    disparity = torch.where(predicted > 0, 1 / predicted, 0.0)
+    resized = depth.resize_linear(disparity, (truth.shape[1], truth.shape[2]))
+    on_device = (resized.to(device), truth.to(device), valid.to(device))
+    found = vars(depth.published_disparity(*on_device, protocol.max_depth))
+    return {f"depth_{score}_published_disparity": value for score, value in found.items()}, 1.0
 
 
 def _depth_truth(sequence: Sequence, protocol: Protocol) -> tuple[Tensor, Tensor]:

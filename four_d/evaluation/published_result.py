@@ -14,6 +14,9 @@ from four_d.evaluation.tables import show
 from four_d.metrics.catalogue import METRICS
 from four_d.outputs import write_json
 
+TRACKED: tuple[Task, ...] = ("tracks", "pixel_tracks")
+"""Tasks whose sequences are named ``source/clip``."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -49,6 +52,8 @@ class Published:
     """Published code that the protocol follows."""
     note: str
     """Description of the evaluation."""
+    digest: str = ""
+    """Digest of the protocol, its settings and the sequences: only figures of one digest compare."""
     lpips: LpipsFacts | None = None
     """Network behind ``lpips`` of renders; None without one."""
     rows: list[Row] = field(default_factory=list[Row])
@@ -68,7 +73,7 @@ class Published:
 
     def sources(self) -> list[str]:
         """Source data sets of tracks, which papers list separately."""
-        return list(dict.fromkeys(source_of(row.sequence) for row in self.rows if row.task == "tracks"))
+        return list(dict.fromkeys(source_of(row.sequence) for row in self.rows if row.task in TRACKED))
 
     def to_dict(self) -> dict[str, object]:
         """Plain containers for JSON."""
@@ -76,6 +81,7 @@ class Published:
             "protocol": self.protocol,
             "source": self.source,
             "note": self.note,
+            "digest": self.digest,
             "lpips": facts(self.lpips),
             "means": self.means(),
             "baselines": {name: self.means(name) for name in self.baselines()},
@@ -95,13 +101,14 @@ class Published:
             rows = [row for row in self.rows if row.task == task]
             found = dict.fromkeys(metric for row in rows for metric in row.scores)
             metrics = [metric for metric in found if METRICS[metric].shown != "files"]
-            table = Table(title=f"{self.protocol}: {task}, {len(rows)} sequences", caption=f"after {self.source}")
+            title = f"{self.protocol}: {task}, {len(rows)} sequences, digest {self.digest}"
+            table = Table(title=title, caption=f"after {self.source}")
             table.add_column("sequence")
             for metric in metrics:
                 table.add_column(METRICS[metric].heading, justify="right")
             for row in rows:
                 table.add_row(row.sequence, *_cells(row.scores, metrics), end_section=row is rows[-1])
-            for source in self.sources() if task == "tracks" else ():
+            for source in self.sources() if task in TRACKED else ():
                 table.add_row(f"mean of {source}", *_cells(self.means(source=source), metrics))
             table.add_row("mean", *_cells(self.means(), metrics), style="bold")
             for name in dict.fromkeys(name for row in rows for name in row.baselines):

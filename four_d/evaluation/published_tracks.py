@@ -18,7 +18,7 @@ from typing import cast
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from four_d import geometry
@@ -28,7 +28,7 @@ from four_d.errors import UserError
 from four_d.evaluation.published_result import Row
 from four_d.metrics import tracks
 from four_d.metrics.baselines import StaticCamera
-from four_d.protocols.table import TrackProtocol
+from four_d.protocols.protocol import TrackProtocol
 from four_d.types import LIKELY, Cameras, Clip, map_tensors
 from four_d.windows.clips import ClipSource, as_given
 from four_d.windows.cut import Cut
@@ -38,10 +38,9 @@ Scores = dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrackSettings:
-    """Protocol, alignment and inputs of track scores."""
+class FollowSettings:
+    """Alignment and inputs of scores of points that a model follows."""
 
-    protocol: TrackProtocol
     scaling: str
     frames: int | None = None
     """Number of first frames to use; None = all of the sequence."""
@@ -60,12 +59,19 @@ class TrackSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrackSettings(FollowSettings):
+    """Definitions, alignment and inputs of track scores."""
+
+    protocol: TrackProtocol
+
+
+@dataclass(frozen=True, kw_only=True)
 class Followed:
     """Predicted tracks of a clip's queries, in the first frame's camera and the predictor's unit, on the CPU."""
 
     points: Float[Tensor, "n t 3"]
     visible: Bool[Tensor, "n t"]
-    world_from_camera: Float[Tensor, "t 4 4"] | None
+    world_from_camera: Float[Tensor, "f 4 4"] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +88,7 @@ class _Truth:
     picture: tuple[int, int]
 
 
-def check_model(model: Model, settings: TrackSettings) -> None:
+def check_model(model: Model, settings: FollowSettings) -> None:
     """Raise UserError for a model without motion, or one that does not take the intrinsics it should be given."""
     if not model.abilities.moves:
         raise UserError(
@@ -116,11 +122,11 @@ def score_tracks(
     clip = shown(images, sequence.times[:count])
     size = clip.images.shape[-2], clip.images.shape[-1]
     if settings.intrinsics:
-        clip = dataclasses.replace(clip, cameras=_intrinsics(truth, size, clip))
+        clip = with_intrinsics(clip, truth.cameras, truth.picture)
     queries = _queries(truth, size, snapped=settings.protocol == "world")
-    score = _world_scores if settings.protocol == "world" else _camera_scores
-    mine = _follow(model.without("gaussians"), clip, queries, settings, sequence.name)
-    others = {"model_static": _stopped(mine, queries), "static_points": _flat(clip, queries)}
+    score = {"world": _world_scores, "tapvid3d": _camera_scores, "dpm": _point_map_scores}[settings.protocol]
+    mine = follow_queries(model.without("gaussians"), clip, queries, settings, sequence.name)
+    others = {"model_static": stopped(mine, queries[:, 0].long()), "static_points": _flat(clip, queries)}
     return Row(
         sequence=sequence.name,
         task="tracks",
@@ -153,25 +159,37 @@ def _truth(sequence: Sequence, count: int, picture: tuple[int, int]) -> _Truth:
 
 def _queries(truth: _Truth, size: tuple[int, int], *, snapped: bool) -> Float[Tensor, "n 3"]:
     """Queries in pixels of the model's input; ``snapped`` to the centres of their pixels, as WorldTrack does."""
-    (height, width), (rows, columns) = truth.picture, size
-    sides = torch.tensor([columns, rows], dtype=torch.float64)
-    pixels = truth.queries[:, 1:] * sides / torch.tensor([width, height], dtype=torch.float64)
+    pixels = shown_at(truth.queries[:, 1:], truth.picture, size)
     if snapped:
+        sides = torch.tensor([size[1], size[0]], dtype=torch.float64)
         pixels = torch.minimum(pixels.floor(), sides - 1) + 0.5
-    return torch.cat([truth.queries[:, :1], torch.minimum(pixels.clamp_min(0), sides)], dim=1).float()
+    return torch.cat([truth.queries[:, :1], pixels], dim=1).float()
 
 
-def _intrinsics(truth: _Truth, size: tuple[int, int], clip: Clip) -> Cameras:
-    """True intrinsics in pixels of the model's input; no poses."""
-    intrinsics = geometry.resize(truth.cameras, truth.picture, size).intrinsics.to(clip.images)
+def shown_at(pixels: Float[Tensor, "n 2"], picture: tuple[int, int], size: tuple[int, int]) -> Float[Tensor, "n 2"]:
+    """Pixels of an image of ``picture`` rows and columns in the model's input of ``size``, moved inside it."""
+    sides = torch.tensor([size[1], size[0]], dtype=torch.float64)
+    resized = pixels.double() * sides / torch.tensor([picture[1], picture[0]], dtype=torch.float64)
+    return torch.minimum(resized.clamp_min(0), sides)
+
+
+def with_intrinsics(clip: Clip, cameras: Cameras, picture: tuple[int, int]) -> Clip:
+    """Add true intrinsics, of images of ``picture`` rows and columns, to an unbatched clip; no poses."""
+    size = clip.images.shape[-2], clip.images.shape[-1]
+    intrinsics = geometry.resize(cameras, picture, size).intrinsics.to(clip.images)
     every = torch.ones_like(clip.times, dtype=torch.bool)
     poses = torch.eye(4).to(clip.images).expand(*clip.times.shape, 4, 4)
-    return Cameras(world_from_camera=poses, intrinsics=intrinsics, known=~every, intrinsics_known=every)
+    given = Cameras(world_from_camera=poses, intrinsics=intrinsics, known=~every, intrinsics_known=every)
+    return dataclasses.replace(clip, cameras=given)
 
 
-def _follow(model: Model, clip: Clip, queries: Float[Tensor, "n 3"], settings: TrackSettings, name: str) -> Followed:
+def follow_queries(
+    model: Model, clip: Clip, queries: Float[Tensor, "n 3"], settings: FollowSettings, name: str
+) -> Followed:
+    """Follow pixels (frame, x, y) of an unbatched clip, whose frames are ordered by time; ``name`` is for errors."""
     source = ClipSource(model=model, clip=clip, prepare=as_given(settings.device), queries=queries, name=name)
-    sliding = Sliding(source, settings.window or Cut(frames=len(clip.times), overlap=1), model.abilities)
+    whole = Cut(frames=len(source.moments), overlap=1)
+    sliding = Sliding(source, settings.window or whole, model.abilities)
     prediction, tracks = sliding.followed(sliding.collect().prediction)
     assert tracks is not None  # `check_model` refuses such a model
     cameras = prediction.cameras
@@ -182,9 +200,9 @@ def _follow(model: Model, clip: Clip, queries: Float[Tensor, "n 3"], settings: T
     )
 
 
-def _stopped(mine: Followed, queries: Float[Tensor, "n 3"]) -> Followed:
+def stopped(mine: Followed, times: Int[Tensor, "n"]) -> Followed:
     """Hold every point at its position at its query's time, always visible."""
-    own = mine.points[torch.arange(len(queries)), queries[:, 0].long()]
+    own = mine.points[torch.arange(len(times)), times]
     return dataclasses.replace(mine, points=own[:, None].expand_as(mine.points), visible=torch.ones_like(mine.visible))
 
 
@@ -218,6 +236,28 @@ def _world_scores(followed: Followed, truth: _Truth, scaling: str) -> Scores:
             scores[f"epe_world_{scaling}{suffix}"] = float(tracks.epe(errors, where))
             scores |= _flow(aligned, points, where, f"world_{scaling}{suffix}")
     scores["track_dynamic_fraction"] = float(moving.double().mean())
+    return scores | _scale(followed.points[truth.known], points[truth.known])
+
+
+def _point_map_scores(followed: Followed, truth: _Truth, scaling: str) -> Scores:
+    """EPE of V-DPM in the first camera's coordinates: of all query frames and times, and of each two of a pair.
+
+    Lengths are fractions of the true points' mean distance from the first camera.
+    """
+    poses = geometry.rebase(truth.cameras).world_from_camera
+    points = geometry.transform(poses, truth.points.transpose(0, 1)).transpose(0, 1)
+    errors = tracks.endpoint_errors(_aligned(followed.points, points, truth.known, scaling), points)
+    errors = errors / points[truth.known].norm(dim=-1).mean()
+    moving = tracks.moving(points, truth.known)
+    scores: Scores = {"track_dynamic_fraction": float(moving.double().mean())}
+    frames, times = truth.queries[:, :1], torch.arange(points.shape[1])
+    maps = {"": torch.ones_like(truth.known)}
+    if bool(frames.max() > 0):
+        maps |= {f"_{i}_{j}": (frames == i) & (times == j) for i in range(2) for j in range(2)}
+    for which, part in maps.items():
+        for suffix, where in (("", truth.known & part), ("_dynamic", truth.known & part & moving[:, None])):
+            if where.any():
+                scores[f"epe_dpm{which}_{scaling}{suffix}"] = float(tracks.epe(errors, where))
     return scores | _scale(followed.points[truth.known], points[truth.known])
 
 

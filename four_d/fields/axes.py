@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from four_d.constants import also_kept
 from four_d.fields.declarations import (
     BATCH,
     DataclassInstance,
@@ -112,7 +113,8 @@ def _index(value: object, leaf: Leaf, tensor: Tensor, axis: str, index: slice | 
         index = index.to(tensor.device)
     dim = leaf.dim(axis, tensor)
     if dim is not None:
-        return tensor[(*[slice(None)] * dim, index)]
+        places = (*[slice(None)] * dim, index)
+        return tensor[places] if isinstance(index, Tensor) else also_kept(tensor, lambda values: values[places])
     joint = next((each for each in leaf.axes if axis in each.split()), None)
     place = None if joint is None else leaf.dim(joint, tensor)
     if joint is None or place is None:
@@ -195,12 +197,15 @@ def _all_or_none(leaf: Leaf, parts: Sequence[Tensor | None]) -> list[Tensor]:
     return present
 
 
-def stack(values: Sequence[T]) -> T:
+def stack(values: Sequence[T], done: Mapping[str, Tensor] | None = None) -> T:
     """Stack unbatched values to a batch. Axes declared ``padded`` are padded with zeros (False) to the longest.
+
+    ``done``: batches of some tensors, by name, that are at hand already.
 
     ValueError for a field that only some of them have, or that is of different sizes.
     """
-    found = combine(values, _stack)
+    ready = done or {}
+    found = combine(values, lambda leaf, parts: ready[leaf.name] if leaf.name in ready else _stack(leaf, parts))
     assert found is not None
     return found
 
@@ -237,7 +242,7 @@ def unstack(value: T, index: int) -> T:
 
 def _one(leaf: Leaf, tensor: Tensor, index: int) -> Tensor:
     dim = leaf.dim("b", tensor)
-    return tensor if dim is None else tensor.select(dim, index)
+    return tensor if dim is None else also_kept(tensor, lambda values: values.select(dim, index))
 
 
 def without(value: T, *axes: str) -> T:

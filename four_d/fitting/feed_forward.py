@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -17,6 +18,7 @@ from four_d.geometry import pixel_centres, project
 from four_d.inference import Known, LoadedModel, Request, Result
 from four_d.objects import CanonicalObject, of_gaussians
 from four_d.types import Cameras, Gaussians, map_tensors
+from four_d.video.footage import Video
 
 LEAST = 16
 """Least number of Gaussians of an object."""
@@ -110,13 +112,19 @@ def made(
     assert first.cameras is not None
     cameras = Cameras(world_from_camera=first.cameras.world_from_camera, intrinsics=first.cameras.intrinsics)
     depth = None if first.depth is None or "depth" not in model.abilities.hints else first.depth.numpy()
-    return bare(Request(video=clip.images[rows], known=Known(cameras=cameras, depth=depth), tracks=False))
+    return bare(Request(video=part(clip, rows), known=Known(cameras=cameras, depth=depth), tracks=False))
 
 
 def run(model: LoadedModel, clip: FittedClip, rows: list[int], lens: tuple[float, float, float, float]) -> Result:
     """Run a model on some of the frames."""
     known = Known(intrinsics=[lens]) if "intrinsics" in model.abilities.hints else None
-    return model(Request(video=clip.images[rows], known=known, tracks=False))
+    return model(Request(video=part(clip, rows), known=known, tracks=False))
+
+
+def part(clip: FittedClip, rows: list[int]) -> Video:
+    """Take some frames in that order, at seconds from the first: backward in time they are a film played backward."""
+    times = np.abs(clip.times[rows] - clip.times[rows[0]])
+    return Video(frames=list(clip.images[rows]), times=times, total=len(rows))
 
 
 def of_object(model: LoadedModel, found: Result, mask: Bool[Tensor, "h w"]) -> Gaussians:

@@ -59,6 +59,8 @@ class FitRequest:
     """Steps of the fit."""
     seed: int = 0
     """Seed of both trainings."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Device; auto: cuda if there is a GPU, else Apple's (mps), else the CPU."""
 
     def __post_init__(self) -> None:
         if not 2 <= self.max_frames <= MOST_FRAMES:
@@ -93,8 +95,8 @@ class FitRequest:
         return [each for each in given if isinstance(each, Path)]
 
     def same_inputs(self) -> dict[str, object]:
-        """Choices that what is in a fit's folder depends on: all but the length of the fit."""
+        """Choices that what is in a fit's folder depends on: all but the length of the fit and the device."""
         return {
-            **{name: str(value) for name, value in vars(self).items() if name != "steps"},
+            **{name: str(value) for name, value in vars(self).items() if name not in ("steps", "device")},
             "pose_steps": str(self.trained),
         }

@@ -71,12 +71,12 @@ class Seen:
         return self.model.here(part)
 
 
-def find_model(path: Path | None) -> LoadedModel:
+def find_model(path: Path | None, device: str = "auto") -> LoadedModel:
     """Load a model by its path, or the best reference model, which stderr names. UserError for one that needs hints."""
     if path is None:
         path, reference = best_reference()
         LOGGER.warning(f"no --model given: taking {path} ({reference.summary}; {reference.licence})")
-    model = load(path).to("auto")
+    model = load(path).to(device)
     needs = sorted(model.abilities.required)
     if needs or not model.abilities.looks:
         lack = f"needs {' and '.join(needs)}" if needs else "is a scene of one video"

@@ -94,6 +94,7 @@ def fit(request: FitRequest, out: Path, overrides: Sequence[str] = ()) -> TrainR
 
     """
     keep_apart(out, request.files)
+    check_model(request)
     check_request(request, out)
     if not is_written(request, out):  # else the video is not decoded again
         stopped = write_start(request, write_inputs(request, out), out, overrides)
@@ -102,6 +103,19 @@ def fit(request: FitRequest, out: Path, overrides: Sequence[str] = ()) -> TrainR
     scene = checkpoints.read_info(out / START / checkpoints.CONFIG).model
     assert isinstance(scene, DeformableSceneConfig)
     return train(run_config(request, scene, out, overrides), metrics=[FRAME_PSNR])
+
+
+def check_model(request: FitRequest) -> None:
+    """UserError for a ``model`` that nothing asks: all is given, and ``init`` finds its own cameras."""
+    asked = request.mask is None or request.tracks == AUTO
+    if request.model is None or request.init is None or asked:
+        return
+    named = named_model(request.init)
+    if not load(named).abilities.required:
+        raise UserError(
+            f"{named} finds the cameras of --init by itself, and the mask is given: nothing asks --model "
+            f"{request.model}; leave it out, or the mask"
+        )
 
 
 def is_written(request: FitRequest, out: Path) -> bool:
@@ -117,13 +131,13 @@ def write_inputs(request: FitRequest, out: Path) -> FittedClip:
     if mask is None:
         mask = out / MODEL_MASKS
         if not mask.is_dir():
-            seen = look(find_model(request.model), request.video, request.max_frames)
+            seen = look(find_model(request.model, request.device), request.video, request.max_frames)
             write_masks(seen, mask)
     clip = write_clip(request.video, mask, request.size, out / CLIP, most=request.max_frames)
     if tracks == AUTO:
         tracks = out / MODEL_TRACKS
         if not tracks.is_file():
-            seen = seen or look(find_model(request.model), request.video, request.max_frames)
+            seen = seen or look(find_model(request.model, request.device), request.video, request.max_frames)
             write_tracks(seen, clip, tracks)
     if isinstance(tracks, Path):
         write_fit_tracks(tracks, clip, out / TRACKS)
@@ -133,7 +147,7 @@ def write_inputs(request: FitRequest, out: Path) -> FittedClip:
 def deliver(request: FitRequest, out: Path) -> None:
     """Write ``out/result`` as ``four-d infer`` does: cameras, Gaussians, pictures of new views, the report page."""
     infer(
-        load(out / RUN),
+        load(out / RUN).to(request.device),
         Request(video=request.video, selection=Selection(max_frames=request.max_frames)),
         out / RESULT,
         overwrite=True,
@@ -197,8 +211,8 @@ def write_start(request: FitRequest, clip: FittedClip, out: Path, overrides: Seq
 
 def begin_by(request: FitRequest, name: str, clip: FittedClip, lens: Float[Tensor, "3 3"]) -> Begun:
     """Run the feed-forward model of that name, with the cameras of another one if it needs them."""
-    model = load(named_model(name)).to("auto")
-    poser = find_model(request.model) if model.abilities.required else model
+    model = load(named_model(name)).to(request.device)
+    poser = find_model(request.model, request.device) if model.abilities.required else model
     return begin(model, poser, clip, lens)
 
 
@@ -225,6 +239,7 @@ def pose_config(request: FitRequest, file: Path, out: Path) -> RunConfig:
             f"data.sources.renders.size={POSE_SIZE}",
             f"data.sources.renders.up={'null' if request.up is None else request.up}",
             f"loop.max_steps={request.trained}",
+            f"loop.accelerator={request.device}",
         ],
     )
 
@@ -256,6 +271,7 @@ def run_config(request: FitRequest, scene: DeformableSceneConfig, out: Path, ove
         f"data.sources.clip.path={out / CLIP}",
         f"data.validation.clip.path={out / CLIP}",
         f"loop.max_steps={request.steps}",
+        f"loop.accelerator={request.device}",
     ]
     given += [
         f"losses.{name}=null" if request.tracks is None else f"losses.{name}.file={out / TRACKS}" for name in OF_TRACKS

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from four_d.errors import UserError
+from four_d.ordering import in_order
 
 MODELS = (
     ("SIMPLE_PINHOLE", 3),
@@ -30,9 +31,19 @@ MODELS = (
     ("SIMPLE_RADIAL_FISHEYE", 4),
     ("RADIAL_FISHEYE", 5),
     ("THIN_PRISM_FISHEYE", 12),
+    ("RAD_TAN_THIN_PRISM_FISHEYE", 16),
+    ("SIMPLE_DIVISION", 4),
+    ("DIVISION", 5),
+    ("SIMPLE_FISHEYE", 3),
+    ("FISHEYE", 4),
+    ("EUCM", 6),
+    ("EQUIRECTANGULAR", 2),
 )
 """Names of camera models and counts of their parameters; the index is the number in binary files."""
-ONE_FOCAL = ("SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE")
+ONE_FOCAL = (
+    *("SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE", "SIMPLE_DIVISION"),
+    "SIMPLE_FISHEYE",
+)
 """Models that begin with f cx cy; the others with fx fy cx cy."""
 NAMES = ("cameras", "images", "points3D")
 MOST = 2**31
@@ -89,9 +100,24 @@ def model_folder(root: Path) -> Path | None:
     """Folder at or below ``root`` that holds a model, in the places where COLMAP and its users put it."""
     places = (".", "sparse/0", "sparse", "colmap/sparse/0", "colmap/sparse", "dense/sparse", "dense/0/sparse")
     for place in places:
-        if any((root / place / f"cameras.{kind}").is_file() for kind in ("bin", "txt")):
+        if _is_model(root / place):
             return root / place
     return None
+
+
+def other_models(folder: Path) -> list[Path]:
+    """Models beside one that COLMAP numbered: it makes one for each part of the images that it could not join."""
+    if not folder.name.isdigit():
+        return []
+    return [
+        path
+        for path in in_order(folder.parent.iterdir())
+        if path.name.isdigit() and _is_model(path) and path.name != folder.name
+    ]
+
+
+def _is_model(folder: Path) -> bool:
+    return any((folder / f"cameras.{kind}").is_file() for kind in ("bin", "txt"))
 
 
 def read_model(folder: Path) -> Reconstruction:
@@ -139,32 +165,32 @@ def _view(numbers: Sequence[float], camera: int, name: str, observed: NDArray[np
 
 
 def _lines(path: Path) -> list[str]:
-    """Lines after the leading comments."""
-    lines = path.read_text().splitlines()
-    head = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
-    return lines[head:]
+    return path.read_text(encoding="utf-8-sig").splitlines()  # Windows' editors begin with a mark
+
+
+def _says(line: str) -> bool:
+    """False for empty lines and comments, which COLMAP passes over wherever an entry may begin."""
+    return bool(line.strip()) and not line.lstrip().startswith("#")
 
 
 def _text_cameras(path: Path) -> dict[int, Camera]:
-    rows = [line.split() for line in _lines(path) if line.strip()]
+    rows = [line.split() for line in _lines(path) if _says(line)]
     return {int(row[0]): _camera(row[1], int(row[2]), int(row[3]), [float(v) for v in row[4:]]) for row in rows}
 
 
 def _text_views(path: Path) -> list[View]:
     """Each image has two lines, of which the second, of 2D points, may be empty."""
-    lines = _lines(path)
+    lines = iter(_lines(path))
     views: list[View] = []
-    for at in range(0, len(lines), 2):
-        if not lines[at].strip():
-            continue
-        row = lines[at].split(maxsplit=9)
-        observed = np.array(lines[at + 1].split()[2::3] if at + 1 < len(lines) else [], np.int64)
+    for line in filter(_says, lines):
+        row = line.split(maxsplit=9)
+        observed = np.array(next(lines, "").split()[2::3], np.int64)
         views.append(_view([float(v) for v in row[1:8]], int(row[8]), row[9].strip(), observed[observed >= 0]))
     return views
 
 
 def _text_points(path: Path) -> dict[int, NDArray[np.float64]]:
-    rows = (line.split(maxsplit=4) for line in _lines(path) if line.strip())
+    rows = (line.split(maxsplit=4) for line in _lines(path) if _says(line))
     return {int(row[0]): np.array(row[1:4], np.float64) for row in rows}
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from four_d.constants import vector
 from four_d.errors import UserError
 from four_d.geometry import decode_cameras
 from four_d.layers import AttentionBackend, Block, Linear, Mlp, full_precision, full_type
@@ -112,7 +113,7 @@ class CameraHead(nn.Module):
         """Refine iteratively: the encoding after every iteration."""
         base = self.project(self.token_norm(camera_tokens))
         plain = self.plain_norm(base)
-        start = torch.tensor(self.config.start, device=base.device, dtype=base.dtype)
+        start = vector(self.config.start, base)
         raw = torch.zeros_like(base[..., :ENCODING])
         known = self.empty_pose.expand(*base.shape[:2], -1)
         encodings: list[Tensor] = []

@@ -1,4 +1,7 @@
-"""Depth, points or motion at the image's size, by convolutional fusion of several rounds' tokens (`DenseFeatures`)."""
+"""Depth, points, motion or what moves, at the image's size.
+
+All by convolutional fusion of several rounds' tokens (`DenseFeatures`).
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from four_d.errors import UserError
-from four_d.heads.features import LEVELS, DenseFeatures, convolve_enlarged, pointwise, resize, spread_rounds
+from four_d.heads.features import LEVELS, DenseFeatures, Level, convolve_enlarged, pointwise, resize, spread_rounds
 from four_d.heads.query_decoder import QueryDecoderConfig
 from four_d.layers import full_precision, full_type, inverse_log
-from four_d.parts import EVERY_FRAME, FEATURES, QUERY, HeadSpec, Provision, TokenShape
+from four_d.parts import DETAIL, EVERY_FRAME, FEATURES, QUERY, HeadSpec, Provision, TokenShape
 from four_d.query import query_times
 from four_d.types import Clip, Prediction, Tokens
 
@@ -25,9 +28,10 @@ class DenseHeadConfig(HeadSpec):
     """Sizes of a `DenseHead`; the defaults are VGGT-1B's, but for ``rounds`` (its own are 4, 11, 17, 23)."""
 
     kind: Literal["dense"] = "dense"
-    output: Literal["depth", "points", "motion"] = "depth"
-    """Field that the head predicts, with its confidence: z-depth, points in the first camera's coordinates, or each
-    pixel's motion to the query times, with its visibility then."""
+    output: Literal["depth", "points", "motion", "dynamic"] = "depth"
+    """Field that the head predicts: z-depth, points in the first camera's coordinates, or each pixel's motion to the
+    query times, with its visibility then, all with their confidence; or the probability that a pixel moves (ours; a
+    head of kind ``dynamic`` gives the backbone's own mask, of whole patches)."""
     decoder: QueryDecoderConfig | None = None
     """Decoder that conditions motion on the query. None, as in DePT3R: the backbone does that (``backbone.query``)."""
     rounds: tuple[int, ...] | None = None
@@ -40,6 +44,9 @@ class DenseHeadConfig(HeadSpec):
     """Channels of the last layer before the output, at full size: they cost the most memory. 32: VGGT's."""
     down_ratio: int = 1
     """Compute at 1 / down_ratio of the image's side, then upsample: cheaper, softer."""
+    detail: bool = False
+    """Fuse the encoder's finest map too, in the level of its stride (patches of kind ``features``; ours): outlines
+    that tokens of whole patches blur."""
     chunk: int = 8
     """Frames decoded at once from tokens to the second finest level (bounds memory outside training)."""
     fine_chunk: int = 1
@@ -50,14 +57,16 @@ class DenseHeadConfig(HeadSpec):
 
     @property
     def provides(self) -> tuple[str, ...]:
-        """Output maps with confidence; for motion also visibility."""
+        """Output maps with confidence; for motion also visibility, for what moves logits."""
+        if self.output == "dynamic":
+            return "dynamic", "dynamic_logits"
         visible = ("motion_visible", "motion_visible_logits") if self.queried else ()
         return self.output, f"{self.output}_confidence", *visible
 
     @property
     def requires(self) -> frozenset[Provision]:
         """Token rows of every frame; for motion without a decoder also tokens conditioned on the query time."""
-        needs = {EVERY_FRAME}
+        needs = {EVERY_FRAME, DETAIL} if self.detail else {EVERY_FRAME}
         if self.queried and self.decoder is None:
             decoder = "or 'model.heads.{name}.decoder={{}}'"
             needs |= {QUERY.otherwise(f"{QUERY.remedy}, {decoder}")}
@@ -124,6 +133,11 @@ def motion_maps(raw: Float[Tensor, "b f 5 h w"]) -> Prediction:
     )
 
 
+def mask_maps(raw: Float[Tensor, "b f 1 h w"]) -> Prediction:
+    """Decode the mask of what moves by the logistic function."""
+    return Prediction(dynamic=raw[:, :, 0].sigmoid(), dynamic_logits=raw[:, :, 0])
+
+
 @dataclass(frozen=True)
 class DenseOutput:
     """Reading of raw channels as a field of the prediction."""
@@ -140,6 +154,7 @@ OUTPUTS: dict[str, DenseOutput] = {
     "depth": DenseOutput(2, depth_maps),
     "points": DenseOutput(4, point_maps),
     "motion": DenseOutput(4, motion_maps, queried=True),
+    "dynamic": DenseOutput(1, mask_maps),
 }
 
 
@@ -165,6 +180,7 @@ class DenseHead(DenseFeatures):
             chunk=config.chunk,
             fine_chunk=config.fine_chunk,
             precision=config.precision,
+            detail=(shape.detail, shape.detail_stride) if config.detail else None,
         )
         self.config = config
         output = OUTPUTS[config.output]
@@ -183,9 +199,9 @@ class DenseHead(DenseFeatures):
         return prediction if self.decoder is None else replace(prediction, match_logits=tokens.match_logits)
 
     def finish(
-        self, coarse: Float[Tensor, "n e _h _w"], finest: Float[Tensor, "n p c"], grid: tuple[int, int]
+        self, coarse: Float[Tensor, "n e _h _w"], finest: Level, grid: tuple[int, int]
     ) -> Float[Tensor, "n o h w"]:
-        """Raw output channels at the image's size, from the finest level's tokens and the coarser levels' result."""
+        """Raw output channels at the image's size, from the finest level and the coarser levels' result."""
         x = convolve_enlarged(self.narrowed(coarse, finest, grid), *self.frame(grid), self.last)
         x = functional.relu_(x)
         outputs = [pointwise(x, layer) for layer in (self.out, self.visible) if layer is not None]

@@ -16,10 +16,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from four_d.constants import move
+from four_d.errors import UserError
 from four_d.layers import full_precision, full_type, linear
 from four_d.types import Tokens
 
 LEVELS = 4
+Level = tuple[Float[Tensor, "n p c"], Float[Tensor, "n _d _y _x"] | None]
+"""Tokens of one level, and the encoder's map that is fused there, if any."""
 EMBEDDING_GAIN = 0.1
 EMBEDDING_BASE = 100.0
 
@@ -32,10 +36,10 @@ def spread_rounds(rounds: int) -> tuple[int, ...]:
 def axis_embedding(count: int, span: float, width: int, like: Tensor) -> Float[Tensor, "count width"]:
     """Sines, then cosines, of ``count`` cell centres that fill [-span, span]."""
     edge = span * (count - 1) / count
-    position = torch.linspace(-edge, edge, count, device=like.device, dtype=torch.float64)
-    frequency = EMBEDDING_BASE ** (-torch.arange(width // 2, device=like.device, dtype=torch.float64) / (width // 2))
+    position = torch.linspace(-edge, edge, count, dtype=torch.float64)  # on the host, for devices without float64
+    frequency = EMBEDDING_BASE ** (-torch.arange(width // 2, dtype=torch.float64) / (width // 2))
     angle = position[:, None] * frequency
-    return torch.cat([angle.sin(), angle.cos()], dim=-1).to(like.dtype)
+    return move(torch.cat([angle.sin(), angle.cos()], dim=-1).to(like.dtype), like.device)
 
 
 def add_position(x: Float[Tensor, "n c h w"], aspect: float) -> Float[Tensor, "n c h w"]:
@@ -156,10 +160,34 @@ def pointwise(x: Float[Tensor, "n c h w"], convolution: nn.Conv2d) -> Float[Tens
     return linear(x.movedim(1, -1), convolution.weight.flatten(1), convolution.bias).movedim(-1, 1)
 
 
+def split(level: Level, count: int) -> Iterator[Level]:
+    """Split a level into pieces of ``count`` frames."""
+    tokens, detail = level
+    pieces = tokens.split(count)
+    details = [None] * len(pieces) if detail is None else detail.split(count)
+    return zip(pieces, details, strict=True)
+
+
+def level_of(stride: int, patch_size: int) -> int:
+    """Index of the level whose maps have this stride: they are at 4, 2, 1 or ½ times the grid's resolution.
+
+    UserError if no level's have.
+    """
+    strides = [patch_size / 4, patch_size / 2, patch_size, 2 * patch_size]
+    if stride not in strides:
+        there = ", ".join(f"{each:g}" for each in strides)
+        raise UserError(
+            f"dense head: detail has a stride of {stride}, and with patch_size {patch_size} the levels have {there}; "
+            "set detail=false, or other encoder.strides"
+        )
+    return strides.index(stride)
+
+
 class DenseFeatures(nn.Module):
     """One feature map per frame from four rounds' tokens, at 1 / ``down_ratio`` of the image's size.
 
-    ``positions``: add position embeddings to the maps. Always in full precision.
+    ``positions``: add position embeddings to the maps. ``detail``: channels and stride of a finer map of the backbone
+    that is fused too (`Tokens.detail`). Always in full precision.
     """
 
     def __init__(
@@ -176,6 +204,7 @@ class DenseFeatures(nn.Module):
         fine_chunk: int = 1,
         precision: Literal["full", "loop"] = "full",
         positions: bool = True,
+        detail: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         self.rounds, self.patch_size, self.down_ratio = rounds, patch_size, down_ratio
@@ -193,27 +222,32 @@ class DenseFeatures(nn.Module):
         self.laterals = nn.ModuleList(nn.Conv2d(width, features, 3, padding=1, bias=False) for width in channels)
         self.fusions = nn.ModuleList(Fusion(features, lateral=level < LEVELS - 1) for level in range(LEVELS))
         self.narrow = nn.Conv2d(features, out_features, 3, padding=1)
+        self.detail_level = None if detail is None else level_of(detail[1], patch_size)
+        self.detail = None if detail is None else nn.Conv2d(detail[0], features, 3, padding=1, bias=False)
 
     def maps(self, tokens: Tokens) -> Float[Tensor, "b f o h w"]:
         """Decode every frame, ``chunk`` frames at once, which changes results only by rounding."""
-        levels = [tokens.patches[tokens.rounds.index(index)] for index in self.rounds]
-        b, f = levels[0].shape[:2]
-        flat = [level.flatten(0, 1) for level in levels]
-        with full_precision(flat[0].device) if self.precision == "full" else nullcontext():
+        rows = [tokens.patches[tokens.rounds.index(index)] for index in self.rounds]
+        b, f = rows[0].shape[:2]
+        detail = None if self.detail is None or tokens.detail is None else tokens.detail.flatten(0, 1)
+        levels: list[Level] = [
+            (row.flatten(0, 1), detail if index == self.detail_level else None) for index, row in enumerate(rows)
+        ]
+        with full_precision(rows[0].device) if self.precision == "full" else nullcontext():
             # A loop over the frames would fix their number in an exported program.
             if torch.compiler.is_exporting():
-                return self.finish(self.coarse(flat[1:], tokens.grid), flat[0], tokens.grid).unflatten(0, (b, f))
-            pieces = zip(*(level.split(self.chunk) for level in flat), strict=True)
+                return self.finish(self.coarse(levels[1:], tokens.grid), levels[0], tokens.grid).unflatten(0, (b, f))
+            pieces = zip(*(split(level, self.chunk) for level in levels), strict=True)
             maps = [each for piece in pieces for each in self.decode(list(piece), tokens.grid)]
             return torch.cat(maps).unflatten(0, (b, f))
 
-    def decode(self, levels: list[Float[Tensor, "n p c"]], grid: tuple[int, int]) -> Iterator[Float[Tensor, "m o h w"]]:
-        """Yield feature maps, ``fine_chunk`` frames at once, from one token map per level, the finest first."""
+    def decode(self, levels: list[Level], grid: tuple[int, int]) -> Iterator[Float[Tensor, "m o h w"]]:
+        """Yield feature maps, ``fine_chunk`` frames at once, from one `Level` each, the finest first."""
         coarse = self.coarse(levels[1:], grid).split(self.fine_chunk)
-        for piece, finest in zip(coarse, levels[0].split(self.fine_chunk), strict=True):
+        for piece, finest in zip(coarse, split(levels[0], self.fine_chunk), strict=True):
             yield self.finish(piece, finest, grid)
 
-    def coarse(self, levels: list[Float[Tensor, "n p c"]], grid: tuple[int, int]) -> Float[Tensor, "n e h w"]:
+    def coarse(self, levels: list[Level], grid: tuple[int, int]) -> Float[Tensor, "n e h w"]:
         """Fuse all levels but the finest, from coarse to fine."""
         x = None
         for index in reversed(range(1, LEVELS)):
@@ -225,12 +259,15 @@ class DenseFeatures(nn.Module):
         self,
         index: int,
         coarse: Float[Tensor, "n e _h _w"] | None,
-        tokens: Float[Tensor, "n p c"],
+        level: Level,
         grid: tuple[int, int],
     ) -> Float[Tensor, "n e h w"]:
         """Fuse a level with the coarser levels' result."""
-        level = self.level(index, tokens, grid)
-        return self.fusions[index](None if coarse is None else resize(coarse, sides(level)), level)
+        tokens, detail = level
+        x = self.level(index, tokens, grid)
+        if self.detail is not None and detail is not None:
+            x = x + self.detail(detail.to(x.dtype))
+        return self.fusions[index](None if coarse is None else resize(coarse, sides(x)), x)
 
     def level(self, index: int, tokens: Float[Tensor, "n p c"], grid: tuple[int, int]) -> Float[Tensor, "n e h w"]:
         """Reassemble one level's tokens as a map at 4, 2, 1 or ½ times the grid's resolution."""
@@ -241,13 +278,13 @@ class DenseFeatures(nn.Module):
         return self.laterals[index](self.resizes[index](x))
 
     def finish(
-        self, coarse: Float[Tensor, "n e _h _w"], finest: Float[Tensor, "n p c"], grid: tuple[int, int]
+        self, coarse: Float[Tensor, "n e _h _w"], finest: Level, grid: tuple[int, int]
     ) -> Float[Tensor, "n o h w"]:
-        """Finish feature maps from the finest level's tokens and the coarser levels' result."""
+        """Finish feature maps from the finest level and the coarser levels' result."""
         return enlarge(self.narrowed(coarse, finest, grid), *self.frame(grid))
 
     def narrowed(
-        self, coarse: Float[Tensor, "n e _h _w"], finest: Float[Tensor, "n p c"], grid: tuple[int, int]
+        self, coarse: Float[Tensor, "n e _h _w"], finest: Level, grid: tuple[int, int]
     ) -> Float[Tensor, "n o h w"]:
         """Output of the last fusion, at twice the finest level's size."""
         x = self.join(0, coarse, finest, grid)

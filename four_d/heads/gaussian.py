@@ -11,17 +11,18 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
 from four_d.abilities import Hint, Use
+from four_d.constants import move, on_host, traced, vector
 from four_d.errors import UserError
 from four_d.geometry import pixel_centres, pixel_rays, rebase
 from four_d.heads.followed import Followed
 from four_d.layers import Linear, full_precision, full_type, inverse_log
 from four_d.parts import EVERY_FRAME, MATCHES, HeadSpec, Provision, TokenShape
-from four_d.query import distinct_times, non_references
+from four_d.query import distinct_times
 from four_d.types import Clip, Gaussians, Prediction, Tokens
 
 Depth = Literal["sigmoid_disparity", "sigmoid_linear", "exp"]
@@ -146,7 +147,7 @@ def undo_distance(target: float, depth: Depth, near: float, far: float) -> float
 
 def forward_points(height: int, width: int, z: float, like: Tensor) -> Float[Tensor, "height width 3"]:
     """Points at depth ``z`` through all pixel centres of a camera whose focal length is the image's longer side."""
-    centres = pixel_centres(height, width, like) - torch.tensor([width / 2, height / 2], device=like.device)
+    centres = pixel_centres(height, width, like) - vector([width / 2, height / 2], like)
     return z * functional.pad(centres / max(height, width), (0, 1), value=1.0)
 
 
@@ -184,9 +185,8 @@ class GaussianHead(nn.Module):
         batch have different numbers of key frames, or rays need cameras that are missing.
         """
         times = distinct_times(clip, self.config.frames)
-        rows = key_rows(tokens, clip, self.config.every)
+        rows, frames = key_rows(tokens, clip, self.config.every)
         index = torch.arange(len(rows), device=rows.device)[:, None]
-        frames = tokens.frames.expand(len(rows), -1).gather(1, rows)
         chosen = tokens.patches[tokens.rounds.index(self.rounds[0])][index, rows]
         with full_precision(chosen.device):
             mixed = functional.gelu(self.hidden(self.norm(chosen.to(full_type(chosen.dtype)))))
@@ -235,7 +235,8 @@ class GaussianHead(nn.Module):
     ) -> Float[Tensor, "b k h w 3"]:
         """Positions on the rays of the key frames' cameras. UserError where these are unknown."""
         config, cameras = self.config, clip.cameras
-        if cameras is None or (cameras.known is not None and not _all_true(cameras.known)):
+        known = None if cameras is None or traced() else cameras.known
+        if cameras is None or (known is not None and not bool(on_host(known).all())):
             raise UserError(
                 "this model's Gaussians lie on rays of known cameras, and a frame has none; give them "
                 "(--cameras), or take a model of configs/unified.yaml, which needs none"
@@ -252,26 +253,40 @@ class GaussianHead(nn.Module):
         return inverse_log(raw + initial.sign() * initial.abs().log1p())
 
 
-def _all_true(mask: Tensor) -> bool:
-    return torch.compiler.is_compiling() or torch.compiler.is_exporting() or bool(mask.all())
-
-
-def key_rows(tokens: Tokens, clip: Clip, every: int | None) -> Int[Tensor, "b k"]:
-    """Token rows of the key frames, in time order (`GaussianHeadConfig.every`).
+def key_rows(tokens: Tokens, clip: Clip, every: int | None) -> tuple[Int[Tensor, "b k"], Int[Tensor, "b k"]]:
+    """Token rows of the key frames, in time order (`GaussianHeadConfig.every`), and these frames.
 
     UserError where clips of a batch differ in their number. In an exported program all rows count as one camera's, and
     none as a reference.
     """
-    frames = tokens.frames.expand(len(clip.times), -1)
-    selected, times = non_references(clip).gather(1, frames), clip.times.gather(1, frames)
-    if every is not None:
-        selected = selected & (clip.camera_ids.gather(1, frames) == clip.camera_ids[:, :1])
-    counts = selected.sum(1)
-    if not _all_true(counts == counts[0]):
+    stride = 1 if every is None else every
+    if traced():
+        order, _ = _rows_by_time(tokens.frames, clip.times, clip.camera_ids, clip.references, every)
+        rows = order[:, ::stride]
+        return rows, tokens.frames.expand(len(rows), -1).gather(1, rows)
+    references = None if clip.references is None else on_host(clip.references)
+    frames, times, camera_ids = (on_host(each) for each in (tokens.frames, clip.times, clip.camera_ids))
+    order, counts = _rows_by_time(frames, times, camera_ids, references, every)
+    if not bool((counts == counts[0]).all()):
         raise UserError(
             f"clips of one batch have {int(counts.min())} to {int(counts.max())} frames to take Gaussians from; give "
             "each as many (in training data.sampling.one_camera_share=1)"
         )
-    order = torch.where(selected, times, torch.inf).argsort(dim=1, stable=True)
-    count = order.shape[1] if torch.compiler.is_exporting() else int(counts[0])
-    return order[:, : count : 1 if every is None else every]
+    rows = order[:, : int(counts[0]) : stride]
+    chosen = frames.expand(len(rows), -1).gather(1, rows)
+    return move(rows, clip.times.device), move(chosen, clip.times.device)
+
+
+def _rows_by_time(
+    frames: Int[Tensor, "*b r"],
+    times: Float[Tensor, "b f"],
+    camera_ids: Int[Tensor, "b f"],
+    references: Bool[Tensor, "b f"] | None,
+    every: int | None,
+) -> tuple[Int[Tensor, "b r"], Int[Tensor, "b"]]:
+    """Token rows by time, those that no Gaussians are taken from last, and the number of the others."""
+    frames = frames.expand(len(times), -1)
+    selected = torch.ones_like(frames, dtype=torch.bool) if references is None else ~references.gather(1, frames)
+    if every is not None:
+        selected = selected & (camera_ids.gather(1, frames) == camera_ids[:, :1])
+    return torch.where(selected, times.gather(1, frames), torch.inf).argsort(dim=1, stable=True), selected.sum(1)

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from four_d.abilities import Hint, Use
+from four_d.constants import vector
 from four_d.errors import UserError
 from four_d.geometry import pixel_centres
 from four_d.keypoints import NAME_BYTES, named
@@ -208,10 +209,10 @@ class KeypointHead(nn.Module):
     ) -> KeypointPrediction:
         """Find keypoints among a frame's patches, in row-major order of ``grid`` (rows, columns)."""
         height, width = clip.images.shape[-2:]
-        side = patches.new_tensor([grid[1], grid[0]])
+        side = vector([grid[1], grid[0]], patches)
         centres = pixel_centres(*grid, patches).flatten(0, 1) / side
         patches = self.patch_norm(self.project(self.token_norm(patches)) + self.place(waves(centres)))
-        size = patches.new_tensor([width, height])
+        size = vector([width, height], patches)
         x = self.queries(names, clip.keypoint_boxes, size)[:, None].expand(-1, patches.shape[1], -1, -1)
         for block in self.blocks:
             x = block(x, patches, named(names))

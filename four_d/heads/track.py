@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from four_d.constants import also_kept, move, on_host, precise, vector
 from four_d.errors import UserError
 from four_d.heads.features import LEVELS, DenseFeatures, spread_rounds
 from four_d.layers import AttentionBackend, ContextAttention, Mlp, full_precision
@@ -104,7 +105,7 @@ def sample(maps: Float[Tensor, "n c h w"], at: Float[Tensor, "n p q 2"], *, bord
 
     No gradient flows to ``at``, as in the reference.
     """
-    size = torch.tensor([max(extent - 1, 1) for extent in (maps.shape[-1], maps.shape[-2])], device=at.device)
+    size = vector([max(extent - 1, 1) for extent in (maps.shape[-1], maps.shape[-2])], at)
     grid = at.detach().to(maps.dtype) * (2 / size.to(maps.dtype)) - 1
     padding = "border" if border else "zeros"
     return functional.grid_sample(maps, grid, mode="bilinear", padding_mode=padding, align_corners=True)
@@ -163,13 +164,14 @@ def embed_flow(flow: Float[Tensor, "*b 2"], width: int) -> Float[Tensor, "*b wid
 
 def embed_axis(position: Float[Tensor, "*b"], count: int, width: int) -> Float[Tensor, "*b width"]:
     """Sines, then cosines, of whole positions 0 … count − 1, interpolated between them; beyond is as at the border."""
-    frequency = POSITION_BASE ** (-torch.arange(width // 2, device=position.device, dtype=torch.float64) * 2 / width)
+    kind = precise(position.device)
+    frequency = POSITION_BASE ** (-torch.arange(width // 2, device=position.device, dtype=kind) * 2 / width)
     within = position.clamp(0, count - 1)
     below = within.floor()
     fraction = (within - below)[..., None]
 
     def at(cell: Tensor) -> Tensor:
-        angle = cell.double()[..., None] * frequency
+        angle = cell.to(kind)[..., None] * frequency
         return torch.cat([angle.sin(), angle.cos()], dim=-1).to(position.dtype)
 
     return at(below) * (1 - fraction) + at((below + 1).clamp_max(count - 1)) * fraction
@@ -298,7 +300,7 @@ class TrackHead(nn.Module):
         with full_precision(clip.images.device):
             maps = self.features.maps(tokens)
             maps = self.map_norm(maps.movedim(2, -1)).movedim(-1, 2)
-            return self.follow_all(maps, queries.to(maps.dtype))
+            return self.follow_all(maps, also_kept(queries, lambda points: points.to(maps.dtype)))
 
     def queries(self, clip: Clip) -> Float[Tensor, "b n 3"] | None:
         """(frame, x, y) of the points to track, in pixels of the image, corner origin."""
@@ -312,16 +314,17 @@ class TrackHead(nn.Module):
 
     def follow_all(self, maps: Maps, queries: Float[Tensor, "b n 3"]) -> Prediction:
         """Track points of any frames; results are in the clip's order of frames and points."""
-        frames = queries[0, :, 0].long()
+        frames = on_host(queries)[0, :, 0].long()
         groups: list[list[Tensor]] = []
         chosen: list[Tensor] = []
         for frame in frames.unique().tolist():
-            frame_order = torch.arange(maps.shape[1], device=maps.device)
-            frame_order = torch.cat([frame_order[frame : frame + 1], frame_order[:frame], frame_order[frame + 1 :]])
+            order = torch.arange(maps.shape[1])
+            order = torch.cat([order[frame : frame + 1], order[:frame], order[frame + 1 :]])
             chosen.append((frames == frame).nonzero()[:, 0])
-            results = self.follow(maps[:, frame_order] if frame else maps, queries[:, chosen[-1], 1:])
-            groups.append([each.index_select(-3, frame_order.argsort()) for each in results])
-        order_of_points = torch.cat(chosen).argsort()
+            points = move(chosen[-1], maps.device)
+            results = self.follow(maps[:, move(order, maps.device)] if frame else maps, queries[:, points, 1:])
+            groups.append([each.index_select(-3, move(order.argsort(), maps.device)) for each in results])
+        order_of_points = move(torch.cat(chosen).argsort(), maps.device)
         stages, visible, confidence = (
             torch.cat(each, dim=-2).index_select(-2, order_of_points) for each in zip(*groups)
         )
@@ -382,9 +385,10 @@ def check_queries(queries: Float[Tensor, "*b"], clip: Clip) -> None:
     b, f, _, height, width = clip.images.shape
     if queries.ndim != 3 or queries.shape[0] != b or queries.shape[2] != 3 or not queries.shape[1]:
         raise UserError(f"query_points are {tuple(queries.shape)}; give ({b}, n, 3) numbers: frame, x, y")
+    queries = on_host(queries)
     if bool((queries[..., 0] != queries[..., 0].floor()).any()):
         raise UserError("query_points hold a frame that is not a whole number; they are (frame, x, y)")
-    limits = torch.tensor([f - 1, width, height], device=queries.device, dtype=queries.dtype)
+    limits = vector([f - 1, width, height], queries)
     inside = ((queries >= 0) & (queries <= limits)).all(-1)
     if not bool(inside.all()):
         wrong = [round(value, 3) for value in queries[~inside][0].tolist()]
@@ -400,7 +404,8 @@ def grid_points(grid: tuple[int, int], clip: Clip, *, jitter: bool) -> Float[Ten
     rows, columns = grid
     b, _, _, height, width = clip.images.shape
     cell = torch.stack(torch.meshgrid(torch.arange(columns), torch.arange(rows), indexing="xy"), dim=-1).reshape(-1, 2)
+    # drawn on the host, so that a seed gives the same points on every device
     within = torch.rand(b, len(cell), 2) if jitter else torch.full((b, len(cell), 2), 0.5)
     size = torch.tensor([width, height])
     pixels = ((cell + within) * size / torch.tensor([columns, rows])).floor().minimum(size - 1) + 0.5
-    return functional.pad(pixels, (1, 0)).to(clip.images.device)
+    return move(functional.pad(pixels, (1, 0)), clip.images.device)

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from four_d import fields
+from four_d.constants import precise
 from four_d.geometry import invert_pose, make_pose
 from four_d.types import Cameras, Clip, Gaussians, Geometry, Prediction, map_tensors
 from four_d.video.remarks import Remarks
@@ -250,7 +251,7 @@ def _unit(prediction: Prediction, given: Clip, known: Cameras, remarks: Remarks)
 
 def _reach(poses: Float[Tensor, "b f 4 4"], chosen: Tensor) -> float:
     """RMS distance of camera centres from the first frame's."""
-    centres = poses[..., :3, 3].double()
+    centres = poses[..., :3, 3].to(precise(poses.device))
     return float((centres - centres[:, :1])[chosen].square().sum(-1).mean().sqrt())
 
 
@@ -262,16 +263,18 @@ def stretch(gaussians: Gaussians, linear: Float[Tensor, "b n 3 3"], shift: Float
     means = (linear @ gaussians.means[..., None])[..., 0] + shift
     offsets = gaussians.offsets
     turns = roma.unitquat_to_rotmat(roma.quat_wxyz_to_xyzw(torch.nn.functional.normalize(gaussians.quats, dim=-1)))
-    axes = linear.double() @ (turns * gaussians.scales[..., None, :]).double()
+    exact = linear.to(precise(linear.device))
+    axes = exact @ (turns * gaussians.scales[..., None, :]).to(exact)
+    one = torch.eye(3, dtype=exact.dtype, device=exact.device)
     # the SVD of the mapped axes gives the axes of the mapped ellipsoid
     finite = axes.isfinite().all(-1).all(-1)
-    rotation, scales, _ = torch.linalg.svd(torch.where(finite[..., None, None], axes, torch.eye(3).to(axes)))
+    rotation, scales, _ = torch.linalg.svd(torch.where(finite[..., None, None], axes, one))
     scales = scales.masked_fill(~finite[..., None], torch.nan)  # the writers refuse these with a clear error
     rotation = rotation * torch.det(rotation).sign()[..., None, None]
     changed = gaussians.turns
     if changed is not None:
-        inner = roma.unitquat_to_rotmat(roma.quat_wxyz_to_xyzw(changed)).double()
-        maps = torch.where(finite[..., None, None], linear.double(), torch.eye(3).to(axes))[:, None]
+        inner = roma.unitquat_to_rotmat(roma.quat_wxyz_to_xyzw(changed)).to(exact)
+        maps = torch.where(finite[..., None, None], exact, one)[:, None]
         nearest = roma.special_procrustes(maps @ inner @ torch.linalg.inv(maps))
         changed = roma.quat_xyzw_to_wxyz(roma.rotmat_to_unitquat(nearest)).to(changed)
     return dataclasses.replace(

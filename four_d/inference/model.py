@@ -13,9 +13,10 @@ from typing import Literal, Unpack, overload
 
 import torch
 
-from four_d import checkpoints, programs
+from four_d import checkpoints, hub, programs
 from four_d.abilities import UNITS, Abilities, Model, ModelModule
 from four_d.checkpoints import ModelInfo
+from four_d.constants import move
 from four_d.devices import Precision, device_of, told_when_full, usable
 from four_d.errors import UserError
 from four_d.inference.request import Asked, Request
@@ -116,7 +117,7 @@ class LoadedModel(Model):
     def here(self, clip: Clip) -> Clip:
         """Move a clip to the model's device."""
         device = self.device
-        return map_tensors(clip, lambda tensor: tensor.to(device))
+        return map_tensors(clip, lambda tensor: move(tensor, device))
 
     def to(self, device: str | torch.device, precision: Precision | None = None) -> LoadedModel:
         """Move the model (no copy) to a device and set the precision of its arithmetic.
@@ -149,9 +150,15 @@ class LoadedModel(Model):
 
 
 def load(path: str | Path) -> LoadedModel:
-    """Load the model of an exported folder or a run folder (`checkpoints.read`), or a program, ``model.pt2`` of an
-    exported folder (`programs.read`), ready to call.
+    """Load a model, ready to call: an exported folder or a run folder (`checkpoints.read`), a program, ``model.pt2`` of
+    an exported folder (`programs.read`), or ``org/name`` of the Hugging Face hub (`hub.fetch`).
+
+    What is here wins over the hub: a name is looked for there only if neither it nor its ``org`` is a file or folder.
     """
+    if hub.is_id(path):
+        folder = hub.fetch(str(path))
+        LOGGER.warning(f"{path} is no folder here: taken from the hub, commit {folder.name[:12]}")
+        path = folder
     if Path(path).suffix == checkpoints.PROGRAM_SUFFIX:
         return LoadedModel(*programs.read(Path(path)), Path(path))
     saved = checkpoints.read(path)

@@ -14,6 +14,7 @@ from torch import Tensor
 from four_d import fields
 from four_d.abilities import UNITS, Model
 from four_d.checkpoints import ModelInfo
+from four_d.constants import move
 from four_d.inference import units
 from four_d.inference.hints import Known, add
 from four_d.inference.keypoints import Boxes, boxes_to_model
@@ -164,7 +165,7 @@ class VideoSource:
             clip, given = add(clip, request.known, model.abilities, video, to, self._remarks)
         shown, unit = units.to_model(clip, model.info.normalisation)
         correction = _Correction(clip, unit, self._remarks)
-        shown = map_tensors(shown, lambda tensor: tensor.to(model.device))
+        shown = map_tensors(shown, lambda tensor: move(tensor, model.device))
         first, tracked = predict(model, shown, correction, tracks=tracks)
         result = Result(
             prediction=map_tensors(fields.delivered(fields.unstack(first, 0)), lambda tensor: tensor.cpu()),

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from four_d import fields
+from four_d.constants import move, precise, vector
 from four_d.errors import UserError
 from four_d.extension import OneOf, Spec
 from four_d.geometry import invert_pose, make_pose, transform
@@ -21,8 +22,7 @@ from four_d.losses.reduction import nothing
 from four_d.losses.scene import scene_of
 from four_d.losses.schedule import Weight
 from four_d.losses.supervision import Need
-from four_d.losses.term import LossInputs, LossSpec, LossTerm
-from four_d.rendering import render
+from four_d.losses.term import LossInputs, LossSpec, LossTerm, rendered
 from four_d.rendering.scene import still
 from four_d.types import Cameras
 from four_d.viewpoints import FOCAL, framed, view_rotation
@@ -162,10 +162,10 @@ class GuidanceLoss(LossTerm[GuidanceLossConfig]):
         there = still(fields.take(gaussians, "b", clips), times[:, None])
         size = (self.config.size, self.config.size)
         poses = self.poses(there.means.detach(), world[clips].detach(), azimuths, elevations)
-        lens = torch.diag(poses.new_tensor([FOCAL * size[0], FOCAL * size[0], 1.0]))
-        lens[:2, 2] = size[0] / 2
+        focal, middle = FOCAL * size[0], size[0] / 2
+        lens = vector([focal, 0, middle, 0, focal, middle, 0, 0, 1], poses).view(3, 3)
         shown = Cameras(world_from_camera=(world[clips] @ poses)[:, None], intrinsics=lens.expand(len(poses), 1, 3, 3))
-        views = render(there, shown, times[:, None], size)
+        views = rendered(there, shown, times[:, None], size)
         known = targets.dynamic
         return GuidedViews(
             colour=views.colour[:, 0],
@@ -183,14 +183,14 @@ class GuidanceLoss(LossTerm[GuidanceLossConfig]):
 
     def drawn(self, times: Float[Tensor, "b f"]) -> tuple[Int[Tensor, "n"], Int[Tensor, "n"]]:
         """Clip and frame of each render."""
-        chosen = torch.randint(times.numel(), (self.config.views,)).to(times.device)
+        chosen = move(torch.randint(times.numel(), (self.config.views,)), times.device)
         return chosen // times.shape[1], chosen % times.shape[1]
 
     def angles(self, like: Tensor) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:
         """Azimuth and elevation of each render, radians."""
-        shares = 2 * torch.rand(2, self.config.views).to(like) - 1
+        shares = 2 * move(torch.rand(2, self.config.views), like.device).to(like) - 1
         azimuths, elevations = torch.deg2rad(
-            shares * shares.new_tensor([[self.config.azimuth], [self.config.elevation]])
+            shares * vector([self.config.azimuth, self.config.elevation], like)[:, None]
         )
         return azimuths, elevations
 
@@ -203,8 +203,8 @@ class GuidanceLoss(LossTerm[GuidanceLossConfig]):
     ) -> Float[Tensor, "v 4 4"]:
         """object_from_camera of cameras whose pictures the object fills."""
         turns = view_rotation(azimuths, elevations, torch.zeros_like(azimuths))
-        found = list[Tensor]()
+        found, kind = list[Tensor](), precise(means.device)
         for points, pose, turn in zip(means, world, turns, strict=True):
             own = transform(invert_pose(pose), points)
-            found.append(invert_pose(make_pose(turn, MARGIN * framed(own.double(), turn.double()).to(turn))))
+            found.append(invert_pose(make_pose(turn, MARGIN * framed(own.to(kind), turn.to(kind)).to(turn))))
         return torch.stack(found)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from four_d.constants import vector
 from four_d.errors import UserError
 from four_d.geometry import NEAREST, project
 from four_d.keypoints import box_sides, inside_image
@@ -124,7 +125,7 @@ def patch_entropy(
     outside the nearest one.
     """
     rows, columns = logits.shape[-2:]
-    cell = pixels.nan_to_num() / pixels.new_tensor([size[1] / columns, size[0] / rows])
+    cell = pixels.nan_to_num() / vector([size[1] / columns, size[0] / rows], pixels)
     x, y = cell.floor().long().unbind(-1)
     index = y.clamp(0, rows - 1) * columns + x.clamp(0, columns - 1)
     return -logits.flatten(-2).log_softmax(-1).gather(-1, index[..., None])[..., 0]

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from four_d import geometry
+from four_d.constants import vector
 from four_d.correlation import pick
 from four_d.errors import UserError
 from four_d.losses.motion import motion_rows
@@ -129,7 +130,7 @@ def true_places(
     pixels = torch.where(depth[..., None] > geometry.NEAREST, pixels, -1.0).unflatten(2, (grid[0], grid[1]))
     y, x = torch.meshgrid(*(torch.arange(count, device=pixels.device) for count in grid), indexing="ij")
     step = (pixels - (torch.stack([x, y], dim=-1) * cell + cell // 2 + 0.5)) / cell
-    size = pixels.new_tensor([grid[1] * cell, grid[0] * cell])
+    size = vector([grid[1] * cell, grid[0] * cell], pixels)
     radius = (round(places**0.5) - 1) // 2
     inside = (step.abs() <= radius).all(-1) & (pixels >= 0).all(-1) & (pixels < size).all(-1)
     seen = (targets.motion_valid[:, index] & targets.motion_visible[:, index])[..., middle, middle]

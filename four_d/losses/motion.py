@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from four_d.constants import on_host
 from four_d.errors import UserError
 from four_d.losses.dense import UNCOUNTED, PixelTerms, length
 from four_d.losses.reduction import balanced, check_balance, cross_entropy, nothing
@@ -30,13 +31,13 @@ def motion_rows(targets: Clip, frames: Int[Tensor, "b k"]) -> Int[Tensor, "b k"]
     """Rows of these frames in the true motion. UserError where it does not cover them."""
     if targets.motion_frames is None:
         return frames
-    same = frames[:, :, None] == targets.motion_frames[:, None]
-    if not bool(same.any(-1).all()):
+    known = on_host(frames)[:, :, None] == on_host(targets.motion_frames)[:, None]
+    if not bool(known.any(-1).all()):
         raise UserError(
             "the model's key frames are others than those that motion was made of; set data.motion_every to the "
             "backbone's stride, or to null"
         )
-    return same.int().argmax(-1)
+    return (frames[:, :, None] == targets.motion_frames[:, None]).int().argmax(-1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,13 +5,14 @@ DGS-LRM (arXiv 2506.09997), after GS-LRM (arXiv 2404.19702): MSE + 0.5 · a perc
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from four_d.encoders import EncoderConfig, feature_distance, frozen_encoder
 from four_d.errors import UserError
 from four_d.losses.reduction import group_mean, nothing
 from four_d.losses.schedule import Weight
@@ -20,7 +21,9 @@ from four_d.losses.term import LossInputs, LossSpec, LossTerm
 from four_d.similarity import LPIPS_WEIGHTS, load_lpips, structure
 from four_d.types import Gaussians, Prediction
 
-Perceptual = Literal["lpips", "structure", "none"]
+Perceptual = Literal["lpips", "encoder", "structure", "none"]
+READERS: dict[str, Perceptual] = {"lpips_weights": "lpips", "encoder": "encoder"}
+"""Setting → perceptual distance that reads it."""
 NO_GAUSSIANS = "needs Gaussians; add a head {kind: gaussian} or remove the loss"
 
 
@@ -50,24 +53,27 @@ class PhotometricLossConfig(LossSpec):
     kind: Literal["photometric"] = "photometric"
     weight: Weight = 1.0
     perceptual: Perceptual = "structure"
-    """Perceptual distance. ``lpips``: `similarity.LPIPS`, which needs its weights; ``structure``: (1 − SSIM) / 2 +
-    differences of image gradients (`similarity.structure`)."""
+    """Perceptual distance. ``lpips``: `similarity.LPIPS`, which needs its weights; ``encoder``: difference of the
+    features of ``encoder`` (`encoders.feature_distance`); ``structure``: (1 − SSIM) / 2 + differences of image
+    gradients (`similarity.structure`)."""
     perceptual_weight: float = 0.5
     """Weight of the perceptual distance beside the squared error's 1, at least 0. ½: GS-LRM's."""
     lpips_weights: str | None = LPIPS_WEIGHTS
     """Weight file, or folder of weight files (`similarity.load_lpips`); None: there are none."""
+    encoder: EncoderConfig = field(default_factory=lambda: EncoderConfig(strides=(2, 4, 8)))
+    """Encoder whose features are compared; its ``pretrained`` names the weights, which stay as they are."""
 
     @property
     def without_effect(self) -> dict[str, str]:
         """Settings that nothing reads → why."""
         if not self.perceptual_weight:
-            return dict.fromkeys(("perceptual", "lpips_weights"), "where perceptual_weight is 0")
-        unread = () if self.perceptual == "lpips" else ("lpips_weights",)
-        unread = ("perceptual_weight", *unread) if self.perceptual == "none" else unread
+            return dict.fromkeys(("perceptual", "lpips_weights", "encoder"), "where perceptual_weight is 0")
+        unread = [name for name, reader in READERS.items() if self.perceptual != reader]
+        unread = ["perceptual_weight", *unread] if self.perceptual == "none" else unread
         return dict.fromkeys(unread, f"where perceptual is {self.perceptual}")
 
     def build(self) -> PhotometricLoss:
-        """Build the term. UserError where ``perceptual`` is lpips and its weights are missing."""
+        """Build the term. UserError where the weights of ``perceptual`` are missing."""
         return PhotometricLoss(self)
 
 
@@ -78,6 +84,8 @@ class PhotometricLoss(LossTerm[PhotometricLossConfig]):
         super().__init__(config)
         if config.perceptual == "lpips":
             load_lpips(config.lpips_weights)  # a broken file shows before the first step
+        if config.perceptual == "encoder":
+            frozen_encoder(config.encoder)
 
     def forward(self, inputs: LossInputs) -> Float[Tensor, ""]:
         """Compute the term. UserError without Gaussians; 0 without true views."""
@@ -87,13 +95,12 @@ class PhotometricLoss(LossTerm[PhotometricLossConfig]):
         if views is None or targets.views is None:
             return untouched(gaussians)
         known = frames_with_cameras(targets.views)
-        if not bool(known.any()):
-            return untouched(gaussians)
-        colour = views.colour[known]
-        truth = targets.views.images.to(colour)[known]
+        truth = targets.views.images.to(views.colour)
+        # an unknown view is its own truth: no gradient of its difference, which may be NaN, reaches anything
+        colour = torch.where(known[..., None, None, None], views.colour, truth).flatten(0, 1)
+        truth = truth.flatten(0, 1)
         each = (colour - truth).square().flatten(1).mean(-1) + self.difference(colour, truth)
-        every = torch.zeros(known.shape, dtype=each.dtype, device=each.device).masked_scatter(known, each)
-        return group_mean(every, known).mean() + untouched(gaussians)
+        return group_mean(each.view(known.shape), known).mean() + untouched(gaussians)
 
     def difference(self, colour: Float[Tensor, "n 3 h w"], truth: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n"]:
         """Weighted perceptual distance of each image."""
@@ -101,4 +108,7 @@ class PhotometricLoss(LossTerm[PhotometricLossConfig]):
             return colour.new_zeros(len(colour))
         if self.config.perceptual == "structure":
             return self.config.perceptual_weight * structure(colour, truth)
+        if self.config.perceptual == "encoder":
+            encoder = frozen_encoder(self.config.encoder).to(colour)
+            return self.config.perceptual_weight * feature_distance(encoder, colour, truth)
         return self.config.perceptual_weight * load_lpips(self.config.lpips_weights).to(colour)(colour, truth)

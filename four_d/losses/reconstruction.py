@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from four_d.constants import move
 from four_d.errors import UserError
 from four_d.losses.photometric import required, untouched
 from four_d.losses.reduction import group_mean, weighted
@@ -53,10 +54,10 @@ class ReconstructionLoss(LossTerm[ReconstructionLossConfig]):
         views, known = inputs.own_views, frames_with_masks(targets)
         if views is None:
             raise UserError("the reconstruction loss needs cameras and Gaussians; take a model that predicts both")
-        if targets.dynamic is None or not bool(known.any()):
+        if targets.dynamic is None:
             return untouched(gaussians)
         mask = targets.dynamic.to(views.alpha)
-        behind = torch.rand(*mask.shape[:2], 3, 1, 1).to(mask)
+        behind = move(torch.rand(*mask.shape[:2], 3, 1, 1), mask.device).to(mask)
         colour = views.colour + (1 - views.alpha[:, :, None]) * behind
         truth = mask[:, :, None] * targets.images.to(colour) + (1 - mask[:, :, None]) * behind
         parts = (

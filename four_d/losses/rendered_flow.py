@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from four_d import fields
+from four_d.constants import also_kept, move, vector
 from four_d.errors import UserError
 from four_d.geometry import NEAREST, project
 from four_d.losses.photometric import required, untouched
 from four_d.losses.schedule import Weight
 from four_d.losses.supervision import Need
-from four_d.losses.term import LossInputs, LossSpec
+from four_d.losses.term import LossInputs, LossSpec, rendered
 from four_d.losses.tracked_pixels import LEAST_ALPHA, SEEN, TracksTerm, entries, huber, smallest
-from four_d.rendering import render
 from four_d.rendering.scene import means_at, still
 from four_d.types import Cameras, Gaussians, map_tensors
 
@@ -73,9 +73,10 @@ class RenderedFlowLoss(TracksTerm[RenderedFlowLossConfig]):
         gaussians, cameras = required(prediction, self.config.kind), self.cameras(prediction)
         size = (targets.images.shape[-2], targets.images.shape[-1])
         values = list[Tensor]()
-        for index, times in enumerate(targets.times):
+        for index in range(len(targets.times)):
             own = slice(index, index + 1)
             alone = map_tensors(cameras, lambda tensor, own=own: tensor[own])
+            times = also_kept(targets.times, lambda each, index=index: each[index])
             values.append(self.of_clip(fields.take(gaussians, "b", own), alone, times, size))
         return torch.stack(values).mean() + untouched(gaussians)
 
@@ -87,14 +88,13 @@ class RenderedFlowLoss(TracksTerm[RenderedFlowLossConfig]):
         pairs = self.drawn(frames)
         if not len(pairs):
             return gaussians.means.new_zeros(())
-        shown, alpha = displacements(gaussians, cameras, times, pairs, size)
+        device = gaussians.means.device
+        shown, alpha = displacements(gaussians, cameras, times, move(pairs, device), size)
         first, second = frames[pairs].unbind(-1)
-        at, to = (self.pixels[:, each].movedim(1, 0).to(shown) for each in (first, second))
-        seen = (self.visible[:, first].minimum(self.visible[:, second])).mT.to(shown)
+        at, to = (move(self.pixels[:, each].movedim(1, 0), device).to(shown) for each in (first, second))
+        seen = move(self.visible[:, first].minimum(self.visible[:, second]).mT, device).to(shown)
         moved, covered = read(shown, alpha, at)
         counts = covered & (seen > SEEN)
-        if not bool(counts.any()):
-            return gaussians.means.new_zeros(())
         away = moved - (to - at) / max(size)
         squares = torch.where(counts[..., None], away, 1).square().sum(-1)
         errors = huber(squares, self.config.huber)
@@ -102,10 +102,10 @@ class RenderedFlowLoss(TracksTerm[RenderedFlowLossConfig]):
         return (weights * torch.where(counts, errors, 0)).sum() / weights.sum().clamp_min(1e-9)
 
     def drawn(self, frames: Int[Tensor, "f"]) -> Int[Tensor, "p 2"]:
-        """Pairs of a clip's frames, by their place in it, that are as far apart as configured."""
+        """Pairs of a clip's frames, by their place in it, that are as far apart as configured; on the host."""
         apart = (frames[:, None] - frames).abs()
-        found = torch.isin(apart, torch.tensor(self.config.gaps, device=apart.device)).nonzero()
-        return found[torch.randperm(len(found)).to(found.device)[: self.config.pairs]]
+        found = torch.isin(apart, torch.tensor(self.config.gaps)).nonzero()
+        return found[torch.randperm(len(found))[: self.config.pairs]]
 
 
 def displacements(
@@ -124,7 +124,7 @@ def displacements(
     there = still(gaussians, times[None, first])
     there = replace(there, opacities=torch.where(before, there.opacities, 0))
     camera = map_tensors(cameras, lambda tensor: tensor[0, first][:, None])
-    views = render(there, camera, times[first][:, None], size, features=moved)
+    views = rendered(there, camera, times[first][:, None], size, features=moved)
     assert views.features is not None
     return views.features[:, 0], views.alpha[:, 0]
 
@@ -137,7 +137,7 @@ def read(
     Outside the image nothing is.
     """
     rows, columns = alpha.shape[-2:]
-    places = 2 * pixels / pixels.new_tensor([columns, rows]) - 1
+    places = 2 * pixels / vector([columns, rows], pixels) - 1
     both = torch.cat([shown, alpha[:, None]], dim=1)
     found = functional.grid_sample(both, places[:, None], align_corners=False, padding_mode="zeros")[:, :, 0].mT
     cover = found[..., 2]

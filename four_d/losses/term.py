@@ -16,9 +16,10 @@ from four_d.extension import Spec
 from four_d.layers import full_precision
 from four_d.losses.schedule import Weight
 from four_d.losses.supervision import Need
+from four_d.memory import without_values
 from four_d.rendering import render
 from four_d.trajectories import Trajectories, of_true_keypoints, predicted, true
-from four_d.types import Clip, Prediction, Views, widened
+from four_d.types import Cameras, Clip, Gaussians, Prediction, Views, widened
 
 GRID = 16
 """Rows and columns of the default grid of query points."""
@@ -46,7 +47,7 @@ class LossInputs:
         gaussians, shown = self.prediction.gaussians, self.targets.views
         if gaussians is None or shown is None or shown.cameras is None:
             return None
-        return render(gaussians, shown.cameras, shown.times, (shown.images.shape[-2], shown.images.shape[-1]))
+        return rendered(gaussians, shown.cameras, shown.times, (shown.images.shape[-2], shown.images.shape[-1]))
 
     @cached_property
     def own_views(self) -> Views | None:
@@ -56,7 +57,7 @@ class LossInputs:
         gaussians, cameras, images = self.prediction.gaussians, self.prediction.cameras, self.targets.images
         if gaussians is None or cameras is None:
             return None
-        return render(gaussians, cameras, self.targets.times, (images.shape[-2], images.shape[-1]))
+        return rendered(gaussians, cameras, self.targets.times, (images.shape[-2], images.shape[-1]))
 
     @cached_property
     def queries(self) -> Float[Tensor, "b n 3"]:
@@ -88,6 +89,18 @@ class LossInputs:
         ``trajectories["keypoints"]`` has the predicted ones. UserError where a model was asked for other names.
         """
         return of_true_keypoints(self.targets)
+
+
+def rendered(
+    gaussians: Gaussians,
+    cameras: Cameras,
+    times: Float[Tensor, "b v"],
+    size: tuple[int, int],
+    features: Float[Tensor, "b n c"] | None = None,
+) -> Views:
+    """Render for a loss (`rendering.render`): checked on the CPU, and elsewhere without waiting for the device."""
+    read_back = gaussians.means.device.type == "cpu" and not without_values(gaussians.means)
+    return render(gaussians, cameras, times, size, features=features, read_back=read_back)
 
 
 @runtime_checkable

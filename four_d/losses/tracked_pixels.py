@@ -7,7 +7,6 @@ of several strides, at all places of the video, come from the sampling of frames
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from four_d import fields
+from four_d.constants import move, on_host
 from four_d.errors import UserError
 from four_d.geometry import NEAREST, project
 from four_d.losses.photometric import required, untouched
@@ -97,7 +97,8 @@ def read_tracks(file: Path) -> tuple[Float[Tensor, "t"], Float[Tensor, "n t 2"],
 
 
 def entries(recorded: Float[Tensor, "t"], times: Float[Tensor, "f"], file: str) -> Int[Tensor, "f"]:
-    """Entry of a file's tracks of each time. UserError where there is none."""
+    """Entry of a file's tracks of each time, on the host as ``recorded``. UserError where there is none."""
+    times = on_host(times)
     nearest = (times[:, None] - recorded).abs().argmin(-1)
     if not bool(same_time(recorded[nearest], times).all()):
         raise UserError(
@@ -118,18 +119,23 @@ def huber(squares: Float[Tensor, "*b"], threshold: float) -> Float[Tensor, "*b"]
 
 
 def smallest(errors: Float[Tensor, "*b"], counts: Bool[Tensor, "*b"], share: float) -> Bool[Tensor, "*b"]:
-    """Mask of the errors within the smallest ``share`` of those that count, some of which do."""
-    kept = errors.detach()[counts].sort().values
-    return errors.detach() <= kept[min(math.ceil(share * len(kept)), len(kept)) - 1]
+    """Mask of the errors within the smallest ``share`` of those that count; of others it says nothing."""
+    if not errors.numel():
+        return counts
+    ordered = torch.where(counts, errors.detach(), torch.inf).flatten().sort().values
+    last = (share * counts.sum()).ceil().long() - 1  # on the device
+    return errors.detach() <= ordered.gather(0, last.clamp_min(0)[None])
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Block:
     """Tracks that are seen in one frame of a clip, the anchor, through the clip's frames."""
 
     clip: int
     anchor: int
     """Frame of the clip."""
+    starts: Float[Tensor, "p 2"]
+    """Pixels in the anchor, on the host."""
     pixels: Float[Tensor, "p f 2"]
     seen: Float[Tensor, "f p"]
 
@@ -153,16 +159,14 @@ C = TypeVar("C", bound=OfTracks)
 
 
 class TracksTerm(LossTerm[C]):
-    """Term that holds a file's tracks: ``times`` t (s), ``pixels`` n t 2 (x, y) and ``visible`` n t (0 to 1)."""
+    """Term that holds a file's tracks: ``times`` t (s), ``pixels`` n t 2 (x, y) and ``visible`` n t (0 to 1).
 
-    times: Tensor
-    pixels: Tensor
-    visible: Tensor
+    They stay on the host, which draws some of them in every step.
+    """
 
     def __init__(self, config: C) -> None:
         super().__init__(config)
-        for name, value in zip(ARRAYS, read_tracks(Path(config.file)), strict=True):
-            self.register_buffer(name, value, persistent=False)  # the file is the run's
+        self.times, self.pixels, self.visible = read_tracks(Path(config.file))
 
     def cameras(self, prediction: Prediction) -> Cameras:
         """Cameras of a prediction. UserError without them."""
@@ -181,8 +185,8 @@ class TrackedPixelsLoss(TracksTerm[TrackedPixelsLossConfig]):
         size = (targets.images.shape[-2], targets.images.shape[-1])
         blocks = [
             block
-            for clip, times in enumerate(targets.times)
-            for block in self.blocks(clip, times, entries(self.times, times, self.config.file))
+            for clip, times in enumerate(on_host(targets.times))
+            for block in self.blocks(clip, times, entries(self.times, times, self.config.file), gaussians.means.device)
         ]
         shown = self.shown(gaussians, cameras, targets.times, blocks, size)
         values = list[Tensor]()
@@ -194,20 +198,23 @@ class TrackedPixelsLoss(TracksTerm[TrackedPixelsLossConfig]):
                 for block, found in zip(blocks, shown, strict=True)
                 if block.clip == clip
             ]
-            known = [each for each in own if each is not None]
-            values.append(torch.stack(known).mean() if known else gaussians.means.new_zeros(()))
+            found, counted = (torch.stack(each) for each in zip(*own, strict=True))
+            values.append((found * counted).sum() / counted.sum().clamp_min(1))
         return torch.stack(values).mean() + untouched(gaussians)
 
-    def blocks(self, clip: int, times: Float[Tensor, "f"], frames: Int[Tensor, "f"]) -> list[Block]:
-        """Draw the tracks of each anchor of a clip, of those that are seen in it."""
+    def blocks(
+        self, clip: int, times: Float[Tensor, "f"], frames: Int[Tensor, "f"], device: torch.device
+    ) -> list[Block]:
+        """Draw the tracks of each anchor of a clip, of those that are seen in it; times and frames are the host's."""
         order = times.argsort()
         anchors = order[:1] if self.config.directions == "forward" else order[[0, -1]]
         found = list[Block]()
         for anchor in anchors.unique().tolist():
             there = (self.visible[:, frames[anchor]] > SEEN).nonzero()[:, 0]
-            there = there[torch.randperm(len(there)).to(there.device)[: self.config.points]]
-            pixels, seen = self.pixels[there][:, frames], self.visible[there][:, frames]
-            found.append(Block(clip=clip, anchor=anchor, pixels=pixels, seen=seen.mT))
+            there = there[torch.randperm(len(there))[: self.config.points]]
+            pixels, seen = self.pixels[there][:, frames], self.visible[there][:, frames].mT.contiguous()
+            sent = (move(each, device) for each in (pixels, seen))
+            found.append(Block(clip, anchor, pixels[:, anchor], *sent))
         return found
 
     def shown(
@@ -222,19 +229,19 @@ class TrackedPixelsLoss(TracksTerm[TrackedPixelsLossConfig]):
         for each costs about as much as one for all.
         """
         most = max(len(block.pixels) for block in blocks)
-        middle = times.new_tensor([size[1] / 2, size[0] / 2])
-        asked = middle.repeat(len(blocks), 1, most, 1)
+        asked = torch.tensor([size[1] / 2, size[0] / 2]).repeat(len(blocks), 1, most, 1)
         for index, block in enumerate(blocks):
-            asked[index, 0, : len(block.pixels)] = block.pixels[:, block.anchor]
-        clips = torch.tensor([block.clip for block in blocks], device=times.device)
-        anchors = torch.tensor([block.anchor for block in blocks], device=times.device)
+            asked[index, 0, : len(block.starts)] = block.starts
+        clips = move(torch.tensor([block.clip for block in blocks]), times.device)
+        anchors = move(torch.tensor([block.anchor for block in blocks]), times.device)
         found = contributors(
             fields.take(gaussians, "b", clips),
             map_tensors(cameras, lambda tensor: tensor[clips, anchors][:, None]),
             times[clips, anchors][:, None],
-            asked,
+            move(asked, times.device),
             self.config.contributors,
             size=size,
+            read_back=times.device.type == "cpu",
         )
         counts = [len(block.pixels) for block in blocks]
         return [
@@ -250,8 +257,8 @@ class TrackedPixelsLoss(TracksTerm[TrackedPixelsLossConfig]):
         times: Float[Tensor, "f"],
         shown: tuple[Int[Tensor, "p k"], Float[Tensor, "p k"]],
         side: int,
-    ) -> Float[Tensor, ""] | None:
-        """Value of the tracks seen in one frame; None where there are none that the object covers."""
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """Value of the tracks seen in one frame, and 1; both 0 where there are none that the object covers."""
         members, shares = shown
         alpha = shares.sum(-1)
         covered = alpha > LEAST_ALPHA
@@ -261,10 +268,9 @@ class TrackedPixelsLoss(TracksTerm[TrackedPixelsLossConfig]):
         away = (at[0] - block.pixels.movedim(1, 0)) / side
         counts = covered & (block.seen > SEEN) & (depth[0] > NEAREST)
         counts = counts & (torch.arange(len(times), device=counts.device) != block.anchor)[:, None]
-        if not bool(counts.any()):
-            return None
         squares = torch.where(counts[..., None], away, 1).square().sum(-1)
-        return self.mean(huber(squares, self.config.huber), counts, block.seen, times, block.anchor)
+        value = self.mean(huber(squares, self.config.huber), counts, block.seen, times, block.anchor)
+        return value, counts.any().to(value)
 
     def mean(
         self,

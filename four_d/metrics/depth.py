@@ -140,6 +140,9 @@ ADAM_TOLERANCE = 1e-6
 """Change of the summed error below which the fit of scale and shift ends."""
 MIN_DEPTH = 1e-5
 """Depth below which log RMSE and δ take this value."""
+NEAREST_TRUTH = 1e-3
+"""Depth at or below which truth does not count in `published_disparity`."""
+LEAST_DISPARITY = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,6 +233,63 @@ def _adam(prediction: Float[Tensor, "n"], target: Float[Tensor, "n"]) -> tuple[f
             break
         before = loss
     return float(fitted[0]), float(fitted[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class DisparityScores:
+    """Scores as in DepthCrafter's and Video Depth Anything's tables: of each frame, then the mean over frames."""
+
+    absrel: float
+    rmse: float
+    delta125: float
+
+
+def published_disparity(
+    prediction: Float[Tensor, "f h w"], target: Float[Tensor, "f h w"], valid: Bool[Tensor, "f h w"], farthest: float
+) -> DisparityScores:
+    """Scores of a video after one least-squares fit of scale and shift from predicted to true disparity.
+
+    Facts: DepthAnything/Video-Depth-Anything at commit 4f5ae23, benchmark/eval. Pixels count at which the truth lies
+    between `NEAREST_TRUTH` and ``farthest``; disparities are at least `LEAST_DISPARITY` before and after the fit, and
+    depths at most ``farthest``. Frames without such pixels are left out; at least one must have some.
+
+    Args:
+        prediction: disparities in any unit, at the truth's size.
+        target: true depth.
+        valid: pixels with true depth.
+        farthest: depth at or beyond which truth does not count.
+
+    """
+    counts = valid & (target > NEAREST_TRUTH) & (target < farthest)
+    said, true = prediction.double().clamp_min(LEAST_DISPARITY), target.double()
+    design = torch.stack([said[counts], torch.ones_like(said[counts])], dim=-1)
+    wanted = 1 / (true[counts] + 1e-8)
+    scale, shift = torch.linalg.lstsq(design, wanted[:, None], driver="gelsd").solution[:, 0].cpu().tolist()
+    aligned = (1 / (scale * said + shift).clamp_min(LEAST_DISPARITY)).clamp(NEAREST_TRUTH, farthest)
+    kept = counts.flatten(1).any(-1)
+    aligned, true, counts = aligned[kept], true[kept], counts[kept]
+    error = (aligned - true).abs()
+    ratio = torch.maximum(aligned / true, true / aligned)
+    return DisparityScores(
+        absrel=float(_mean_of_frames(error / true, counts)),
+        rmse=float(_per_frame(error.square(), counts).sqrt().mean()),
+        delta125=float(_mean_of_frames((ratio < THRESHOLD).double(), counts)),
+    )
+
+
+def _per_frame(values: Float[Tensor, "f h w"], counts: Bool[Tensor, "f h w"]) -> Float[Tensor, "f"]:
+    return torch.where(counts, values, 0.0).flatten(1).sum(-1) / counts.flatten(1).sum(-1)
+
+
+def _mean_of_frames(values: Float[Tensor, "f h w"], counts: Bool[Tensor, "f h w"]) -> Float[Tensor, ""]:
+    return _per_frame(values, counts).mean()
+
+
+def resize_linear(prediction: Float[Tensor, "f r c"], size: tuple[int, int]) -> Float[Tensor, "f h w"]:
+    """Resize maps by linear interpolation (pixel centres at half, no low-pass), as OpenCV's ``INTER_LINEAR``."""
+    if tuple(prediction.shape[-2:]) == size:
+        return prediction
+    return torch.nn.functional.interpolate(prediction[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
 
 def resize_nearest(maps: Shaped[Tensor, "f r c"], size: tuple[int, int]) -> Shaped[Tensor, "f h w"]:

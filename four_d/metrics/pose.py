@@ -165,7 +165,7 @@ def read_tum(path: Path) -> tuple[Float[Tensor, "n"], Float[Tensor, "n 4 4"]]:
     Lines that begin with # are comments. UserError names file and line where a line is not eight numbers.
     """
     rows: list[list[float]] = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import get_args
 
 from four_d.metrics.metric import Better, Metric
+from four_d.metrics.rig_tracks import GROUPS
 from four_d.metrics.tracks import WORLD_ALIGNMENTS, Scaling
 
 APD = "mean of the fractions with a distance below 0.1, 0.3, 0.5 and 1.0"
@@ -31,6 +32,15 @@ def _published_depth() -> list[Metric]:
         Metric(f"depth_{score}_published_{fit}", text, unit=unit, better=better)
         for fit, text in fits.items()
         for score, (unit, better) in scores.items()
+    ] + [
+        Metric(
+            f"depth_{score}_published_disparity",
+            "one fit per sequence: scale and shift of disparity by least squares; of each frame, then means over "
+            "frames and sequences",
+            unit=scores[score][0],
+            better=scores[score][1],
+        )
+        for score in ("absrel", "rmse", "delta125")
     ]
 
 
@@ -73,6 +83,7 @@ SCENE_FLOW: dict[str, tuple[str, str, Better]] = {
     "strict": ("Acc3DS: fraction of these with an error below 0.05 m or 5 %", "", "higher"),
     "relaxed": ("Acc3DR: fraction of these with an error below 0.1 m or 10 %", "", "higher"),
     "outliers": ("fraction of these with an error above 0.3 m or 10 %", "", "lower"),
+    "tau": ("Any4D: fraction of these with an error below 0.1 m", "", "higher"),
 }
 
 
@@ -92,11 +103,68 @@ def _world_tracks() -> list[Metric]:
     return metrics
 
 
+def _point_maps() -> list[Metric]:
+    of_pair = "; of points of frame i at the time of frame j of a pair"
+    return [
+        Metric(
+            f"epe_dpm{which}_{scaling}{suffix}",
+            "V-DPM: mean distance of points at other times, as a fraction of the true points' mean distance from the "
+            f"first camera, of all or of dynamic tracks{of_pair if which else ''}",
+            better="lower",
+        )
+        for which in ("", "_0_0", "_0_1", "_1_0", "_1_1")
+        for scaling in WORLD_ALIGNMENTS
+        for suffix in ("", "_dynamic")
+    ]
+
+
+RIG_SCORES = {
+    "jaccard": "aj",
+    "within": "apd",
+    "occlusion": "oa",
+    "median": "mte",
+    "mean": "ate",
+    "final": "fde",
+    "survival": "survival",
+}
+"""Word of each of `rig_tracks.RigScores` in its metrics' names."""
+RIG_ALIGNMENTS = ("cameras", "sim3_closed", "none")
+"""Alignments of tracks in the world of several cameras."""
+
+
+def _rig_tracks() -> list[Metric]:
+    texts: dict[str, tuple[str, str, Better]] = {
+        "aj": ("average Jaccard over the set's distances", "", "higher"),
+        "apd": ("mean over the set's distances of the fraction of visible times that are nearer", "", "higher"),
+        "oa": ("fraction of times with the right visibility", "", "higher"),
+        "mte": ("median distance over visible times, the query's too", "m", "lower"),
+        "ate": ("mean distance over visible times, the query's too", "m", "lower"),
+        "fde": ("distance at the last visible time", "m", "lower"),
+        "survival": ("fraction of the times from the query on before the track is lost", "", "higher"),
+    }
+    shown = {"aj", "apd", "oa", "ate"}
+    return [
+        Metric(
+            f"{score}_mvtracker_{scaling}{suffix}",
+            f"MVTracker, {text}; of each track, and its mean over all, static, dynamic and very dynamic tracks; "
+            "balanced: mean of static and dynamic",
+            unit=unit,
+            better=better,
+            shown="tables" if score in shown and suffix in ("", "_dynamic", "_balanced") else "files",
+        )
+        for score, (text, unit, better) in texts.items()
+        for scaling in RIG_ALIGNMENTS
+        for suffix in GROUPS
+    ]
+
+
 PUBLISHED = (
     *_published_depth(),
     *_published_points(),
     *_published_masks(),
     *_world_tracks(),
+    *_point_maps(),
+    *_rig_tracks(),
     Metric("track_dynamic_fraction", "WorldTrack: fraction of the tracks that are dynamic"),
     *(
         metric
@@ -115,5 +183,14 @@ PUBLISHED = (
         )
     ),
     Metric("oa_tapvid3d", "TAPVid-3D: fraction of points and times whose visibility is right", better="higher"),
+    *(
+        Metric(f"{score}_tapvid_{mode}", f"TAP-Vid, queries {where}: {text}", better="higher")
+        for mode, where in (("first", "where a point is seen first"), ("strided", "every fifth frame"))
+        for score, text in (
+            ("aj", "average Jaccard over distances of 1, 2, 4, 8, 16 pixels of an image of 256 × 256"),
+            ("apd", "mean over these distances of the fraction of truly visible points that are nearer"),
+            ("oa", "fraction of points and frames whose visibility is right"),
+        )
+    ),
     Metric("track_scale", "metres to the predictor's unit of length, whatever the alignment"),
 )

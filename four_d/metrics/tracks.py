@@ -179,6 +179,8 @@ class SceneFlowScores:
     """Acc3DR: fraction with an error below 0.1 m or 10 %."""
     outliers: float
     """Fraction with an error above 0.3 m or 10 %."""
+    tau: float
+    """Any4D's inlier ratio: fraction with an error below 0.1 m."""
 
 
 def scene_flow(predicted: Float[Tensor, "n 3"], truth: Float[Tensor, "n 3"]) -> SceneFlowScores:
@@ -193,6 +195,7 @@ def scene_flow(predicted: Float[Tensor, "n 3"], truth: Float[Tensor, "n 3"]) -> 
         strict=_fraction((error < 0.05) | (relative < 0.05)),
         relaxed=_fraction((error < 0.1) | (relative < 0.1)),
         outliers=_fraction((error > 0.3) | (relative > 0.1)),
+        tau=_fraction(error < 0.1),
     )
 
 

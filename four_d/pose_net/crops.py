@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
+from four_d.constants import vector
 from four_d.geometry import invert_pose, make_pose, pixel_centres, rays
 from four_d.types import Cameras
 from four_d.viewpoints import FILL, ObjectPose, decode_pose
@@ -84,7 +85,7 @@ def _warp(
     own[0, 0] = own[1, 1] = focal * fine
     seen = rays(own, pixel_centres(size * fine, size * fine, lens).flatten(0, 1)) @ turn.mT
     pixels = (seen / seen[:, 2:].clamp_min(1e-6)) @ lens.mT
-    grid = pixels[:, :2] / pixels.new_tensor([width, height]) * 2 - 1
+    grid = pixels[:, :2] / vector([width, height], pixels) * 2 - 1
     grid = torch.where(seen[:, 2:] > 0, grid, 2.0).view(1, size * fine, size * fine, 2).to(image)
     whole = torch.cat([image, torch.ones_like(image[:, :1])], dim=1)
     return functional.avg_pool2d(functional.grid_sample(whole, grid, align_corners=False), fine)

@@ -1,4 +1,4 @@
-"""Poses of an object throughout a video: the model's hypotheses, pruned by what they look like and by smoothness."""
+"""Poses of an object throughout a video: the model's hypotheses, pruned by its belief, by looks and by smoothness."""
 
 from __future__ import annotations
 
@@ -37,12 +37,15 @@ class FollowConfig:
     """Maximum number of rotations per frame, at least `APART`."""
     smoothness: float = 0.1
     """Cost of a turn between neighbouring frames per radian, in units of `picture_errors`."""
+    likelihood: float = 0.05
+    """Cost of a hypothesis per unit of the negative logarithm of the model's probability for it, in the same units: the
+    model knows deformed objects from training, and the rendered ones are at rest."""
     margin: float = 0.03
     """Poses are ambiguous if other ones, different in every frame, look no worse by this, in the mean over frames."""
 
     def __post_init__(self) -> None:
-        if self.hypotheses < 1 or self.smoothness < 0 or self.margin < 0:
-            raise UserError("hypotheses must be at least 1, smoothness and margin at least 0")
+        if self.hypotheses < 1 or min(self.smoothness, self.likelihood, self.margin) < 0:
+            raise UserError("hypotheses must be at least 1, smoothness, likelihood and margin at least 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +84,8 @@ def follow_object(
     """Find the camera of every frame about an object that a `PoseNet` was trained on.
 
     Frames are cropped about their masks; the model's different rotations are rendered, placed as the model says and as
-    the mask does, whichever looks better; and the sequence of least cost through the frames is taken.
+    the mask does, whichever looks better; and the sequence of least cost through the frames is taken: of looks, of what
+    the model believes, and of turns.
 
     Args:
         model: the trained model.
@@ -104,9 +108,9 @@ def follow_object(
     lenses = _assumed(images) if intrinsics is None else intrinsics
     crops = crop_object(images[seen], masks[seen], lenses[seen], size)
     with torch.no_grad():
-        poses, errors, uncertainty = _hypotheses(model, gaussians, crops, config)
+        poses, errors, surprise, uncertainty = _hypotheses(model, gaussians, crops, config)
     relative = crops.camera_from_crop[:, None] @ poses.rotation
-    best = cheapest(errors, relative, config.smoothness)
+    best = cheapest(errors + config.likelihood * surprise, relative, config.smoothness)
     other = _other(errors, relative, best, config)
     rows = torch.arange(len(best))
 
@@ -181,15 +185,20 @@ def _assumed(images: Float[Tensor, "f 3 h w"]) -> Float[Tensor, "f 3 3"]:
 
 def _hypotheses(
     model: Model, gaussians: Gaussians, crops: Crops, config: FollowConfig
-) -> tuple[ObjectPose, Float[Tensor, "f m"], Float[Tensor, "f"]]:
-    """Different rotations of each frame, each in its better place, their errors, and the uncertainty of the first."""
+) -> tuple[ObjectPose, Float[Tensor, "f m"], Float[Tensor, "f m"], Float[Tensor, "f"]]:
+    """Different rotations of each frame, each in its better place, their errors, and what the model thinks of them.
+
+    That is the negative logarithm of their probabilities, and the uncertainty of the first.
+    """
     found: list[ObjectPose] = []
+    surprise: list[Tensor] = []
     uncertainty: list[Tensor] = []
     for images in crops.images.split(AT_ONCE):
         times = torch.zeros(len(images), 1)
         prediction = model(Clip(images=images[:, None], times=times, camera_ids=torch.zeros_like(times).long()))
-        pose = different(prediction, config.hypotheses)
+        pose, unlikely = different(prediction, config.hypotheses)
         found.append(map_tensors(pose, lambda values: values.cpu()))
+        surprise.append(unlikely.cpu())
         uncertainty.append(cast(Tensor, prediction.pose_uncertainty)[:, 0].cpu())  # pyright: ignore[reportAttributeAccessIssue]
     said = ObjectPose(
         rotation=torch.cat([each.rotation for each in found]),
@@ -204,30 +213,33 @@ def _hypotheses(
         offset=torch.where(better[..., None], fitted.offset, said.offset),
         log_distance=torch.where(better, fitted.log_distance, said.log_distance),
     )
-    return pose, errors.amin(0), torch.cat(uncertainty)
+    return pose, errors.amin(0), torch.cat(surprise), torch.cat(uncertainty)
 
 
-def different(prediction: object, most: int) -> ObjectPose:
+def different(prediction: object, most: int) -> tuple[ObjectPose, Float[Tensor, "b m"]]:
     """Poses ``b m`` of a prediction of one frame each, of the likeliest rotations that are `APART`, likeliest first.
 
-    Where fewer than ``most`` are, the first is repeated. UserError for a prediction of another model.
+    Where fewer than ``most`` are, the first is repeated. The second value is the negative logarithm of their classes'
+    probabilities. UserError for a prediction of another model.
     """
     if not isinstance(prediction, PosePrediction) or prediction.pose_logits is None:
         raise UserError("this model predicts no poses of one object; train one with model.kind=pose_net")
     logits, rotations = prediction.pose_logits[:, 0], cast(Tensor, prediction.pose_rotations)[:, 0]
     order = logits.argsort(-1, descending=True)
-    chosen: list[Tensor] = []
-    for ranks, each in zip(order, rotations):
+    chosen, unlikely = list[Tensor](), list[Tensor]()
+    for ranks, each, surprise in zip(order, rotations, -logits.log_softmax(-1)):
         kept: list[int] = []
         for rank in ranks.tolist():
             if len(kept) < most and all(float(rotation_angle(each[rank].mT @ each[k])) >= APART for k in kept):
                 kept.append(rank)
         kept += [kept[0]] * (most - len(kept))
         chosen.append(each[kept])
+        unlikely.append(surprise[kept])
     offset, distance = cast(Tensor, prediction.pose_offset), cast(Tensor, prediction.pose_log_distance)
-    return ObjectPose(
+    pose = ObjectPose(
         rotation=torch.stack(chosen), offset=offset.expand(-1, most, -1), log_distance=distance.expand(-1, most)
     )
+    return pose, torch.stack(unlikely)
 
 
 def _framed(gaussians: Gaussians, rotations: Float[Tensor, "f m 3 3"]) -> ObjectPose:

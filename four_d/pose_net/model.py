@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from four_d.abilities import Abilities, ModelModule, ModelSpec
-from four_d.backbones.alternating import normalise_images
 from four_d.backbones.patches import PatchConfig, StemPatchConfig, patch_grid
 from four_d.errors import UserError
 from four_d.layers import full_precision, full_type
@@ -144,7 +143,7 @@ class PoseNet(ModelModule):
     def forward(self, clip: Clip) -> PosePrediction:
         """Predict the pose in every frame. UserError for sides that are no multiples of the patch size."""
         size = (clip.images.shape[-2], clip.images.shape[-1])
-        images = normalise_images(clip.images.flatten(0, 1))
+        images = clip.images.flatten(0, 1)
         grid = patch_grid(images, self.config.patch_size)
         maps = self.blocks(self.patches(images).mT.unflatten(-1, grid))
         maps = functional.adaptive_avg_pool2d(functional.gelu(self.norm(maps)), POOLED)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
 
 from four_d.datasets import (
+    artemis,
     colmap,
     cut3r,
     davis,
@@ -16,8 +15,8 @@ from four_d.datasets import (
     dycheck,
     folder,
     kubric,
+    movi_tfds,
     nerfstudio,
-    npz_tracks,
     nvidia_dynamic,
     pointodyssey,
     rgbd,
@@ -25,74 +24,12 @@ from four_d.datasets import (
     sintel,
     spring,
     tartanair,
+    wai,
 )
 from four_d.datasets.facts import DataSet
 from four_d.datasets.sequence import Sequence, Task
-from four_d.errors import UserError
-from four_d.metrics import tracks
-
-Alignment = Literal["metric", "median", "scale", "scaleshift"]
-"""Alignment of depth; ``scale`` and ``scaleshift`` minimise *absolute* errors as published code does (IRLS; Adam)."""
-TrackProtocol = Literal["world", "tapvid3d"]
-TAPVID3D_SCALINGS = get_args(tracks.Scaling)
-
-
-CROPPED = 512
-"""Longest side of maps before published code crops them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PointSettings:
-    """Settings of the comparison of point maps."""
-
-    crop: tuple[int, int] | None
-    """Rows and columns of the central crop of each map, resized to the longest side `CROPPED`; None = all pixels."""
-    alignment: Literal["icp", "trajectory"]
-    """``icp``: scale and shift, then rigid ICP; ``trajectory``: the Sim(3) of the camera centres, no ICP."""
-    icp_distance: float | None
-    """Greatest distance (m) of a correspondence in ICP."""
-    normals: bool
-    """True if normal consistency is part of the protocol."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Protocol:
-    """One published protocol: what to read and how to score it."""
-
-    name: str
-    tasks: tuple[Task, ...]
-    reader: Callable[[Path, tuple[str, ...] | None], list[Sequence]]
-    """Reader that `open` calls."""
-    source: str
-    """Published code that it follows, with the differences between papers."""
-    layout: str
-    """Layout under the root, in one line."""
-    sequences: int | None = None
-    """Number of videos (NYU: images) behind the published figures; None for a user's own data."""
-    max_depth: float | None = None
-    """Depth (m) at or beyond which truth is not scored."""
-    clip_depth: float | None = None
-    """Largest depth of predictions after alignment (m)."""
-    alignments: tuple[Alignment, ...] = ()
-    """Alignments of ``video_depth``: one fit per sequence."""
-    frame_alignments: tuple[Alignment, ...] = ()
-    """Alignments of ``depth``: one fit per frame."""
-    points: PointSettings | None = None
-    tracks: TrackProtocol | None = None
-    """Definitions that the scores of tracks follow (`metrics.tracks`)."""
-    scalings: tuple[str, ...] = ()
-    """Alignments of predicted tracks, the protocol's own first."""
-
-    def open(self, root: Path, only: tuple[str, ...] | None = None) -> list[Sequence]:
-        """List the sequences under ``root``, in the set's own layout, without reading images or depth.
-
-        Several may have one name where a set takes other frames for another task (`Sequence.tasks`). UserError names
-        a missing part and the expected layout, or a name in ``only`` that the protocol lacks.
-        """
-        if not root.is_dir():
-            raise UserError(f"{root} is not a folder; {self.name} expects there: {self.layout}")
-        return self.reader(root, only)
-
+from four_d.protocols.protocol import Alignment, PointSettings, Protocol
+from four_d.protocols.tracks import TRACKED
 
 _VIDEO: tuple[Alignment, ...] = ("scale", "scaleshift", "metric")
 _FRAME: tuple[Alignment, ...] = ("median",)
@@ -144,6 +81,29 @@ _SEVEN_SCENES = Protocol(
     points=_ICP,
 )
 
+
+def _by_camera(sequence: Sequence) -> list[Sequence]:
+    """Videos of a rig's cameras, as ``NAME/camera_0``, since a protocol scores one camera at a time."""
+    if sequence.camera_ids is None:
+        return [sequence]
+    frames = {camera: list[int]() for camera in sorted(set(sequence.camera_ids))}
+    for frame, camera in enumerate(sequence.camera_ids):
+        frames[camera].append(frame)
+    parts = {camera: sequence.take(own) for camera, own in frames.items()}
+    return [
+        replace(part, name=f"{sequence.name}/camera_{camera}", camera_ids=None, times=_from_zero(part.times))
+        for camera, part in parts.items()
+    ]
+
+
+def _from_zero(times: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(time - times[0] for time in times)
+
+
+def _read_folder(root: Path, only: tuple[str, ...] | None) -> list[Sequence]:
+    return [video for sequence in folder.read_folder(root, only) for video in _by_camera(sequence)]
+
+
 _ENTRIES = (
     _SINTEL,
     replace(
@@ -184,6 +144,18 @@ _ENTRIES = (
         sequences=100,
     ),
     Protocol(
+        name="scannet_depth",
+        tasks=("video_depth",),
+        reader=scenes.read_scannet_depth,
+        source="DepthCrafter and Video Depth Anything: scenes 0707 to 0806, first 90 frames at stride 3, without 8 "
+        "rows and 11 columns (of 480 × 640) on each side, truth up to 10 m; scores of each frame, then means over "
+        "frames and over scenes",
+        layout=scenes.SCANNET_DEPTH_LAYOUT,
+        sequences=100,
+        max_depth=scenes.FARTHEST,
+        alignments=("disparity",),
+    ),
+    Protocol(
         name="kitti",
         tasks=("video_depth", "depth"),
         reader=depths.read_kitti,
@@ -222,6 +194,16 @@ _ENTRIES = (
         reader=partial(scenes.read_seven_scenes, registered=False),
         source="ours: seven_scenes with depth as downloaded, not registered to colour: does not compare with papers",
     ),
+    replace(
+        _SEVEN_SCENES,
+        name="seven_scenes_depth",
+        tasks=("video_depth",),
+        reader=partial(scenes.read_seven_scenes, every=10, tasks=("video_depth",)),
+        source="ours: test sequences, every tenth frame (100 of 1000, near Bonn's and KITTI's 110), registered depth "
+        "up to 10 m, aligned as Bonn; no published code that we read states the frames of its video depth on 7-Scenes",
+        points=None,
+        alignments=_VIDEO,
+    ),
     Protocol(
         name="nrgbd",
         tasks=("points",),
@@ -248,30 +230,10 @@ _ENTRIES = (
         sequences=90,
     ),
     Protocol(
-        name="worldtrack",
-        tasks=("tracks",),
-        reader=npz_tracks.read_worldtrack,
-        source="St4RTrack and DePT3R: first 64 frames, tracks seen in the first, its camera's coordinates, one scale "
-        "by medians; 4RC aligns by sim3_ransac. Tables list the four sources apart",
-        layout=npz_tracks.WORLDTRACK_LAYOUT,
-        tracks="world",
-        scalings=tuple(tracks.WORLD_ALIGNMENTS),
-    ),
-    Protocol(
-        name="tapvid3d",
-        tasks=("tracks",),
-        reader=npz_tracks.read_tapvid3d,
-        source="TAPVid-3D's evaluator: each frame's camera coordinates, mean of the three sources' means; of minival "
-        "or full_eval whatever clips are there. A clip that fails is left out and reported, not scored 0",
-        layout=npz_tracks.TAPVID3D_LAYOUT,
-        tracks="tapvid3d",
-        scalings=TAPVID3D_SCALINGS,
-    ),
-    Protocol(
         name="folder",
         tasks=("pose", "video_depth", "depth", "points", "mask"),
-        reader=folder.read_folder,
-        source="ours: a folder of your own; no cap, points without crop",
+        reader=_read_folder,
+        source="ours: a folder of your own, each camera a video; no cap, points without crop",
         layout=folder.LAYOUT,
         alignments=_VIDEO,
         frame_alignments=_FRAME,
@@ -308,10 +270,22 @@ _VIEWS = (
         sequences=7,
     ),
 )
+_ARTEMIS = tuple(
+    Protocol(
+        name=f"artemis_{degrees}",
+        tasks=("views",),
+        reader=partial(artemis.read_coverage, degrees=degrees),
+        source=f"after PAD3R's experiment on Artemis' animals, a video that covers {degrees}° around the animal; its "
+        "motions are named, its cameras, frames and scores are not published: ours are the first 30 frames, each by "
+        "the view nearest to an even sweep, and four views a quarter turn apart held out at 8 of the times",
+        layout=artemis.LAYOUT,
+    )
+    for degrees in artemis.COVERAGES
+)
 
 
 def _whole(dataset: DataSet) -> Protocol:
-    """Protocol of a set that no paper scores so: each sequence of one camera whole, for all that it has truth of."""
+    """Protocol of a set that no paper scores so: each camera's video whole, for all that it has truth of."""
     return Protocol(
         name=dataset.name,
         tasks=("pose", "video_depth", "depth", "points"),
@@ -325,8 +299,9 @@ def _whole(dataset: DataSet) -> Protocol:
 
 
 def _read_whole(dataset: DataSet, root: Path, only: tuple[str, ...] | None) -> list[Sequence]:
-    listed = [sequence for sequence in dataset.reader(root, only) if sequence.camera_ids is None]
-    return [replace(sequence, tasks=_tasks(sequence)) for sequence in listed]
+    listed = [video for sequence in dataset.reader(root, only) for video in _by_camera(sequence)]
+    metric = [dataset.metric if video.metric is None else video.metric for video in listed]
+    return [replace(video, tasks=_tasks(video), metric=each) for video, each in zip(listed, metric, strict=True)]
 
 
 def _tasks(sequence: Sequence) -> tuple[Task, ...]:
@@ -343,7 +318,11 @@ _WHOLE = (
     tartanair.TARTANAIR,
     spring.SPRING,
     kubric.KUBRIC,
+    movi_tfds.MOVI_TFDS,
     colmap.COLMAP,
     nerfstudio.NERFSTUDIO,
+    wai.WAI,
 )
-PROTOCOLS: dict[str, Protocol] = {entry.name: entry for entry in (*_ENTRIES, *_VIEWS, *map(_whole, _WHOLE))}
+PROTOCOLS: dict[str, Protocol] = {
+    entry.name: entry for entry in (*_ENTRIES, *TRACKED, *_VIEWS, *_ARTEMIS, *map(_whole, _WHOLE))
+}

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from four_d.errors import UserError
 from four_d.types import Cameras, Gaussians, map_tensors
+
+T = TypeVar("T")
 
 RIGID = 1e-2
 """Tolerance on a rotation times its transpose against the identity."""
@@ -28,9 +32,32 @@ def to_common_dtype(gaussians: Gaussians, cameras: Cameras, times: Tensor) -> tu
     return cast, cast_cameras, times.to(clock)
 
 
-def check_gaussians(gaussians: Gaussians) -> None:
-    """Raise UserError unless the Gaussians are ``b n …``, finite, with opacities in [0, 1] and scales ≥ 0."""
+def guarded(values: T) -> tuple[T, Float[Tensor, ""]]:
+    """Replace numbers that are not finite by 0; the factor of what is made of them is 1, or NaN if there were any.
+
+    Kernels must not meet such numbers, and nobody may take what is made of them for sound. The device decides.
+    """
+    found: list[Tensor] = []
+
+    def sound(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        found.append(torch.isfinite(tensor.detach()).all())
+        return tensor.nan_to_num(0.0, 0.0, 0.0)
+
+    replaced = map_tensors(values, sound)
+    good = torch.stack(found).all()
+    return replaced, torch.where(good, 1.0, torch.nan)
+
+
+def check_gaussians(gaussians: Gaussians, *, read_back: bool = True) -> None:
+    """Raise UserError unless the Gaussians are ``b n …``, finite, with opacities in [0, 1] and scales ≥ 0.
+
+    ``read_back`` False, here as below: only shapes are checked.
+    """
     _check_shapes(gaussians)
+    if not read_back:
+        return
     named = {
         name: getattr(gaussians, name)
         for name in ("means", "quats", "scales", "opacities", "harmonics", "offsets", "offset_times", "turns")
@@ -88,7 +115,7 @@ def _check_shapes(gaussians: Gaussians) -> None:
             )
 
 
-def check_cameras(cameras: Cameras, times: Tensor, means: Tensor) -> None:
+def check_cameras(cameras: Cameras, times: Tensor, means: Tensor, *, read_back: bool = True) -> None:
     """Raise UserError unless the cameras are ``b v …`` as ``times``, of the Gaussians' batch, and valid."""
     poses, intrinsics = cameras.world_from_camera, cameras.intrinsics
     if poses.shape[:-2] != times.shape or intrinsics.shape[:-2] != times.shape or times.shape[:1] != means.shape[:1]:
@@ -96,6 +123,8 @@ def check_cameras(cameras: Cameras, times: Tensor, means: Tensor) -> None:
             f"cameras {tuple(poses.shape[:-2])} and times {tuple(times.shape)} must both be (b, v), with the"
             f" Gaussians' b = {len(means)}"
         )
+    if not read_back:
+        return
     rotation = poses[..., :3, :3].detach().to(torch.promote_types(poses.dtype, torch.float32))
     eye = torch.eye(3, dtype=rotation.dtype, device=poses.device)
     good = _read_back(
@@ -118,7 +147,7 @@ def check_cameras(cameras: Cameras, times: Tensor, means: Tensor) -> None:
         raise UserError("a camera's focal length is not above 0; give intrinsics in pixels")
 
 
-def check_features(features: Tensor | None, means: Tensor) -> None:
+def check_features(features: Tensor | None, means: Tensor, *, read_back: bool = True) -> None:
     """Raise UserError unless the features are finite and there are some for each Gaussian."""
     if features is None:
         return
@@ -126,11 +155,11 @@ def check_features(features: Tensor | None, means: Tensor) -> None:
         raise UserError(
             f"features is {tuple(features.shape)}, but the means are {tuple(means.shape)}: b and n must agree"
         )
-    if not torch.isfinite(features).all():
+    if read_back and not torch.isfinite(features).all():
         raise UserError("features has values that are not finite; remove those Gaussians")
 
 
-def check_background(background: Tensor | None, batch: tuple[int, ...]) -> None:
+def check_background(background: Tensor | None, batch: tuple[int, ...], *, read_back: bool = True) -> None:
     """Raise UserError unless it is one finite colour, or one for each image of the batch."""
     if background is None:
         return
@@ -138,7 +167,7 @@ def check_background(background: Tensor | None, batch: tuple[int, ...]) -> None:
         raise UserError(
             f"background is {tuple(background.shape)}; give one colour (3,), or one per image {(*batch, 3)}"
         )
-    if not torch.isfinite(background).all():
+    if read_back and not torch.isfinite(background).all():
         raise UserError("background has values that are not finite; give colours in [0, 1]")
 
 

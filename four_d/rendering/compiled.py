@@ -7,6 +7,7 @@ import functools
 import hashlib
 import logging
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from four_d.rendering.tiles import Grid, make_grid
 SOURCE = Path(__file__).with_name("kernel.cpp")
 SIDE = 16
 """Pixels along a tile's edge, as in the kernel."""
+TILES = 2
+"""Tiles that a Gaussian is taken to reach, of which nothing is known before: most are about a pixel large."""
 PLAIN = ("-O3", "-std=c++17", "-fno-math-errno", "-fno-trapping-math")
 NATIVE = (*PLAIN, "-march=native")
 
@@ -75,18 +78,26 @@ class _Call:
         getattr(self._kernel, f"{name}_{self._suffix}")(*plain, ctypes.c_int(torch.get_num_threads()))
 
 
+Kernel = Callable[..., None]
+
+
+def _nothing(*_: object) -> None:
+    """Kernel of tensors without values."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CompiledRasteriser:
     """`rasteriser.Rasteriser` for the CPU in float32 or float64, with as many threads as torch uses."""
 
-    kernel: ctypes.CDLL
+    kernel: ctypes.CDLL | None
+    """None: draws nothing, and only takes the memory, for tensors without values (`training.plan`)."""
     cost: Cost = COMPILED
 
     def __call__(self, scene: Scene, size: tuple[int, int]) -> Raster:
         """Render (`rasteriser.Rasteriser`)."""
         grid = make_grid(size, SIDE)
         numbers = (*scene.opacities.shape, grid.rows, grid.columns, *size)
-        call = _Call(self.kernel, scene.means.dtype, numbers)
+        call = _nothing if self.kernel is None else _Call(self.kernel, scene.means.dtype, numbers)
         inputs = (scene.means, scene.quats, scene.scales, scene.opacities, scene.camera_from_world, scene.intrinsics)
         parameters, depths, boxes = _Project.apply(call, *inputs)
         values = torch.cat([scene.values, torch.stack([depths, torch.ones_like(depths)], dim=-1)], dim=-1)
@@ -99,7 +110,7 @@ class _Project(torch.autograd.Function):
     """Map ``(means, quats, scales, opacities, cameras, intrinsics)`` to the kernel's parameters, depths and boxes."""
 
     @staticmethod
-    def forward(ctx: Any, call: _Call, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ANN401
+    def forward(ctx: Any, call: Kernel, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ANN401
         inputs = tuple(value.contiguous() for value in inputs)
         opacities = inputs[3]
         parameters = opacities.new_empty(*opacities.shape, 6)
@@ -138,7 +149,7 @@ class _Blend(torch.autograd.Function):
         boxes: Int[Tensor, "i n 4"],
         order: Int[Tensor, "i n"],
         grid: Grid,
-        call: _Call,
+        call: Kernel,
     ):
         parameters, values = parameters.contiguous(), values.contiguous()
         pairs = _pairs(call, parameters, boxes, order, grid)
@@ -177,15 +188,16 @@ def _as_c_argument(argument: Tensor | int) -> ctypes.c_void_p | ctypes.c_int64:
     return ctypes.c_void_p(argument.data_ptr())
 
 
-def _pairs(call: _Call, parameters: Tensor, boxes: Tensor, order: Tensor, grid: Grid) -> _Pairs:
+def _pairs(call: Kernel, parameters: Tensor, boxes: Tensor, order: Tensor, grid: Grid) -> _Pairs:
     """List the Gaussians of each tile, nearest first."""
     tiles, members = len(boxes) * grid.rows * grid.columns, boxes.shape[0] * boxes.shape[1]
     tile_starts, member_starts = torch.zeros(tiles + 1, dtype=torch.int64), torch.zeros(members + 1, dtype=torch.int64)
     order = order.contiguous()
     call("count", parameters, boxes, tile_starts[1:], member_starts[1:])
     tile_starts, member_starts = tile_starts.cumsum(0), member_starts.cumsum(0)
-    pairs = int(tile_starts[-1])
-    check_memory(COMPILED, (boxes.shape[0], boxes.shape[1]), pairs, parameters)
+    pairs = TILES * members if call is _nothing else int(tile_starts[-1])
+    if call is not _nothing:
+        check_memory(COMPILED, (boxes.shape[0], boxes.shape[1]), pairs, parameters)
     pair_members, slots = torch.empty(pairs, dtype=torch.int32), torch.empty(pairs, dtype=torch.int64)
     call("fill", parameters, boxes, order, tile_starts, member_starts, pair_members, slots)
     return _Pairs(tile_starts=tile_starts, members=pair_members, member_starts=member_starts, slots=slots)

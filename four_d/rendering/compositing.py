@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from four_d.constants import move
 from four_d.layers import full_precision
 from four_d.rendering.projection import FAINTEST, Splats
 
@@ -37,6 +38,8 @@ class Cells:
     """Gaussians of all lists, concatenated."""
     begins: Int[Tensor, "t"]
     ends: Int[Tensor, "t"]
+    lengths: Int[Tensor, "t"]
+    """Number of each list's members, on the host."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +54,8 @@ class Piece:
 
 def pieces(cells: Cells) -> Iterator[Piece]:
     """Yield all non-empty lists, about `WORK` numbers at a time; the pieces of one list follow each other."""
-    lengths = cells.ends - cells.begins
-    order = lengths.argsort(descending=True)
-    sorted_lengths: list[int] = lengths[order].tolist()
+    lengths, longest_first = cells.lengths.sort(descending=True)
+    order, sorted_lengths = move(longest_first, cells.begins.device), cast(list[int], lengths.tolist())
     points = len(cells.offsets)
     at = 0
     while at < len(order) and sorted_lengths[at] > 0:

@@ -36,6 +36,7 @@ class TorchRasteriser:
             members=lists.members,
             begins=lists.starts[:-1],
             ends=lists.starts[1:],
+            lengths=lists.lengths,
         )
         values, alpha = composite(splats, torch.cat([scene.values, splats.depths[..., None]], dim=-1), cells)
         images = _assemble(torch.cat([values, alpha[..., None]], dim=-1), grid)

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional
 
+from four_d.constants import vector
 from four_d.rendering.memory import TORCH, check_memory
 from four_d.rendering.projection import Splats
 
@@ -39,13 +41,15 @@ class Lists:
     members: Int[Tensor, "p"]
     """Index of a Gaussian among all images' (image · n + Gaussian), nearest first within each tile."""
     starts: Int[Tensor, "t1"]
+    lengths: Int[Tensor, "t"]
+    """Members of each tile, on the host."""
 
 
 @torch.no_grad()
 def first_and_last(splats: Splats, grid: Grid) -> tuple[Int[Tensor, "i n 2"], Int[Tensor, "i n 2"]]:
     """First and last tile (column, row) that each ellipse reaches; last before first where it reaches none."""
-    corner = splats.centres.new_tensor(grid.corner)
-    limit = splats.centres.new_tensor([grid.size[1], grid.size[0]]) - 1
+    corner = vector(grid.corner, splats.centres)
+    limit = vector([grid.size[1], grid.size[0]], splats.centres) - 1
     middle = splats.centres - corner
     start, end = middle - splats.reach, middle + splats.reach
     first = ((start - 0.5).ceil() if grid.centred else start.floor()).clamp_min(0)
@@ -57,23 +61,48 @@ def first_and_last(splats: Splats, grid: Grid) -> tuple[Int[Tensor, "i n 2"], In
 
 @torch.no_grad()
 def make_lists(splats: Splats, grid: Grid) -> Lists:
-    """List the pairs of tiles and ellipses. Equal depths keep the Gaussians' order."""
+    """List the pairs of tiles and ellipses. Equal depths keep the Gaussians' order.
+
+    The host waits once, for the lists' lengths: it must know how much memory they take.
+    """
     images, n = splats.depths.shape
     order = splats.depths.argsort(dim=1, stable=True)
     members = (order + n * torch.arange(images, device=order.device)[:, None]).flatten()
     first, last = (bound.flatten(0, 1)[members] for bound in first_and_last(splats, grid))
     wide, high = (last - first + 1).clamp_min(0).unbind(-1)
-    check_memory(TORCH, (images, n), int((wide * high).sum()), splats.depths)
-    members, first, wide, within = _repeat(wide * high, members, first, wide)
+    lengths = _lengths(members // max(n, 1), first, last, wide * high, images, grid)
+    known = lengths.cpu()
+    pairs = int(known.sum())
+    check_memory(TORCH, (images, n), pairs, splats.depths)
+    members, first, wide, within = _repeat(wide * high, pairs, members, first, wide)
     tile = (members // n * grid.rows + first[:, 1] + within // wide) * grid.columns + first[:, 0] + within % wide
-    tile, position = tile.sort(stable=True)
-    edges = torch.arange(images * grid.rows * grid.columns + 1, device=tile.device)
-    return Lists(members=members[position], starts=torch.searchsorted(tile, edges))
+    position = tile.argsort(stable=True)
+    return Lists(members=members[position], starts=functional.pad(lengths.cumsum(0), (1, 0)), lengths=known)
 
 
-def _repeat(counts: Tensor, members: Tensor, first: Tensor, wide: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _lengths(
+    image: Int[Tensor, "m"],
+    first: Int[Tensor, "m 2"],
+    last: Int[Tensor, "m 2"],
+    counts: Tensor,
+    images: int,
+    grid: Grid,
+) -> Int[Tensor, "t"]:
+    """Number of ellipses that reach each tile: sums over changes at the corners of each one's rectangle of tiles."""
+    changes = torch.zeros(images, grid.rows + 1, grid.columns + 1, dtype=torch.long, device=counts.device)
+    reached = (counts > 0).long()
+    after = torch.where(counts[:, None] > 0, last + 1, first)
+    for sign, row, column in ((1, first, first), (-1, first, after), (-1, after, first), (1, after, after)):
+        places = (image * changes.shape[1] + row[:, 1]) * changes.shape[2] + column[:, 0]
+        changes.view(-1).scatter_add_(0, places, sign * reached)
+    return changes.cumsum(1).cumsum(2)[:, : grid.rows, : grid.columns].flatten()
+
+
+def _repeat(
+    counts: Tensor, pairs: int, members: Tensor, first: Tensor, wide: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Repeat each Gaussian for every tile that it reaches, with the index of that tile among its own."""
-    row = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+    row = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts, output_size=pairs)
     within = torch.arange(len(row), device=counts.device) - (counts.cumsum(0) - counts)[row]
     return members[row], first[row], wide[row], within
 

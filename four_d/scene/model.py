@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from four_d import fields
 from four_d.abilities import Abilities, ModelModule, ModelSpec
+from four_d.constants import also_kept, move, on_host
 from four_d.deformation import DeformationConfig
 from four_d.deformation.prediction import ScenePrediction
 from four_d.errors import UserError
@@ -117,11 +118,12 @@ class DeformableScene(ModelModule):
             rows, columns = self.config.image_size
             raise UserError(f"this scene's cameras are for images of {columns} × {rows}; give those of its own video")
         with full_precision(self.means.device):
-            return fields.stack([self.at(times) for times in clip.times])
+            each = (also_kept(clip.times, lambda times, i=i: times[i]) for i in range(len(clip.times)))
+            return fields.stack([self.at(times) for times in each])
 
     def at(self, times: Float[Tensor, "f"]) -> ScenePrediction:
         """Predict unbatched frames at these times (s). A camera is that of the frame of the nearest time."""
-        moments = times.unique()
+        moments = move(on_host(times).unique(), times.device)
         states = self.deformation.states(moments)
         frames = self.frames_at(times)
         poses = self.cameras(frames)
@@ -172,7 +174,7 @@ class DeformableScene(ModelModule):
         """
         learned = self.corrections[frames]
         turn = make_pose(roma.rotvec_to_rotmat(learned[:, :3]), torch.zeros_like(learned[:, 3:]))
-        shift = make_pose(torch.eye(3).to(turn).expand(len(turn), 3, 3), learned[:, 3:])
+        shift = make_pose(torch.eye(3, dtype=turn.dtype, device=turn.device).expand(len(turn), 3, 3), learned[:, 3:])
         return turn @ self.poses[frames] @ shift
 
     @torch.no_grad()

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
+from four_d.sharding import like
 from four_d.training.optimiser import trained
 
 
@@ -52,7 +53,7 @@ class Average:
 
     def load(self, weights: Mapping[str, Tensor], updates: int) -> None:
         """Continue from saved averages."""
-        self.weights = {name: weights[name].detach().clone() for name in self.weights}
+        self.weights = {name: like(own, weights[name]).detach().clone() for name, own in self.weights.items()}
         self.updates = torch.tensor(updates)
 
 

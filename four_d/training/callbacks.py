@@ -3,29 +3,30 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import cast
 
 import lightning
+import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
-from four_d.checkpoints import LAST
-from four_d.data.loading import Step
+from four_d.data.loading import Loader, Step
 from four_d.errors import UserError
-from four_d.outputs import new_file
 from four_d.progress import Bar
 from four_d.training import parallel
-from four_d.training.module import Terms, TrainingModule
+from four_d.training.meter import STEP_TIMES, Meter
+from four_d.training.module import Judged, Terms, TrainingModule
 from four_d.training.record import RunRecord, read_metrics
+from four_d.training.saving import Writer, step_file
 from four_d.training.validation import draw
 from four_d.training.variation import LEAST_STEPS, SAME_FOR, Rows, Variation, rows, stuck, variation
 from four_d.types import Prediction
@@ -43,14 +44,22 @@ class Stopped(Exception):  # noqa: N818  # not an error: a requested stop, after
 class Reporter(Callback):
     """Reporter of figures to the run's record and the progress bar. ``record`` is None on all ranks but the first."""
 
-    def __init__(self, record: RunRecord | None, bar: Bar, shown: Sequence[str] = ()) -> None:
-        """``shown``: figures of validation whose last value the progress line has beside the loss."""
+    def __init__(
+        self, record: RunRecord | None, bar: Bar, shown: Sequence[str] = (), stops: Callable[[], bool] = lambda: False
+    ) -> None:
+        """``shown``: figures of validation whose last value the progress line has beside the loss. ``stops``: whether
+        the run ends with this step.
+        """
+        self._stops = stops
         self._record, self._bar, self._names = record, bar, shown
         self._sums: dict[str, Tensor] = {}
-        self._steps = self._images = 0
+        self._steps = 0
+        self._meter: Meter | None = None
+        self._timed = 0
         self._since = time.monotonic()
         self._complained: set[str] = set()
-        self._skipped = self._written = 0
+        self._skipped = self._written = self._left_out = 0
+        self._judged: list[Judged] = []
         self._named: list[str] = []
         self._shown: list[tuple[Rows, Rows]] = []
         self._drawn = 0
@@ -59,7 +68,18 @@ class Reporter(Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Start the clock of the rates."""
+        module = cast(TrainingModule, pl_module)
+        earlier = [] if self._record is None else read_metrics(self._record.folder)
+        self._meter = Meter(module.config, module.device, trainer.world_size, earlier)
         self._since = time.monotonic()
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Step, batch_idx: int
+    ) -> None:
+        """Begin to measure the step."""
+        module = cast(TrainingModule, pl_module)
+        if self._meter is not None:
+            self._meter.begin(batch, module.model, trainer.precision_plugin.forward_context())
 
     def on_train_batch_end(
         self,
@@ -73,11 +93,17 @@ class Reporter(Callback):
         module = cast(TrainingModule, pl_module)
         for name, value in cast(Terms, outputs).items():
             self._sums[name] = self._sums.get(name, 0) + value.float()
+        if module.judged is not None:
+            self._judged.append(module.judged)
         self._steps += 1
-        self._images += sum(example.inputs.images.shape[:2].numel() for example in batch.batches) * trainer.world_size
+        if self._meter is not None:
+            self._meter.end(batch, module.model)
         self._complain(batch.skipped)
-        if module.step % module.config.logging.every == 0 or module.share >= 1:
+        ends = module.share >= 1
+        if module.step % module.config.logging.every == 0 or ends:
             self._write_line(module)
+        if module.step % module.config.loop.epoch_steps == 0 or ends or self._stops():
+            self._write_times(module.step)
         if module.config.loop.max_minutes is not None and module.share > 0:
             self._bar.expect(max(module.step, round(module.step / module.share)))
         judged = {name: module.validation[name] for name in self._names if name in module.validation}
@@ -93,18 +119,62 @@ class Reporter(Callback):
                 self._named.append(line)
 
     def _write_line(self, module: TrainingModule) -> None:
-        values = [float(value) / self._steps for value in self._sums.values()]
+        sums = [value.to(module.device) for value in self._sums.values()]
+        bad = [each.bad.to(module.device) for each in self._judged]
+        unsound = [part for each in self._judged for part in each.unsound.to(module.device).unbind()]
+        read: list[float] = torch.stack([each.float() for each in (*sums, *bad, *unsound)]).tolist()  # one wait for all
+        values = [value / self._steps for value in read[: len(sums)]]
+        left_out = self._tell_left_out(read[len(sums) : len(sums) + len(bad)], read[len(sums) + len(bad) :])
         reduced = parallel.total([*values, float(self._skipped)], module.device)
         means = {name: value / module.trainer.world_size for name, value in zip(self._sums, reduced)}
-        seconds = max(time.monotonic() - self._since, 1e-9)
-        rates = {"steps_per_s": self._steps / seconds, "images_per_s": self._images / seconds}
+        seconds, loader = max(time.monotonic() - self._since, 1e-9), module.trainer.train_dataloader
+        waited = loader.waited if isinstance(loader, Loader) else 0.0
+        rates = {} if self._meter is None else self._meter.line(seconds, waited)
         self.loss = means["loss"]
         skipped = self._newly_skipped(int(reduced[-1]))
         if self._record is not None:
-            line = {**means, **rates, "skipped_samples": int(reduced[-1]), "elapsed_s": round(module.elapsed, 3)}
-            line |= {"skipped": skipped} if skipped else {}
+            line = {
+                **means,
+                **rates,
+                "skipped_steps": self._left_out,
+                "skipped_samples": int(reduced[-1]),
+                "elapsed_s": round(module.elapsed, 3),
+            }
+            told = "\n".join(each for each in (skipped, left_out) if each)
+            line |= {"skipped": told} if told else {}
             self._record.write("train", module.step, line)
-        self._sums, self._steps, self._images, self._since = {}, 0, 0, time.monotonic()
+        self._sums, self._steps, self._since = {}, 0, time.monotonic()
+
+    def _write_times(self, step: int) -> None:
+        """Write the histogram of step times where the run may go on from: with every checkpoint."""
+        if self._record is not None and self._meter is not None and len(self._meter.times):
+            self._record.histogram(STEP_TIMES, step, self._meter.times)
+            self._timed = step
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Write the histogram of a run that another callback has ended."""
+        step = cast(TrainingModule, pl_module).step
+        if self._timed != step:
+            self._write_times(step)
+
+    def _tell_left_out(self, bad: Sequence[float], unsound: Sequence[float]) -> str:
+        """Count the steps since the last record that changed nothing, and name their clips, of all processes."""
+        self._left_out += sum(map(bool, bad))
+        judged, self._judged = self._judged, []
+        if not any(bad):  # of all processes alike
+            return ""
+        begins = [0, *itertools.accumulate(len(each.keys) for each in judged)]
+        mine = [
+            (each.told([bool(one) for one in unsound[begin:end]]), any(unsound[begin:end]))
+            for each, (begin, end), left in zip(judged, itertools.pairwise(begins), bad, strict=True)
+            if left
+        ]
+        told = list[str]()
+        for lines in zip(*parallel.gather(mine)):  # step by step; where a process knows the clip, only that one
+            told += [line for line, known in lines if known] or [line for line, _ in lines]
+        for line in told if self._record is not None else ():
+            LOGGER.warning(f"left out {line}")
+        return "\n".join(told)
 
     def _newly_skipped(self, total: int) -> str:
         """Lines on the corrupt samples of all processes since the last record, of which ``total`` were met so far."""
@@ -162,8 +232,9 @@ class Reporter(Callback):
 class Watch(Callback):
     """Clock and stop signals of the run, synchronised over all ranks after each step."""
 
-    def __init__(self) -> None:
-        self.stop = self._asked = False
+    def __init__(self, writer: Writer) -> None:
+        self.stop = self.lost = self._asked = False
+        self._writer = writer
         self._began: float | None = None
         self._interrupt = signal.getsignal(signal.SIGINT)
 
@@ -208,8 +279,9 @@ class Watch(Callback):
         now = time.monotonic()
         if self._began is None:
             self._began = now - module.elapsed
-        stop, module.elapsed = parallel.maximum([float(self._asked), now - self._began], module.device)
-        self.stop = bool(stop)
+        mine = [float(self._asked), float(self._writer.must_stop), now - self._began]
+        stop, lost, module.elapsed = parallel.maximum(mine, module.device)
+        self.stop, self.lost = bool(stop), bool(lost)
 
 
 class Keeper(Callback):
@@ -228,9 +300,11 @@ class Keeper(Callback):
     ) -> None:
         """Save when due; end the run."""
         module = cast(TrainingModule, pl_module)
+        if self._watch.lost:
+            raise UserError("a checkpoint could not be written, and loop.checkpoints.on_failure is stop")
         finished = module.share >= 1 or trainer.should_stop  # which another callback may set
         if self._watch.stop or finished or module.step % module.config.loop.epoch_steps == 0:
-            save(trainer, self._folder / LAST)
+            trainer.save_checkpoint(step_file(self._folder, module.step), weights_only=False)
         if self._watch.stop:
             raise Stopped
         if finished:
@@ -271,15 +345,4 @@ class BestKeeper(Callback):
         # the first rank wrote these lines: let it decide for all
         better = [float(all(metric.beats(value, other) for other in known))]
         if parallel.from_first(better, pl_module.device)[0]:
-            save(trainer, self._folder / BEST, weights_only=True)
-
-
-def save(trainer: lightning.Trainer, path: Path, *, weights_only: bool = False) -> None:
-    """Write a checkpoint under a temporary name and rename it. All ranks must call it; the first one writes."""
-    write = partial(trainer.save_checkpoint, weights_only=weights_only)
-    if trainer.is_global_zero:
-        with new_file(path) as temporary:
-            write(temporary)
-    else:
-        write(path)
-    trainer.strategy.barrier()
+            trainer.save_checkpoint(self._folder / BEST, weights_only=True)

@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any, cast
 
 import lightning
 import numpy as np
 import torch
+from jaxtyping import Bool
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
+from four_d import fields
 from four_d.abilities import ModelModule
 from four_d.checkpoints import WEIGHTS, Checkpoint, fill, sha256_of
 from four_d.config import RunConfig, WeightsConfig
 from four_d.data.loading import Step
 from four_d.errors import UserError
-from four_d.layers import full_precision
+from four_d.layers import full_precision, full_type
 from four_d.losses.reduction import nothing, weighted
 from four_d.losses.schedule import Ramp, weight_at
 from four_d.losses.supervision import supervised
 from four_d.losses.term import LossInputs, values_of
 from four_d.metrics.metric import Metric
 from four_d.model import compile_blocks
+from four_d.parts import Pretrained
 from four_d.rendering.backends import fastest_missing
 from four_d.schema import Plain, to_plain
 from four_d.training import parallel
@@ -39,16 +45,34 @@ from four_d.training.optimiser import (
     make_optimiser,
     with_settings,
 )
+from four_d.training.strategies import DATA, exchanging, shard
 from four_d.training.validation import Means, validation_metrics
 from four_d.training.validation import figures as judged
 from four_d.types import Clip, Example, Prediction
 
 LOGGER = logging.getLogger(__name__)
 
-MAX_BAD_STEPS = 20
-"""Consecutive steps without finite gradients after which a run fails; checked at this interval."""
-
 Terms = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """Soundness of a step, on the device: nobody waits for it before figures are recorded."""
+
+    step: int
+    keys: tuple[str, ...]
+    """Clips of this process."""
+    unsound: Bool[Tensor, "n"]
+    """True for clips with a value that is not finite, in the data or the prediction."""
+    bad: Bool[Tensor, ""]
+    """True where the gradient, of all processes, was not finite: the step changed nothing."""
+
+    def told(self, unsound: Sequence[bool]) -> str:
+        """Line on a step that was left out; ``unsound``: the values of this one's, on the host."""
+        found = dict.fromkeys(key for key, each in zip(self.keys, unsound, strict=True) if each)
+        if found:
+            return f"step {self.step}: not finite is a value of {', '.join(found)}, or what the model makes of it"
+        return f"step {self.step}: the gradient of a batch is not finite, of {', '.join(dict.fromkeys(self.keys))}"
 
 
 class TrainingModule(lightning.LightningModule):
@@ -56,9 +80,17 @@ class TrainingModule(lightning.LightningModule):
 
     ``elapsed`` sums over all starts of the run, each from the end of its first step: compiling and starting workers
     before that vary with the machine and are not training. ``metrics`` are the caller's own, for validation.
+    ``resumed``: its weights are those of a checkpoint that will be loaded.
     """
 
-    def __init__(self, config: RunConfig, start: Checkpoint | None = None, metrics: Sequence[Metric] = ()) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        start: Checkpoint | None = None,
+        metrics: Sequence[Metric] = (),
+        *,
+        resumed: bool = False,
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.config = config
@@ -67,6 +99,10 @@ class TrainingModule(lightning.LightningModule):
             self.model: ModelModule = config.model.build()
             self.losses = nn.ModuleDict({name: loss.build() for name, loss in config.losses.items()})
         self.origin: Plain = {}
+        self.pretrained: dict[str, str] = {}
+        """Source → licence of published weights that parts began with."""
+        if not resumed:
+            self._load_pretrained(start)
         if start is not None:
             self._start_from(start)
         freeze(self, config.optimiser.trainable, config.optimiser.frozen)
@@ -81,11 +117,23 @@ class TrainingModule(lightning.LightningModule):
         self.average = None if ema is None else Average(self, ema)
         self._averaged = ExitStack()
         self.step, self.elapsed, self.bad_steps = 0, 0.0, torch.zeros((), dtype=torch.long)
+        self.judged: Judged | None = None
+        """Clips and gradient of the last step, as it judged them; None before the first."""
         self.metrics = validation_metrics(config.losses, metrics)
         """Figures that validation may give, by name."""
         self._means = Means()
         self.validation: dict[str, float] = {}
         """Figures of the last validation, means over all clips of all processes."""
+
+    def _load_pretrained(self, start: Checkpoint | None) -> None:
+        """Load published weights into the parts whose configs name some, unless ``start`` has all of a part's."""
+        chosen = self.config.weights or WeightsConfig()
+        given = set[str]() if start is None else set(start.model.state_dict())
+        given = {name for name in given if not any(fnmatchcase(name, pattern) for pattern in chosen.fresh)}
+        for prefix, module in self.model.named_modules():
+            own = {f"{prefix}.{name}" for name in module.state_dict()}
+            if isinstance(module, Pretrained) and not own <= given:
+                self.pretrained |= module.load_pretrained()
 
     def _start_from(self, start: Checkpoint) -> None:
         """Start from another model's weights, and record their origin."""
@@ -100,7 +148,7 @@ class TrainingModule(lightning.LightningModule):
             dropped=chosen.dropped,
             copies=chosen.copies,
         )
-        file = start.path / WEIGHTS if start.path.is_dir() else start.path
+        file = start.path / WEIGHTS if (start.path / WEIGHTS).is_file() else start.path
         self.origin = {
             "path": str(start.path),
             "sha256": sha256_of(file),
@@ -112,6 +160,13 @@ class TrainingModule(lightning.LightningModule):
         """Compile the rasteriser before the first step, where other ranks would wait for it in a collective."""
         if self.model.abilities.gives_gaussians:
             ready_to_render(self.trainer.strategy.root_device, first=self.trainer.local_rank == 0)
+
+    def configure_model(self) -> None:
+        """Split the weights and their average over the processes where the strategy asks for it."""
+        if self.device_mesh is not None and not isinstance(self, FSDPModule):
+            shard(self, self.model, self.device_mesh[DATA])
+            if self.average is not None:  # begins as the weights, which nothing has changed yet
+                self.average = Average(self, cast(float, self.config.loop.ema))
 
     @property
     def share(self) -> float:
@@ -137,6 +192,8 @@ class TrainingModule(lightning.LightningModule):
         # processes exchange all gradients: those of terms' weights without truth, and of what only resting terms reach
         paths = self if 0 in weights.values() else self.losses
         linked = [parameter for parameter in paths.parameters() if parameter.requires_grad]
+        if isinstance(self, FSDPModule):  # which does that itself (`strategies.shard`)
+            linked = []
         zero = torch.zeros((), device=self.device)
         total = weighted(((weights[name], value) for name, value in terms.items()), start=nothing(zero, *linked))
         return prediction, {"loss": total, **terms}
@@ -152,35 +209,42 @@ class TrainingModule(lightning.LightningModule):
     def training_step(self, step: Step, _: int) -> Terms:
         """Perform one update and return its figures, means over its batches.
 
-        They are the terms, ``supervised/TERM``, lr, gradient_norm (before clipping), and ``weight/TERM`` of weights
-        that change over the run.
+        They are the terms, ``supervised/TERM``, lr, gradient_norm (before clipping), ``gradient_norm/GROUP`` of each of
+        ``optimiser.groups`` and of the rest, and ``weight/TERM`` of weights that change over the run.
         """
         # stochastic layers must not depend on how often a run was resumed
-        torch.manual_seed(_seed(self.config.seed, step.index, self.global_rank))
+        seed_device(_seed(self.config.seed, step.index, self.global_rank), self.device)
         optimiser = cast(LightningOptimizer, self.optimizers())
         self._follow_rows(self.model.at_step(self.step), optimiser)
         rate = self._set_rate(optimiser)
         optimiser.zero_grad()
-        count, means = len(step.batches), Terms()
+        count, means, unsound = len(step.batches), Terms(), list[Tensor]()
         for number, example in enumerate(step.batches, start=1):
-            with self._gather_gradients(number == count):
-                terms = self.terms(example)[1]
+            with exchanging(self, self.trainer.strategy.model, number == count):
+                prediction, terms = self.terms(example)
+                unsound.append(unsound_clips(example.inputs, example.targets, prediction))
+                del prediction
                 with full_precision(self.device):  # as torch requires; Lightning's autocast covers this whole method
                     self.manual_backward(terms["loss"] / count)
             shares = {f"supervised/{name}": share for name, share in self.supervised(example.targets).items()}
             for name, value in {**terms, **shares}.items():
                 means[name] = means.get(name, 0) + value.detach() / count
-        norm = self._clip()
+        norm, norms = self._clip()
+        keys = tuple(key for example in step.batches for key in example.key)
+        self.judged = Judged(step=self.step, keys=keys, unsound=torch.cat(unsound), bad=~norm.isfinite())
+        self._stop_where_stuck(self.judged)
         now = self.weights(self.progress)
         ramps = [name for name, loss in self.config.losses.items() if isinstance(loss.weight, Ramp)]
-        weights = {f"weight/{name}": torch.tensor(now[name]) for name in ramps}
+        weights = {f"weight/{name}": torch.full((), now[name], device=self.device) for name in ramps}
         self._rest(name for name, weight in now.items() if not weight)
         optimiser.step()
         self.step += 1
         if self.average is not None:
             self.average.update(self, norm.isfinite())
-        figures = {**means, **weights, "lr": torch.tensor(rate), "gradient_norm": norm}
-        self.log_dict({f"train/{name}": value for name, value in figures.items()})
+        figures = {**means, **weights, "lr": torch.full((), rate, device=self.device), "gradient_norm": norm, **norms}
+        every = cast(int, self.trainer.log_every_n_steps)  # pyright: ignore[reportAttributeAccessIssue] - set elsewhere
+        if every and self.step % every == 0:  # when loggers write: Lightning's bookkeeping costs more than the figures
+            self.log_dict({f"train/{name}": value for name, value in figures.items()})
         return figures
 
     def _follow_rows(self, rows: Mapping[str, Tensor], optimiser: LightningOptimizer) -> None:
@@ -203,29 +267,35 @@ class TrainingModule(lightning.LightningModule):
             group["lr"] = group_rate(self.progress, self.config.optimiser, group, warmed)
         return cast(float, optimiser.param_groups[0]["lr"])
 
-    def _gather_gradients(self, last: bool) -> AbstractContextManager[None]:
-        """Let ranks exchange gradients once per update, in the backward pass of the last batch."""
-        wrapped = self.trainer.strategy.model
-        return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) and not last else nullcontext()
+    def _clip(self) -> tuple[Tensor, Terms]:
+        """Clip the gradient, and return its norm before, and those of groups if there are any, by their names in
+        figures; where the norm is not finite the update does nothing.
 
-    def _clip(self) -> Tensor:
-        """Clip the gradient, and return its norm before; where it is not finite the update does nothing.
-
-        All on the device: waiting for the norm would stall every step. UserError, at the latest `MAX_BAD_STEPS` later,
-        where none was finite for as many steps.
+        All on the device: waiting for the norm would stall every step.
         """
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        config = self.config.optimiser
-        groups = self._parts() if config.clip == "groups" else [trained]
-        norm = torch.stack([torch.nn.utils.clip_grad_norm_(group, config.clip_norm) for group in groups]).norm()
-        bad, optimiser = ~norm.isfinite(), cast(LightningOptimizer, self.optimizers())
-        optimiser.optimizer.found_inf = bad.float()  # pyright: ignore[reportAttributeAccessIssue] - as torch.amp.GradScaler
-        self.bad_steps = torch.where(bad, self.bad_steps.to(norm.device) + 1, 0)
-        if (self.step + 1) % MAX_BAD_STEPS == 0 or self.progress >= 1:
+        config, parts = self.config.optimiser, self._parts() if self.config.optimiser.groups else {}
+        if config.clip == "groups":
+            norms = [_whole(torch.nn.utils.clip_grad_norm_(group, config.clip_norm)) for group in parts.values()]
+            norm = torch.stack(norms).norm()
+        else:
+            norms = [_whole(torch.nn.utils.get_total_norm(_gradients(group))) for group in parts.values()]
+            norm = _whole(torch.nn.utils.clip_grad_norm_(trained, config.clip_norm))
+        optimiser = cast(LightningOptimizer, self.optimizers())
+        optimiser.optimizer.found_inf = (~norm.isfinite()).float()  # pyright: ignore[reportAttributeAccessIssue] - as torch.amp.GradScaler
+        return norm, {f"gradient_norm/{part or 'rest'}": each for part, each in zip(parts, norms)}
+
+    def _stop_where_stuck(self, judged: Judged) -> None:
+        """Raise UserError, at the latest ``loop.bad_steps`` later, where as many in a row had no finite gradient."""
+        most = self.config.loop.bad_steps
+        self.bad_steps = torch.where(judged.bad, self.bad_steps.to(judged.bad.device) + 1, 0)
+        if (self.step + 1) % most == 0 or self.progress >= 1:
             count = int(self.bad_steps)
-            if count >= MAX_BAD_STEPS:
-                raise UserError(f"{count} steps in a row gave no finite gradient; lower optimiser.lr or use fp32")
-        return norm
+            if count >= most:
+                raise UserError(
+                    f"{count} steps in a row gave no finite gradient; lower optimiser.lr, use fp32, or leave out such "
+                    f"clips ({judged.told(judged.unsound.tolist())})"
+                )
 
     def _rest(self, terms: Iterable[str]) -> None:
         """Keep the update from these terms' own weights: without a gradient they neither decay nor drift."""
@@ -233,12 +303,12 @@ class TrainingModule(lightning.LightningModule):
             for parameter in self.losses[name].parameters():
                 parameter.grad = None
 
-    def _parts(self) -> list[list[Tensor]]:
-        """Parameters of each of the optimiser's clipping groups."""
+    def _parts(self) -> dict[str, list[Tensor]]:
+        """Parameters of each of the optimiser's groups that clip and are recorded by themselves."""
         found: dict[str, list[Tensor]] = {}
         for group in cast(LightningOptimizer, self.optimizers()).param_groups:
             found.setdefault(group["part"], []).extend(group["params"])
-        return list(found.values())
+        return found
 
     def on_fit_start(self) -> None:
         """Report the heads that learn nothing."""
@@ -281,6 +351,8 @@ class TrainingModule(lightning.LightningModule):
         run: Plain = {"step": self.step, "elapsed": self.elapsed, "config": to_plain(self.config)}
         if self.origin:
             run["origin"] = self.origin
+        if self.pretrained:
+            run["pretrained"] = self.pretrained
         if self.average is not None and "optimizer_states" in checkpoint:
             state = cast(dict[str, Tensor], checkpoint["state_dict"])
             run["trained"] = {name: state[_key(name)] for name in self.average.weights}
@@ -296,6 +368,7 @@ class TrainingModule(lightning.LightningModule):
         run = cast(Plain, checkpoint["run"])
         self.step, self.elapsed = cast(int, run["step"]), cast(float, run["elapsed"])
         self.origin = cast(Plain, run.get("origin", {}))
+        self.pretrained = cast(dict[str, str], run.get("pretrained", {}))
         state = cast(dict[str, Tensor], checkpoint["state_dict"])
         self._check_losses(state)
         self.model.fit_shapes({name.removeprefix("model."): value for name, value in state.items()})
@@ -321,6 +394,15 @@ class TrainingModule(lightning.LightningModule):
                 )
 
 
+def _whole(norm: Tensor) -> Tensor:
+    """Norm over all processes, of which each may have a part."""
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def _gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
 def _key(name: str) -> str:
     """Name in ``state_dict`` of a parameter of `optimiser.trained`."""
     return name if name.startswith(LOSSES) else f"model.{name}"
@@ -339,6 +421,30 @@ def ready_to_render(device: torch.device, *, first: bool) -> None:
             f"{count} would render in plain torch, which is too slow to share a run ({reason or 'not this one'}); see "
             "four-d doctor there"
         )
+
+
+@torch.no_grad()
+def unsound_clips(*values: Clip | Prediction) -> Bool[Tensor, "b"]:
+    """Tell which clips of a batch have a value that is not finite, on the device."""
+    found: list[Tensor] = []
+    for value in values:
+        for leaf, tensor in fields.leaves(value):
+            if leaf.dim("b", tensor) == 0 and tensor.is_floating_point():
+                rows = tensor.unsqueeze(-1).flatten(1)
+                found.append(~rows.sum(1, dtype=full_type(tensor.dtype)).isfinite())  # takes less memory than a mask
+    return torch.stack(found).any(0)
+
+
+def seed_device(seed: int, device: torch.device) -> None:
+    """Seed torch's generators of the CPU and of a device.
+
+    ``torch.manual_seed`` seeds all kinds of devices, and stores the stack for each that has not been used.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed_all(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
 
 
 def _seed(*numbers: int) -> int:

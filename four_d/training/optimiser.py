@@ -26,7 +26,8 @@ LOSSES = "losses."
 def freeze(module: nn.Module, trainable: Sequence[str], frozen: Sequence[str]) -> None:
     """Train exactly the parameters whose names match a ``trainable`` pattern and no ``frozen`` one.
 
-    Weights of loss terms train whatever is ``trainable``, except where the term itself or ``frozen`` excludes them.
+    Parts and terms that freeze weights themselves, as a frozen encoder does, keep them so. Weights of loss terms train
+    whatever is ``trainable``, except where ``frozen`` excludes them.
     ``module`` and names are as in `trained`.
 
     UserError for a pattern that matches no parameter, and if nothing of the model is left to train.
@@ -37,9 +38,9 @@ def freeze(module: nn.Module, trainable: Sequence[str], frozen: Sequence[str]) -
             near = difflib.get_close_matches(pattern, named, n=2, cutoff=0.3) or list(named)[:2]
             raise UserError(f"pattern {pattern!r} matches no parameter; names look like {', '.join(near)}")
     for name, parameter in named.items():
-        wanted = any(fnmatchcase(name, pattern) for pattern in trainable)
-        chosen = parameter.requires_grad if name.startswith(LOSSES) else wanted
-        parameter.requires_grad_(chosen and not any(fnmatchcase(name, pattern) for pattern in frozen))
+        wanted = name.startswith(LOSSES) or any(fnmatchcase(name, pattern) for pattern in trainable)
+        chosen = wanted and not any(fnmatchcase(name, pattern) for pattern in frozen)
+        parameter.requires_grad_(parameter.requires_grad and chosen)
     check_trains(module)
 
 

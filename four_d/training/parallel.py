@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar, cast
@@ -13,8 +13,7 @@ import torch
 from lightning.fabric.plugins import ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning.pytorch.strategies import DDPStrategy, Strategy
-from torch import Tensor, distributed
+from torch import distributed
 
 from four_d.errors import UserError
 
@@ -39,6 +38,8 @@ class World:
 
 TORCHRUN = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """Variables that torchrun sets beside WORLD_SIZE for each of several processes."""
+GLOO = ("/gloo/", "Application timeout caused pair closure")
+"""Texts of gloo's errors: the place in its code, or the second thread's to meet a time-out."""
 TASKS = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 """Variables in which schedulers state the number of tasks started or requested."""
 
@@ -84,17 +85,14 @@ def environment(world: World) -> ClusterEnvironment:
     return TorchElasticEnvironment() if world.size > 1 else LightningEnvironment()
 
 
-def strategy(world: World, accelerator: str) -> Strategy | str:
-    """Strategy: DDP for several processes, with gloo on CPUs and NCCL on GPUs."""
-    if world.size == 1:
-        return "auto"
-    on_cpu = accelerator == "cpu" or not torch.cuda.is_available()
-    return DDPStrategy(process_group_backend="gloo" if on_cpu else "nccl", find_unused_parameters=False)
-
-
 def running() -> bool:
     """True if several processes take part."""
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def is_of_others(error: RuntimeError) -> bool:
+    """True for an error in an exchange with other processes: torch's own, or gloo's, which has no class."""
+    return isinstance(error, distributed.DistError) or any(text in str(error) for text in GLOO)
 
 
 def maximum(values: list[float], device: torch.device) -> list[float]:
@@ -145,16 +143,18 @@ def in_turn(work: Callable[[], T], *, first: bool) -> T:
     return found
 
 
-def must_agree(facts: dict[str, int], device: torch.device) -> None:
+def must_agree(facts: Mapping[str, int | str], remedy: str = "give all the same") -> None:
     """Raise UserError on every process if one of ``facts`` differs between them; it names the ranks that differ."""
-    if not running():
-        return
-    mine = torch.tensor(list(facts.values()), dtype=torch.int64, device=device)
-    gathered: list[Tensor] = [torch.empty_like(mine) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(gathered, mine)
-    for place, name in enumerate(facts):
-        values = [int(each[place]) for each in gathered]
-        odd = [rank for rank, value in enumerate(values) if value != values[0]]
+    gathered = gather(dict(facts))
+    for name, first in gathered[0].items():
+        odd = [f"{each.get(name)} on {rank}" for rank, each in enumerate(gathered) if each.get(name) != first]
         if odd:
-            ranks = ", ".join(map(str, odd))
-            raise UserError(f"processes disagree on {name}: {values[0]} on rank 0, other on {ranks}; give all the same")
+            shown = ", ".join(odd[:4]) + (" and more" if len(odd) > 4 else "")
+            raise UserError(f"processes disagree on {name}: {first} on rank 0, {shown}; {remedy}")
+
+
+def together(problem: str | None) -> None:
+    """Wait for all processes to come here. UserError on all where one has a problem."""
+    for rank, each in enumerate(gather(problem)):
+        if each is not None:
+            raise UserError(each if not running() else f"process {rank}: {each}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import re
 import warnings
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -26,21 +25,30 @@ from rich.table import Table
 from torch import distributed
 from torch.utils.data import DataLoader
 
-from four_d import checkpoints
+from four_d import checkpoints, sharding
 from four_d.checkpoints import ENVIRONMENT, LAST, METRICS
 from four_d.config import LoopConfig, RunConfig, check_unit, load_plain
-from four_d.data.loading import FromStep, Sources, Step, TrainingSteps, ValidationClips, loader
-from four_d.devices import emulates_bf16, tensor_cores, told_when_full, usable
-from four_d.errors import UserError
+from four_d.constants import move
+from four_d.data.loading import FromStep, Step, TrainingSteps, ValidationClips, loader
+from four_d.data.remote import locate
+from four_d.data.sources import Sources
+from four_d.devices import announce, emulates_bf16, tensor_cores, told_when_full, usable
+from four_d.errors import UserError, first_line
 from four_d.metrics.metric import Metric
 from four_d.outputs import keep_apart
 from four_d.progress import progress
 from four_d.schema import Plain, build, diff, to_plain, unread
 from four_d.training import parallel
+from four_d.training.agreement import FREE, Agreement
 from four_d.training.callbacks import BEST, BestKeeper, Keeper, Reporter, Stopped, Watch
+from four_d.training.copies import check_copies
+from four_d.training.heartbeat import Heartbeat, record_flights
 from four_d.training.module import TrainingModule
 from four_d.training.parallel import World
+from four_d.training.profiling import Profiling
 from four_d.training.record import CONFIG, RunRecord, alone, read_metrics
+from four_d.training.saving import Writer, clean, readable
+from four_d.training.strategies import Fsdp2, strategy, timeout
 from four_d.training.supervision import unsupervised
 from four_d.training.validation import validation_metrics
 from four_d.training.variation import SAME_FOR, stuck
@@ -55,9 +63,7 @@ STOPPED = 143
 """Exit code of a run that a signal ended: 128 + SIGTERM, which launchers understand."""
 
 _FIXED = ("model", "data", "seed")
-"""Settings that must not change when a run continues …"""
-_FREE = re.compile(r"data\.workers|data\.(sources|validation)\.[^.]+\.path")
-"""… except these: the clips themselves are compared instead of their path."""
+"""Settings that must not change when a run continues, except `agreement.FREE`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +110,8 @@ class TrainerOptions(TypedDict, total=False):
     logger: Logger | Iterable[Logger]
     """Loggers, beside ``metrics.jsonl``, of ``train/NAME`` every ``logging.every`` steps and of ``validation/NAME``."""
     profiler: Profiler | str
-    strategy: DDPStrategy
-    """Replacement of our DDP strategy. Gradients are clipped and weights averaged whole: nothing can be sharded."""
+    strategy: DDPStrategy | Fsdp2
+    """Replacement of the strategy of ``loop.strategy``, with options of its own."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +149,7 @@ class RunData(lightning.LightningDataModule):
             accumulate=config.loop.accumulate,
             rank=world.rank,
             world_size=world.size,
+            nodes=world.nodes,
             patch_size=config.model.abilities.multiple,
         )
         self._check_times(steps.sources)
@@ -179,7 +186,7 @@ class RunData(lightning.LightningDataModule):
         dataloader_idx: int,  # noqa: ARG002  # Lightning passes it
     ) -> Step:
         """Move a batch to the device, since Lightning cannot move frozen dataclasses."""
-        return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
+        return map_tensors(batch, lambda tensor: move(tensor, device))
 
     def _loader(self, data: TrainingSteps | ValidationClips, sampler: Iterable[int]) -> DataLoader[Step]:
         return loader(data, sampler, self._config.data.workers, pin_memory=torch.cuda.is_available())
@@ -200,38 +207,45 @@ def train(config: RunConfig, *, resume: Resume = "auto", **options: Unpack[Train
             has no function or the name of another figure; or bad input of any part.
 
     """
-    world = parallel.discover()
+    world, device = parallel.discover(), usable(config.loop.accelerator)
     parallel.tell_tasks(world)
     _keep_from_inputs(config)
     if world.rank == 0:  # a slower process would take the first one's new files for another's
         _refuse_foreign_files(config.run_folder)
     check_unit(config)
+    check_copies(config.logging)
     own = options.get("metrics", ())
     metrics = validation_metrics(config.losses, own)
     if config.weights is not None and config.weights.path is None:
         raise UserError("weights.path is missing; give weights=PATH, or weights=null to train from scratch")
     start = _find_start(config, resume, told=world.rank == 0)
+    _refuse_other_size(config, start, world)
     data = RunData(config, world)
-    _refuse_other_data(config.run_folder, data.training.sources.fingerprint(), start)
+    _refuse_other_data(config.run_folder, data.training.sources.fingerprint(config.data.shuffle_shards), start, world)
     if _is_over(config, start):
         if world.rank == 0:
             told = f"{config.run_folder} is at its end already ({start.step} steps, {start.elapsed / 60:.1f} minutes)"
             LOGGER.warning(f"{told}: nothing is trained; raise loop.max_steps or loop.max_minutes to go on")
         return _result(config, metrics, start.step, start.elapsed, 0)
     if world.rank == 0:
-        for line in (*unsupervised(config.losses, config.data, data.training.sources), *slow_precision(config.loop)):
+        announce(device, config.loop.precision, f"training {config.name}")
+        for line in (
+            *unsupervised(config.losses, config.data, data.training.sources),
+            *slow_precision(config.loop, device),
+        ):
             LOGGER.warning(line)
     with quiet(), tensor_cores(config.loop.precision):
-        module = TrainingModule(config, _weights(config, start), own)
+        module = TrainingModule(config, _weights(config, start), own, resumed=start.checkpoint is not None)
         with alone(config.run_folder) if world.rank == 0 else nullcontext():
             if world.rank == 0 and _find_start(config, resume, told=False) != start:
                 raise UserError(f"{config.run_folder} was trained by another process meanwhile; start again")
+            if world.rank == 0:
+                clean(config.run_folder)
             return _fit(module, world, data, start, options)
 
 
-def slow_precision(loop: LoopConfig) -> list[str]:
+def slow_precision(loop: LoopConfig, device: torch.device) -> list[str]:
     """Line that advises float32 where the processor emulates bfloat16."""
-    device = usable("auto") if loop.accelerator == "auto" else torch.device(loop.accelerator)
     if loop.precision != "bf16" or not emulates_bf16(device):
         return []
     return ["this processor has no AVX-512 and emulates bfloat16, which is far slower; set loop.precision=fp32"]
@@ -240,13 +254,13 @@ def slow_precision(loop: LoopConfig) -> list[str]:
 def _keep_from_inputs(config: RunConfig) -> None:
     """Raise UserError for a run folder that overlaps the inputs."""
     weights, data = None if config.weights is None else config.weights.path, config.data
-    inputs = [each.path for each in (*data.sources.values(), *data.validation.values())]
-    keep_apart(config.run_folder, [weights, *inputs])
+    places = [locate(each.path) for each in (*data.sources.values(), *data.validation.values())]
+    keep_apart(config.run_folder, [weights, *(place for place in places if isinstance(place, Path))])
 
 
 def _refuse_foreign_files(folder: Path) -> None:
     """Raise UserError for a run folder that holds files of a run's names and no run."""
-    if (folder / ENVIRONMENT).is_file() or (folder / LAST).is_file():
+    if (folder / ENVIRONMENT).is_file() or (folder / LAST).exists():
         return
     for name in (CONFIG, METRICS, BEST):
         if (folder / name).exists():
@@ -295,22 +309,33 @@ def compare(result: TrainResult) -> None:
 def _fit(module: TrainingModule, world: World, data: RunData, start: _Start, options: TrainerOptions) -> TrainResult:
     config = module.config
     folder, loop = config.run_folder, config.loop
-    fingerprint = data.training.sources.fingerprint()
-    record = RunRecord(folder, config, fingerprint, start.step) if world.rank == 0 else None
-    exit_code = 1
+    fingerprint = data.training.sources.fingerprint(config.data.shuffle_shards)
+    record = RunRecord(folder, config, fingerprint, start.step, world.size) if world.rank == 0 else None
+    if loop.flight_recorder:
+        record_flights(folder)
+    writer = Writer(folder, loop.checkpoints, timeout(loop))
+    exit_code, met_before = 1, distributed.is_initialized()
     try:
         with progress(f"training {config.name}", loop.max_steps, "step", shown=world.rank == 0) as bar:
             bar.resume(start.step)
-            watch, best = Watch(), BestKeeper(folder, loop.best)
+            watch, best = Watch(writer), BestKeeper(folder, loop.best)
             own = [metric.name for metric in options.get("metrics", ())]
-            first = [Agreement(start.step, fingerprint), watch, Reporter(record, bar, own), best]
+            reporter = Reporter(record, bar, own, lambda: watch.stop)
+            first: list[Callback] = [Agreement(start.step, fingerprint), watch, reporter, best]
+            if loop.profile is not None and world.rank == 0:
+                first.insert(2, Profiling(folder / "profile", loop.profile))
+            if world.size > 1:
+                first.append(Heartbeat(folder, world, loop.stall_seconds))
             callbacks = [*first, *options.get("callbacks", ()), Keeper(folder, watch)]
-            trainer = make_trainer(config, world, {**options, "callbacks": callbacks})
+            trainer = make_trainer(config, world, {**options, "callbacks": callbacks}, writer)
             exit_code = _run(trainer, module, data, start)
+        # launchers end all processes when one ends: none does before the last checkpoint is complete
+        parallel.together(writer.close())
     finally:
+        writer.wait()
         if record is not None:
             record.close(exit_code)
-        if world.size > 1 and distributed.is_initialized():
+        if distributed.is_initialized() and not met_before:
             distributed.destroy_process_group()
     return _result(config, module.metrics, module.step, module.elapsed, exit_code)
 
@@ -330,18 +355,27 @@ def _run(trainer: lightning.Trainer, module: TrainingModule, data: RunData, star
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except (Stopped, SIGTERMException):  # Lightning's: before the first step there is nothing to save
         return STOPPED
+    except RuntimeError as error:
+        if not parallel.is_of_others(error):
+            raise
+        raise UserError(
+            f"process {trainer.global_rank} lost the others ({first_line(error)}): one of them ended, or the network "
+            "between them is cut; started again, the run goes on from its last checkpoint"
+        ) from error
     return 0
 
 
-def make_trainer(config: RunConfig, world: World, options: TrainerOptions) -> lightning.Trainer:
+def make_trainer(
+    config: RunConfig, world: World, options: TrainerOptions, writer: Writer | None = None
+) -> lightning.Trainer:
     """Make Lightning's Trainer as a thin shell: one endless epoch; callbacks do figures, checkpoints and the end."""
     loop, callbacks = config.loop, list(options.get("callbacks", ()))
     return lightning.Trainer(
         accelerator=loop.accelerator,
         devices=world.local_size,
         num_nodes=world.nodes,
-        strategy=options.get("strategy") or parallel.strategy(world, loop.accelerator),
-        plugins=[parallel.environment(world)],
+        strategy=options.get("strategy") or strategy(world, loop),
+        plugins=[parallel.environment(world), *([] if writer is None else [writer])],
         precision="bf16-mixed" if loop.precision == "bf16" else "32-true",
         callbacks=callbacks,
         max_epochs=1,
@@ -361,28 +395,9 @@ def make_trainer(config: RunConfig, world: World, options: TrainerOptions) -> li
     )
 
 
-class Agreement(Callback):
-    """Check before the first step that all ranks agree on the run: a mismatch would hang them later."""
-
-    def __init__(self, step: int, fingerprint: str) -> None:
-        self._facts = {"the step to go on from": step, "the list of training clips": int(fingerprint[:15], 16)}
-
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Compare the facts of all ranks."""
-        loop = cast(TrainingModule, pl_module).config.loop
-        validation = trainer.num_val_batches
-        facts = {
-            **self._facts,
-            "loop.max_steps": loop.max_steps,
-            "loop.epoch_steps": loop.epoch_steps,
-            "the number of validation clips": int(validation[0]) if validation else 0,
-        }
-        parallel.must_agree(facts, pl_module.device)
-
-
 def _find_start(config: RunConfig, resume: Resume, *, told: bool) -> _Start:
     folder, path = config.run_folder, config.run_folder / LAST
-    if not path.is_file():
+    if not path.exists():
         if resume == "always":
             raise UserError(f"{folder} has no checkpoint to go on from; start with --resume auto")
         return _Start()
@@ -393,7 +408,7 @@ def _find_start(config: RunConfig, resume: Resume, *, told: bool) -> _Start:
     idle = unread(began) | unread(config)
     changes = [change for change in diff(to_plain(began), to_plain(config)) if change[0] not in idle]
     for name, old, new in changes:
-        if name.split(".")[0] in _FIXED and not _FREE.fullmatch(name):
+        if name.split(".")[0] in _FIXED and not FREE.fullmatch(name):
             raise UserError(f"{folder} began with {name}={old}, now it is {new}; change it back or choose another name")
     if told:
         for name, old, new in changes:
@@ -403,19 +418,35 @@ def _find_start(config: RunConfig, resume: Resume, *, told: bool) -> _Start:
 
 
 def _read_run(path: Path) -> Plain:
-    try:
-        return cast(dict[str, Plain], torch.load(path, map_location="cpu", mmap=True, weights_only=True))["run"]
-    except Exception as error:
-        # a damaged file raises whatever the zip reader or the unpickler stumbles over
-        raise UserError(f"{path} cannot be read ({type(error).__name__}); remove it to begin anew") from error
+    with readable(path):
+        return cast(Plain, sharding.read_skeleton(path)["run"])
 
 
-def _refuse_other_data(folder: Path, fingerprint: str, start: _Start) -> None:
+def _refuse_other_data(folder: Path, fingerprint: str, start: _Start, world: World) -> None:
     path = folder / ENVIRONMENT
     if start.checkpoint is None or not path.is_file():
         return
-    if json.loads(path.read_text()).get("data") != fingerprint:
+    described = json.loads(path.read_text())
+    if described.get("data") != fingerprint:
         raise UserError(f"the clips of data.sources are not those that {folder} began with; choose another name")
+    before = described.get("processes", world.size)
+    if before != world.size and world.rank == 0:
+        told = "batches and their order are the same, sums over processes differ by rounding"
+        LOGGER.warning(f"changed since the run began: processes {before} -> {world.size}; {told}")
+
+
+def _refuse_other_size(config: RunConfig, start: _Start, world: World) -> None:
+    """Raise UserError for a run that goes on with a number of processes that its batches cannot be divided among.
+
+    A new run would be told to set ``data.clips_multiple``, which must not change any more.
+    """
+    multiple = config.data.clips_multiple
+    if start.checkpoint is not None and multiple % world.size:
+        sizes = ", ".join(str(size) for size in range(1, multiple + 1) if multiple % size == 0)
+        raise UserError(
+            f"{config.run_folder} cannot go on with {world.size} processes: its batches are clips in multiples of "
+            f"{multiple} (data.clips_multiple), and stay so; start one of {sizes} processes"
+        )
 
 
 def _is_over(config: RunConfig, start: _Start) -> bool:
@@ -464,6 +495,12 @@ def quiet() -> Generator[None]:
         with warnings.catch_warnings():
             # lightning 2.6.6 on torch >= 2.13, in its own code
             warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated.*")
+            # a frozen encoder stays in eval mode
+            warnings.filterwarnings("ignore", message="Found .* module.* in eval mode at the start of training.*")
+            # a cluster's machine, where processes are started by torchrun or by our own script
+            warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
+            # Lightning's means are not asked for: the module reduces its own figures
+            warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
             # fewer workers than cores can be right, and is the user's choice
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             yield

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from four_d.data.loading import DataConfig, Sources
+from four_d.data.loading import DataConfig
+from four_d.data.sources import Sources
 from four_d.errors import UserError
 from four_d.losses import LossConfig
 from four_d.losses.supervision import TRUTHS, Need

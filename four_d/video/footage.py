@@ -24,9 +24,23 @@ from four_d.video.remarks import Remarks
 
 LOGGER = logging.getLogger(__name__)
 
-__all__ = ["IMAGE_RATE", "Choice", "Footage", "Selection", "Stream", "Video", "footage", "held", "read", "stream"]
+__all__ = [
+    "IMAGE_RATE",
+    "VIDEO_SUFFIXES",
+    "Choice",
+    "Footage",
+    "Selection",
+    "Stream",
+    "Video",
+    "footage",
+    "held",
+    "read",
+    "stream",
+]
 
 
+VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v"})
+"""Suffixes by which a folder's files count as videos; a file that is named may have any."""
 DARK = 24
 """Maximum pixel value below which frames are reported as nearly black."""
 

@@ -66,7 +66,7 @@ def listed(
 
     """
     try:
-        entries = in_order(path for path in folder.iterdir() if not _quiet(path))
+        entries = in_order(path for path in folder.iterdir() if not quiet(path))
     except OSError as error:
         raise UserError(f"{folder} cannot be read ({error.strerror or error}); check its permissions") from error
     found = [path for path in entries if path.suffix.lower() in suffixes and path.is_file()]
@@ -85,7 +85,8 @@ def listed(
     return found
 
 
-def _quiet(path: Path) -> bool:
+def quiet(path: Path) -> bool:
+    """True for hidden files, and those that operating systems leave in folders: no user means them."""
     return path.name.startswith(".") or path.name.casefold() in _QUIET
 
 
@@ -292,6 +293,32 @@ def several(image: Image.Image) -> int:
     """Number of frames or pages of an opened image; 0 if there is one, or further ones are previews and the like."""
     count = int(getattr(image, "n_frames", 1)) if image.format in _MOVING else 1
     return count if count > 1 else 0
+
+
+def orientation(path: Path) -> int:
+    """EXIF orientation of an image file, 1 to 8; 1, upright, where it says none."""
+    with opened(path) as image:
+        return cast(int, image.getexif().get(_ORIENTATION, 1))
+
+
+def size_of(path: Path, *, turn: bool) -> tuple[int, int]:
+    """Height and width of an image file, from its header; ``turn`` follows the EXIF orientation."""
+    with opened(path) as image:
+        swap = turn and _TURNS.get(image.getexif().get(_ORIENTATION, 1), (False,))[0]
+        return (image.width, image.height) if swap else (image.height, image.width)
+
+
+def picture(path: Path, *, turn: bool) -> NDArray[np.uint8]:
+    """Read an image file as RGB, h w 3: colours in sRGB, transparency on black; ``turn`` follows the EXIF orientation.
+
+    UserError for grey of more than 8 bits, whose black and white nothing in one picture tells.
+    """
+    said = Remarks(path, silent=True)
+    with opened(path) as image:
+        if image.mode.startswith("I") or image.mode == "F":
+            raise UserError(f"{path} is grey of more than 8 bits; convert all pictures to 8 bits by one rule")
+        image.load()
+        return np.array(_rgb(_upright(image, said) if turn else image, said))
 
 
 def as_arrays(pictures: Sequence[Image.Image]) -> list[NDArray[np.uint8]]:

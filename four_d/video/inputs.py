@@ -22,8 +22,8 @@ from four_d.video.images import as_arrays
 
 LOGGER = logging.getLogger(__name__)
 
-OneVideo = str | Path | UInt8[np.ndarray, "_f _h _w 3"] | Float[Tensor, "_f 3 _h _w"] | Sequence[Image.Image]
-"""Video file or folder of images, uint8 or float frames, or PIL images."""
+OneVideo = str | Path | UInt8[np.ndarray, "_f _h _w 3"] | Float[Tensor, "_f 3 _h _w"] | Sequence[Image.Image] | Video
+"""Video file or folder of images, uint8 or float frames, PIL images, or frames in memory with their own times."""
 Frames = OneVideo | Sequence[OneVideo]
 """Video, or list of the videos of synchronised cameras, which start at the same time."""
 _T = TypeVar("_T")
@@ -83,6 +83,8 @@ def _one(frames: OneVideo, selection: Selection | None) -> Video:
         return read(Path(frames), selection)
     if selection is not None:
         raise UserError("selection chooses frames of a file; slice an array or list yourself")
+    if isinstance(frames, Video):
+        return frames
     array, floats = as_frames(frames)
     times = np.arange(len(array)) / IMAGE_RATE
     given = None if floats is None else list(floats)

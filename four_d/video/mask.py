@@ -84,7 +84,7 @@ def mask_files(path: Path, said: Remarks | None = None) -> list[Path]:
 def check_masks(path: Path, said: Remarks | None = None) -> None:
     """Raise UserError if there is no mask or the first cannot be read; reports suspicious ones."""
     files = mask_files(path, said)
-    share = float(_read_image(files[0]).mean())
+    share = float(read_mask(files[0]).mean())
     if said is not None and share > MOSTLY:
         said.say(f"marks {share:.0%} of the picture as moving; invert it if it marks what stands still")
 
@@ -92,10 +92,14 @@ def check_masks(path: Path, said: Remarks | None = None) -> None:
 def _read(path: Path, video: Video) -> list[_Named]:
     files = mask_files(path)
     chosen = [files[index] for index in video.rows_of(len(files), "masks")]
-    return [(f"mask {file}", _read_image(file)) for file in chosen]
+    return [(f"mask {file}", read_mask(file)) for file in chosen]
 
 
-def _read_image(file: Path) -> NDArray[np.bool_]:
+def read_mask(file: Path) -> NDArray[np.bool_]:
+    """Read an image file as a mask, h w: True for anything but 0 or black; of one colour, for what is not transparent.
+
+    UserError for a lossy file, or one of several pages.
+    """
     if file.suffix.lower() in LOSSY_SUFFIXES:
         raise UserError(f"mask {file} is a JPEG, whose zeros do not stay zero; save it as PNG")
     try:
@@ -104,8 +108,14 @@ def _read_image(file: Path) -> NDArray[np.bool_]:
                 raise UserError(f"mask {file} holds {several(opened)} pages; save them as a folder of PNGs")
             image = ImageOps.exif_transpose(opened)
             if image.mode in ("RGBA", "LA"):
-                image = image.convert(image.mode[:-1])
+                colour = image.convert(image.mode[:-1])
+                image = image.getchannel("A") if _is_flat(colour) and not _is_flat(image) else colour
             pixels = np.asarray(image) != 0
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"mask {file} does not decode as an image ({error}); save it as PNG") from error
     return pixels if pixels.ndim == 2 else pixels.any(-1)
+
+
+def _is_flat(image: Image.Image) -> bool:
+    """True if all pixels are equal."""
+    return all(low == high for low, high in np.reshape(image.getextrema(), (-1, 2)))

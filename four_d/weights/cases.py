@@ -25,10 +25,10 @@ from four_d.heads.dynamic import DynamicHeadConfig
 from four_d.heads.track import TrackHeadConfig
 from four_d.model import ModelConfig
 from four_d.schema import Plain
+from four_d.state_dicts.adapter import State
+from four_d.state_dicts.reading import read_state
 from four_d.weights import page_4d, vggt
-from four_d.weights.adapter import State
 from four_d.weights.dinov2 import encoder_config
-from four_d.weights.reading import read_state
 
 DESCRIPTION = "case.json"
 FLOOR = "fp32_vs_fp64_max_abs_diff"

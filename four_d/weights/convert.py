@@ -17,9 +17,9 @@ from four_d.checkpoints import CARD, CONFIG, WEIGHTS, ModelInfo
 from four_d.errors import UserError
 from four_d.model import ModelConfig
 from four_d.outputs import keep_apart, new_file, new_folder
+from four_d.state_dicts.adapter import Adapter, State
+from four_d.state_dicts.reading import read_state
 from four_d.weights import dinov2, page_4d, vggt
-from four_d.weights.adapter import Adapter, State
-from four_d.weights.reading import read_state
 from four_d.weights.table import KNOWN, AdapterKind, KnownWeights
 
 WRITER = "four_d"

@@ -14,7 +14,7 @@ from four_d.errors import UserError
 from four_d.heads.camera import CameraHeadConfig
 from four_d.heads.dense import DenseHeadConfig
 from four_d.model import ModelConfig
-from four_d.weights.adapter import Adapter, Dropped, Fresh, Rule, State, same, under
+from four_d.state_dicts.adapter import Adapter, Dropped, Fresh, Rule, State, same, under
 
 ENCODER_PREFIX = "backbone.patches.encoder."
 SIZES = {384: ("small", 12), 768: ("base", 12), 1024: ("large", 24)}

@@ -7,8 +7,8 @@ import dataclasses
 from four_d.backbones.dynamics import DynamicsConfig
 from four_d.heads.dynamic import DynamicHeadConfig
 from four_d.model import ModelConfig
+from four_d.state_dicts.adapter import Fresh, Rule, State
 from four_d.weights import vggt
-from four_d.weights.adapter import Fresh, Rule, State
 from four_d.weights.dinov2 import common
 
 MASK_HEAD = "aggregator.spatial_mask_head.head0."

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from four_d import checkpoints
 from four_d.checkpoints import CONFIG, read_info
+from four_d.encoders import PUBLISHED
 
 AdapterKind = Literal["vggt", "page_4d", "dinov2"]
 
@@ -75,7 +76,7 @@ KNOWN: tuple[KnownWeights, ...] = (
 
 
 def show(references: Sequence[Path] | None = None, console: Console | None = None) -> None:
-    """Print the known weights, and our own models in the first of the folders ``references`` that has any.
+    """Print known weights, also of encoders, and our models in the first of the folders ``references`` that has any.
 
     UserError if one of those is damaged.
     """
@@ -85,6 +86,10 @@ def show(references: Sequence[Path] | None = None, console: Console | None = Non
     for each in KNOWN:
         console.print(f"\n[bold]{each.name}[/bold]  KIND {each.kind}\n  {each.what}\n  published by {each.source}")
         console.print(f"  licence of the weights: {each.licence}; sha256: {each.sha256 or 'not recorded'}")
+    console.print("\nWeights of image encoders (pretrained of patches of kind features), as packages of the index:")
+    for one in PUBLISHED:
+        console.print(f"\n[bold]{one.package}[/bold]  {one.model} of timm\n  licence of the weights: {one.licence}")
+        console.print(f"  sha256: {one.sha256}")
     models = {folder: sorted(folder.glob(f"*/{CONFIG}")) for folder in references}
     folder_used = next((folder for folder, files in models.items() if files), references[0])
     console.print(f"\nOur models in {folder_used}/:")

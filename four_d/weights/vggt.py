@@ -14,8 +14,8 @@ from four_d.heads.camera import CameraHeadConfig
 from four_d.heads.dense import DenseHeadConfig
 from four_d.heads.track import TrackHeadConfig
 from four_d.model import ModelConfig
+from four_d.state_dicts.adapter import Adapter, Dropped, Order, Rule, State, same, under
 from four_d.weights import dinov2
-from four_d.weights.adapter import Adapter, Dropped, Order, Rule, State, same, under
 from four_d.weights.dinov2 import common, count
 
 ENCODER = "aggregator.patch_embed."

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from four_d import fields
+from four_d.constants import precise
 from four_d.geometry import Similarity, align_points, point_maps, reliable, rotation_angle
 from four_d.types import Cameras, Prediction
 
@@ -107,14 +108,14 @@ def _pairs(before: Prediction, after: Prediction) -> _Pairs | None:
     chosen = keep.flatten().nonzero()[:, 0]
     if len(chosen) < FEWEST_POINTS:
         return None
-    chosen = chosen[:: -(-len(chosen) // MOST_POINTS)]
-    weight = (certain.flatten()[chosen] * sure.flatten()[chosen]).clamp_min(0).sqrt().double()
+    chosen, kind = chosen[:: -(-len(chosen) // MOST_POINTS)], precise(chosen.device)
+    weight = (certain.flatten()[chosen] * sure.flatten()[chosen]).clamp_min(0).sqrt().to(kind)
     for moving in (before.dynamic, after.dynamic):
-        weight = weight if moving is None else weight * (1.01 - moving.flatten()[chosen].double())
-    away = distance.flatten()[chosen].double()
+        weight = weight if moving is None else weight * (1.01 - moving.flatten()[chosen].to(kind))
+    away = distance.flatten()[chosen].to(kind)
     return _Pairs(
-        source=source.reshape(-1, 3)[chosen].double(),
-        target=target.reshape(-1, 3)[chosen].double(),
+        source=source.reshape(-1, 3)[chosen].to(kind),
+        target=target.reshape(-1, 3)[chosen].to(kind),
         distance=away,
         weight=weight / away**2,
     )
@@ -194,7 +195,7 @@ def by_poses(
         None if neither the paths nor ``ratio`` determine the scale.
 
     """
-    source, target = source.double().cpu(), target.double().cpu()
+    source, target = source.cpu().double(), target.cpu().double()
     rotation = cast(Tensor, roma.special_procrustes((target[:, :3, :3] @ source[:, :3, :3].mT).sum(0)))
     mine, theirs = source[:, :3, 3] @ rotation.mT, target[:, :3, 3]
     scale = _path_ratio(mine - mine.mean(0), theirs - theirs.mean(0), ratio, least)
@@ -223,7 +224,8 @@ def depth_ratio(
     target = target.to(source.device)
     sound = source.isfinite() & target.isfinite() & (source > 1e-6) & (target > 1e-6)
     sound = sound if valid is None else sound & valid.to(source.device)
-    return float((target[sound].double() / source[sound].double()).median()) if bool(sound.any()) else None
+    one, other = (each[sound].to(precise(each.device)) for each in (target, source))
+    return float((one / other).median()) if len(one) else None
 
 
 def report(seam: Seam, where: str) -> None:
@@ -238,7 +240,7 @@ def _disagreement(before: Cameras | None, after: Cameras | None) -> tuple[float 
     """Mean distance of camera centres and mean rotation angle in degrees."""
     if before is None or after is None or len(before.world_from_camera) == 0:
         return None, None
-    one, other = before.world_from_camera.double(), after.world_from_camera.double()
+    one, other = (each.world_from_camera.cpu().double() for each in (before, after))
     angle = rotation_angle(one[:, :3, :3].mT @ other[:, :3, :3]).rad2deg().mean()
     return float((one - other)[:, :3, 3].norm(dim=-1).mean()), float(angle)
 

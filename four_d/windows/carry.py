@@ -15,7 +15,7 @@ from four_d import fields
 from four_d.geometry import at_pixels, inside, point_maps, project, reliable
 from four_d.tracking import PointTracks
 from four_d.trajectories import EDGE
-from four_d.types import LIKELY, Prediction
+from four_d.types import LIKELY, Prediction, same_time
 from four_d.windows.cut import border
 from four_d.windows.frames import take_frames
 from four_d.windows.join import Outputs, Part
@@ -45,6 +45,7 @@ class Chain:
         ``queries`` are (frame, x, y) in model pixels; None: the model's choice.
         """
         self._times = torch.tensor(list(times), dtype=torch.float64)
+        self._rig = bool(same_time(self._times[1:], self._times[:-1]).any())
         self._size = torch.tensor([size[1], size[0]], dtype=torch.float32)
         self._last: tuple[range, Prediction] | None = None
         self._only: Part[Outputs] | None = None
@@ -125,6 +126,8 @@ class Chain:
         pixels = state.framed["pixels"][rows][:, order]
         inside = (pixels == self._clamp(pixels)).all(-1)
         seen = (state.framed["visible"][rows][:, order] > LIKELY) & inside
+        if self._rig and "points" in state.framed:
+            seen &= _unhidden(state.framed["points"][rows][:, order], last[1], order - last[0].start)
         first = seen.int().argmax(1)
         queries = torch.cat([order[first, None].float(), pixels[torch.arange(len(rows)), first]], dim=-1)
         lost = ~seen.any(1)
@@ -185,6 +188,17 @@ class Chain:
             if "pixels" in framed:
                 framed.setdefault("visible", torch.ones_like(framed["pixels"][..., 0]))
         return _Followed(leaves=leaves, framed=framed, single=single) if framed or single else None
+
+
+def _unhidden(points: Float[Tensor, "k s 3"], prediction: Prediction, frames: Int[Tensor, "s"]) -> Bool[Tensor, "k s"]:
+    """Mask of the points that no surface hides in these frames of a window; True without cameras or depth.
+
+    The visibility of a rig's point is that of any camera: another one of the same time may show something before it.
+    """
+    if prediction.cameras is None or prediction.depth is None:
+        return torch.ones_like(points[..., 0], dtype=torch.bool)
+    pixels, z = project(points.transpose(0, 1), fields.take(prediction.cameras, "b", frames))
+    return (z <= at_pixels(prediction.depth[frames], pixels) * (1 + EDGE)).T
 
 
 def _sorted(leaf: fields.Leaf, tensor: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from four_d.constants import precise
 from four_d.errors import UserError
 
 SHORT = 24
@@ -58,6 +59,6 @@ def owners(
 
     ``spans`` are those of the windows. In a tie the first window owns.
     """
-    first, last = torch.tensor(spans, dtype=torch.float64, device=at.device).unbind(-1)
+    first, last = torch.tensor(spans, dtype=precise(at.device), device=at.device).unbind(-1)
     room = torch.minimum(at - first[:, None], last[:, None] - at)
     return room.max(0).indices

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
+from four_d import geometry
 from four_d.data.contract import ClipInfo, RawClip
+from four_d.types import Cameras, Clip
+from four_d.video.footage import footage
 
 SAMPLES = Path(__file__).parents[3] / "shared" / "samples"
 HALF = np.array([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])
 """Between a principal point that counts from the first pixel's centre and one from its corner."""
 FLIP = np.diag([1.0, -1, -1, 1])
+ARIA = SAMPLES / "aria_digital_twin" / "pinhole"
+STIRRED = {"WoodenFork": 0.021, "WoodenSpoon": 0.022}
+"""Moving things of `stirring` → metres between its two times, 33 ms apart; everything else is still."""
 
 
 def _images(paths: list[Path], size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
@@ -89,16 +98,15 @@ def threedmatch() -> RawClip:
 
 def aria(cameras: tuple[str, ...] = ("slam_left", "slam_right")) -> RawClip:
     """Wide cameras on a head at two times, with the depth of a model of the room; hands and cutlery move."""
-    root = SAMPLES / "aria_digital_twin" / "pinhole"
-    meta = json.loads((root / "meta.json").read_text())
+    meta = json.loads((ARIA / "meta.json").read_text())
     frames = [frame for name in cameras for frame in meta["frames"] if frame["camera"] == name]
     stems = [Path(frame["image"]).stem for frame in frames]
     return _clip(
         "aria-" + "-".join(cameras),
-        _images([root / frame["image"] for frame in frames]),
+        _images([ARIA / frame["image"] for frame in frames]),
         poses=np.array([frame["c2w"] for frame in frames]),
         intrinsics=np.array([meta["cameras"][frame["camera"]]["K"] for frame in frames]) + HALF,
-        depth=_millimetres([root / f"{stem}_depth.png" for stem in stems]),
+        depth=_millimetres([ARIA / f"{stem}_depth.png" for stem in stems]),
         camera_ids=[cameras.index(frame["camera"]) for frame in frames],
         times=[int(stem[:2]) / 30 for stem in stems],
         depth_tolerance=0.05,
@@ -108,6 +116,75 @@ def aria(cameras: tuple[str, ...] = ("slam_left", "slam_right")) -> RawClip:
 def aria_colour() -> RawClip:
     """The colour camera of `aria` at its two times."""
     return aria(("rgb",))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """The colour camera's two frames with exact motion, in the first one's camera coordinates, metres, float64."""
+
+    targets: Clip
+    points: Tensor
+    """f h w 3"""
+    instances: Tensor
+    """f h w: index into ``names``."""
+    names: dict[int, str]
+
+    @property
+    def stirred(self) -> Tensor:
+        """f h w: pixels of fork and spoon with depth."""
+        chosen = [index for index, name in self.names.items() if name in STIRRED]
+        assert self.targets.valid is not None
+        return torch.isin(self.instances, torch.tensor(chosen)) & self.targets.valid
+
+
+def stirring() -> Recording:
+    """A person stirs with a fork and a spoon of measured poses; a rigid object's motion is truth for all its pixels."""
+    meta = json.loads((ARIA / "meta.json").read_text())
+    frames = [frame for frame in meta["frames"] if frame["camera"] == "rgb"]
+    intrinsics = torch.tensor(meta["cameras"]["rgb"]["K"], dtype=torch.float64) + torch.from_numpy(HALF)
+    stored = torch.tensor([frame["c2w"] for frame in frames], dtype=torch.float64)
+    first_from_world = geometry.invert_pose(stored[0])
+    cameras = Cameras(world_from_camera=first_from_world @ stored, intrinsics=intrinsics.expand(2, 3, 3))
+    depth = torch.from_numpy(np.stack([_aria_png(frame["depth"]) for frame in frames]).astype(np.float64)) / 1000
+    instances = torch.from_numpy(np.stack([_aria_png(frame["instance"]) for frame in frames]).astype(np.int64))
+    points = geometry.unproject(depth, cameras)
+    moves = {
+        int(index): first_from_world @ torch.tensor(value["T_world_object"], dtype=torch.float64)
+        for index, value in meta["instances"].items()
+        if value["motion_type"] == "dynamic"
+    }
+    there = torch.stack([_carried(points, instances, moves, time) for time in (0, 1)])
+    pictures = np.stack([_aria_png(frame["image"]) for frame in frames])
+    valid = depth > 0
+    targets = Clip(
+        images=torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255,
+        times=torch.tensor([0.0, (frames[1]["timestamp_ns"] - frames[0]["timestamp_ns"]) / 1e9]),
+        camera_ids=torch.zeros(2, dtype=torch.long),
+        cameras=cameras,
+        depth=depth,
+        valid=valid,
+        motion=(there - points).float(),
+        motion_valid=valid.expand(2, -1, -1, -1),
+    )
+    names = {int(index): value["name"] for index, value in meta["instances"].items()}
+    return Recording(
+        targets=replace(targets, query_times=targets.times), points=points, instances=instances, names=names
+    )
+
+
+def _aria_png(name: str) -> NDArray[np.generic]:
+    return np.asarray(Image.open(ARIA / name))
+
+
+def _carried(points: Tensor, instances: Tensor, moves: dict[int, Tensor], time: int) -> Tensor:
+    """Place of every pixel's point at a time, f h w 3: it goes with its object."""
+    there = points.clone()
+    for index, poses in moves.items():
+        for frame in (0, 1):
+            chosen = instances[frame] == index
+            step = poses[time] @ geometry.invert_pose(poses[frame])
+            there[frame][chosen] = geometry.transform(step, points[frame][chosen])
+    return there
 
 
 def motorcycle() -> RawClip:
@@ -205,3 +282,37 @@ def _pose(said: dict[str, dict[str, float]]) -> NDArray[np.float64]:
 EXCERPTS: dict[str, Callable[[], RawClip]] = {
     f.__name__: f for f in (hololens, threedmatch, aria, aria_colour, motorcycle, kitti, nyu, fox, driving)
 }
+
+
+def tartanair() -> RawClip:
+    """Two frames of a street, with their depth and without poses."""
+    root = SAMPLES / "tartanair_pair"
+    depth = np.stack([np.load(root / f"depth{i}.npy") for i in (1, 2)])
+    k = np.array([[320.0, 0, 320], [0, 320, 240], [0, 0, 1]])
+    images = _images([root / f"image{i}.png" for i in (1, 2)])
+    return _clip("tartanair", images, intrinsics=k, depth=depth.astype(np.float32))
+
+
+def sintel() -> RawClip:
+    """Four frames of the film, without any truth."""
+    root = SAMPLES / "sintel_alley_1"
+    return _clip("sintel", _images(sorted(root.glob("*.png"))), times=[i / 24 for i in range(4)], metric=False)
+
+
+def davis() -> RawClip:
+    """Thirty frames of a rider among trees, with masks of what moves."""
+    root = SAMPLES / "davis_bmx-trees"
+    masks = [np.asarray(Image.open(path)) > 127 for path in sorted((root / "masks").iterdir())]
+    images = _images(sorted((root / "frames").iterdir()))
+    clip = _clip("davis", images, times=[i / 24 for i in range(len(images))], metric=False)
+    return replace(clip, dynamic=np.stack(masks))
+
+
+def bikes() -> RawClip:
+    """A video as it is."""
+    video = footage(SAMPLES / "videos" / "bikes.mp4", silent=True)
+    return _clip("bikes", np.stack(list(video.frames(range(0, 250, 50)))), times=[2.0 * i for i in range(5)])
+
+
+SHOWN: dict[str, Callable[[], RawClip]] = {f.__name__: f for f in (hololens, aria, driving, tartanair, sintel, bikes)}
+"""Excerpts whose licences (MIT, Apache-2.0, MIT, CC BY 4.0, CC BY 3.0, BSD) allow pictures of them in docs."""

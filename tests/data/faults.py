@@ -101,11 +101,47 @@ def with_sentinel(clip: RawClip, value: float, share: float = 0.03) -> RawClip:
     return dataclasses.replace(clip, depth=made)
 
 
+def turned(clip: RawClip, quarters: int, *, images_only: bool = False) -> RawClip:
+    """Turn all pictures clockwise by quarters, or the images alone, which are square or turned by two quarters."""
+
+    def turn(value: NDArray[np.generic] | None) -> NDArray[np.generic] | None:
+        return None if value is None else np.ascontiguousarray(np.rot90(value, -quarters, (1, 2)))
+
+    images = turn(clip.images)
+    if images_only:
+        return dataclasses.replace(clip, images=images)  # pyright: ignore[reportArgumentType]
+    info = clip.info
+    if quarters % 2:
+        info = dataclasses.replace(info, width=info.height, height=info.width)
+    return dataclasses.replace(clip, info=info, images=images, depth=turn(clip.depth), dynamic=turn(clip.dynamic))  # pyright: ignore[reportArgumentType]
+
+
+def transposed(clip: RawClip) -> RawClip:
+    def change(pose: NDArray[np.float64]) -> NDArray[np.float64]:
+        pose[:, :3, :3] = pose[:, :3, :3].transpose(0, 2, 1).copy()
+        return pose
+
+    return posed(clip, change)
+
+
+def mirrored_world(clip: RawClip, axis: int) -> RawClip:
+    mirror = np.eye(4)
+    mirror[axis, axis] = -1
+    return posed(clip, lambda pose: mirror @ pose @ mirror)
+
+
 Fault = tuple[Callable[[RawClip], RawClip], str]
 FAULTS: dict[str, Fault] = {
     "w2c": (lambda clip: posed(clip, np.linalg.inv), "camera_from_world: invert them"),
     "opengl": (lambda clip: posed(clip, lambda pose: pose @ FLIP), "those of OpenGL"),
     "w2c opengl": (lambda clip: posed(clip, lambda pose: np.linalg.inv(pose @ FLIP)), "with the axes of OpenGL"),
+    "transposed": (transposed, "rotations are transposed"),
+    "mirrored world": (lambda clip: mirrored_world(clip, 0), "world is mirrored in x"),
+    "world upside down": (lambda clip: mirrored_world(clip, 1), "world is mirrored in y"),
+    "turned right": (lambda clip: turned(clip, 1), "turned by 90 degrees clockwise"),
+    "turned left": (lambda clip: turned(clip, -1), "turned by 90 degrees anticlockwise"),
+    "turned about": (lambda clip: turned(clip, 2), "turned by 180 degrees"),
+    "images turned about": (lambda clip: turned(clip, 2, images_only=True), "turned by 180 degrees"),
     "poses in mm": (lambda clip: translated(clip, 1000), "depth times 1000 fits"),
     "depth in mm": (lambda clip: deep(clip, 1000, 1000), "depth times 0.001 fits"),
     "odd unit": (lambda clip: deep(clip, 1.7, 1.7), "depth times 0.5"),

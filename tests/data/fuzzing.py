@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import stat
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -15,13 +18,15 @@ import torch
 
 from four_d.data.check import check
 from four_d.data.contract import RawClip
-from four_d.data.loading import DataConfig, SourceConfig, Sources, fit, prepared
+from four_d.data.crops import CropRule
+from four_d.data.loading import DataConfig, prepared
 from four_d.data.sampling import SamplingConfig
 from four_d.data.shards import SampleIndex, finalise, write_shard
 from four_d.data.show import show
+from four_d.data.sources import SourceConfig, Sources
 from four_d.errors import UserError
 from four_d.types import Clip, map_tensors
-from tests.data.damage import DAMAGES
+from tests.data.damage import DAMAGES, EVIL
 from tests.helpers import box_clip, without_surface
 
 SECONDS = 20.0
@@ -30,7 +35,7 @@ SECONDS = 20.0
 
 @dataclass
 class Tally:
-    """What became of the trials."""
+    """Outcome of the trials."""
 
     trials: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
@@ -49,19 +54,21 @@ def sound_set(folder: Path) -> Path:
 
 def run(seeds: Iterable[int], root: Path, *, check_every: int = 10) -> Tally:
     """Damage a sound set once per seed and use it; ``root`` is an empty folder."""
-    whole, tally = sound_set(root / "sound"), Tally()
+    tally = Tally()
+    home = root / "a" / "b"  # two folders below, so that "../../evil" is seen too
+    whole, out = sound_set(home / "sound"), home / "out"
     for seed in seeds:
-        shutil.rmtree(root / "set", ignore_errors=True)
-        shutil.copytree(whole, root / "set")
+        shutil.rmtree(home / "set", ignore_errors=True)
+        shutil.copytree(whole, home / "set")
         rng = np.random.default_rng(seed)
         damage = DAMAGES[seed % len(DAMAGES)]
         started = time.process_time()
         try:
-            damage(root / "set", rng)
-            before = listing(root)
-            outcome = trial(root / "set", root / "out", full=seed // len(DAMAGES) % check_every == 0)
-            if strangers := listing(root) - before:
-                tally.crashes.append(f"seed {seed}, {damage.__name__}: wrote {sorted(strangers)[0]}")
+            damage(home / "set", rng)
+            before = listing(root, out)
+            outcome = trial(home / "set", out, full=seed // len(DAMAGES) % check_every == 0)
+            if strangers := changed(before, listing(root, out)):
+                tally.crashes.append(f"seed {seed}, {damage.__name__}: wrote {', '.join(strangers)}")
         except Exception as error:
             outcome = "crash"
             tally.crashes.append(f"seed {seed}, {damage.__name__}: {type(error).__name__}: {error!s:.200}")
@@ -75,9 +82,38 @@ def run(seeds: Iterable[int], root: Path, *, check_every: int = 10) -> Tally:
     return tally
 
 
-def listing(root: Path) -> set[str]:
-    """Files below a folder other than those in ``out``, where results belong."""
-    return {str(path) for path in root.rglob("*") if "out" not in path.relative_to(root).parts}
+Entry = tuple[int, int, int]
+"""Type and rights, size, and time of the last change of a file or folder."""
+
+
+def listing(root: Path, out: Path) -> dict[str, Entry]:
+    """List everything below a folder but what is in ``out``, and the places outside that the damage names."""
+    found: dict[str, Entry] = {}
+    for folder, folders, files in os.walk(root):
+        if Path(folder) == out.parent:
+            folders.remove(out.name) if out.name in folders else None
+        for name in (*folders, *files):
+            path = Path(folder, name)
+            found[str(path)] = _entry(path)
+    for name in EVIL:
+        if name.startswith(("/", "~")) and os.path.lexists(path := Path(name).expanduser()):
+            found[str(path)] = _entry(path)
+    for folder in {Path.cwd(), Path(tempfile.gettempdir()), Path.home()}:  # shallow: others write below them
+        found |= {str(path): _entry(path) for path in folder.glob("*evil*")}
+    return found
+
+
+def changed(before: dict[str, Entry], after: dict[str, Entry]) -> list[str]:
+    """List what is new, gone or changed between two listings."""
+    return sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
+
+
+def _entry(path: Path) -> Entry:
+    state = path.lstat()
+    # a folder's time changes with what is in it, which is listed by itself
+    if stat.S_ISDIR(state.st_mode):
+        return state.st_mode, 0, 0
+    return state.st_mode, state.st_size, state.st_mtime_ns
 
 
 def trial(folder: Path, out: Path, *, full: bool) -> str:
@@ -101,11 +137,11 @@ def train_on(folder: Path) -> str:
     sources = Sources(config.sources)
     rng = np.random.default_rng(0)
 
-    def choose(sample: SampleIndex) -> list[int]:
-        return config.frames(sample, 2, rng)
+    def choose(sample: SampleIndex) -> tuple[list[int], CropRule]:
+        return config.frames(sample, 2, rng), CropRule(size=config.image_size)
 
     def make(raw: RawClip) -> Clip:
-        return prepared(raw, config, rng, lambda clip: fit(clip, config.image_size))
+        return prepared(raw, config, rng)
 
     named: list[str] = []
     for index in range(len(sources.readers[0])):

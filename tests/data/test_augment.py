@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from four_d import fields, geometry, surface
 from four_d.data.augment import (
     NO_AUGMENT,
     AugmentConfig,
     augment,
-    crop,
-    jitter,
-    resample_depth,
-    resize,
-    turn_hue,
+    hue_rotations,
+    jitter_,
 )
+from four_d.data.crops import CropRule, crop, resample_depth
 from four_d.data.sampling import to_clip
+from four_d.data.shards import ShardReader, finalise, write_shard
 from four_d.errors import UserError
-from four_d.types import Cameras, Clip
+from four_d.types import Cameras, Clip, map_tensors
 from tests.helpers import box_clip
 
 
@@ -58,6 +59,10 @@ def plane_clip(normal: tuple[float, float, float], size: tuple[int, int] = (24, 
     )
 
 
+def cropped_and_augmented(clip: Clip, size: tuple[int, int], config: AugmentConfig, rng: np.random.Generator) -> Clip:
+    return augment(crop(clip, config.crop_rule(size, rng)), config, rng)
+
+
 @settings(max_examples=40)
 @given(
     seed=st.integers(0, 10**6),
@@ -68,7 +73,7 @@ def plane_clip(normal: tuple[float, float, float], size: tuple[int, int] = (24, 
 def test_reprojection_holds_on_a_slanted_plane(seed: int, height: int, width: int, mirrored: bool) -> None:
     normal = (0.25, -0.2, 1.0)
     config = dataclasses.replace(NO_AUGMENT, zoom=0.5, mirror_share=float(mirrored))
-    changed = augment(plane_clip(normal), (height, width), config, np.random.default_rng(seed))
+    changed = cropped_and_augmented(plane_clip(normal), (height, width), config, np.random.default_rng(seed))
     assert changed.cameras is not None
     assert changed.depth is not None
     assert changed.valid is not None
@@ -89,7 +94,7 @@ def test_reprojection_holds_on_a_slanted_plane(seed: int, height: int, width: in
 def test_depth_agrees_with_the_surface_seen_by_the_changed_camera(seed: int, size: tuple[int, int]) -> None:
     clip = to_clip(box_clip(5, frames=2, cameras=1, size=(48, 64)), with_surface=True)
     config = dataclasses.replace(NO_AUGMENT, zoom=0.6, mirror_share=0.5)
-    changed = augment(clip, size, config, np.random.default_rng(seed))
+    changed = cropped_and_augmented(clip, size, config, np.random.default_rng(seed))
     assert changed.surface is not None
     assert changed.cameras is not None
     assert changed.depth is not None
@@ -98,8 +103,8 @@ def test_depth_agrees_with_the_surface_seen_by_the_changed_camera(seed: int, siz
     centres = geometry.pixel_centres(*size, z).reshape(-1, 2)
     # the nearest source pixel's surface lies within half a source pixel of the new centre
     assert clip.cameras is not None
-    pixel = float(clip.cameras.intrinsics[0, 0, 0] / changed.cameras.intrinsics[0, 0, 0])
-    assert float((pixels - centres).abs().max()) <= 0.5 / pixel + 2e-3
+    pixel = (clip.cameras.intrinsics / changed.cameras.intrinsics)[0, [0, 1], [0, 1]]
+    assert float(((pixels - centres).abs() * pixel).max()) <= 0.5 + 2e-3
     close = (z.view_as(changed.depth) - changed.depth).abs() < 0.06 * changed.depth
     assert float(close.float().mean()) > 0.97
 
@@ -107,12 +112,16 @@ def test_depth_agrees_with_the_surface_seen_by_the_changed_camera(seed: int, siz
 def test_the_principal_point_lands_on_the_centre_and_focal_lengths_scale(clip: Clip) -> None:
     assert clip.cameras is not None
     for size in ((48, 64), (30, 20), (64, 96)):
-        changed = crop(clip, size, 0.8)
+        changed = crop(clip, CropRule(size=size, zoom=0.8))
         assert changed.cameras is not None
         expected = torch.tensor([size[1] / 2, size[0] / 2]).expand(6, 2)
         torch.testing.assert_close(changed.cameras.intrinsics[:, :2, 2], expected, atol=1e-4, rtol=0)
         ratio = changed.cameras.intrinsics[:, [0, 1], [0, 1]] / clip.cameras.intrinsics[:, [0, 1], [0, 1]]
-        torch.testing.assert_close(ratio, ratio[:1, :1].expand_as(ratio))
+        # windows begin at whole pixels, and half of one is 19 of them or more
+        torch.testing.assert_close(ratio, ratio[:1, :1].expand_as(ratio), rtol=1 / 19, atol=0)
+        for camera in clip.camera_ids.unique():
+            own = ratio[clip.camera_ids == camera]
+            torch.testing.assert_close(own, own[:1].expand_as(own))
 
 
 def test_a_clip_that_fits_already_stays(clip: Clip) -> None:
@@ -120,7 +129,7 @@ def test_a_clip_that_fits_already_stays(clip: Clip) -> None:
     intrinsics = clip.cameras.intrinsics.clone()
     intrinsics[:, 0, 2], intrinsics[:, 1, 2] = 32, 24
     centred = dataclasses.replace(clip, cameras=dataclasses.replace(clip.cameras, intrinsics=intrinsics))
-    assert crop(centred, (48, 64), 1.0) is centred
+    assert crop(centred, CropRule(size=(48, 64))) is centred
 
 
 def test_a_principal_point_outside_its_image_is_refused(clip: Clip) -> None:
@@ -129,26 +138,72 @@ def test_a_principal_point_outside_its_image_is_refused(clip: Clip) -> None:
     intrinsics[0, 0, 2] = 70
     bad = dataclasses.replace(clip, cameras=dataclasses.replace(clip.cameras, intrinsics=intrinsics))
     with pytest.raises(UserError, match="principal point lies outside"):
-        crop(bad, (24, 32), 1.0)
+        crop(bad, CropRule(size=(24, 32)))
 
 
 def test_a_clip_without_truth_is_cropped_about_its_centre(clip: Clip) -> None:
     plain = Clip(images=clip.images, times=clip.times, camera_ids=clip.camera_ids)
-    changed = crop(plain, (24, 24), 1.0)
+    changed = crop(plain, CropRule(size=(24, 24)))
     assert changed.images.shape == (6, 3, 24, 24)
     expected = torch.nn.functional.interpolate(clip.images[..., 8:56], (24, 24), mode="bilinear", antialias=True)
-    # at the sides ours sees the pixels beyond the window, where torch saw none
-    torch.testing.assert_close(changed.images[..., 1:-1], expected[..., 1:-1], atol=1e-5, rtol=0)
+    torch.testing.assert_close(changed.images, expected, atol=1e-5, rtol=0)
 
 
 def test_resizing_down_equals_the_antialiased_filter_of_torch() -> None:
     image = torch.rand(2, 3, 20, 30, generator=torch.Generator().manual_seed(0))
     for size in ((10, 15), (8, 12), (40, 60)):
-        pixel = 20 / size[0]
-        rows = ((torch.arange(size[0]) + 0.5) * pixel).expand(2, -1)
-        columns = ((torch.arange(size[1]) + 0.5) * pixel).expand(2, -1)
+        clip = Clip(images=image, times=torch.zeros(2), camera_ids=torch.arange(2))
         expected = torch.nn.functional.interpolate(image, size, mode="bilinear", antialias=True)
-        torch.testing.assert_close(resize(image, rows, columns, pixel), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(crop(clip, CropRule(size=size)).images, expected, atol=1e-5, rtol=0)
+
+
+@settings(max_examples=60)
+@given(
+    centre=st.tuples(st.floats(0.1, 99.9), st.floats(0.1, 59.9)),
+    size=st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    zoom=st.floats(0.05, 1),
+)
+def test_windows_are_within_the_image_and_about_the_principal_point(
+    centre: tuple[float, float], size: tuple[int, int], zoom: float
+) -> None:
+    window = CropRule(size=size, zoom=zoom).at(np.array([centre]), (60, 100))
+    end = window.corner + window.pixel * size[::-1]
+    assert (window.pixel > 0).all()
+    assert (window.corner >= 0).all()
+    assert (end < np.array([101, 61])).all()  # a window of less than a pixel takes the whole of it
+    np.testing.assert_allclose((window.corner + end) / 2, [centre])
+    image = torch.rand(1, 3, 60, 100)
+    assert window.image(0, image).shape == (1, 3, *size)
+
+
+@pytest.mark.parametrize("zoom", [1.0, 0.7])
+def test_images_that_are_cropped_as_they_are_read_are_those_that_are_cropped_afterwards(
+    tmp_path: Path, zoom: float
+) -> None:
+    """PNGs nearly bit for bit, JPEGs that are decoded to half their size nearly so where they are smooth."""
+    raw = box_clip(5, frames=3, cameras=2, size=(96, 128))
+    smooth = np.stack([np.asarray(Image.fromarray(image).resize((16, 12)).resize((128, 96))) for image in raw.images])
+    rule = CropRule(size=(31, 36), zoom=zoom)
+    for lossless, most in ((True, 1.01), (False, 12)):
+        folder = tmp_path / str(lossless)
+        write_shard(folder, 0, [dataclasses.replace(raw, images=smooth)], lossless=lossless)
+        finalise(folder, "test")
+        with ShardReader(folder) as reader:
+            whole = to_clip(reader.read(0, [4, 0, 1]), with_surface=True)
+            found = to_clip(reader.read(0, [4, 0, 1], rule=rule), with_surface=True)
+        expected = crop(whole, rule)
+        assert float((found.images - expected.images).abs().max()) <= most / 255
+        for name in ("cameras", "depth", "valid", "dynamic", "surface", "times"):
+            assert_same(getattr(found, name), getattr(expected, name))
+
+
+def assert_same(a: object, b: object) -> None:
+    tensors: list[list[torch.Tensor]] = [[], []]
+    for value, into in zip((a, b), tensors, strict=True):
+        map_tensors(value, lambda tensor, into=into: (into.append(tensor), tensor)[1])
+    assert tensors[0]
+    for one, other in zip(*tensors, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_depth_is_never_mixed_across_an_edge_or_with_invalid_pixels() -> None:
@@ -172,7 +227,7 @@ def test_everything_of_a_pixel_is_cropped_with_it() -> None:
         query_points=torch.tensor([[0.0, 3, 1], [0, 4, 2]]),
     )
     assert clip.valid is not None
-    found = crop(clip, (2, 4), 0.5)
+    found = crop(clip, CropRule(size=(2, 4), zoom=0.5))
     assert found.query_points is not None
     assert found.query_points.tolist() == [[0, 1, 0], [0, 2, 1]]
     assert torch.equal(found.valid, clip.valid[:, 1:3, 2:6])  # pyright: ignore[reportArgumentType]
@@ -180,7 +235,7 @@ def test_everything_of_a_pixel_is_cropped_with_it() -> None:
     with pytest.raises(
         ValueError, match=r"motion \('\*b q k h w 3'\) does not have all axes f, h and w, and cannot be cropped"
     ):
-        crop(moving, (2, 4), 0.5)
+        crop(moving, CropRule(size=(2, 4), zoom=0.5))
 
 
 def test_mirroring_twice_is_nothing_and_once_keeps_reprojection(clip: Clip) -> None:
@@ -200,7 +255,7 @@ def test_mirroring_twice_is_nothing_and_once_keeps_reprojection(clip: Clip) -> N
 
 def test_a_seed_gives_the_same_clip_and_another_gives_another(clip: Clip) -> None:
     config = AugmentConfig(mirror_share=0.5)
-    a, b, c = (augment(clip, (24, 32), config, np.random.default_rng(s)) for s in (1, 1, 2))
+    a, b, c = (cropped_and_augmented(clip, (24, 32), config, np.random.default_rng(s)) for s in (1, 1, 2))
     assert torch.equal(a.images, b.images)
     assert not torch.equal(a.images, c.images)
 
@@ -213,16 +268,17 @@ def test_what_looks_alike_in_two_frames_still_does_where_frames_are_to_stay_alik
     )
     frames[:, :, 2:4, 2:4] = torch.tensor([0.4, 0.3, 0.2])[:, None, None]
     for seed in range(10):
-        changed = jitter(frames, AugmentConfig(per_frame_share=1.0), np.random.default_rng(seed), alike=True)
+        changed = frames.clone()
+        jitter_(changed, AugmentConfig(per_frame_share=1.0), np.random.default_rng(seed), alike=True)
         assert torch.equal(changed[0, :, 2:4, 2:4], changed[1, :, 2:4, 2:4])
         assert (changed - frames).abs().max() > 0.01
 
 
 def test_colours_change_for_the_clip_or_for_each_frame(clip: Clip) -> None:
-    still = clip.images[:1].expand(4, -1, -1, -1)
-    rng = np.random.default_rng(0)
-    together = jitter(still, AugmentConfig(per_frame_share=0.0), rng)
-    apart = jitter(still, AugmentConfig(per_frame_share=1.0), rng)
+    still = clip.images[:1].repeat(4, 1, 1, 1)
+    together, apart, rng = still.clone(), still.clone(), np.random.default_rng(0)
+    jitter_(together, AugmentConfig(per_frame_share=0.0), rng)
+    jitter_(apart, AugmentConfig(per_frame_share=1.0), rng)
     assert torch.equal(together[0], together[3])
     assert not torch.equal(together[0], still[0])
     assert float((apart[0] - apart[1]).abs().mean()) > 0.01
@@ -231,15 +287,13 @@ def test_colours_change_for_the_clip_or_for_each_frame(clip: Clip) -> None:
 
 
 def test_hue_turns_red_to_green_to_blue_and_leaves_grey() -> None:
-    red = torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1)
-    green = turn_hue(red, torch.tensor([2 * math.pi / 3]))
-    torch.testing.assert_close(green.flatten(), torch.tensor([0.0, 1, 0]), atol=1e-6, rtol=0)
-    blue = turn_hue(red, torch.tensor([-2 * math.pi / 3]))
-    torch.testing.assert_close(blue.flatten(), torch.tensor([0.0, 0, 1]), atol=1e-6, rtol=0)
-    grey = torch.full((1, 3, 1, 1), 0.4)
-    torch.testing.assert_close(turn_hue(grey, torch.tensor([1.0])), grey)
+    red, third = torch.tensor([1.0, 0, 0]), 2 * math.pi / 3
+    green, blue = hue_rotations(torch.tensor([third, -third])) @ red
+    torch.testing.assert_close(green, torch.tensor([0.0, 1, 0]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(blue, torch.tensor([0.0, 0, 1]), atol=1e-6, rtol=0)
+    grey = torch.full((3,), 0.4)
+    torch.testing.assert_close(hue_rotations(torch.tensor([1.0]))[0] @ grey, grey)
 
 
 def test_no_augmentation_changes_no_colour(clip: Clip) -> None:
-    plain = crop(clip, (24, 32), 1.0)
-    torch.testing.assert_close(augment(clip, (24, 32), NO_AUGMENT, np.random.default_rng(0)).images, plain.images)
+    assert augment(clip, NO_AUGMENT, np.random.default_rng(0)).images is clip.images

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from four_d.data import runs
 from four_d.data.check import CheckReport, check
 from four_d.data.contract import ClipInfo, RawClip, SurfaceArrays
 from four_d.data.shards import ShardReader, finalise, write_shard
@@ -33,6 +34,11 @@ def video(clip: RawClip) -> RawClip:
 @pytest.fixture(scope="module")
 def rig(clip: RawClip) -> RawClip:
     return without_surface(clip, tracks=120)
+
+
+@pytest.fixture(scope="module")
+def long() -> RawClip:
+    return without_surface(box_clip(seed=2, frames=130, cameras=1, size=(16, 20)), tracks=4)
 
 
 def checked(folder: Path, *clips: RawClip) -> CheckReport:
@@ -83,6 +89,69 @@ class TestSound:
         """A camera that stands still shows no parallax: nothing can be said of it, nothing is wrong with it."""
         still = without_surface(box_clip(seed=2, frames=1, cameras=1, size=40))
         assert checked(tmp_path, still).ok
+
+
+class TestLongClips:
+    """Geometry is measured in some frames of a long clip, in no more memory; members and layout in all."""
+
+    def test_no_more_frames_are_held_than_are_measured(
+        self, tmp_path: Path, long: RawClip, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        read, held = ShardReader.read, list[int]()
+
+        def counted(self: ShardReader, index: int, frames: list[int] | None = None, *, verify: bool = True) -> RawClip:
+            held.append(self.samples[index].frames if frames is None else len(frames))
+            return read(self, index, frames, verify=verify)
+
+        monkeypatch.setattr(ShardReader, "read", counted)
+        report = checked(tmp_path, long)
+        assert held == [96, 34]
+        assert report.ok, report.table()
+        assert "some were measured, evenly chosen (96 of 130)" in report.table()
+
+    def test_frames_are_called_by_their_own_numbers(self, tmp_path: Path, long: RawClip) -> None:
+        frame = runs.choose(long.info.times, long.info.camera_ids, 320).frames[-1]
+
+        def change(pose: NDArray[np.float64]) -> NDArray[np.float64]:
+            pose[frame, :3, :3] *= 1.1
+            return pose
+
+        report = checked(tmp_path, posed(long, change))
+        assert ("rotation", frame) in {(failure.check, failure.frame) for failure in report.failures}
+
+    def test_a_frame_that_is_not_measured_is_read(self, tmp_path: Path, long: RawClip) -> None:
+        assert long.depth is not None
+        frame = next(i for i in range(130) if i not in runs.choose(long.info.times, [0] * 130, 320).frames)
+        write_shard(tmp_path, 0, [long])
+        finalise(tmp_path, "test")
+        offset, size, _ = ShardReader(tmp_path).samples[0].members[f"f{frame:03d}.depth.png"]
+        with (tmp_path / "shard-000000.tar").open("r+b") as file:
+            file.seek(offset + size // 2)
+            file.write(b"\0\1\2\3")
+        report = check(tmp_path, shown=False)
+        assert ("members", frame) in {(failure.check, failure.frame) for failure in report.failures}
+        assert "not checked: geometry: a member is damaged" in report.table()
+
+    @pytest.mark.parametrize(
+        ("cameras", "frames", "pixels", "counts"),
+        [
+            (1, 96, 320, [96]),  # all
+            (1, 1000, 320, [16] * 6),
+            (4, 24, 320, [24] * 4),
+            (4, 100, 320, [16] * 4),
+            (20, 100, 320, [16] * 6),
+            (200, 1, 320, [1] * 96),
+            (1, 1000, 2**21, [16]),
+            (3, 50, 2**24, [8]),
+        ],
+    )
+    def test_runs_are_evenly_chosen(self, cameras: int, frames: int, pixels: int, counts: list[int]) -> None:
+        times, ids = [i / 30 for i in range(frames)] * cameras, [i for i in range(cameras) for _ in range(frames)]
+        chosen = runs.choose(times, ids, pixels)
+        of_run = [[f for f, s in zip(chosen.frames, chosen.streams) if s == run] for run in sorted(set(chosen.streams))]
+        assert [len(run) for run in of_run] == counts
+        assert all(len({ids[f] for f in run}) == 1 and run == list(range(run[0], run[-1] + 1)) for run in of_run)
+        assert len({tuple(times[f] for f in run) for run in of_run}) == (len(counts) if cameras == 1 else 1)
 
 
 class TestPoses:

@@ -20,7 +20,7 @@ from four_d.data.measures import Measure, Note, Unchecked
 from four_d.data.shards import ShardReader, finalise, write_shard
 from four_d.types import Cameras
 from tests.data.excerpts import EXCERPTS, SAMPLES
-from tests.data.faults import FAULTS, lens, posed
+from tests.data.faults import FAULTS, deep, lens, posed, turned
 from tests.data.walk import walk
 from tests.helpers import box_clip, without_surface
 
@@ -67,6 +67,29 @@ def test_a_fault_is_named_without_depth(fault: str) -> None:
     assert words in remedies(plant(blind()))
 
 
+@pytest.mark.parametrize(("quarters", "way"), [(1, "clockwise"), (-1, "anticlockwise")])
+def test_square_images_that_are_turned_alone_are_named(quarters: int, way: str) -> None:
+    said = remedies(turned(walk(6, (96, 96)), quarters, images_only=True))
+    assert f"the images are turned by 90 degrees {way} against poses and depth" in said
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.4])
+def test_depth_with_noise_of_each_pixel_fails(share: float) -> None:
+    """Where noise leaves no smooth place its neighbourhoods still contradict each other."""
+    noise = 1 + share * np.random.default_rng(0).standard_normal((8, 96, 128))
+    clip = deep(plain(), noise.clip(0.05, 3))
+    assert {"depth across frames"} <= {found.check for found in failures(clip)}
+
+
+@pytest.mark.parametrize("late_by", [1, -2])
+def test_late_cameras_of_a_clip_with_a_surface_are_named(late_by: int) -> None:
+    clip = box_clip(seed=5, frames=8, cameras=2, size=(44, 52))
+    assert clip.world_from_camera is not None
+    poses = np.concatenate([np.roll(each, late_by, axis=0) for each in np.split(clip.world_from_camera, 2)])
+    way = "1 frame too late" if late_by == 1 else "2 frames too early"
+    assert f"the cameras come {way}" in remedies(dataclasses.replace(clip, world_from_camera=poses))
+
+
 def test_two_faults_are_both_named() -> None:
     clip = FAULTS["opengl"][0](FAULTS["poses in mm"][0](plain()))
     assert "OpenGL" in remedies(clip)
@@ -82,6 +105,13 @@ def test_a_fault_of_no_usual_kind_fails_without_a_name() -> None:
 def test_no_overlap_is_a_failure() -> None:
     apart = posed(plain(), lambda pose: pose + _far(len(pose)))
     assert "overlap" in {found.check for found in failures(apart)}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_images_of_the_other_camera_fail(seed: int) -> None:
+    """Each camera still fits itself over time; the two at one time do not fit each other."""
+    rig = walk(4, seed=seed, cameras=2)
+    assert failures(dataclasses.replace(rig, images=np.ascontiguousarray(np.roll(rig.images, 4, axis=0))))
 
 
 def stage(masked: bool, with_depth: bool = False) -> RawClip:
@@ -180,8 +210,8 @@ def test_untouched_excerpts_pass(name: str) -> None:
 CANNOT = {
     # what an excerpt cannot show: a camera's small way, equal focal lengths, few frames, smooth depth; and what is
     # named otherwise: without depth a mirrored picture and a mirrored world are one (fox), lengths of Aria in
-    # millimetres are told as such; OpenGL's axes are mistaken for a mirrored world there, an odd unit is not
-    # found in 3DMatch, whose poses drift
+    # millimetres are told as such; OpenGL's axes and a mirrored world are mistaken for each other there, an odd unit is
+    # not found in 3DMatch, whose poses drift
     "hololens": {"anamorphic", "depth right by 4", "depth up by 3"},
     "threedmatch": {"anamorphic", "ray", "swapped centre", "depth up by 3", "odd unit"},
     "aria": {
@@ -192,9 +222,21 @@ CANNOT = {
         "depth up by 3",
         "depth in mm",
         "opengl",
+        "mirrored world",
         "depth right by 4",
     },
-    "motorcycle": {"anamorphic", "ray", "w2c", "w2c opengl", "opengl", "poses in mm", "depth in mm"},
+    "motorcycle": {
+        "anamorphic",
+        "ray",
+        "w2c",
+        "w2c opengl",
+        "opengl",
+        "transposed",  # cameras of a rectified pair do not turn, and stand beside each other
+        "mirrored world",
+        "world upside down",
+        "poses in mm",
+        "depth in mm",
+    },
     "fox": {"anamorphic", "mirrored", "upside down"},
 }
 
@@ -231,6 +273,23 @@ def test_what_cannot_be_checked_is_said() -> None:
     assert "hardly moves" in still["time stamps"]
     grey = dataclasses.replace(blind(), images=np.full_like(blind().images, 128))
     assert "corners" in unchecked(grey)["conventions"]
+
+
+def test_what_was_not_tried_is_said() -> None:
+    def unchecked(clip: RawClip) -> dict[str, str]:
+        return {found.what: found.why for found in findings(clip) if isinstance(found, Unchecked)}
+
+    assert "three frames" in unchecked(walk(2))["time stamps"]
+    assert "time stamps" not in unchecked(plain())
+    assert "three frames" in unchecked(box_clip(seed=5, frames=2, cameras=2, size=44))["time stamps"]
+    followed = without_surface(box_clip(seed=6, frames=5, cameras=1, size=44), tracks=50)
+    bare = dataclasses.replace(followed, depth=None, info=dataclasses.replace(followed.info, depth_unit=None))
+    assert "no depth" in unchecked(bare)["tracks"]
+    assert "no depth" in unchecked(blind())["unit of lengths"]
+    times = [time + 0.01 for time in followed.info.times]
+    early = unchecked(dataclasses.replace(followed, info=dataclasses.replace(followed.info, times=times)))
+    assert early.keys() >= {"conventions", "tracks"}
+    assert all("missing from" in early[name] for name in ("conventions", "tracks"))
 
 
 def test_rotations_nearly_orthonormal_are_noted() -> None:

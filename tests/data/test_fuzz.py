@@ -14,6 +14,7 @@ from four_d.data import tars
 from four_d.data.contract import problems
 from four_d.data.encoding import BadMemberError, decode_gzip, npy_header
 from four_d.errors import UserError
+from tests.data import fuzzing
 from tests.data.damage import DAMAGES
 from tests.data.fuzzing import run
 from tests.helpers import box_clip, without_surface
@@ -34,7 +35,7 @@ def bounded() -> Iterator[None]:
 
 @pytest.mark.usefixtures("bounded")
 def test_damage_is_survived(tmp_path: Path) -> None:
-    tally = run(range(20 * len(DAMAGES)), tmp_path, check_every=20)
+    tally = run(range(6 * len(DAMAGES)), tmp_path, check_every=20)
     assert not tally.crashes
     assert {"refused", "skipped"} <= tally.outcomes.keys()
 
@@ -42,7 +43,35 @@ def test_damage_is_survived(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("bounded")
 def test_much_damage_is_survived(tmp_path: Path) -> None:
-    assert not run(range(10_000, 13_000), tmp_path).crashes
+    assert not run(range(10_000, 11_000), tmp_path).crashes
+
+
+@pytest.mark.parametrize(
+    "place", ["{root}/x", "{root}/a/x", "{root}/a/b/x.tar", "{set}/x.json", "{set}/{known}", "{root}/a/out"]
+)
+def test_a_file_planted_anywhere_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """Whatever its name, beside the set, above it, in it, or in place of a file of the set."""
+
+    def plant(folder: Path, out: Path, *, full: bool) -> str:
+        out.mkdir(exist_ok=True)
+        (out / "picture.png").write_bytes(b"x")
+        Path(place.format(root=tmp_path, set=folder, known="manifest.json")).write_bytes(b"x")
+        return "sound"
+
+    monkeypatch.setattr(fuzzing, "trial", plant)
+    (crash,) = run([2], tmp_path).crashes
+    assert "wrote" in crash
+    assert Path(place.format(root="", set="", known="manifest.json")).name in crash
+
+
+def test_results_are_no_strangers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def draw(folder: Path, out: Path, *, full: bool) -> str:
+        out.mkdir()
+        (out / "picture.png").write_bytes(b"x")
+        return "sound"
+
+    monkeypatch.setattr(fuzzing, "trial", draw)
+    assert not run([2], tmp_path).crashes
 
 
 def test_a_clip_whose_list_of_times_is_empty_is_refused() -> None:

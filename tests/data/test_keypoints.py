@@ -12,13 +12,15 @@ import pytest
 import torch
 
 from four_d import fields
-from four_d.data.augment import NO_AUGMENT, augment, crop
+from four_d.data.augment import NO_AUGMENT, augment
 from four_d.data.check import check
 from four_d.data.contract import RawClip, modalities, problems, truths
+from four_d.data.crops import CropRule, crop
 from four_d.data.encoding import BadMemberError, decode_info, encode_clip
+from four_d.data.measures import Measure, Unchecked
 from four_d.data.sampling import collate, model_inputs, normalise, to_clip, to_example
 from four_d.data.shards import ShardReader, finalise, write_shard
-from four_d.data.skeletons import keypoint_measures
+from four_d.data.skeletons import keypoint_findings
 from four_d.geometry import project
 from four_d.keypoints import decode_names, named
 from four_d.types import Clip
@@ -140,7 +142,7 @@ def test_keypoints_move_with_the_cameras_and_the_unit(raw: RawClip) -> None:
 
 def test_a_crop_takes_its_keypoints_along(raw: RawClip) -> None:
     before = to_clip(raw)
-    clip = crop(before, (16, 16), 0.5)
+    clip = crop(before, CropRule(size=(16, 16), zoom=0.5))
     reprojects(clip)
     assert clip.keypoints is not None
     assert before.keypoints is not None
@@ -150,8 +152,7 @@ def test_a_crop_takes_its_keypoints_along(raw: RawClip) -> None:
     asked = model_inputs(before, ("boxes",))
     boxes = crop(
         dataclasses.replace(before, keypoint_names=asked.keypoint_names, keypoint_boxes=asked.keypoint_boxes),
-        (16, 16),
-        0.5,
+        CropRule(size=(16, 16), zoom=0.5),
     )
     torch.testing.assert_close(
         boxes.keypoint_boxes[0, 0],  # pyright: ignore[reportOptionalSubscript]
@@ -161,8 +162,8 @@ def test_a_crop_takes_its_keypoints_along(raw: RawClip) -> None:
 
 def test_a_mirrored_clip_has_mirrored_names(raw: RawClip) -> None:
     config = dataclasses.replace(NO_AUGMENT, mirror_share=1.0)
-    clip = augment(to_clip(raw), (24, 24), config, np.random.default_rng(0))
-    plain = augment(to_clip(raw), (24, 24), NO_AUGMENT, np.random.default_rng(0))
+    plain = crop(to_clip(raw), CropRule(size=(24, 24)))
+    clip = augment(plain, config, np.random.default_rng(0))
     reprojects(clip)
     assert clip.keypoints is not None
     assert plain.keypoints is not None
@@ -232,17 +233,18 @@ def test_a_source_of_pixels_alone(raw: RawClip) -> None:
 
 
 def failures(raw: RawClip) -> list[tuple[str, str]]:
-    return [(m.check, m.what) for m in keypoint_measures(raw) if not m.ok]
+    return [(m.check, m.what) for m in keypoint_findings(raw) if isinstance(m, Measure) and not m.ok]
 
 
 def test_the_check_knows_sound_keypoints(raw: RawClip) -> None:
-    found = list(keypoint_measures(raw))
+    found = [each for each in keypoint_findings(raw) if isinstance(each, Measure)]
     assert [m.check for m in found] == ["keypoint pixels", "bone lengths"]
     assert all(m.ok and m.value < 1e-3 for m in found)
-    assert list(keypoint_measures(box_clip(0, frames=1, size=8))) == []
+    assert list(keypoint_findings(box_clip(0, frames=1, size=8))) == []
     assert raw.keypoints is not None
     never = changed(raw, valid=np.zeros_like(raw.keypoints.valid))
-    assert list(keypoint_measures(never)) == []
+    unknown = [each for each in keypoint_findings(never) if isinstance(each, Unchecked)]
+    assert [each.what for each in unknown] == ["keypoint pixels", "bone lengths"]
 
 
 def test_the_check_names_planted_faults(raw: RawClip) -> None:

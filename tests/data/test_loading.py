@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,16 +20,17 @@ from four_d.data.loading import (
     Batches,
     DataConfig,
     FromStep,
-    Mixture,
-    SourceConfig,
+    Loader,
     Step,
     TrainingSteps,
     ValidationClips,
     loader,
     shape,
 )
+from four_d.data.order import Window
 from four_d.data.sampling import SamplingConfig
 from four_d.data.shards import ShardReader, finalise, write_shard
+from four_d.data.sources import SourceConfig
 from four_d.errors import UserError
 from four_d.types import map_tensors
 from tests.helpers import box_clip
@@ -104,28 +110,6 @@ def test_aspects_are_even_between_their_ends_and_portraits_fill_the_other_side()
         DataConfig(sources=sources, aspect=(1.0, 0.5))
 
 
-def test_every_clip_comes_once_a_round_and_sources_by_weight() -> None:
-    mixture = Mixture([50, 7], [3.0, 1.0], seed=1)
-    picked = [mixture.pick(n) for n in range(9000)]
-    shares = Counter(source for source, _ in picked)
-    assert shares[0] / 9000 == pytest.approx(0.75, abs=0.02)
-    for source, length in ((0, 50), (1, 7)):
-        order = [index for s, index in picked if s == source]
-        rounds = [order[i : i + length] for i in range(0, len(order) - length, length)]
-        assert all(sorted(turn) == list(range(length)) for turn in rounds)
-        assert rounds[0] != rounds[1]
-
-
-def test_a_sample_does_not_depend_on_what_was_asked_before() -> None:
-    straight = Mixture([50, 7], [3.0, 1.0], seed=1)
-    expected = {n: straight.pick(n) for n in (0, 1, 4095, 4096, 9001, 20000)}
-    for n in sorted(expected, reverse=True):
-        assert Mixture([50, 7], [3.0, 1.0], seed=1).pick(n) == expected[n]
-    jumping = Mixture([50, 7], [3.0, 1.0], seed=1)
-    assert {n: jumping.pick(n) for n in sorted(expected, reverse=True)} == expected
-    assert [Mixture([50, 7], [3.0, 1.0], seed=2).pick(n) for n in range(20)] != [straight.pick(n) for n in range(20)]
-
-
 def test_batches_follow_each_other_without_a_gap(config: DataConfig) -> None:
     batches = Batches(config, seed=3)
     expected = 0
@@ -139,12 +123,14 @@ def test_batches_follow_each_other_without_a_gap(config: DataConfig) -> None:
     assert Batches(config, seed=3).get(4500) == batches.get(4500)
 
 
-def test_a_step_is_the_same_whatever_was_read_before_and_whoever_reads(config: DataConfig) -> None:
+@pytest.mark.parametrize("window", ["all", 1])
+def test_a_step_is_the_same_whatever_was_read_before_and_whoever_reads(config: DataConfig, window: Window) -> None:
+    config = dataclasses.replace(config, shuffle_shards=window)
     steps = TrainingSteps(config, 7, accumulate=2)
     later = steps[5]
     assert not same(steps[4], dataclasses.replace(later, index=4))
     assert same(TrainingSteps(config, 7, accumulate=2)[5], later)
-    for workers in (0, 2):
+    for workers in (0, 2) if window == 1 else (0,):
         stream = iter(loader(steps, FromStep(4), workers, pin_memory=False))
         next(stream)
         assert same(next(stream), later)
@@ -152,7 +138,9 @@ def test_a_step_is_the_same_whatever_was_read_before_and_whoever_reads(config: D
     assert not same(TrainingSteps(config, 8, accumulate=2)[5], later)
 
 
-def test_ranks_share_a_batch_without_changing_it(config: DataConfig) -> None:
+@pytest.mark.parametrize("window", ["all", 1])
+def test_ranks_share_a_batch_without_changing_it(config: DataConfig, window: Window) -> None:
+    config = dataclasses.replace(config, shuffle_shards=window)
     whole = TrainingSteps(config, 7)
     parts = [TrainingSteps(config, 7, rank=rank, world_size=2) for rank in range(2)]
     for step in range(4):
@@ -161,6 +149,16 @@ def test_ranks_share_a_batch_without_changing_it(config: DataConfig) -> None:
         assert [k for pair in zip(first.key, second.key, strict=True) for k in pair] == all_of_it.key
         assert torch.equal(first.inputs.images, all_of_it.inputs.images[0::2])
         assert torch.equal(second.inputs.images, all_of_it.inputs.images[1::2])
+
+
+@pytest.mark.parametrize("window", ["all", 1])
+def test_a_run_that_goes_on_with_more_or_fewer_ranks_sees_the_same_examples(config: DataConfig, window: Window) -> None:
+    config = dataclasses.replace(config, shuffle_shards=window, images_per_batch=16, clips_multiple=4)
+    whole = TrainingSteps(config, 7)
+    for step, size in enumerate((1, 4, 2)):
+        ranks = [TrainingSteps(config, 7, rank=rank, world_size=size) for rank in range(size)]
+        keys = [rank[step].batches[0].key for rank in ranks]
+        assert [key for each in zip(*keys, strict=True) for key in each] == whole[step].batches[0].key
 
 
 def test_all_clips_of_a_batch_have_equally_many_frames(config: DataConfig) -> None:
@@ -259,3 +257,19 @@ def test_impossible_configs_are_refused(config: DataConfig) -> None:
         dataclasses.replace(config, images_per_batch=3)
     with pytest.raises(UserError, match="weight is 0"):
         SourceConfig(path="x", weight=0.0)
+
+
+def test_a_worker_that_dies_while_it_hands_a_batch_over_is_named() -> None:
+    """The other end of its connection is gone then, before its process has ended."""
+    worker = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+    worker.start()
+
+    def items() -> Iterator[Step]:
+        os.kill(cast(int, worker.pid), signal.SIGKILL)
+        raise ConnectionResetError
+        yield
+
+    loader = Loader(cast(Any, [0]))
+    loader._processes = [worker]
+    with pytest.raises(UserError, match=f"data loader worker {worker.pid} was killed by SIGKILL"):
+        next(loader._items(items()))

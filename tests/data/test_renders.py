@@ -13,12 +13,13 @@ import torch
 
 from four_d import schema
 from four_d.data.augment import NO_AUGMENT
-from four_d.data.loading import DataConfig, SourceConfig, Sources, TrainingSteps, ValidationClips
+from four_d.data.loading import DataConfig, TrainingSteps, ValidationClips
 from four_d.data.renders import RendersConfig
 from four_d.data.sampling import SamplingConfig
 from four_d.data.shards import finalise, write_shard
+from four_d.data.sources import SourceConfig, Sources
 from four_d.errors import UserError
-from four_d.geometry import project, unproject
+from four_d.geometry import project, rigid_part, unproject
 from four_d.types import Cameras
 from four_d.viewpoints import FOCAL, encode_pose, framed, view_angles, view_rotation
 from tests.helpers import box_clip
@@ -77,7 +78,7 @@ def test_pictures_depend_on_seed_and_number_alone(config: RendersConfig) -> None
 
 def test_cameras_masks_and_depth_are_those_of_the_picture(config: RendersConfig) -> None:
     """Seen points lie on the box, and the box's corners project into the mask's surroundings."""
-    reader = dataclasses.replace(config, deformation=0.0, occluders=0, size=64).open()
+    reader = dataclasses.replace(config, deformation=0.0, bend=0.0, occluders=0, size=64).open()
     radius = reader.gaussians.means.abs().amax(0)
     for number in range(4):
         raw = reader.read(number)
@@ -96,6 +97,35 @@ def test_cameras_masks_and_depth_are_those_of_the_picture(config: RendersConfig)
         x, y = pixels[0, inside].long().unbind(-1)
         assert bool((z > 0).all())
         assert float(mask[y, x].float().mean()) > 0.9
+
+
+def test_bent_objects_have_the_pose_of_the_whole(config: RendersConfig) -> None:
+    reader = dataclasses.replace(config, deformation=0.1, bend=0.8).open()
+    rest = reader.gaussians
+    for seed in range(4):
+        deformed = reader.deformed(np.random.default_rng(seed))
+        moved = (deformed.means - rest.means).norm(dim=-1)
+        assert float(moved.max()) > 0.1
+        assert torch.allclose(rigid_part(rest.means, deformed.means), torch.eye(4), atol=1e-3)
+        assert torch.allclose(deformed.quats.norm(dim=-1), torch.ones(len(moved)), atol=1e-4)
+    still = dataclasses.replace(config, deformation=0.0, bend=0.0).open()
+    assert torch.allclose(still.deformed(np.random.default_rng(0)).means, rest.means, atol=1e-5)
+
+
+def test_a_later_pass_renders_nothing(config: RendersConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = config.open()
+    first = reader.read(3, [0, 0])
+    before = first.images.copy()
+    first.images[:] = 0  # a reader's own
+    monkeypatch.setattr("four_d.data.renders.render", None)
+    assert np.array_equal(reader.read(3, [0, 0]).images, before)
+    monkeypatch.undo()
+    monkeypatch.setattr("four_d.data.renders.KEPT", 0)
+    full = config.open()
+    assert np.array_equal(full.read(3).images, before[:1])
+    monkeypatch.setattr("four_d.data.renders.render", None)
+    with pytest.raises(TypeError):
+        full.read(3)
 
 
 def test_poses_fill_the_ranges(config: RendersConfig) -> None:

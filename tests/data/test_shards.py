@@ -392,7 +392,11 @@ class TestDecoders:
         ("change", "message"),
         [
             ({"times": ["a"]}, "finite number"),
-            ({"width": "4"}, "not of type int"),
+            ({"width": "4"}, "not an integer"),
+            ({"width": 10**400}, "not an integer of 64 bits"),
+            ({"height": 0}, "not 1 to"),
+            ({"width": 2**27}, "not 1 to"),
+            ({"camera_ids": [10**30]}, "not an integer of 64 bits"),
             ({"colour": 1}, "'colour'"),
             ({"times": [float("nan")]}, "finite number"),
             ({"version": 2}, "layout version 2"),

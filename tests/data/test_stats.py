@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from four_d.data.contract import RawClip
 from four_d.data.shards import finalise, write_shard
-from four_d.data.stats import Distribution, clip_stats, stats, summarise
+from four_d.data.stats import Distribution, _depth_cells, clip_stats, stats, summarise, view_spread
+from four_d.data.truth import Truth
 from tests.helpers import box_clip, look_at, without_surface
 
 
@@ -103,6 +105,9 @@ def test_of_a_folder(tmp_path: Path) -> None:
     assert found.distributions["field of view, degrees (camera)"].count == 8
     assert json.loads(json.dumps(found.to_dict()))["sources"]["box"]["cameras"] == 6
     assert "clips with occlusion" in found.table()
+    assert found.mean_map > 1
+    assert found.to_dict()["mean_map"] == found.mean_map
+    assert "mean depth map, farthest over nearest cell" in found.table()
     assert stats(tmp_path, clips=2, shown=False).distributions["seconds (clip)"].count == 2
 
 
@@ -112,7 +117,36 @@ def test_shares_count_what_they_say(clip: RawClip) -> None:
     far = dataclasses.replace(one, depth_ratio=[3.1, 3.2], dynamic_fraction=[0.1], rotation_deg=[1.0, 2.0])
     far = dataclasses.replace(far, occluded_fraction=0.0, reappearing_fraction=0.5)
     shares = list(summarise([near, far]).shares.values())
+    explained = shares.pop(4)
+    assert explained == view_spread(one.depth_cells * 2)[1]
     assert shares == [0.75, 0.5, 0.5, 0.25, 0.5, 1.0]
+
+
+def test_the_mean_depth_map_is_of_what_all_frames_share() -> None:
+    rng = np.random.default_rng(0)
+    floor = np.repeat(np.linspace(0.7, -0.7, 8)[:, None], 8, 1)
+    same, spread = view_spread([floor] * 4)[1], view_spread([floor] * 4)[0]
+    assert same == pytest.approx(1)
+    assert spread == pytest.approx(np.exp(1.4))
+    turned = [np.rot90(floor, quarter) for quarter in range(4)]
+    assert view_spread(turned) == (pytest.approx(1), pytest.approx(0))
+    noisy = [floor + rng.normal(0, 0.5, floor.shape) for _ in range(200)]
+    assert view_spread(noisy)[1] == pytest.approx(floor.var() / (floor.var() + 0.25), abs=0.03)
+    holes = [np.where(rng.random(floor.shape) < 0.3, np.nan, floor) for _ in range(20)]
+    assert view_spread(holes) == (pytest.approx(np.exp(1.4)), pytest.approx(1))
+    assert all(math.isnan(value) for value in view_spread([]))
+
+
+def test_cells_are_the_frame_s_own_places(clip: RawClip) -> None:
+    """Rows go down and columns to the right; depth that is unknown counts nowhere."""
+    frames = np.full((20, 40, 56), 2.0, np.float32)
+    frames[:, :5], frames[:, -5:, 28:] = 4.0, 0.0
+    known = Truth(times=torch.zeros(20), cameras=None, surface=None, depth=torch.from_numpy(frames), dynamic=None)
+    cells = _depth_cells(known)
+    assert len(cells) == 20
+    np.testing.assert_allclose(cells[0][0], np.log(2))
+    np.testing.assert_allclose(cells[0][1:7], 0)
+    assert np.isnan(cells[0][7, 4:]).all()
 
 
 def test_nothing_counted_is_said() -> None:

@@ -12,9 +12,10 @@ import torch
 from four_d import config as configs
 from four_d import fields, geometry
 from four_d.data.augment import NO_AUGMENT
-from four_d.data.loading import DataConfig, SourceConfig, TrainingSteps
+from four_d.data.loading import DataConfig, TrainingSteps
 from four_d.data.sampling import HintProbabilities, SamplingConfig, disparity_scale, normalise, to_clip
 from four_d.data.shards import finalise, write_shard
+from four_d.data.sources import SourceConfig
 from four_d.data.views import ViewsConfig, choose_references, choose_views, split
 from four_d.errors import UserError
 from four_d.types import Clip

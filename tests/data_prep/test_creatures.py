@@ -176,7 +176,7 @@ def test_bones_keep_their_lengths_whatever_happens(kind: str) -> None:
         ({"bodies": True, "species": ("fish",)}, "species is fish; choose among chain, animal, person"),
         ({"bodies": True, "obstacles": (-1, 2)}, "obstacles"),
         ({"creatures": (2, 2)}, "creatures is of worlds of articulated bodies; set bodies too"),
-        ({"bodies": True, "spin": 0.2}, "spin is of rigid objects; leave it out"),
+        ({"bodies": True, "spin": 0.2}, "spin is of worlds of objects; leave it out"),
     ],
 )
 def test_settings_of_bodies_name_themselves(wrong: dict[str, object], named: str) -> None:

@@ -47,8 +47,8 @@ def test_a_clip_keeps_the_layout(seed: int) -> None:
 
 def test_one_seed_is_one_clip_in_every_process(clip: RawClip) -> None:
     program = (
-        "from data_prep.synthetic import WorldSettings, generate\n"
-        "from tests.data_prep.test_generate import SMALL, digest\n"
+        "from tests.data_prep.test_generate import SMALL, digest\n"  # first: it installs the type checker
+        "from data_prep.synthetic import generate\n"
         "print(digest(generate(3, SMALL)))"
     )
     elsewhere = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -157,10 +157,11 @@ def known_set(change: Callable[[np.ndarray], np.ndarray]) -> DataSet:
 
 
 def test_a_wrong_convention_stops_the_import_before_anything_is_written(tmp_path: Path) -> None:
-    import_dataset(known_set(np.copy), tmp_path, tmp_path / "right")
+    (tmp_path / "src").mkdir()
+    import_dataset(known_set(np.copy), tmp_path / "src", tmp_path / "right")
     wrong = known_set(np.linalg.inv)
     with pytest.raises(UserError, match="Nothing was imported") as caught:
-        import_dataset(wrong, tmp_path, tmp_path / "out")
+        import_dataset(wrong, tmp_path / "src", tmp_path / "out")
     assert "invert" in str(caught.value)
     assert not list((tmp_path / "out").iterdir())
 
@@ -228,7 +229,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "davis: non-commercial" in told.out
     assert "davis: 1 sequences, 1 clips, about" in told.err
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["sources"]["davis"]["home"]
-    card = _licences("mine", tmp_path / "out")  # what the model card says of its training data
+    card = _licences("mine", str(tmp_path / "out"))  # what the model card says of its training data
     assert card == {"davis": "non-commercial (from davischallenge.org, 2017 TrainVal 480p)"}
     assert program.main(["data", "import", "davis", str(tmp_path / "nowhere"), str(tmp_path / "new")]) == 2
     assert "is not a folder; davis expects there" in capsys.readouterr().err

@@ -403,7 +403,7 @@ def test_a_video_alone() -> None:
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        ("{", "lists no frames"),
+        ("{", "is not readable JSON"),
         ('{"frames": [{"time": 0}]}', "lists no frames"),
         ('{"fps": 0}', "fps is 0"),
         ('{"frames": [{"image": "000.png", "intrinsics": [1, 2]}]}', "000 has a value that is no camera's"),

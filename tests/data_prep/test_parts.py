@@ -112,7 +112,7 @@ def test_look_at_is_a_rotation_that_puts_the_target_ahead_and_the_sky_up() -> No
 def test_ray_directions_have_unit_depth_and_pass_through_their_pixels() -> None:
     rng = np.random.default_rng(4)
     pose = look_at(rng.normal(size=(1, 3)), rng.normal(size=(1, 3)), np.array([0.3]))[0]
-    intrinsics, pixels = make_intrinsics(rng, 64, 48), rng.uniform(0, 48, (10, 2))
+    intrinsics, pixels = make_intrinsics(rng, WorldSettings(width=64, height=48)), rng.uniform(0, 48, (10, 2))
     camera = ray_directions(pose, intrinsics, pixels) @ pose[:3, :3]
     np.testing.assert_allclose(camera[:, 2], 1)
     np.testing.assert_allclose((camera @ intrinsics.T)[:, :2], pixels)
@@ -192,6 +192,9 @@ def test_a_spin_is_about_world_axes() -> None:
         {"starts": ("flung",)},
         {"spin": -1.0},
         {"rig_m": 0.0},
+        {"scenes": ("attic",)},
+        {"scenes": ()},
+        {"views": "wild"},
     ],
 )
 def test_settings_out_of_range_name_themselves(wrong: dict[str, object]) -> None:
@@ -200,7 +203,8 @@ def test_settings_out_of_range_name_themselves(wrong: dict[str, object]) -> None
 
 
 def test_cameras_move_only_as_they_may() -> None:
-    action = Action(centre=np.zeros(3), radius=1.0, room=ROOM, followed=np.linspace([0, 0, 0], [1, 0, 0], 5))
+    followed = np.linspace([0, 0, 0], [1, 0, 0], 5)
+    action = Action(centre=np.zeros(3), radius=1.0, room=ROOM, followed=followed, bodies=followed[:1])
     times = np.linspace(0, 0.5, 5)
     rng = np.random.default_rng(0)
     still = [propose(rng, action, times, WorldSettings(paths=("static",))) for _ in range(20)]
@@ -214,7 +218,8 @@ def test_cameras_move_only_as_they_may() -> None:
 
 
 def test_cameras_on_a_rig_move_with_the_first_and_look_where_it_looks() -> None:
-    action = Action(centre=np.zeros(3), radius=1.0, room=ROOM, followed=np.zeros((5, 3)))
+    still = np.zeros((5, 3))
+    action = Action(centre=np.zeros(3), radius=1.0, room=ROOM, followed=still, bodies=still[:1])
     rng, settings = np.random.default_rng(0), WorldSettings(paths=("handheld",), rig_m=0.5)
     first = propose(rng, action, np.linspace(0, 1, 5), settings)
     for _ in range(10):

@@ -242,3 +242,30 @@ def test_only_the_pixels_asked_for_are_scored() -> None:
     assert float(found.absrel) == pytest.approx(0.5)
     assert int(found.pixels) == 1
     assert int(depth.scores(prediction, target, valid & ~where, "median", "frame", where).frames) == 0
+
+
+def test_published_disparity_by_hand() -> None:
+    """The least-squares line through (3, 1), (1, ½), (2, ½) is p / 4 + 1 / 6; truth of 10 m does not count."""
+    prediction = torch.tensor([[[3.0, 1]], [[2, 9]], [[7, 8]]])
+    target = torch.tensor([[[1.0, 2]], [[2, 10]], [[10, 0]]])
+    valid = torch.tensor([[[True, True]], [[True, True]], [[True, False]]])
+    found = depth.published_disparity(prediction, target, valid, 10.0)
+    assert found.absrel == pytest.approx(((1 / 11 + 1 / 5) / 2 + 1 / 4) / 2, rel=1e-6)
+    assert found.rmse == pytest.approx((math.sqrt(((1 / 11) ** 2 + 0.4**2) / 2) + 0.5) / 2, rel=1e-6)
+    assert found.delta125 == (1 + 0) / 2
+
+
+def test_published_disparity_is_perfect_for_an_affine_disparity_and_limits_depth() -> None:
+    target = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(0)) * 8 + 1
+    valid = torch.ones_like(target, dtype=torch.bool)
+    found = depth.published_disparity(3 / target + 0.5, target, valid, 10.0)
+    assert (found.absrel, found.rmse, found.delta125) == (pytest.approx(0, abs=1e-6), pytest.approx(0, abs=1e-5), 1)
+    constant = depth.published_disparity(torch.zeros_like(target), target, valid, 2.0)
+    assert constant.rmse < 1  # no depth beyond 2 m is left
+
+
+def test_resize_linear_has_pixel_centres_at_half() -> None:
+    maps = torch.tensor([[[0.0, 4], [8, 12]]])
+    resized = depth.resize_linear(maps, (2, 4))
+    torch.testing.assert_close(resized, torch.tensor([[[0.0, 1, 3, 4], [8, 9, 11, 12]]]))
+    assert depth.resize_linear(maps, (2, 2)) is maps

@@ -74,9 +74,9 @@ def family_b(root: Path, scene: str, *, png: bool, centre: bool = False) -> None
 
 
 def exr(path: Path, values: NDArray[np.float32], *, compression: int = 3) -> None:
-    """Two channels of floats, of which the first has the values, after OpenEXR's description."""
+    """Two channels of floats, of which the second, Z, has the values, after OpenEXR's description."""
     height, width = values.shape
-    channels = b"".join(name + b"\0" + struct.pack("<iIii", 2, 0, 1, 1) for name in (b"A", b"B")) + b"\0"
+    channels = b"".join(name + b"\0" + struct.pack("<iIii", 2, 0, 1, 1) for name in (b"A", b"Z")) + b"\0"
     window = struct.pack("<4i", 0, 0, width - 1, height - 1)
     attributes = {"channels": ("chlist", channels), "compression": ("compression", bytes([compression]))}
     attributes |= {"dataWindow": ("box2i", window)}
@@ -88,7 +88,7 @@ def exr(path: Path, values: NDArray[np.float32], *, compression: int = 3) -> Non
     blocks = []
     for y in range(0, height, lines):
         other = np.full(width, 3, "<f4").tobytes()
-        raw = b"".join(line.astype("<f4").tobytes() + other for line in values[y : y + lines])
+        raw = b"".join(other + line.astype("<f4").tobytes() for line in values[y : y + lines])
         if compression:
             order = np.frombuffer(raw, np.uint8)
             order = np.concatenate([order[::2], order[1::2]]).astype(int)

@@ -213,7 +213,7 @@ def test_a_file_that_would_run_code_is_refused(world: Path) -> None:
     bad[:] = [Harm(str(mark))] * tracked.FRAMES
     tracked.write(world / "po_mini" / "clip.npz", arrays | {"images_jpeg_bytes": bad})
     (sequence,) = opened(world, "worldtrack", "po_mini")
-    with pytest.raises(UserError, match=r"images_jpeg_bytes cannot be read .*only bytes are read"):
+    with pytest.raises(UserError, match=r"images_jpeg_bytes cannot be read .*only plain values are read"):
         sequence.images()
     assert not mark.exists()
 

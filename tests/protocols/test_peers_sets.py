@@ -75,11 +75,16 @@ def test_what_is_read_is_what_was_written(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(built.SETS.keys() & PROTOCOLS.keys()))
 def test_they_are_scored_by_their_names(name: str, tmp_path: Path) -> None:
-    """All that one camera has truth of; rigs are for training only."""
+    """All that each camera has truth of; the cameras of a rig one by one."""
     opened(name, tmp_path)
     found = PROTOCOLS[name].open(tmp_path)
-    tasks = [] if name == "kubric" else [("pose", "video_depth", "depth", "points")]
-    assert [sequence.tasks for sequence in found] == tasks
+    assert (
+        [sequence.name for sequence in found] == ["7/camera_0", "7/camera_1"]
+        if name == "kubric"
+        else [NAMES.get(name, found[0].name)]
+    )
+    assert {sequence.tasks for sequence in found} == {("pose", "video_depth", "depth", "points")}
+    assert all(sequence.camera_ids is None and sequence.metric for sequence in found)
 
 
 @pytest.mark.parametrize("name", built.SETS)

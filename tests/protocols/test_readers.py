@@ -49,10 +49,18 @@ def assert_images(sequence: Sequence, frames: list[int], error: float = 0) -> No
 
 
 def test_every_protocol_has_a_writer() -> None:
-    in_npz = {"worldtrack", "tapvid3d"}  # tests/protocols/test_npz_tracks.py
+    in_npz = {"worldtrack", "tapvid3d", "any4d_tracks"}  # test_npz_tracks.py, tests/test_published_snippets.py
     of_views = {"dycheck_views", "nvidia_nsff", "nvidia_first"}  # tests/protocols/test_views.py
-    whole = {"colmap", "nerfstudio"} | SETS.keys() - {"vkitti2"}  # tests/protocols/test_peers_sets.py
-    assert WRITERS.keys() | in_npz | of_views | whole == PROTOCOLS.keys()
+    pickled = {"tapvid_first", "tapvid_strided"}  # tests/test_published_pixels.py
+    turns = {f"artemis_{degrees}" for degrees in (0, 40, 90, 140, 180)}  # tests/protocols/test_artemis.py
+    snippets = {
+        f"vdpm_{name}_{kind}" for name in ("pointodyssey", "kubric") for kind in ("margin2", "margin8", "tracks")
+    }
+    rigs = {"mvtracker_kubric", "mvtracker_panoptic", "mvtracker_dexycb"}  # tests/test_published_rigs.py
+    whole = {"colmap", "nerfstudio", "wai", "cut3r", "movi_tfds"} | SETS.keys() - {
+        "vkitti2"
+    }  # tests/protocols/test_peers_sets.py
+    assert WRITERS.keys() | in_npz | of_views | pickled | rigs | turns | snippets | whole == PROTOCOLS.keys()
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -105,7 +113,8 @@ def test_opening_reads_no_picture_and_loading_names_a_broken_one(name: str, tmp_
             with pytest.raises(UserError) as caught:
                 part()
             assert any(str(path) in str(caught.value) for path in pictures)
-            assert "download it again" in str(caught.value)
+            remedies = ("download it again", *(("save it",) if name == "folder" else ()))  # nobody downloads their own
+            assert any(remedy in str(caught.value) for remedy in remedies)
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -240,6 +249,34 @@ def test_scannet(tmp_path: Path) -> None:
     np.testing.assert_allclose(cameras.world_from_camera.numpy()[[0, 2, 3]], world().poses[chosen], atol=1e-12)
     np.testing.assert_allclose(cameras.intrinsics.numpy()[0], world().intrinsics, atol=1e-9)
     assert sequence.times[1] == pytest.approx(0.1)
+
+
+def test_scannets_depth_lacks_the_border_that_published_code_cuts(tmp_path: Path) -> None:
+    """8 rows and 11 columns of a depth map, and the same part of an image of another size."""
+    (sequence,) = opened("scannet_depth", tmp_path)
+    assert_images(sequence, [0, 3, 2, 1], error=12)
+    assert_depth(sequence, [0, 3, 2, 1], 0.0005 + 1e-6)
+    (tmp_path / "scene0707_00").rename(tmp_path / "small")
+    scene = tmp_path / "scene0708_00"
+    image = np.zeros((968, 1296, 3), np.uint8)
+    image[16:-16, 22:-22] = 200
+    written.picture(scene / "color" / "0.jpg", image, quality=100, subsampling=0)
+    depth = np.zeros((480, 640))
+    depth[8:-8, 11:-11] = 2
+    written.png16(scene / "depth" / "0.png", depth, 1000)
+    (sequence,) = PROTOCOLS["scannet_depth"].open(tmp_path)
+    assert sequence.depth is not None
+    values, valid = sequence.depth()
+    assert values.shape == (1, 464, 618)
+    assert valid.all()
+    assert sequence.images().shape == (1, 936, 1252, 3)
+    assert (sequence.images() > 190).all()
+
+
+def test_seven_scenes_depth_takes_every_tenth_frame(tmp_path: Path) -> None:
+    (sequence,) = opened("seven_scenes_depth", tmp_path)
+    assert_images(sequence, [0, 1, 2])
+    assert (sequence.tasks, sequence.times[1]) == (("video_depth",), pytest.approx(1 / 3))
 
 
 def test_kitti(tmp_path: Path) -> None:
@@ -417,7 +454,7 @@ def test_a_folder_with_depth_of_some_pictures_counts_those(tmp_path: Path, capsy
     written.folder(tmp_path / "set")
     (tmp_path / "set" / "depth" / "000.png").unlink()
     (sequence,) = PROTOCOLS["folder"].open(tmp_path / "set")
-    assert "has no file for 1 of 4 images (000): these are not scored" in capsys.readouterr().err
+    assert "has no file for 1 of 4 images (000.png): these have none" in capsys.readouterr().err
     assert sequence.depth is not None
     values, valid = sequence.depth()
     assert valid.any((1, 2)).tolist() == [False, True, True, True]

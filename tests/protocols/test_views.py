@@ -71,6 +71,17 @@ def test_dychecks_views(tmp_path: Path) -> None:
     assert views.covisible[0, 0, 0]
 
 
+def test_one_missing_depth_file_of_dycheck_costs_one_frame(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = write_dycheck(tmp_path) / "depth" / "1x"
+    where.mkdir(parents=True)
+    for camera, time in TRAIN[1:]:
+        np.save(where / f"{camera}_{time:05d}.npy", world().depth[shown(camera, time)])
+    (sequence,) = PROTOCOLS["dycheck_views"].open(tmp_path, ("apple",))
+    assert sequence.depth is not None
+    assert sequence.depth()[1].any((1, 2)).tolist() == [False] + [True] * 11
+    assert "has no file for 1 of 12 images" in capsys.readouterr().err
+
+
 def test_dychecks_keypoints_count_from_the_corner(tmp_path: Path) -> None:
     where = write_dycheck(tmp_path)
     (sequence,) = PROTOCOLS["dycheck_views"].open(tmp_path, ("apple",))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -168,3 +170,19 @@ def tapvid3d(root: Path) -> None:
         arrays = content(queries((0, 2)), poses=True)
         del arrays["extrinsics_w2c"]
         write(root / source / "clip.npz", arrays)
+
+
+def tapvid(root: Path, frames: tuple[int, ...] = (0, 2), *, jpeg: bool = False) -> dict[str, Any]:
+    """Write a pickle of one video as DAVIS has it (a dict) or, with ``jpeg``, as Kinetics (a list); its content."""
+    known, asked = scene(), queries(frames)
+    x, y, t = asked.astype(int).T
+    pixels, z = geometry.project(known.places[:, t, y, x], known.cameras)
+    video = {
+        "video": [_jpeg(image) for image in known.images] if jpeg else known.images,
+        "points": (pixels / torch.tensor([WIDTH, HEIGHT])).transpose(0, 1).numpy(),
+        "occluded": ~(known.visible[:, t, y, x] & (z > 0)).T.numpy(),
+    }
+    path = root / ("tapvid_kinetics/0000_of_0010.pkl" if jpeg else "tapvid_davis/tapvid_davis.pkl")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(pickle.dumps([video] if jpeg else {"clip": video}))
+    return video

@@ -157,6 +157,13 @@ def scannet(root: Path, name: str = "scene0707_00", frames: int = 12) -> None:
         text(root / name / "pose" / f"{i}.txt", rows(pose))
 
 
+def scannet_depth(root: Path, name: str = "scene0707_00", frames: int = 12) -> None:
+    """As `scannet`, with depth; what is nearer than 1 mm or beyond 10 m is no truth."""
+    scannet(root, name, frames)
+    for i in range(frames):
+        png16(root / name / "depth" / f"{i}.png", world().depth[i % 4], 1000)
+
+
 def kitti(root: Path, drive: str = "2011_09_26_drive_0002_sync", frames: int = 3) -> None:
     known = world()
     for i in range(frames):
@@ -223,15 +230,15 @@ def _nerfies(known: World, at: int) -> dict[str, object]:
     }
 
 
-def seven_scenes(root: Path, frames: int = 402, depth: str = "depth.proj.png") -> None:
-    """Key frames are 0, 200 and 400; the others are empty files, which nothing may read."""
+def seven_scenes(root: Path, frames: int = 402, depth: str = "depth.proj.png", every: int = 200) -> None:
+    """Key frames are ``every`` so many, three in all; the others are empty files, which nothing may read."""
     known = world()
     text(root / "chess" / "TestSplit.txt", "sequence3\n")
     where = root / "chess" / "seq-03"
     where.mkdir(parents=True)
     for i in range(frames):
         (where / f"frame-{i:06d}.color.png").touch()
-    for at, i in enumerate(range(0, frames, 200)):
+    for at, i in enumerate(range(0, frames, every)):
         picture(where / f"frame-{i:06d}.color.png", known.images[at])
         counts = np.rint(known.depth[at] * 1000).astype(np.uint16)
         counts[0, :3] = 65535, 10001, 0
@@ -284,11 +291,13 @@ WRITERS: dict[str, tuple[Callable[[Path], None], str | None]] = {
     "bonn": (bonn, "balloon2"),
     "bonn_matched": (bonn, "balloon2"),
     "scannet": (scannet, None),
+    "scannet_depth": (scannet_depth, None),
     "kitti": (kitti, None),
     "nyu": (nyu, None),
     "dycheck": (dycheck, "apple"),
     "seven_scenes": (seven_scenes, None),
     "seven_scenes_raw": (lambda root: seven_scenes(root, depth="depth.png"), None),
+    "seven_scenes_depth": (lambda root: seven_scenes(root, frames=21, every=10), None),
     "nrgbd": (nrgbd, None),
     "davis16": (davis, "blackswan"),
     "davis17": (davis, "blackswan"),

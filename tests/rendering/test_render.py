@@ -12,7 +12,7 @@ from torch import Tensor
 
 from four_d import fields
 from four_d.geometry import Similarity, quaternion_product
-from four_d.rendering import compositing, harmonics, render
+from four_d.rendering import compositing, harmonics, render, tiles
 from four_d.rendering.compiled import CompiledRasteriser, library
 from four_d.rendering.in_torch import TorchRasteriser
 from four_d.rendering.projection import project
@@ -244,6 +244,7 @@ def _one_cell(length: int) -> compositing.Cells:
         members=torch.arange(length),
         begins=torch.tensor([0]),
         ends=torch.tensor([length]),
+        lengths=torch.tensor([length]),
     )
 
 
@@ -488,3 +489,32 @@ def test_no_gaussians_at_all_have_a_gradient_path(backend: str, monkeypatch: pyt
 
 def _never(*_: object) -> None:
     raise AssertionError("a kernel was asked to draw nothing")
+
+
+@pytest.mark.parametrize("field", ["means", "opacities", "offsets", "cameras"])
+def test_what_is_not_read_back_shows_as_nan_in_images_and_gradients(backend: str, field: str) -> None:
+    """So a step of training is left out, as one whose gradient is not finite, and no host waited."""
+    gaussians, cameras, times = cloud(20, moves=True, size=0.2)
+    gaussians = dataclasses.replace(gaussians, means=gaussians.means.requires_grad_())
+    sound = render(gaussians, cameras, times, SIZE, backend=backend, read_back=False)
+    torch.testing.assert_close(sound.colour, render(gaussians, cameras, times, SIZE, backend=backend).colour)
+    if field == "cameras":
+        cameras = dataclasses.replace(cameras, world_from_camera=cameras.world_from_camera * torch.inf)
+    else:
+        values = getattr(gaussians, field).clone()
+        values.view(-1)[3] = torch.nan
+        gaussians = dataclasses.replace(gaussians, **{field: values})
+    view = render(gaussians, cameras, times, SIZE, backend=backend, read_back=False)
+    assert view.colour.isnan().all()
+    assert view.depth.isnan().all()
+    (gradient,) = torch.autograd.grad(view.colour.square().sum(), gaussians.means)
+    assert not gradient.isfinite().all()
+
+
+def test_the_lengths_of_lists_are_known_before_the_lists() -> None:
+    gaussians, cameras, times = cloud(60, moves=True, size=0.3)
+    scene = make_scene(gaussians, cameras, times, None)
+    lists = tiles.make_lists(project(scene, (70, 90)), tiles.make_grid((70, 90), 4))
+    assert lists.lengths.sum() == len(lists.members) > 60
+    assert torch.equal(lists.lengths, lists.starts.diff())
+    assert 0 < (lists.lengths == 0).sum() < len(lists.lengths)

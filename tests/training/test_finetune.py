@@ -331,9 +331,9 @@ def test_clipping_by_groups_limits_each_norm(shards: Path, tmp_path: Path, monke
     groups = {"heads": {"parameters": ["heads.*"]}}
     norms: list[list[float]] = []
 
-    def look(self: TrainingModule) -> torch.Tensor:
+    def look(self: TrainingModule) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         total = clip(self)
-        grouped = [[p for p in part if p.grad is not None] for part in self._parts()]
+        grouped = [[p for p in part if p.grad is not None] for part in self._parts().values()]
         norms.append([float(torch.stack([p.grad.norm() for p in part]).norm()) for part in grouped])
         return total
 

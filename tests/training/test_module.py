@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from four_d.config import OptimiserConfig
+from four_d.data.loading import Step, TrainingSteps
 from four_d.errors import UserError
 from four_d.heads.track import TrackHeadConfig
 from four_d.losses.track import TrackLossConfig
 from four_d.schema import build
 from four_d.training import train
-from four_d.training.module import MAX_BAD_STEPS, TrainingModule, _seed
+from four_d.training.module import TrainingModule, _seed
 from four_d.training.record import read_metrics
 from four_d.training.run import RunData
 from tests.training.runs import TRACKS, make_data, tiny, validated, with_more_heads
@@ -88,14 +89,16 @@ def test_accumulated_batches_count_alike(data: Path, tmp_path: Path) -> None:
     halves = tiny(data, tmp_path / "halves", data={"sampling": sampling, "images_per_batch": 4}, loop={"accumulate": 2})
     train(whole)
     train(halves)
-    a, b = (read_metrics(config.run_folder) for config in (whole, halves))
+    a, b = (
+        [line for line in read_metrics(config.run_folder) if line["split"] == "train"] for config in (whole, halves)
+    )
     assert [line["loss"] for line in b] == pytest.approx([line["loss"] for line in a], rel=2e-4)
 
 
 def test_a_step_without_finite_gradients_changes_nothing_and_many_end_the_run(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tiny(data, tmp_path, loop={"max_steps": 3 * MAX_BAD_STEPS, "epoch_steps": 1})
+    config = tiny(data, tmp_path, loop={"max_steps": 9, "epoch_steps": 1, "bad_steps": 3})
     whole = TrainingModule.terms
 
     def poisoned(self: TrainingModule, example: object) -> object:
@@ -104,14 +107,40 @@ def test_a_step_without_finite_gradients_changes_nothing_and_many_end_the_run(
         return prediction, {name: value * factor for name, value in terms.items()}
 
     monkeypatch.setattr(TrainingModule, "terms", poisoned)
-    with pytest.raises(UserError, match="no finite gradient"):
+    with pytest.raises(UserError, match=r"4 steps in a row gave no finite gradient.* \(step 5: .* of box-000"):
         train(config)
     run = torch.load(config.run_folder / "checkpoints/last.ckpt", weights_only=True)
-    assert run["run"]["step"] == 2 * MAX_BAD_STEPS - 1, "the first of the steps it looks at with as many behind it"
+    assert run["run"]["step"] == 5, "the first of the steps it looks at with as many behind it"
     assert all(value.isfinite().all() for value in run["state_dict"].values())
-    lines = read_metrics(config.run_folder)
+    lines = [line for line in read_metrics(config.run_folder) if line["split"] == "train"]
     assert lines[1]["loss"] is not None
     assert lines[2]["loss"] is None
+    assert [line["skipped_steps"] for line in lines] == [0, 0, 1, 2, 3]
+
+
+def test_a_clip_that_is_not_finite_is_named_and_counted(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of a batch's two clips is named, and only its step is left out; the line of figures is some steps later."""
+    sampling = {"min_frames": 4, "max_frames": 4}
+    config = tiny(data, tmp_path, data={"sampling": sampling}, loop={"max_steps": 6}, logging={"every": 3})
+    whole, keys = TrainingSteps.__getitem__, list[str]()
+
+    def damaged(self: TrainingSteps, index: int) -> Step:
+        step = whole(self, index)
+        if index == 1:
+            keys.extend(step.batches[0].key)
+            step.batches[0].inputs.images[1, 0, 0, 3, 3] = float("nan")
+        return step
+
+    monkeypatch.setattr(TrainingSteps, "__getitem__", damaged)
+    train(config)
+    lines = [line for line in read_metrics(config.run_folder) if line["split"] == "train"]
+    assert [line["skipped_steps"] for line in lines] == [1, 1]
+    named = f"step 1: not finite is a value of {keys[1]}, or what the model makes of it"
+    assert lines[0]["skipped"] == named
+    assert "skipped" not in lines[1]
+    assert f"left out {named}" in capsys.readouterr().err
 
 
 def test_frozen_weights_stay_and_the_rest_moves(data: Path, tmp_path: Path) -> None:
@@ -141,9 +170,9 @@ def test_the_backward_of_full_precision_is_in_full_precision(
     heads = {**tiny(data, tmp_path).model.heads, "track": build(TrackHeadConfig, TRACKS, "track")}
     found: dict[str, torch.Tensor] = {}
 
-    def note(self: TrainingModule) -> torch.Tensor:
+    def note(self: TrainingModule) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         found.update({name: p.grad.clone() for name, p in self.model.named_parameters() if p.grad is not None})
-        return torch.zeros(())
+        return torch.zeros(()), {}
 
     config = tiny(data, tmp_path, loop={"precision": "bf16", "max_steps": 1, "accelerator": "cpu"})
     losses = {**config.losses, "track": TrackLossConfig()}

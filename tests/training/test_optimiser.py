@@ -28,11 +28,18 @@ def names(model: nn.Module) -> set[str]:
 
 
 def test_patterns_choose_what_trains_and_freezing_wins() -> None:
+    one, two = Small(), Small()
+    freeze(one, ["*"], ["encoder.*"])
+    assert names(one) == {"token", "head.weight", "head.bias"}
+    freeze(two, ["head.*", "encoder.0.*"], ["*.bias"])
+    assert names(two) == {"head.weight", "encoder.0.weight"}
+
+
+def test_what_a_part_freezes_itself_stays_frozen() -> None:
     model = Small()
-    freeze(model, ["*"], ["encoder.*"])
-    assert names(model) == {"token", "head.weight", "head.bias"}
-    freeze(model, ["head.*", "encoder.0.*"], ["*.bias"])
-    assert names(model) == {"head.weight", "encoder.0.weight"}
+    model.encoder.requires_grad_(False)
+    freeze(model, ["*"], ["head.bias"])
+    assert names(model) == {"token", "head.weight"}
 
 
 def test_weights_of_terms_can_be_frozen() -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from four_d.data.contract import RawClip
-from four_d.data.loading import DataConfig, SourceConfig, Sources
+from four_d.data.loading import DataConfig
 from four_d.data.shards import finalise, write_shard
+from four_d.data.sources import SourceConfig, Sources
 from four_d.data.views import ViewsConfig
 from four_d.errors import UserError
 from four_d.losses import LossConfig
@@ -144,8 +145,9 @@ def test_the_progress_line_says_a_loss_only_once_there_is_one(tmp_path: Path, mo
     with redirect_stderr(StringIO()) as said:
         config = tiny(make_data(tmp_path / "data"), tmp_path, loop={"max_steps": 5}, logging={"every": 4})
         train(config)
-    shown = [line for line in said.getvalue().splitlines() if line.startswith("training")]
+    shown = [line for line in said.getvalue().splitlines() if line.startswith("training test:")]
     assert [" loss " in line for line in shown] == [False, False, False, True, True]
     assert not any("nan" in line for line in shown)
     # what came after the last full record is recorded too
-    assert [line["step"] for line in read_metrics(config.run_folder)] == [4, 5]
+    told = read_metrics(config.run_folder)
+    assert [line["step"] for line in told if line["split"] == "train"] == [4, 5]

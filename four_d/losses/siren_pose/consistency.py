@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.utils.rnn import pad_sequence
 
+from four_d.constants import vector
 from four_d.geometry import NEAREST, invert_pose, transform
-from four_d.keypoints import NEIGHBOURS, knn_edges
+from four_d.keypoints import NEIGHBOURS, nearest_pairs
 from four_d.kinematics import at_ends, bone_lengths, derivative
 from four_d.losses.gaussian import in_space
 from four_d.types import Cameras
@@ -88,7 +88,7 @@ def reprojection(
     """
     used = (weights > 0).mT[..., None]  # b f n 1
     local = transform(invert_pose(cameras.world_from_camera.to(points)), known(points, weights).transpose(1, 2))
-    local = torch.where(used, local, local.new_tensor([0.0, 0.0, 1.0]))
+    local = torch.where(used, local, vector([0.0, 0.0, 1.0], local))
     distance = local.detach().norm(dim=-1)
     mean = weighted_mean(distance.mT, weights)[:, None, None]
     least = BEFORE * distance.maximum(LEAST_DISTANCE * mean).clamp_min(NEAREST)
@@ -216,7 +216,6 @@ def adjacency(edges: Edges, count: int) -> Bool[Tensor, "b n n"]:
 
 
 def nearest_edges(points: Points, weights: Weights, neighbours: int = NEIGHBOURS) -> Edges:
-    """Edges of each clip by `keypoints.knn_edges`, of its entries with weight, padded with (0, 0)."""
+    """Edges of each clip by `keypoints.nearest_pairs`, of its entries with weight, padded with (0, 0)."""
     places, there = known(points, weights).detach().transpose(1, 2), (weights > 0).mT
-    found = [knn_edges(*each, neighbours) for each in zip(places, there, strict=True)]
-    return pad_sequence(found, batch_first=True)
+    return torch.stack([nearest_pairs(*each, neighbours) for each in zip(places, there, strict=True)])

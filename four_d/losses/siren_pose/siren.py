@@ -169,4 +169,4 @@ def coded(codes: Float[Tensor, "*b n 1 c"], times: Float[Tensor, "*b n t 1"]) ->
 
 def forward_in_time(inputs: Float[Tensor, "*b i"]) -> Float[Tensor, "*b i"]:
     """Direction of time among the inputs (`coded`)."""
-    return functional.one_hot(torch.tensor(inputs.shape[-1] - 1, device=inputs.device)).to(inputs).expand_as(inputs)
+    return (torch.arange(inputs.shape[-1], device=inputs.device) == inputs.shape[-1] - 1).to(inputs).expand_as(inputs)

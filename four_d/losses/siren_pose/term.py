@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from four_d import fields
+from four_d.constants import keep, move, on_host
 from four_d.deformation.prediction import ScenePrediction
 from four_d.errors import UserError
 from four_d.geometry import NEAREST, invert_pose, transform
@@ -297,13 +298,14 @@ class SirenPoseLoss(LossTerm[SirenPoseLossConfig]):
         alone = self.weigh(free, paths.visible) if self.config.without_truth else torch.zeros_like(weights)
         real = paths.valid.any(1)
         unit = extent(torch.where((weights > 0)[..., None], truth.points, paths.points), weights + alone)
+        none = keep(paths.times.new_zeros(len(weights), 0, 2).long(), torch.zeros(len(weights), 0, 2).long())
         compared = Compared(
             points=paths.points / unit,
             truth=truth.points / unit,
             times=(paths.times - half_range(paths.times, real)[0]) / interval(paths.times, real),
             weights=weights,
             alone=alone,
-            edges=paths.times.new_zeros(len(weights), 0, 2, dtype=torch.long),
+            edges=none,
             rigid=torch.zeros(len(weights), 0, dtype=torch.bool, device=weights.device),
         )
         return self.joined(compared, paths)
@@ -314,17 +316,18 @@ class SirenPoseLoss(LossTerm[SirenPoseLossConfig]):
         UserError for an edge that ends at no point.
         """
         skeleton, count = given.edges if paths.edges is None else paths.edges, paths.points.shape[1]
-        bones = consistency.real(skeleton)
-        if bool((((skeleton < 0) | (skeleton >= count)) & bones[..., None]).any()):
+        known = on_host(skeleton)
+        bones = consistency.real(known)
+        if bool((((known < 0) | (known >= count)) & bones[..., None]).any()):
             raise UserError(
-                f"an edge of Clip.keypoints joins points of {skeleton.amin()} to {skeleton.amax()}, and there are "
+                f"an edge of Clip.keypoints joins points of {known.amin()} to {known.amax()}, and there are "
                 f"{count}, counted from 0; give indices of them"
             )
         rigid = torch.zeros_like(skeleton[..., 0], dtype=torch.bool) if paths.rigid is None else paths.rigid
         bare = ~bones.any(-1)
         nearest = given.edges
         if bool(bare.any()):
-            weights = torch.where(bare[:, None, None], given.any, 0)
+            weights = torch.where(move(bare, given.any.device)[:, None, None], given.any, 0)
             nearest = consistency.nearest_edges(given.target, weights, self.config.neighbours)
         no = torch.zeros_like(nearest[..., 0], dtype=torch.bool)
         return replace(

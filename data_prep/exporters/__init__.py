@@ -1,0 +1,1 @@
+"""Export of shards in the layouts that other projects' trainers read."""

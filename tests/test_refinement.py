@@ -1,0 +1,244 @@
+"""Cameras by points and depth: exact where these are, untouched where they tell nothing, robust to what moves."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import roma
+import torch
+from torch import Tensor
+
+from four_d.errors import UserError
+from four_d.geometry import encode_cameras, make_pose, pixel_centres, rays, rotation_angle, transform, unproject
+from four_d.heads.camera import CameraHeadConfig
+from four_d.heads.dense import DenseHeadConfig
+from four_d.model import ModelConfig
+from four_d.refinement import RefinementConfig, refined, robust_rigid, weighted_rigid
+from four_d.types import Cameras, Clip, Prediction
+from tests.test_model import BACKBONE, DENSE, make_clip
+
+EYE = torch.eye(4, dtype=torch.float64)
+
+
+def poses(count: int, turn: float = 0.3, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    rotation = roma.rotvec_to_rotmat(turn * torch.randn(count, 3, generator=generator, dtype=torch.float64))
+    return make_pose(rotation, 0.4 * torch.randn(count, 3, generator=generator, dtype=torch.float64))
+
+
+def off(one: Tensor, other: Tensor) -> tuple[float, float]:
+    """Largest angle in radians and distance between poses."""
+    one, other = one.detach(), other.detach()
+    angle = rotation_angle(one[..., :3, :3].mT @ other[..., :3, :3]).max()
+    return float(angle), float((one[..., :3, 3] - other[..., :3, 3]).norm(dim=-1).max())
+
+
+def fit(rest: Tensor, places: Tensor, weights: Tensor, prior: Tensor | None = None, pull: float = 1e-9) -> Tensor:
+    start = EYE.expand(len(rest), 4, 4) if prior is None else prior
+    return robust_rigid(rest, places, weights, start, iterations=4, pull=pull)
+
+
+def test_exact_points_give_the_exact_pose() -> None:
+    true = poses(5)
+    rest = torch.randn(5, 40, 3, dtype=torch.float64) + torch.tensor([0.0, 0.0, 3.0])
+    angle, distance = off(fit(rest, transform(true, rest), torch.rand(5, 40, dtype=torch.float64)), true)
+    assert angle < 1e-6
+    assert distance < 1e-6
+
+
+def test_outliers_count_little() -> None:
+    """A fourth of the points moved by a body of its own, and some noise: the pose is that of the rest."""
+    true = poses(5, turn=0.1)
+    rest = torch.randn(5, 200, 3, dtype=torch.float64) + torch.tensor([0.0, 0.0, 3.0])
+    places = transform(true, rest) + 0.005 * torch.randn(5, 200, 3, dtype=torch.float64)
+    places[:, :50] += torch.tensor([0.8, 0.3, 0.0])
+    weights = torch.ones(5, 200, dtype=torch.float64)
+    plain = weighted_rigid(rest, places, weights, EYE.expand(5, 4, 4), 1e-9)
+    robust = robust_rigid(rest, places, weights, EYE.expand(5, 4, 4), iterations=8, pull=1e-9)
+    assert off(robust, true)[1] < 0.25 * off(plain, true)[1]
+    assert off(robust, true)[0] < 0.02
+    masked = weights.clone()
+    masked[:, :50] = 0.0
+    angle, distance = off(fit(rest, places, masked), true)
+    assert angle < 5e-3
+    assert distance < 0.02
+
+
+DEGENERATE = {
+    "no weights": (torch.rand(1, 10, 3), torch.zeros(1, 10)),
+    "one point": (torch.rand(1, 1, 3).expand(1, 10, 3), torch.ones(1, 10)),
+    "a line": (torch.linspace(0, 1, 10)[None, :, None] * torch.tensor([1.0, 2.0, 0.5]), torch.ones(1, 10)),
+    "a plane": (torch.rand(1, 10, 3) * torch.tensor([1.0, 1.0, 0.0]), torch.ones(1, 10)),
+    "nothing but the origin": (torch.zeros(1, 10, 3), torch.ones(1, 10)),
+}
+
+
+@pytest.mark.parametrize("name", sorted(DEGENERATE))
+def test_what_points_do_not_tell_the_prior_does_with_finite_gradients(name: str) -> None:
+    rest, weights = (each.double() for each in DEGENERATE[name])
+    prior = poses(1, seed=3)
+    moved = transform(prior, rest).clone().requires_grad_()
+    rest = rest.clone().requires_grad_()
+    found = fit(rest, moved, weights, prior, pull=0.01)
+    angle, distance = off(found, prior)
+    assert angle < 1e-4
+    assert distance < 1e-4
+    (found * torch.randn(4, 4, dtype=torch.float64)).sum().backward()
+    for each in (rest, moved):
+        assert each.grad is not None
+        assert each.grad.isfinite().all()
+
+
+def test_gradients_are_those_of_differences() -> None:
+    torch.manual_seed(0)
+    rest = torch.randn(1, 6, 3, dtype=torch.float64) + torch.tensor([0.0, 0.0, 3.0])
+    places = (transform(poses(1), rest) + 0.05 * torch.randn(1, 6, 3)).requires_grad_()
+    weights = torch.rand(1, 6, dtype=torch.float64)
+
+    def pose(moved: Tensor) -> Tensor:
+        return weighted_rigid(rest, moved, weights, EYE[None], 0.01)
+
+    assert torch.autograd.gradcheck(pose, places)
+
+
+def scene(error: float = 0.2) -> tuple[Prediction, Tensor]:
+    """A prediction with true depth and points, and poses that are off; the true poses."""
+    true = torch.cat([EYE[None], poses(3)])[None]
+    generator = torch.Generator().manual_seed(1)
+    depth = 1 + torch.rand(1, 4, 16, 24, generator=generator, dtype=torch.float64)
+    lens = torch.tensor([[20.0, 0, 12], [0, 20.0, 8], [0, 0, 1]], dtype=torch.float64).expand(1, 4, 3, 3)
+    points = unproject(depth, Cameras(world_from_camera=true, intrinsics=lens))
+    wrong = true @ torch.cat([EYE[None], poses(3, error, seed=5)])[None]
+    cameras = Cameras(world_from_camera=wrong, intrinsics=lens)
+    prediction = Prediction(
+        cameras=cameras, pose_encodings=encode_cameras(cameras, 16, 24)[None], depth=depth, points=points
+    )
+    return prediction, true
+
+
+def test_a_prediction_gets_the_cameras_that_its_depth_and_points_tell() -> None:
+    prediction, true = scene()
+    found = refined(prediction, make_clip(), RefinementConfig(pull=1e-6))
+    angle, distance = off(found.cameras.world_from_camera, true)
+    assert angle < 1e-4
+    assert distance < 1e-4
+    assert found.pose_encodings.shape == (2, 1, 4, 9)
+    torch.testing.assert_close(found.pose_encodings[0], prediction.pose_encodings[0])
+    torch.testing.assert_close(found.pose_encodings[1], encode_cameras(found.cameras, 16, 24))
+    assert torch.equal(found.cameras.intrinsics, prediction.cameras.intrinsics)
+
+
+def test_what_moves_does_not_steer_the_cameras() -> None:
+    prediction, true = scene()
+    points = prediction.points.clone()
+    points[:, :, :, :14] += torch.tensor([0.5, 0.0, 0.0])  # more than half of each picture
+    dynamic = torch.zeros(1, 4, 16, 24, dtype=torch.float64)
+    dynamic[..., :14] = 1.0
+    moved = dataclasses.replace(prediction, points=points)
+    config = RefinementConfig(pull=1e-6, iterations=1)
+    told = refined(dataclasses.replace(moved, dynamic=dynamic), make_clip(), config)
+    assert (
+        off(told.cameras.world_from_camera, true)[1]
+        < 1e-3
+        < off(refined(moved, make_clip(), config).cameras.world_from_camera, true)[1]
+    )
+
+
+def test_a_model_refines_where_its_config_says_so() -> None:
+    heads = {
+        "camera": CameraHeadConfig(width=32, depth=1, heads=2, start=(0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 1.0)),
+        "depth": DENSE,
+        "points": dataclasses.replace(DENSE, output="points"),
+    }
+    clip: Clip = make_clip()
+    found: list[Prediction] = []
+    for refine in (None, RefinementConfig()):
+        torch.manual_seed(0)
+        model = ModelConfig(backbone=BACKBONE, heads=heads, refine=refine).build()
+        found.append(model(clip))
+    plain, better = found
+    assert torch.equal(plain.pose_encodings, better.pose_encodings[:-1])
+    assert (plain.cameras.world_from_camera - better.cameras.world_from_camera).abs().max() > 1e-3
+    better.pose_encodings[-1].sum().backward()
+    gradients = [p.grad for p in model.heads["points"].parameters()]
+    assert all(each is not None and each.isfinite().all() for each in gradients)
+    bare = ModelConfig(backbone=BACKBONE, heads={"depth": DenseHeadConfig(channels=(8, 8, 8, 8), features=16)})
+    with pytest.raises(UserError, match=r"model.refine needs .* and no head gives cameras"):
+        dataclasses.replace(bare, refine=RefinementConfig()).build()
+    with pytest.raises(UserError, match="pull above 0"):
+        RefinementConfig(pull=0.0)
+
+
+LENS = torch.tensor([[60.0, 0, 32], [0, 60.0, 24], [0, 0, 1]], dtype=torch.float64)
+
+
+def inside_a_ball(order: list[int], cameras: list[int]) -> tuple[Clip, Cameras, Tensor]:
+    """Coloured inside of a ball of radius 3 seen by cameras that turn and move; depth, and their true poses.
+
+    Frames are in this ``order`` in time, from these ``cameras``.
+    """
+    moments = torch.tensor(order, dtype=torch.float64)
+    turn = torch.stack([0.04 * moments, 0.06 * moments, 0.03 * moments], dim=-1)
+    place = torch.stack([0.05 * moments, 0.02 * moments, 0.08 * moments], dim=-1)
+    aside = torch.tensor(cameras, dtype=torch.float64)[:, None]
+    poses = make_pose(roma.rotvec_to_rotmat(turn + 0.2 * aside), place + 0.3 * aside)[None]
+    lens = LENS.expand(1, len(order), 3, 3)
+    ways = rays(lens, pixel_centres(48, 64, LENS).reshape(-1, 2).expand(1, len(order), -1, 2))
+    ahead, start = ways @ poses[..., :3, :3].mT, poses[..., None, :3, 3]
+    half, square = (ahead * start).sum(-1), ahead.square().sum(-1)
+    depth = (-half + (half.square() - square * (start.square().sum(-1) - 9)).sqrt()) / square
+    waves = torch.randn(24, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 4
+    colours = torch.sin((start + ahead * depth[..., None]) @ waves.T).unflatten(-1, (3, 8)).mean(-1)
+    images = (0.5 + 0.5 * colours).mT.unflatten(-1, (48, 64)).float()
+    clip = Clip(images=images, times=moments[None].float() / 10, camera_ids=torch.tensor([cameras]), cameras=None)
+    return clip, Cameras(world_from_camera=poses, intrinsics=lens), depth.unflatten(-1, (48, 64))
+
+
+def seen(cameras: Cameras, depth: Tensor, poses: Tensor) -> Prediction:
+    told = Cameras(world_from_camera=poses, intrinsics=cameras.intrinsics)
+    return Prediction(cameras=told, pose_encodings=encode_cameras(told, 48, 64)[None], depth=depth)
+
+
+def test_windows_found_again_tell_the_cameras_of_a_shuffled_clip() -> None:
+    clip, cameras, depth = inside_a_ball([2, 0, 3, 1], [0, 0, 0, 0])
+    still = EYE.expand(1, 4, 4, 4)
+    found = refined(seen(cameras, depth, still), clip, RefinementConfig(by="matches", pull=1e-6))
+    true = torch.linalg.inv(cameras.world_from_camera[:, :1]) @ cameras.world_from_camera
+    angle, distance = off(found.cameras.world_from_camera, true)
+    assert off(still, true)[0] > 0.1
+    assert off(still, true)[1] > 0.15
+    assert angle < 0.01
+    assert distance < 0.04  # the chain's sum of three steps, each to a tenth of a pixel
+    assert found.pose_encodings.shape == (2, 1, 4, 9)
+
+
+def test_each_camera_goes_on_from_where_the_head_puts_its_first_frame() -> None:
+    clip, cameras, depth = inside_a_ball([0, 0, 1, 1], [0, 1, 0, 1])
+    true = torch.linalg.inv(cameras.world_from_camera[:, :1]) @ cameras.world_from_camera
+    told = true.clone()
+    told[:, 2:] = told[:, :2]  # the second frame of each is said not to move
+    found = refined(seen(cameras, depth, told), clip, RefinementConfig(by="matches", pull=1e-6))
+    angle, distance = off(found.cameras.world_from_camera, true)
+    assert angle < 0.01
+    assert distance < 0.02
+    torch.testing.assert_close(found.cameras.world_from_camera[:, :2], true[:, :2])
+
+
+def test_a_single_frame_keeps_its_camera() -> None:
+    clip, cameras, depth = inside_a_ball([0], [0])
+    found = refined(seen(cameras, depth, EYE.expand(1, 1, 4, 4)), clip, RefinementConfig(by="matches"))
+    torch.testing.assert_close(found.cameras.world_from_camera, EYE.expand(1, 1, 4, 4))
+
+
+def test_matches_need_no_points() -> None:
+    heads = {
+        "camera": CameraHeadConfig(width=32, depth=1, heads=2, start=(0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 1.0)),
+        "depth": DENSE,
+    }
+    model = ModelConfig(backbone=BACKBONE, heads=heads, refine=RefinementConfig(by="matches")).build()
+    found = model(make_clip())
+    found.pose_encodings[-1].square().sum().backward()
+    gradients = [p.grad for p in model.heads["depth"].parameters()]
+    assert any(each is not None and bool(each.any()) for each in gradients)
+    assert all(each is None or bool(each.isfinite().all()) for each in gradients)
