@@ -44,9 +44,12 @@ REFERENCES = Path("checkpoints")
 BIKES = Path(__file__).parent / "data" / "bikes.mp4"
 IN_TORCH = ":torch"
 """Ending of a config's name: draw Gaussians in plain torch, not as by gsplat."""
-STEPS = 4
-PLAIN_STEP, RECORDED_STEP = 2, 3
-"""A step of which nothing but its update is asked, and one that also writes a line of figures."""
+STEPS = 5
+PLAIN_STEP, RECORDED_STEP = 3, 4
+"""A step of which nothing but its update is asked, and one that also writes a line of figures.
+
+It is the second that does: at the first Lightning registers the figures.
+"""
 
 SMALL = [
     *("model.backbone.width=48", "data.images_per_batch=8", "data.workers=0", "weights=null", "data.image_size=32,32"),
@@ -55,7 +58,7 @@ SMALL = [
 ]
 LOOP = [
     *(f"loop.max_steps={STEPS}", f"loop.epoch_steps={STEPS}", "loop.accelerator=auto", "loop.precision=bf16"),
-    *(f"logging.every={RECORDED_STEP}", "logging.pictures=1", "loop.ema=0.9"),
+    *(f"logging.every={RECORDED_STEP // 2}", "logging.pictures=1", "loop.ema=0.9"),
 ]
 MASK = "model.backbone.dynamics={after: 0, rounds: [1, 2], hidden: 8}"
 DENSE = "channels: [8, 8, 8, 8], features: 8, last_features: 8"
