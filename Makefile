@@ -7,7 +7,7 @@ RUN := $(BIN)/python -m
 UV := 0.13.8
 # two workers with one thread each: more would fight over two cores
 PYTEST := OMP_NUM_THREADS=1 $(RUN) pytest -n 2 --dist worksteal
-FAST := not slow and not gpu and not network
+FAST := not slow and not gpu and not network and not demo
 SLOW := slow and not gpu and not network
 
 # an empty value: bytecode is kept. Without it every process compiles torch and this package anew, 20 seconds of a slow core
@@ -15,7 +15,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 STUDIES := study-page4d study-dept3r study-dgs-lrm study-siren-pose
 
-.PHONY: setup demo test test-slow coverage $(STUDIES) study-pad3r reference check lock clean
+.PHONY: setup demo test test-slow test-demo coverage $(STUDIES) study-pad3r reference check lock clean
 
 setup: $(VENV)/.ready
 
@@ -38,6 +38,10 @@ test: setup
 
 test-slow: setup
 	$(PYTEST) -m "$(SLOW)"
+
+# what `make demo` has made
+test-demo: setup
+	$(RUN) pytest -m demo
 
 # half as long again as `make test`
 coverage: setup
