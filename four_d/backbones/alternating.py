@@ -249,14 +249,18 @@ class AlternatingBackbone(nn.Module):
         else:
             patches = self.patches(clip.images.flatten(0, 1))
         patches = patches.unflatten(0, (b, f))
+        turn = None
         if self.matching is not None:
-            patches = patches + self.matching(normalise_images(clip.images))
+            matched, turn = self.matching(normalise_images(clip.images))
+            patches = patches + matched
         if self.neighbours is not None and features is not None:
             patches = patches + self.neighbours(features, clip.times, clip.camera_ids).to(patches.dtype)
         # slot 0 is the first frame's, whose coordinates the outputs are in; slot 1 serves all others
         slots = (torch.arange(f, device=clip.images.device) > 0).long()
         special = torch.cat([self.camera_token, self.register_token], dim=2)[:, slots]
         special = special.to(patches.dtype).expand(b, -1, -1, -1)
+        if turn is not None:
+            special = torch.cat([special[:, :, :1] + turn, special[:, :, 1:]], dim=2)
         if self.hints is not None:
             special, patches = self.hints(clip, special, patches)
         matches = None
