@@ -76,7 +76,7 @@ def match(
 
 
 def pooled(matches: Float[Tensor, "n 3 y x"], side: int) -> Float[Tensor, "n d"]:
-    """Mean displacement, weighted by similarity, and mean similarity in each of ``side`` × ``side`` parts of a frame."""
+    """Mean displacement, weighted by similarity, and mean similarity in each part of a grid of that side."""
     similarity = matches[:, 2:]
     weight = similarity.clamp(min=0.0) ** SURE + 1e-4
     mean = functional.adaptive_avg_pool2d(torch.cat([matches[:, :2] * weight, weight, similarity], dim=1), side)
