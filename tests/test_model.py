@@ -27,7 +27,7 @@ from four_d.heads.camera import CameraHeadConfig
 from four_d.heads.dense import DenseHeadConfig
 from four_d.heads.features import add_position, spread_rounds
 from four_d.losses import CameraLossConfig, DepthLossConfig, PointsLossConfig
-from four_d.matching import MatchingConfig, describe, match
+from four_d.matching import MatchingConfig, describe, match, pooled
 from four_d.model import FourD, ModelConfig, compile_blocks
 from four_d.parts import HeadSpec, TokenShape
 from four_d.types import LENGTH, NONE, POINT, Cameras, Clip, Prediction, Tokens, map_tensors
@@ -86,7 +86,7 @@ def frames(value: Prediction, order: list[int]) -> list[Tensor]:
     return [each[:, order] for each in outputs]
 
 
-@pytest.mark.parametrize("matching", [None, MatchingConfig()])
+@pytest.mark.parametrize("matching", [None, MatchingConfig(), MatchingConfig(pooled=2)])
 def test_permuting_frames_other_than_the_first_permutes_outputs(matching: MatchingConfig | None) -> None:
     model, clip, order = build(dataclasses.replace(BACKBONE, matching=matching)).double(), make_clip(f=4), [0, 3, 1, 2]
     clip = dataclasses.replace(clip, images=clip.images.double())
@@ -103,7 +103,9 @@ PATCHES = [ConvPatchConfig(), StemPatchConfig(channels=(4, 8)), VIT, FEATURES]
 
 
 @pytest.mark.parametrize("patches", PATCHES, ids=lambda p: p.kind)
-@pytest.mark.parametrize(("checkpointing", "matching"), [(False, None), (True, None), (False, MatchingConfig())])
+@pytest.mark.parametrize(
+    ("checkpointing", "matching"), [(False, None), (True, None), (False, MatchingConfig(pooled=2))]
+)
 def test_every_parameter_gets_a_gradient(
     patches: PatchConfig, checkpointing: bool, matching: MatchingConfig | None
 ) -> None:
@@ -247,6 +249,7 @@ def test_spread_rounds() -> None:
         ({"rounds": 3, "group": 2}, "group 2"),
         ({"patches": StemPatchConfig(channels=(4, 4, 4, 4))}, "patch_size 8"),
         ({"matching": MatchingConfig(cells=3)}, "cells 3"),
+        ({"matching": MatchingConfig(pooled=0)}, "pooled must be at least 1"),
         ({"patches": TimmPatchConfig(model="no_such_vit")}, "no_such_vit"),
     ],
 )
@@ -379,6 +382,16 @@ def test_matching_does_not_mind_brightness_and_contrast() -> None:
     away_from_the_border = slice(2 * 8 + 2, 2 * 8 + 6)
     one, two = (describe(x, 4, 7)[..., away_from_the_border] for x in (images, 3 * images + 1))
     torch.testing.assert_close(one, two)
+
+
+def test_what_was_not_found_hardly_counts_in_pooled_matches() -> None:
+    matches = torch.zeros(1, 3, 4, 6)
+    matches[:, 0], matches[:, 2] = 0.5, 1.0  # all moved by 0.5 to the right
+    matches[:, 0, 1, 1], matches[:, 2, 1, 1] = -9.0, 0.1  # but for one cell, found by chance
+    mean = pooled(matches, 2).unflatten(1, (3, 2, 2))
+    torch.testing.assert_close(mean[0, 0], torch.full((2, 2), 0.5), atol=1e-3, rtol=0.0)
+    assert mean[0, 1].abs().max() == 0
+    assert mean[0, 2].flatten().tolist() == pytest.approx([5.1 / 6, 1, 1, 1])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
