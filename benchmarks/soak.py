@@ -1,13 +1,14 @@
 r"""Runs killed at random moments: none may lose its checkpoint, and each must end as an undisturbed one, to the bit.
 
-    python benchmarks/soak.py [--kills 50] [--minutes 40] [--processes 1] [--strategy ddp] \
+    python benchmarks/soak.py [--kills 50] [--minutes 40] [--processes 1] [--strategy ddp] [--seed 0] \
         [--out docs/results/scaling.json]
 
 Small runs that save after every step are killed (SIGKILL) at random moments from their start on and started again, as
 a launcher does. After each kill the newest checkpoint must be readable and no older than before it. Each run that
 comes to its end is compared with one that was not disturbed: weights, averages and moments. With several processes, a
-random one is killed, then the others. Figures are merged into the file: ``resume_kills_survived`` counts over all its
-entries of ``resume_soaks``, one for each number of processes and strategy.
+random one is killed, then the others. A soak may be run in pieces, with a seed each, which chooses the moments. Figures
+are merged into the file: ``resume_kills_survived`` counts over all its entries of ``resume_soaks``, one for each number
+of processes, strategy and seed.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class Soak:
 
     processes: int
     strategy: str
+    seed: int = 0
     kills: int = 0
     survived: int = 0
     """Kills after which the checkpoint was sound and the run went on."""
@@ -67,6 +69,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=math.inf, help="time after which there are no more kills")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--strategy", choices=("ddp", "fsdp2"), default="ddp")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--out", type=Path, default=None, help="file for the figures")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -76,6 +79,7 @@ def main() -> None:
             minutes=arguments.minutes,
             processes=arguments.processes,
             strategy=arguments.strategy,
+            seed=arguments.seed,
             shown=True,
         )
     print(json.dumps(asdict(found), indent=1))
@@ -91,11 +95,12 @@ def run(
     minutes: float = math.inf,
     processes: int = 1,
     strategy: str = "ddp",
+    seed: int = 0,
     shown: bool = False,
 ) -> Soak:
     """Kill runs in ``folder`` so many times, or for so long, and let the last one come to its end."""
-    data, chance, began = small_data(folder / "data"), random.Random(0), time.monotonic()
-    found = Soak(processes=processes, strategy=strategy)
+    data, chance, began = small_data(folder / "data"), random.Random(seed), time.monotonic()
+    found = Soak(processes=processes, strategy=strategy, seed=seed)
     undisturbed = small_config(data, folder / "undisturbed", found)
     code = _ended(_start(undisturbed, processes, folder))
     if code:
@@ -263,12 +268,10 @@ def merge(path: Path, found: Soak) -> None:
     figures = cast(dict[str, Any], json.loads(path.read_text()) if path.is_file() else {})
     machine = describe_machine()
     entry = {**asdict(found), **{name: machine[name] for name in ("torch", "lightning", "cpus", "commit", "command")}}
-    others = [
-        each
-        for each in figures.get("resume_soaks", [])
-        if (each["processes"], each["strategy"]) != (found.processes, found.strategy)
-    ]
-    soaks = sorted([*others, entry], key=lambda each: (each["processes"], each["strategy"]))
+    kind = ("processes", "strategy", "seed")
+    key = [entry[name] for name in kind]
+    others = [each for each in figures.get("resume_soaks", []) if [each[name] for name in kind] != key]
+    soaks = sorted([*others, entry], key=lambda each: [each[name] for name in kind])
     survived = sum(cast(int, each["survived"]) for each in soaks)
     write_json(path, {**figures, "resume_kills_survived": survived, "resume_soaks": soaks})
 
