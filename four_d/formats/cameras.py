@@ -164,9 +164,9 @@ def _write_images(path: Path, cameras: Cameras, images: list[str], observations:
         file.write("# IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME, then a line of POINTS2D[] as X Y POINT3D_ID\n")
         for i, (q, t, name) in enumerate(zip(quaternions, translations, images, strict=True)):
             rows = slice(ends[i], ends[i + 1])
-            sightings = zip(observations.pixels[rows].tolist(), observations.points[rows].tolist(), strict=True)
+            x, y = observations.pixels[rows].T.tolist()
             file.write(f"{i + 1} {_numbers([*q, *t])} {i + 1} {name}\n")
-            file.write(" ".join(f"{x:.3f} {y:.3f} {point + 1}" for (x, y), point in sightings) + "\n")
+            file.write(_repeated("%.3f %.3f %d", x, y, (observations.points[rows] + 1).tolist()) + "\n")
 
 
 def _write_points(path: Path, cameras: Cameras, cloud: PointCloud | None, observations: Observations) -> None:
@@ -183,12 +183,13 @@ def _write_points(path: Path, cameras: Cameras, cloud: PointCloud | None, observ
         # an observation's number within its image, and the observations by point instead of by frame
         number = np.arange(len(observations.frames)) - np.searchsorted(observations.frames, observations.frames)
         order, ends = np.argsort(observations.points, kind="stable"), [0, *np.cumsum(counts).tolist()]
+        frames, numbers = (observations.frames[order] + 1).tolist(), number[order].tolist()
         for i, (position, colour) in enumerate(zip(cloud.points.tolist(), cloud.colours.tolist(), strict=True)):
-            rows = order[ends[i] : ends[i + 1]]
-            track = zip((observations.frames[rows] + 1).tolist(), number[rows].tolist(), strict=True)
+            rows = slice(ends[i], ends[i + 1])
             x, y, z = position
             words = [f"{i + 1} {x:.9g} {y:.9g} {z:.9g}", *map(str, colour), f"{errors[i]:.4g}"]
-            file.write(" ".join([*words, *(f"{frame} {at}" for frame, at in track)]) + "\n")
+            track = [_repeated("%d %d", frames[rows], numbers[rows])] if ends[i] < ends[i + 1] else []
+            file.write(" ".join([*words, *track]) + "\n")
 
 
 def _reprojection_errors(cameras: Cameras, cloud: PointCloud, observations: Observations) -> NDArray[np.float64]:
@@ -213,6 +214,14 @@ def read_colmap(folder: Path) -> tuple[Cameras, list[tuple[int, int]], list[str]
     intrinsics = torch.from_numpy(np.stack([camera.intrinsics for camera in chosen]))
     cameras = Cameras(world_from_camera=poses, intrinsics=intrinsics)
     return cameras, [camera.size for camera in chosen], [view.name for view in model.views]
+
+
+def _repeated(form: str, *columns: Sequence[float]) -> str:
+    """Rows of several columns in this form, in one line; one operation, since there are millions of rows."""
+    flat = [0.0] * (len(columns) * len(columns[0]))
+    for index, column in enumerate(columns):
+        flat[index :: len(columns)] = column
+    return " ".join([form] * len(columns[0])) % tuple(flat)
 
 
 def _numbers(values: list[float]) -> str:
