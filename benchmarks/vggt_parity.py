@@ -60,6 +60,7 @@ from four_d.heads.dense import DenseHeadConfig
 from four_d.heads.features import DenseFeatures
 from four_d.model import FourD, ModelConfig, compile_blocks
 from four_d.training.record import describe_machine
+from four_d.training.work import peak_rate
 from four_d.types import Clip
 from four_d.weights.vggt import ADAPTER, POSE
 
@@ -83,8 +84,6 @@ PAPER = {
     200: (8.75, 40.63),
 }
 """Frames to seconds and GB of the backbone, one H100 with FlashAttention 3, 336 × 518 (arXiv 2503.11651, table 9)."""
-PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
-"""bfloat16, dense, by the maker's data sheet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -396,7 +395,7 @@ def scaling(settings: argparse.Namespace, precision: str, frames: int) -> dict[s
     """Seconds, peak bytes and utilisation of both sides at a number of frames."""
     found = sides(settings, precision, training=False)[:2]
     pictures = images(settings, frames)
-    peak_rate = next((rate for name, rate in PEAK_FLOPS.items() if name in device_name(settings)), None)
+    peak = peak_rate(device_name(settings), "bf16")
     whole, backbone = operations(settings, frames)
     parts: list[nn.Module] = [
         found[0].model.get_submodule("model.backbone"),
@@ -412,8 +411,8 @@ def scaling(settings: argparse.Namespace, precision: str, frames: int) -> dict[s
             "backbone_seconds": seconds[1],
             "bytes": peak_of(lambda run=side.forward: run(pictures), settings.device),
             "backbone_bytes": peak_of(lambda run=alone.forward: run(pictures), settings.device),
-            "utilisation": None if peak_rate is None else whole / seconds[0] / peak_rate,
-            "backbone_utilisation": None if peak_rate is None else backbone / seconds[1] / peak_rate,
+            "utilisation": None if peak is None else whole / seconds[0] / peak,
+            "backbone_utilisation": None if peak is None else backbone / seconds[1] / peak,
         }
     return {**figures, "operations": whole, "backbone_operations": backbone}
 

@@ -21,7 +21,7 @@ from four_d.errors import UserError
 from four_d.memory import GB, free_bytes
 from four_d.training import parallel
 from four_d.training.parallel import World
-from four_d.training.plan import MOST_FRAMES, Kind, Place, Plan, Planner, memory_size
+from four_d.training.plan import Kind, Place, Plan, Planner, memory_size
 from four_d.training.run import RunData
 
 SHARED = Path("/dev/shm")
@@ -178,12 +178,12 @@ def _fits(plan: Plan, planner: Planner, memory: float, place: Place, config: Run
     if largest is None:
         return f"{remedy}not even the smallest clip fits"
     abilities = config.model.abilities
-    if abilities.frames or abilities.times:
-        return f"{remedy}at most {largest.clips} clips of {largest.frames} frames fit"
-    bound = (
-        "at least" if largest.frames >= MOST_FRAMES else "at most"
-    )  # more were not tried: a pass of so many takes minutes
-    return f"{remedy}one clip of {bound} {largest.frames} frames fits ({_size(largest.reserved)})"
+    fixed = abilities.frames or abilities.times
+    sure = largest.number <= largest.planned
+    number = f"{'at most' if sure else 'about'} {largest.number}"
+    told = f"{number} clips of {fixed} frames fit" if fixed else f"one clip of {number} frames fits"
+    counted = "" if sure else f"; extrapolated from counts up to {largest.planned}"
+    return f"{remedy}{told} ({_size(largest.reserved)}{counted})"
 
 
 def shapes(config: RunConfig) -> str:

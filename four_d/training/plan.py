@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -42,9 +42,11 @@ PREFETCHED = 2
 """Blocks whose gathered weights FSDP2 holds at a time: the one that computes, and the next."""
 SIDE = 64
 """Least side of the images from whose clips numbers are taken."""
-MOST_FRAMES = 64
-"""Frames, or clips, beyond which no larger clip is looked for: a pass without values takes 0.4 s of each."""
-TRIES = 4
+MOST_PLANNED = 96
+"""Frames, or clips, beyond which need is extrapolated: a pass without values takes 0.1 s to 0.4 s of each."""
+FARTHEST = 1 << 20
+TRIES = 6
+"""Plans beside the first three in the search for the largest clip."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +115,18 @@ class Plan:
     def reserved(self) -> float:
         """Bytes that a device should have for it: allocators round up and fragment."""
         return ALLOCATOR * self.total
+
+
+@dataclass(frozen=True, kw_only=True)
+class Largest:
+    """Largest clip that fits, or number of clips."""
+
+    number: int
+    """Frames of the clip; of a model whose clips have a fixed number of frames, clips."""
+    reserved: float
+    """Bytes that a device should have for it."""
+    planned: int
+    """Largest number up to which the need was counted; beyond, it is extrapolated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,25 +257,25 @@ class Planner:
             peak_gradients=own,
         )
 
-    def largest(self, memory: float, place: Place | None = None) -> Plan | None:
-        """Find the plan of one clip of the most frames that fits into ``memory`` bytes; None where not even one does.
+    def largest(self, memory: float, place: Place | None = None) -> Largest | None:
+        """Find the most frames of one clip that fits into ``memory`` bytes; None where not even one does.
 
         Of a model whose clips have a fixed number of frames, the most clips.
         """
         abilities = self.config.model.abilities
         fixed = abilities.frames or abilities.times
 
-        def sized(number: int) -> Plan:
-            return self.plan(number, fixed, place) if fixed else self.plan(1, number, place)
+        def need(number: int) -> float:
+            return (self.plan(number, fixed, place) if fixed else self.plan(1, number, place)).reserved
 
-        return largest_fitting(sized, memory, 2 if fixed else max(self.config.data.sampling.max_frames, 2))
+        return largest_fitting(need, memory, 2 if fixed else max(self.config.data.sampling.max_frames, 2))
 
     def _count(self, clips: int, frames: int, kind: Kind, size: tuple[int, int]) -> _Count:
-        example, batch = self._example(clips, frames, size)
+        example, batch = self.example(clips, frames, size)
         live, gradients = self._passes(example, min(self.config.loop.accumulate, 2), kind)
         return _Count(batch=batch, peak=live.peak, gradients=gradients)
 
-    def _example(self, clips: int, frames: int, size: tuple[int, int]) -> tuple[Example, int]:
+    def example(self, clips: int, frames: int, size: tuple[int, int]) -> tuple[Example, int]:
         """Batch of the run's data, with images and maps of ``size`` that have no values; and its bytes."""
         data, multiple = self.config.data, self.config.model.abilities.multiple
         small = (max(multiple, SIDE // multiple * multiple),) * 2
@@ -269,16 +283,19 @@ class Planner:
         wanted = {"images_per_batch": clips * frames, "clips_multiple": 1, "aspect": None, "image_size": small}
         config = dataclasses.replace(data, sampling=sampling, **wanted)
         given = TrainingSteps(config, self.config.seed, patch_size=multiple)[0].batches[0]
+        lengths: dict[str, int] = {"h": size[0], "w": size[1]}
         made: dict[tuple[int, int, tuple[int, ...]], Tensor] = {}  # images that inputs and targets share stay one
 
         def sized(leaf: fields.Leaf, tensor: Tensor) -> Tensor:
-            if leaf.dim("w", tensor) is None:
+            # axes of held-out views are named views.h and views.w
+            sides = [(axis, name) for axis in leaf.axes if (name := axis.rpartition(".")[2]) in lengths]
+            if not sides:
                 return tensor
             shape = list(tensor.shape)
-            for axis, length in zip(("h", "w"), size, strict=True):
+            for axis, name in sides:
                 place = leaf.dim(axis, tensor)
                 assert place is not None
-                shape[place] = length
+                shape[place] = lengths[name]
             key = (id_of(tensor.untyped_storage()), int(tensor.storage_offset()), tuple(shape))
             if key not in made:
                 with self._fake:
@@ -330,24 +347,53 @@ class Planner:
         return live, at_peak
 
 
-def largest_fitting(plan: Callable[[int], Plan], memory: float, second: int) -> Plan | None:
-    """Largest number whose plan fits: need grows almost linearly, so lines through what is known lead there."""
-    known = {number: plan(number) for number in (1, second)}
+def largest_fitting(need: Callable[[int], float], memory: float, second: int) -> Largest | None:
+    """Largest number whose need in bytes fits: the one that `curve` gives is counted, until one fits and the next not.
+
+    Beyond `MOST_PLANNED` the curve itself answers, through that number among others.
+    """
+    known = {number: need(number) for number in (1, second, 2 * second)}
+    number = low = max((each for each in known if known[each] <= memory), default=0)
+    if not low:
+        return None
     for _ in range(TRIES):
-        fits = [number for number, each in known.items() if each.reserved <= memory]
-        fails = [number for number, each in known.items() if each.reserved > memory]
-        if not fits:
-            return None
-        low = max(fits)
-        high = min(fails, default=MOST_FRAMES + 1)
-        if high - low <= 1:
+        low = max(each for each in known if known[each] <= memory)
+        high = min((each for each in known if known[each] > memory), default=None)
+        number = low
+        if high is not None and high - low <= 1:
             break
-        a, b = sorted(sorted(known, key=lambda number: abs(known[number].reserved - memory))[:2])
-        slope = (known[b].reserved - known[a].reserved) / (b - a)
-        guess = low + int((memory - known[low].reserved) / max(slope, 1.0))
-        guess = min(max(guess, low + 1), high - 1)
-        known[guess] = plan(guess)
-    return known[max(number for number, each in known.items() if each.reserved <= memory)]
+        guess = max(last_below(curve(known, memory), memory, low), low + 1)
+        guess = guess if high is None else min(guess, high - 1)
+        if guess > MOST_PLANNED and low >= MOST_PLANNED:
+            number = guess
+            break
+        guess = min(guess, max(MOST_PLANNED, low + 1))
+        known[guess] = need(guess)
+        number = guess if known[guess] <= memory else low
+    reserved = known[number] if number in known else curve(known, memory)(number)
+    return Largest(number=number, reserved=reserved, planned=max(known))
+
+
+def curve(known: Mapping[int, float], memory: float) -> Callable[[int], float]:
+    """Parabola through the three counts nearest to ``memory``, or the line through two where it would bend down.
+
+    Layers need memory in proportion to frames, attention that is written out to their square.
+    """
+    x, y, z = sorted(known, key=lambda number: abs(known[number] - memory))[:3]
+    slope = (known[y] - known[x]) / (y - x)
+    bend = max(((known[z] - known[y]) / (z - y) - slope) / (z - x), 0.0)
+    return lambda number: known[x] + slope * (number - x) + bend * (number - x) * (number - y)
+
+
+def last_below(value: Callable[[int], float], limit: float, low: int) -> int:
+    """Largest number from ``low`` on up to which a rising function does not exceed the limit, or ``low``."""
+    step = 1
+    while value(low + step) <= limit and step < FARTHEST:
+        step *= 2
+    while step:
+        low = low + step if value(low + step) <= limit else low
+        step //= 2
+    return low
 
 
 def tensors_of(*clips: Clip) -> Iterator[Tensor]:

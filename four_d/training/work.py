@@ -21,7 +21,9 @@ from four_d.types import Clip
 Shape = tuple[int, int, int, int, int, int]
 """Clips, frames, rows, columns, query times and query points of a batch."""
 PEAKS: tuple[tuple[str, Mapping[str, float]], ...] = (
-    (r"\bG?B200\b", {"bf16": 2250.0, "fp32": 75.0}),
+    (r"\bGB200\b", {"bf16": 2500.0, "fp32": 80.0}),
+    (r"\bB200\b", {"bf16": 2250.0, "fp32": 75.0}),
+    (r"\bH200 NVL\b", {"bf16": 836.0, "fp32": 60.0}),
     (r"\bG?H200\b", {"bf16": 989.0, "fp32": 67.0}),
     (r"\bH100 PCIe\b", {"bf16": 756.0, "fp32": 51.0}),
     (r"\bH100 NVL\b", {"bf16": 835.0, "fp32": 60.0}),
@@ -38,7 +40,14 @@ PEAKS: tuple[tuple[str, Mapping[str, float]], ...] = (
     (r"\bRTX 3090\b", {"bf16": 71.0, "fp32": 35.6}),
     (r"\bMI300X\b", {"bf16": 1307.4, "fp32": 163.4}),
 )
-"""Pattern of a device's name → 10¹² operations per second, dense, by the makers' data sheets; the first match holds."""
+"""Pattern of a device's name → 10¹² operations per second, dense, accumulated in float32; the first match holds.
+
+Looked up where others have copied the makers' data sheets, which they name: bf16 of B200, H200, H100, A100, L40S and
+MI300X in torchtitan (``torchtitan/tools/utils.py``), float32 of H100 and older NVIDIA cards, and bf16 of A10, L4 and
+L40, in Lightning (``lightning.fabric.utilities.throughput``). In tables without a source: bf16 of GB200, H200 NVL, A40,
+RTX 6000 Ada, RTX 4090 and RTX 3090, and the MI300X. Not found again, from memory: bf16 of the RTX A6000; float32 of
+GB200, B200, H200 NVL, H100 NVL and RTX 6000 Ada.
+"""
 TERA = 1e12
 MOST_COUNTED = 12
 """Shapes of a batch that are counted; the operations of further ones follow from these (`fitted`)."""

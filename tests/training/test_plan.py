@@ -10,10 +10,12 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
+from four_d import fields
 from four_d.config import RunConfig, load
+from four_d.data.loading import TrainingSteps
 from four_d.errors import UserError
 from four_d.training import train
-from four_d.training.plan import Bounded, Place, Plan, Planner, largest_fitting, memory_size
+from four_d.training.plan import MOST_PLANNED, Bounded, Place, Planner, largest_fitting, memory_size
 from tests.on_cuda import BOXES, SMALL
 from tests.training.runs import make_data, tiny
 
@@ -24,6 +26,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
         ["model.backbone.checkpointing=true", "model.backbone.rounds=6", "loop.ema=0.9", "loop.accumulate=2"],
     ),
     "a mask, in bfloat16": ("page_4d", ["loop.precision=bf16"]),
+    "Gaussians": ("dgs_lrm", []),
 }
 
 
@@ -112,28 +115,54 @@ def test_no_large_tensor_is_made() -> None:
     assert many.shape == (1_000_000, 1_000_000)
 
 
-def linear(number: int) -> Plan:
-    """A made-up plan whose need grows by 10 bytes a frame."""
-    kept = {"weights": 100, "moments": 0, "averages": 0, "gradients": 0, "exchange": 0, "batch": 0, "saved": 0}
-    return Plan(clips=1, frames=number, size=(8, 8), waits=False, activations=10 * number, peak_gradients=0, **kept)
-
-
-def test_the_largest_fitting_clip_is_found_in_few_plans(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("four_d.training.plan.MOST_FRAMES", 10_000)
+def test_the_largest_fitting_clip_is_found_in_few_counts() -> None:
     asked: list[int] = []
 
-    def plan(number: int) -> Plan:
+    def need(number: int) -> float:
         asked.append(number)
-        return linear(number)
+        return 100.0 + 10 * number + 0.5 * number**2
 
-    found = largest_fitting(plan, 1.1 * (100 + 10 * 137.5), 24)
+    found = largest_fitting(need, need(77) + 1.0, 24)
     assert found is not None
-    assert found.frames == 137
-    assert len(asked) <= 5
-    assert largest_fitting(linear, 100.0, 24) is None
-    few = largest_fitting(linear, 1.1 * 135, 24)
+    assert (found.number, found.reserved, found.planned) == (77, need(77), 78)
+    assert len(asked) <= 8
+    assert largest_fitting(need, 100.0, 24) is None
+    few = largest_fitting(need, need(3), 24)
     assert few is not None
-    assert few.frames == 3
+    assert few.number == 3
+
+
+@pytest.mark.parametrize("bend", [0.0, 0.01, 2.0])
+def test_beyond_what_is_counted_need_is_extrapolated(bend: float) -> None:
+    def need(number: int) -> float:
+        assert number <= MOST_PLANNED
+        return 1e3 + 10.0 * number + bend * number**2
+
+    limit = 1e3 + 10 * 5000 + bend * 5000**2
+    found = largest_fitting(need, limit + 1, 24)
+    assert found is not None
+    assert abs(found.number - 5000) <= 1
+    assert (found.reserved, found.planned) == (pytest.approx(limit, rel=1e-3), MOST_PLANNED)
+
+
+def test_need_that_grows_ever_less_is_not_taken_to_fall() -> None:
+    """Maps that are made some frames at a time: more frames cost less each, and the answer errs to the safe side."""
+    found = largest_fitting(lambda number: 1000.0 + 10 * min(number, 60) + number, 5000.0, 24)
+    assert found is not None
+    assert 1000 < found.number <= 3400
+
+
+def test_held_out_views_are_planned_at_their_size(data: Path, tmp_path: Path) -> None:
+    """They were drawn at 64 × 64 pixels, whatever the run's size."""
+    config = configured("dgs_lrm", data, tmp_path, [])
+    planned, size = Planner(config).example(4, 4, (16, 16))
+    real = TrainingSteps(config.data, config.seed, patch_size=config.model.abilities.multiple)[0].batches[0]
+    for one, other in ((planned.inputs, real.inputs), (planned.targets, real.targets)):
+        assert {leaf.name: tensor.shape for leaf, tensor in fields.leaves(one)} == {
+            leaf.name: tensor.shape for leaf, tensor in fields.leaves(other)
+        }
+    assert real.targets.views is not None
+    assert size == pytest.approx(267_880, rel=0.01)
 
 
 def test_sizes_of_memory() -> None:
