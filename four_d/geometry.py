@@ -172,6 +172,21 @@ def unproject(depth: Float[Tensor, "*b h w"], cameras: Cameras) -> Float[Tensor,
     return transform(cameras.world_from_camera, points_camera).unflatten(-2, (height, width))
 
 
+def distances(depth: Float[Tensor, "f h w"], cameras: Cameras) -> Float[Tensor, "f h w"]:
+    """Distances to the world's origin of the points of z-depth maps: those of `unproject`, many times faster."""
+    pixels, found = pixel_centres(depth.shape[1], depth.shape[2], depth), torch.zeros_like(depth)
+    for frame, squares in enumerate(found):  # one at a time, while it is in the processor's cache
+        lens, pose = cameras.intrinsics[frame], cameras.world_from_camera[frame]
+        x = (pixels[0, :, 0] - lens[0, 2]) / lens[0, 0]
+        y = (pixels[:, 0, 1] - lens[1, 2]) / lens[1, 1]
+        for axis in pose[:3]:
+            along = (axis[0] * x + axis[2]) + (axis[1] * y)[:, None]
+            along.mul_(depth[frame]).add_(axis[3])
+            squares.addcmul_(along, along)
+        squares.sqrt_()
+    return found
+
+
 def world_points(prediction: Prediction) -> Float[Tensor, "*b f h w 3"] | None:
     """World points of pixels: unprojected depth if there are cameras, else the point map, else None.
 

@@ -94,6 +94,12 @@ def test_rebasing_puts_the_first_camera_at_the_origin_of_every_clip() -> None:
     torch.testing.assert_close(again, relative)
 
 
+def test_distances_are_those_of_the_points() -> None:
+    cameras, depth = _cameras(3, seed=4), _random(3, 12, 16, seed=5).relu()
+    expected = geometry.unproject(depth, cameras).norm(dim=-1)
+    torch.testing.assert_close(geometry.distances(depth, cameras), expected)
+
+
 def test_rays_have_unit_z_and_the_principal_ray_is_the_axis() -> None:
     cameras = _cameras(seed=2)
     middle = cameras.intrinsics[:2, 2]

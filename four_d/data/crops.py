@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -147,8 +147,9 @@ def cropped(clip: Clip, window: Crop, images: Float[Tensor, "f 3 h w"]) -> Clip:
     """
     rows, columns = window.centres()
     done = {"images": images}
-    if clip.depth is not None and clip.valid is not None:
-        done["depth"], done["valid"] = resample_depth(clip.depth, clip.valid, rows, columns)
+    if clip.depth is not None:
+        done["depth"] = resample_depth(clip.depth, rows, columns)
+        done["valid"] = done["depth"] > 0
     corner, pixel = torch.from_numpy(window.corner).float(), torch.from_numpy(window.pixel).float()
 
     def act(leaf: fields.Leaf, tensor: Tensor) -> Tensor:
@@ -225,34 +226,28 @@ def _gather(maps: Tensor, y: Tensor, x: Tensor) -> Tensor:
 
 
 def resample_depth(
-    depth: Float[Tensor, "f y x"],
-    valid: Bool[Tensor, "f y x"],
-    rows: Float[Tensor, "f h"],
-    columns: Float[Tensor, "f w"],
-) -> tuple[Float[Tensor, "f h w"], Bool[Tensor, "f h w"]]:
-    """Resample depth at new pixel centres.
+    depth: Float[Tensor, "f y x"], rows: Float[Tensor, "f h"], columns: Float[Tensor, "f w"]
+) -> Float[Tensor, "f h w"]:
+    """Resample depth (0 where it is invalid) at new pixel centres.
 
     Where the four neighbours are valid and of one surface, 1/z is interpolated (and continued by the last half pixel
     at the image's border): it is linear in the pixel on a plane. Elsewhere the pixel that holds the centre counts.
     """
+    # one frame at a time, while it is in the processor's cache
+    return torch.stack([_resampled(*each) for each in zip(depth, rows, columns, strict=True)])
+
+
+def _resampled(depth: Float[Tensor, "y x"], rows: Float[Tensor, "h"], columns: Float[Tensor, "w"]) -> Tensor:
+    height, width = depth.shape
     y, x = rows - 0.5, columns - 0.5
-    y0 = y.floor().long().clamp(0, max(depth.shape[-2] - 2, 0))
-    x0 = x.floor().long().clamp(0, max(depth.shape[-1] - 2, 0))
-    known = torch.where(valid, depth, torch.zeros_like(depth))
-    places = [
-        ((y0 + dy).clamp_max(depth.shape[-2] - 1), (x0 + dx).clamp_max(depth.shape[-1] - 1))
-        for dy in (0, 1)
-        for dx in (0, 1)
-    ]
-    corners = torch.stack([_inverse(_gather(known, *place)) for place in places])
-    v, u = (y - y0)[:, :, None], (x - x0)[:, None, :]
-    top, bottom = corners[0] * (1 - u) + corners[1] * u, corners[2] * (1 - u) + corners[3] * u
-    smooth = top * (1 - v) + bottom * v
-    one_surface = (corners.amin(0) > 0) & (corners.amax(0) <= EDGE * corners.amin(0))
-    chosen = torch.where(one_surface, smooth, _inverse(_nearest(known, rows, columns)))
-    return _inverse(chosen), chosen > 0
-
-
-def _inverse(positive: Tensor) -> Tensor:
-    """1 / x, and 0 of 0."""
-    return torch.where(positive > 0, 1 / positive.clamp_min(1e-12), torch.zeros_like(positive))
+    y0, x0 = y.floor().long().clamp(0, max(height - 2, 0)), x.floor().long().clamp(0, max(width - 2, 0))
+    above, below = depth.index_select(0, y0), depth.index_select(0, (y0 + 1).clamp_max(height - 1))
+    x1 = (x0 + 1).clamp_max(width - 1)
+    a, b, c, d = [line.index_select(1, place) for line in (above, below) for place in (x0, x1)]
+    nearest = torch.minimum(torch.minimum(a, b), torch.minimum(c, d))
+    farthest = torch.maximum(torch.maximum(a, b), torch.maximum(c, d))
+    one_surface = (nearest > 0) & (farthest <= EDGE * nearest)
+    u, v = (x - x0)[None, :], (y - y0)[:, None]
+    top, bottom = (torch.lerp(left.reciprocal(), right.reciprocal(), u) for left, right in ((a, b), (c, d)))
+    smooth = torch.lerp(top, bottom, v).reciprocal()
+    return torch.where(one_surface, smooth, _nearest(depth[None], rows[None], columns[None])[0])

@@ -155,7 +155,7 @@ def to_clip(
         times=torch.tensor(info.times, dtype=torch.float32),
         camera_ids=torch.tensor(info.camera_ids, dtype=torch.int64),
         cameras=cameras,
-        depth=None if raw.depth is None else torch.tensor(raw.depth, dtype=torch.float32),
+        depth=None if raw.depth is None else torch.from_numpy(raw.depth),
         dynamic=None if raw.dynamic is None else torch.tensor(raw.dynamic),
         tracks=_tracks(raw, new_from_world),
         keypoints=_keypoints(raw, new_from_world),
@@ -167,8 +167,8 @@ def to_clip(
         depth, dynamic = surfaces.depth_and_dynamic(surface, cameras, clip.times)
         kept = surface if with_surface else None
         clip = dataclasses.replace(clip, depth=depth, dynamic=dynamic, surface=kept)
-    clip = clip if clip.depth is None else dataclasses.replace(clip, valid=clip.depth > 0)
-    return clip if raw.crop is None else cropped(clip, raw.crop, images)
+    clip = clip if raw.crop is None else cropped(clip, raw.crop, images)
+    return clip if clip.depth is None else dataclasses.replace(clip, valid=clip.depth > 0)
 
 
 def _cameras(raw: RawClip, world: World) -> tuple[Cameras | None, Float[Tensor, "4 4"]]:
@@ -249,8 +249,8 @@ def _mean_distance_scale(clip: Clip) -> Float[Tensor, ""]:
     if clip.depth is not None and clip.valid is not None and bool(clip.valid.any()):
         if clip.cameras is None:
             return clip.depth[clip.valid].mean()
-        distance = geometry.unproject(clip.depth, clip.cameras).norm(dim=-1)
-        return (distance * clip.valid).sum() / (clip.valid.sum() + 1e-3)
+        total = (geometry.distances(clip.depth, clip.cameras) * clip.valid).sum()
+        return total / (clip.valid.sum() + 1e-3)
     if clip.keypoints is not None and bool(clip.keypoints.valid.any()):
         return clip.keypoints.points[clip.keypoints.valid].norm(dim=-1).mean()
     if clip.cameras is None:

@@ -33,7 +33,7 @@ ENDINGS: dict[Geometry, tuple[tuple[str, ...], ...]] = {
 """Last axes that each geometry allows."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)  # each is itself alone, so that `_leaf` is looked up at once
 class Field:
     """Declaration of a field: a tensor, or a nested dataclass of ``kind``."""
 
@@ -245,6 +245,7 @@ class DataclassInstance(Protocol):
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[object]]]
 
 
+@cache
 def _leaf(field: Field, path: tuple[Field, ...]) -> Leaf:
     names, padded = field.axes, field.padded
     for outer in reversed(path):
