@@ -216,7 +216,7 @@ def read_colmap(folder: Path) -> tuple[Cameras, list[tuple[int, int]], list[str]
     return cameras, [camera.size for camera in chosen], [view.name for view in model.views]
 
 
-def _repeated(form: str, *columns: Sequence[float]) -> str:
+def _repeated(form: str, *columns: Sequence[int] | Sequence[float]) -> str:
     """Rows of several columns in this form, in one line; one operation, since there are millions of rows."""
     flat = [0.0] * (len(columns) * len(columns[0]))
     for index, column in enumerate(columns):
