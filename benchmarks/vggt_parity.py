@@ -14,7 +14,9 @@ every side once, one after the other, so that a busy machine slows all of them; 
 
 - **rate**: reference time ÷ ours, by the wall clock (``cpu_rate``: by processor time).
 - **train**: forward and backward of the sum of all outputs, activation checkpointing of the encoder's and the
-  backbone's blocks on both sides, none in the heads.
+  backbone's blocks on both sides, none in the heads. In fp32 a third side is ours as a run has it by default
+  (``model.backbone.checkpointing: false``; VGGT's code always recomputes in training): ``rate_kept``. It takes more
+  memory, which ``--what memory`` does not show.
 - **fp32**: plain float32 on both sides, nothing compiled.
 - **bf16**: ours: autocast, heads in bfloat16 too (``precision: loop``), convolutions' weights channels-last,
   `compile_model`, on a CPU attention written out (``attention: matmul``). The reference: autocast around
@@ -70,6 +72,7 @@ TOLERANCE = {"fp32": 1e-4, "bf16": 0.2}
 """Greatest error of outputs, relative to the largest value of each (at least 1)."""
 GRADIENT_TOLERANCE = 1e-2
 """Greatest relative error of the norm of each tensor's gradient."""
+KEPT = "ours without recomputation"
 FOLDED = ("cls_token", "pos_embed", "reg_token", "mask_token")
 """Encoder parameters that the two sides hold in different sums: their gradients have no counterpart."""
 PAPER = {
@@ -233,7 +236,13 @@ def sides(settings: argparse.Namespace, precision: str, *, training: bool) -> li
         ours.to(memory_format=torch.channels_last)
         compile_model(ours.model)
     found = [Side(name="ours", model=ours, half=half), Side(name="reference", model=reference, half=half)]
-    return [*found, Side(name="reference in fp32", model=reference, half=False)] if half else found
+    if half:
+        return [*found, Side(name="reference in fp32", model=reference, half=False)]
+    if not training:
+        return found
+    kept = Ours(size, checkpointing=False, precision="full", written_out=False)
+    kept.load_state_dict(ours.state_dict())
+    return [*found, Side(name=KEPT, model=kept.to(settings.device).train(), half=False)]
 
 
 def images(settings: argparse.Namespace, frames: int, size: tuple[int, int] | None = None) -> Tensor:
@@ -243,9 +252,10 @@ def images(settings: argparse.Namespace, frames: int, size: tuple[int, int] | No
 
 
 def compare(found: Sequence[Side], pictures: Tensor, precision: str) -> dict[str, float]:
-    """Largest difference of each output relative to its largest value, ours from the last side. Exits if too large."""
+    """Largest difference of each output relative to its largest value, ours from a reference. Exits if too large."""
+    reference = next(side for side in reversed(found) if side.name.startswith("reference"))
     with torch.no_grad():
-        ours, theirs = found[0].outputs(pictures), found[-1].outputs(pictures)
+        ours, theirs = found[0].outputs(pictures), reference.outputs(pictures)
     errors = {
         name: (one.float() - two.float()).abs().max().item() / max(1.0, two.abs().max().item())
         for name, one, two in zip(OUTPUTS, ours, theirs)
@@ -307,6 +317,11 @@ def rate(settings: argparse.Namespace, precision: str, what: Literal["forward", 
     if precision == "bf16":
         figures["rate_to_fp32"] = wall["reference in fp32"] / wall["ours"]
         figures["cpu_rate_to_fp32"] = processor["reference in fp32"] / processor["ours"]
+    if KEPT in wall:
+        figures |= {
+            "rate_kept": wall["reference"] / wall[KEPT],
+            "cpu_rate_kept": processor["reference"] / processor[KEPT],
+        }
     spread = {name: [min(each[0] for each in runs), max(each[0] for each in runs)] for name, runs in times.items()}
     sizes = {"precision": precision, "frames": pictures.shape[1], **agreement}
     return {"what": what, **figures, "seconds": wall, "spread": spread, "cpu_seconds": processor, **sizes}
