@@ -285,7 +285,8 @@ def compile_blocks(model: nn.Module) -> None:
     blocks = [module for module in model.modules() if isinstance(module, Block)]
     if not blocks:
         raise UserError(
-            "only transformer blocks (layers.Block) are compiled, and the model has none; set loop.compile=false"
+            "only transformer blocks (layers.Block) are compiled, and the model has none; set loop.compile=false, or "
+            "leave --compile out"
         )
     dynamo = cast(SimpleNamespace, importlib.import_module("torch._dynamo.config"))
     dynamo.recompile_limit = max(dynamo.recompile_limit, VARIANTS)

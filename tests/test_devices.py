@@ -267,6 +267,28 @@ def test_infer_takes_a_device_and_a_precision(capsys: pytest.CaptureFixture[str]
     assert "no device 'cuda:99' on this machine" in capsys.readouterr().err
 
 
+def test_infer_compiles_on_demand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[object] = []
+    loaded = model()
+    monkeypatch.setattr("four_d.inference.load", lambda _: loaded)
+    monkeypatch.setattr("four_d.inference.infer", lambda *_, **__: None)
+    monkeypatch.setattr("four_d.model.compile_blocks", compiled.append)
+    command = [
+        "infer",
+        str(BIKES),
+        "--model",
+        str(tmp_path / "model"),
+        "--out",
+        str(tmp_path / "out"),
+        "--device",
+        "cpu",
+    ]
+    assert main(command) == 0
+    assert not compiled
+    assert main([*command, "--compile"]) == 0
+    assert compiled == [loaded.model]
+
+
 def test_pictures_are_drawn_on_the_models_device_and_scored_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def draw(gaussians: Gaussians, cameras: Cameras, times: Tensor, size: tuple[int, int]) -> Views:
         devices.update(each.device.type for each in (gaussians.means, cameras.intrinsics, times))

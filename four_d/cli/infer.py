@@ -44,6 +44,7 @@ def _infer(arguments: Infer) -> int:
     from four_d.checkpoints import best_reference
     from four_d.devices import usable
     from four_d.inference import check_output, infer, load
+    from four_d.model import compile_blocks
 
     device = usable(arguments.device)
     source, reference = (arguments.model, None) if arguments.model is not None else best_reference()
@@ -53,6 +54,8 @@ def _infer(arguments: Infer) -> int:
     if reference is not None:
         print(f"no --model given: taking {source} ({reference.summary}; {reference.licence})", file=sys.stderr)
     model = placed(load(source), device, arguments.precision)
+    if arguments.compile:
+        compile_blocks(model.model)
     infer(
         model,
         request,

@@ -25,6 +25,8 @@ class Infer:
     """Device, as cpu, cuda, cuda:1 or mps; auto: cuda if there is a GPU, else Apple's (mps), else the CPU."""
     precision: Precision = "fp32"
     """Precision of the model's arithmetic: on a GPU bf16 is the fastest, then tf32."""
+    compile: bool = False
+    """Compile the model's transformer blocks first, which takes a minute or more and pays for many windows."""
     novel_views: bool = True
     """Render novel_views.mp4 of the Gaussians."""
     static_points: bool = False
