@@ -62,7 +62,8 @@ def test_check_fails_with_1_where_data_is_wrong(shards: Path, tmp_path: Path, ca
     content[len(content) // 2] ^= 0xFF
     tar.write_bytes(bytes(content))
     assert run("data", "check", tmp_path) == 1
-    assert "shard-000000" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "delete shard-000000.tar and shard-000000.json, then make them again" in said
 
 
 def test_config_show_and_diff(capsys: Capture) -> None:

@@ -7,6 +7,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Sequence as Items
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -123,15 +124,15 @@ def _trial(dataset: DataSet, plans: Items[Planned], out: Path, checked: bool) ->
         write_shard(folder, 0, (plans[index].make() for index in spread(len(plans), TRIAL)))
         manifest = finalise(folder, dataset.name)
         report = check(folder)
-        for line in report.unchecked():
-            LOGGER.warning(line)
         if not report.ok and checked:
-            LOGGER.error(report.table())
+            LOGGER.error(replace(report, place=f"{dataset.name}, its first clips").table())
             raise UserError(
                 f"{len(report.failures)} checks of the first {report.clips} clips failed, the first: "
                 f"{report.failures[0]} Nothing was imported; correct the files or the reader, or, if this is how the "
                 "data is, say --unchecked"
             )
+        for line in report.unchecked():
+            LOGGER.warning(line)
         return manifest.bytes / manifest.clips
 
 

@@ -423,6 +423,8 @@ def _data_check(arguments: Check) -> int:
 
     report = check(arguments.folder, clips=arguments.clips, depth_tolerance=arguments.depth_tolerance)
     print(report.table())
+    if (advice := report.making_again()) is not None:
+        print(advice)
     return 0 if report.ok else 1
 
 

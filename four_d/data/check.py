@@ -83,12 +83,16 @@ class CheckReport:
             rows.append(f"… and {len(self.failures) - 40} more")
         rows += self._said()
         rows.append("no failures" if self.ok else f"{len(self.failures)} failures")
-        shards = [shard for shard in dict.fromkeys(f.shard for f in self.failures) if shard.endswith(".tar")]
-        if shards:
-            files = f"{shards[0]} and {Path(shards[0]).with_suffix('.json')}"
-            more = f" (and {len(shards) - 1} more pairs)" if len(shards) > 1 else ""
-            rows.append(f"existing shards are never overwritten: delete {files}{more}, then make them again")
         return "\n".join(rows)
+
+    def making_again(self) -> str | None:
+        """One line on how failed shards are made again; None if there are none."""
+        shards = [shard for shard in dict.fromkeys(f.shard for f in self.failures) if shard.endswith(".tar")]
+        if not shards:
+            return None
+        files = f"{shards[0]} and {Path(shards[0]).with_suffix('.json')}"
+        more = f" (and {len(shards) - 1} more pairs)" if len(shards) > 1 else ""
+        return f"existing shards are never overwritten: delete {files}{more}, then make them again"
 
     def unchecked(self) -> list[str]:
         """One line for each thing that could not be checked, with the reason and clips counted."""

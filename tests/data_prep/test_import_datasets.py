@@ -156,13 +156,20 @@ def known_set(change: Callable[[np.ndarray], np.ndarray]) -> DataSet:
     return DataSet(name="boxes", title="", home="", licences=licences, layout="", reader=lambda *_: [sequence])
 
 
-def test_a_wrong_convention_stops_the_import_before_anything_is_written(tmp_path: Path) -> None:
+def test_a_wrong_convention_stops_the_import_before_anything_is_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "src").mkdir()
     import_dataset(known_set(np.copy), tmp_path / "src", tmp_path / "right")
     wrong = known_set(np.linalg.inv)
+    caplog.clear()
     with pytest.raises(UserError, match="Nothing was imported") as caught:
         import_dataset(wrong, tmp_path / "src", tmp_path / "out")
     assert "invert" in str(caught.value)
+    told = caplog.text.splitlines()
+    assert len(told) == len(set(told)), "each line is said once"
+    assert "boxes, its first clips: 1 shards" in caplog.text
+    assert "delete" not in caplog.text, "there are no shards yet"
     assert not list((tmp_path / "out").iterdir())
 
 
