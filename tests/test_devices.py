@@ -268,10 +268,16 @@ def test_infer_takes_a_device_and_a_precision(capsys: pytest.CaptureFixture[str]
 
 
 def test_infer_compiles_on_demand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(_: Path) -> LoadedModel:
+        return loaded
+
+    def nothing(*_: object, **__: object) -> None:
+        pass
+
     compiled: list[object] = []
     loaded = model()
-    monkeypatch.setattr("four_d.inference.load", lambda _: loaded)
-    monkeypatch.setattr("four_d.inference.infer", lambda *_, **__: None)
+    monkeypatch.setattr("four_d.inference.load", load)
+    monkeypatch.setattr("four_d.inference.infer", nothing)
     monkeypatch.setattr("four_d.model.compile_blocks", compiled.append)
     command = [
         "infer",
