@@ -1,4 +1,4 @@
-"""Surroundings: rooms, corridors, platforms in rooms and open ground, with fittings and lights."""
+"""Surroundings: rooms, empty or furnished, corridors, platforms in rooms and open ground, with fittings and lights."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.synthetic import textures
+from data_prep.synthetic.furniture import furnish
 from data_prep.synthetic.meshes import Mesh, cuboid
 from data_prep.synthetic.pictures import Photographs, cover, square, tile_of
 from data_prep.synthetic.settings import Scene
@@ -103,6 +104,11 @@ def make_place(rng: Random, scenes: tuple[Scene, ...]) -> Place:
     if kind == "open":
         side = rng.uniform(15, 40)
         return Place(kind=kind, inner=_box(8.0, 8.0, 6.0), outer=_box(2 * side, 2 * side, 6.0), lid=False)
+    if kind == "furnished":
+        inner = _box(rng.uniform(2.6, 4.0), rng.uniform(2.6, 4.0), rng.uniform(2.3, 2.9))
+        aside = rng.uniform(0.5, 1.5, (2, 2))
+        outer = inner + np.array([[*-aside[0], 0.0], [*aside[1], 0.0]])
+        return Place(kind=kind, inner=inner, outer=outer, lid=bool(rng.random() < 0.85))
     bounds = _box(rng.uniform(5.5, 10), rng.uniform(5.5, 10), rng.uniform(2.6, 4.0))
     return Place(kind=kind, inner=bounds, outer=bounds, lid=bool(rng.random() < 0.75))
 
@@ -137,7 +143,8 @@ def _can_hang(piece: Piece) -> bool:
 
 def make_surroundings(rng: Random, place: Place, painter: Painter) -> list[Piece]:
     """Everything around the bodies, all of instance 0."""
-    return [painter.covered(piece) if _can_hang(piece) else piece for piece in _surroundings(rng, place, painter)]
+    pieces = [painter.covered(piece) if _can_hang(piece) else piece for piece in _surroundings(rng, place, painter)]
+    return pieces + (make_furniture(rng, place, painter) if place.kind == "furnished" else [])
 
 
 def _surroundings(rng: Random, place: Place, painter: Painter) -> list[Piece]:
@@ -150,6 +157,16 @@ def _surroundings(rng: Random, place: Place, painter: Painter) -> list[Piece]:
         slab = cuboid(size, np.array([0.0, 0.0, -size[2] / 2]))
         pieces.append(Piece(mesh=slab, instance=0, body=-1, material=painter.material(rng.uniform(0.8, 2.5))))
     return pieces
+
+
+def make_furniture(rng: Random, place: Place, painter: Painter) -> list[Piece]:
+    """Furniture between the walls and the region in which things move, of a few materials."""
+    materials = [painter.material(rng.uniform(0.4, 1.6), rng.uniform(0, 0.6)) for _ in range(6)]
+    return [
+        _piece(mesh, materials[int(rng.integers(len(materials)))])
+        for each in furnish(rng, place.inner, place.outer)
+        for mesh in each.meshes
+    ]
 
 
 def make_ground(rng: Random, place: Place, painter: Painter) -> list[Piece]:

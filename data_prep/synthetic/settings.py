@@ -18,7 +18,7 @@ CameraKind = Literal["handheld", "orbit", "dolly", "pan", "follow", "static"]
 Species = Literal["chain", "animal", "person"]
 Start = Literal["dropped", "thrown", "slid", "rolled"]
 Effect = Literal["blur", "exposure", "lights", "noise", "compression", "fog"]
-Scene = Literal["room", "corridor", "table", "open"]
+Scene = Literal["room", "corridor", "table", "open", "furnished"]
 Views = Literal["steady", "varied"]
 
 
@@ -80,7 +80,7 @@ class WorldSettings:
     """Move all cameras as one rig, each at most this many metres from the first; None: each moves by itself."""
     scenes: tuple[Scene, ...] = ("room",)
     """Kinds of surroundings: a room; a corridor; a platform in a room, which cameras may look over or up at; open
-    ground, with or without sky above the horizon."""
+    ground, with or without sky above the horizon; a room full of furniture, whose walls are near."""
     views: Views = "steady"
     """``steady``: cameras at eye level, some metres from what happens and turned to it. ``varied``: as hand-held and
     head-worn cameras do, they also look from near the floor or the ceiling, down, up or at a wall, at things close by,

@@ -10,6 +10,8 @@ pytest.importorskip("mujoco", reason="needs the extra synth")
 
 from data_prep.synthetic import WorldSettings, generate
 from data_prep.synthetic.cameras import RANGES, Action, draw_aim, propose
+from data_prep.synthetic.furniture import KINDS, furnish
+from data_prep.synthetic.meshes import volume
 from data_prep.synthetic.room import Painter, make_place, make_surroundings
 from data_prep.synthetic.settings import Scene, Views
 from data_prep.synthetic.world import compose
@@ -18,7 +20,7 @@ from four_d.data.stats import clip_stats, view_spread
 from tests.data_prep.looks import look
 
 SMALL = {"cameras": 2, "frames": 2, "width": 24, "height": 24, "antialias": False}
-SCENES: tuple[Scene, ...] = ("room", "corridor", "table", "open")
+SCENES: tuple[Scene, ...] = ("room", "corridor", "table", "open", "furnished")
 
 
 @pytest.mark.parametrize("scene", SCENES)
@@ -50,6 +52,32 @@ def test_places_have_the_form_that_they_are_named_by() -> None:
         assert slab[:, 2].max() == pytest.approx(0, abs=1e-9)
     kinds = {make_place(np.random.default_rng(seed), SCENES).kind for seed in range(40)}
     assert kinds == set(SCENES)
+
+
+@pytest.mark.parametrize("name", sorted(KINDS))
+def test_furniture_stands_on_the_floor_before_its_wall(name: str) -> None:
+    for seed in range(5):
+        meshes = KINDS[name][0](np.random.default_rng(seed))
+        points = np.concatenate([mesh.vertices for mesh in meshes])
+        assert -1e-9 < points[:, 2].min() < 0.06
+        assert 0.2 < np.ptp(points[:, 2]) < 2.6
+        assert all(volume(mesh) > 0 and mesh.parts for mesh in meshes)
+
+
+def test_furniture_leaves_the_middle_free_and_overlaps_nothing() -> None:
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        place = make_place(rng, ("furnished",))
+        pieces = furnish(rng, place.inner, place.outer)
+        assert len(pieces) >= 3
+        for number, piece in enumerate(pieces):
+            low, high = piece.bounds
+            assert (low >= place.outer[0] - 1e-6).all()
+            assert (high <= place.outer[1] + 1e-6).all()
+            inside = (low[:2] < place.inner[1, :2] - 1e-6) & (high[:2] > place.inner[0, :2] + 1e-6)
+            assert not inside.all()
+            for other in pieces[:number]:
+                assert ((low >= other.bounds[1]) | (other.bounds[0] >= high)).any()
 
 
 def paths(views: Views, count: int = 300) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
