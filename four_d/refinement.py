@@ -3,8 +3,8 @@
 A pixel's point is known twice: by depth and intrinsics in the frame's own camera, and by the point map in the first
 one's. The pose is the rigid motion from the one to the other, a weighted Procrustes problem (Kabsch 1976; weights by
 iterated reweighting, Holland and Welsch 1977), solved in closed form and differentiable. What it does not tell, as
-where all points lie on one line, the camera head's own pose decides. Or, without points: the pose in which a frame's
-depth is seen where its pixels are found again in the frame before (`registration`).
+where all points lie on one line, the camera head's own pose decides. Or, without points: the poses in which frames'
+depth is seen where their pixels are found again in other frames (`registration`).
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from four_d.correlation import pick
 from four_d.errors import UserError
-from four_d.geometry import encode_cameras, invert_pose, make_pose, pixel_centres, rays, transform
-from four_d.registration import chained, match_pixels, parents_of, robust_pose, sample
+from four_d.geometry import encode_cameras, make_pose, pixel_centres, rays, transform
+from four_d.registration.video import register
 from four_d.types import Cameras, Clip, Prediction
 
 By = Literal["points", "matches"]
@@ -38,15 +37,16 @@ class RefinementConfig:
     """Refinement of the cameras by depth, after all heads."""
 
     by: By = "points"
-    """Place where a pixel's depth must lie as well: at its own point (``points``), or on the ray of the same camera's
-    frame before on which a small window of pixels is found again (``matches``); no weights learn that."""
+    """Place where a pixel's depth must lie as well: at its own point (``points``), or on the rays of the same camera's
+    other frames on which a small window of pixels is found again (``matches``); nothing of that is learned, and the
+    other settings are those of points."""
     iterations: int = 3
     """Weighted fits, each with less weight for points that the one before left far off."""
     pixels: int = 32
-    """Rows and columns of the pixels, or of the windows, that are used, at most."""
+    """Rows and columns of the pixels that are used, at most."""
     pull: float = 0.01
     """Weight of the camera head's rotation beside the points' mean variance, and of its translation beside their sum of
-    weights; with matches, damping of each step away from them."""
+    weights."""
 
     def __post_init__(self) -> None:
         if min(self.iterations, self.pixels) < 1 or self.pull <= 0:
@@ -93,16 +93,20 @@ def robust_rigid(
 def refined(prediction: Prediction, clip: Clip, config: RefinementConfig) -> Prediction:
     """Prediction with cameras fitted to its depth, and their encoding as one more of ``pose_encodings``.
 
-    Weights are the product of the confidences, and of the probability that a pixel does not move. Intrinsics stay; the
-    first camera remains the origin.
+    The first camera remains the origin. By points, weights are the product of the confidences, and of the probability
+    that a pixel does not move, and intrinsics stay; by matches see `registration.video.register`.
     """
     cameras, encodings, depth = (getattr(prediction, name) for name in NEEDS["matches"])
     if cameras is None or depth is None or encodings is None:
         return prediction
     if config.by == "points" and prediction.points is None:
         return prediction
-    fitted = _by_points if config.by == "points" else _by_matches
-    found = replace(cameras, world_from_camera=_from_first(fitted(prediction, clip, cameras, depth, config)))
+    if config.by == "points":
+        fitted = replace(cameras, world_from_camera=_by_points(prediction, cameras, depth, config))
+    else:
+        still = None if prediction.dynamic is None else 1 - prediction.dynamic
+        fitted = register(clip, cameras, depth, still)
+    found = replace(fitted, world_from_camera=_from_first(fitted.world_from_camera))
     added = encode_cameras(found, depth.shape[-2], depth.shape[-1])[None]
     return replace(prediction, cameras=found, pose_encodings=torch.cat([encodings, added.to(encodings.dtype)]))
 
@@ -117,7 +121,6 @@ def _sure(prediction: Prediction, depth: Float[Tensor, "b f h w"], *others: Tens
 
 def _by_points(
     prediction: Prediction,
-    clip: Clip,  # noqa: ARG001 - as the other one
     cameras: Cameras,
     depth: Float[Tensor, "b f h w"],
     config: RefinementConfig,
@@ -133,24 +136,6 @@ def _by_points(
     weights = _sure(prediction, depth, prediction.points_confidence).flatten(-2)[..., grid]
     prior = cameras.world_from_camera.detach()
     return robust_rigid(rest, places, weights, prior, iterations=config.iterations, pull=config.pull)
-
-
-def _by_matches(
-    prediction: Prediction, clip: Clip, cameras: Cameras, depth: Float[Tensor, "b f h w"], config: RefinementConfig
-) -> Float[Tensor, "b f 4 4"]:
-    """Poses in which each frame's depth is seen where its windows are found in the same camera's frame before."""
-    parents, has_parent = parents_of(clip)
-    matches = match_pixels(clip.images, parents, config.pixels)
-    here, there = matches.here.expand_as(matches.there).to(depth), matches.there.to(depth)
-    rest = rays(cameras.intrinsics, here) * sample(depth, here)[..., None]
-    seen = rays(pick(cameras.intrinsics, parents), there)[..., :2]
-    sure = _sure(prediction, depth)
-    weights = matches.weights.to(depth) * sample(sure, here)
-    prior = cameras.world_from_camera.detach()
-    before = invert_pose(pick(prior, parents)) @ prior
-    at = sample(pick(depth, parents), there)
-    relative = robust_pose(rest, seen, at, weights, before, iterations=config.iterations, pull=config.pull)
-    return chained(relative, parents, has_parent, clip.times, prior)
 
 
 def _from_first(poses: Float[Tensor, "*b f 4 4"]) -> Float[Tensor, "*b f 4 4"]:

@@ -200,45 +200,131 @@ def seen(cameras: Cameras, depth: Tensor, poses: Tensor) -> Prediction:
     return Prediction(cameras=told, pose_encodings=encode_cameras(told, 48, 64)[None], depth=depth)
 
 
+def registered(clip: Clip, cameras: Cameras, depth: Tensor, told: Tensor | None = None) -> Cameras:
+    """Cameras by matches of a model that says ``told`` (no motion), with this depth and these intrinsics."""
+    told = EYE.expand(cameras.world_from_camera.shape) if told is None else told
+    found = refined(seen(cameras, depth, told), clip, RefinementConfig(by="matches"))
+    assert found.pose_encodings.shape == (2, 1, depth.shape[1], 9)
+    return found.cameras
+
+
+def from_first(cameras: Cameras) -> Tensor:
+    return torch.linalg.inv(cameras.world_from_camera[:, :1]) @ cameras.world_from_camera
+
+
 def test_windows_found_again_tell_the_cameras_of_a_shuffled_clip() -> None:
     clip, cameras, depth = inside_a_ball([2, 0, 3, 1], [0, 0, 0, 0])
-    still = EYE.expand(1, 4, 4, 4)
-    found = refined(seen(cameras, depth, still), clip, RefinementConfig(by="matches", pull=1e-6))
-    true = torch.linalg.inv(cameras.world_from_camera[:, :1]) @ cameras.world_from_camera
-    angle, distance = off(found.cameras.world_from_camera, true)
-    assert off(still, true)[0] > 0.1
-    assert off(still, true)[1] > 0.15
-    assert angle < 0.01
-    assert distance < 0.04  # the chain's sum of three steps, each to a tenth of a pixel
-    assert found.pose_encodings.shape == (2, 1, 4, 9)
+    true = from_first(cameras)
+    assert off(EYE.expand(1, 4, 4, 4), true)[0] > 0.1
+    angle, distance = off(registered(clip, cameras, depth).world_from_camera, true)
+    assert angle < 3e-3
+    assert distance < 0.01
 
 
 def test_each_camera_goes_on_from_where_the_head_puts_its_first_frame() -> None:
     clip, cameras, depth = inside_a_ball([0, 0, 1, 1], [0, 1, 0, 1])
-    true = torch.linalg.inv(cameras.world_from_camera[:, :1]) @ cameras.world_from_camera
+    true = from_first(cameras)
     told = true.clone()
     told[:, 2:] = told[:, :2]  # the second frame of each is said not to move
-    found = refined(seen(cameras, depth, told), clip, RefinementConfig(by="matches", pull=1e-6))
-    angle, distance = off(found.cameras.world_from_camera, true)
-    assert angle < 0.01
+    found = registered(clip, cameras, depth, told).world_from_camera
+    angle, distance = off(found, true)
+    assert angle < 5e-3
     assert distance < 0.02
-    torch.testing.assert_close(found.cameras.world_from_camera[:, :2], true[:, :2])
+    torch.testing.assert_close(found[:, :2], true[:, :2])
+
+
+def test_a_focal_length_that_is_off_is_mended_and_a_known_one_stays() -> None:
+    clip, cameras, depth = inside_a_ball([0, 2, 4, 6], [0, 0, 0, 0])
+    wrong = cameras.intrinsics.clone()
+    wrong[..., 0, 0] *= 1.15
+    wrong[..., 1, 1] *= 1.15
+    told = dataclasses.replace(cameras, intrinsics=wrong)
+    mended = registered(clip, told, depth)
+    assert float((mended.intrinsics[..., 0, 0] / cameras.intrinsics[..., 0, 0] - 1).abs().max()) < 0.08
+    known = dataclasses.replace(
+        cameras, known=torch.zeros(1, 4, dtype=torch.bool), intrinsics_known=torch.ones(1, 4, dtype=torch.bool)
+    )
+    found = registered(dataclasses.replace(clip, cameras=known), told, depth)
+    torch.testing.assert_close(found.intrinsics, cameras.intrinsics)
+
+
+def test_brightness_and_contrast_may_change() -> None:
+    clip, cameras, depth = inside_a_ball([0, 1, 2, 3], [0, 0, 0, 0])
+    gains = torch.tensor([1.0, 0.75, 0.9, 0.7])[:, None, None, None]
+    clip = dataclasses.replace(clip, images=0.2 + gains * (clip.images - 0.2))
+    angle, distance = off(registered(clip, cameras, depth).world_from_camera, from_first(cameras))
+    assert angle < 5e-3
+    assert distance < 0.02
+
+
+def test_depth_that_is_off_by_a_factor_for_each_frame_still_gives_the_turns() -> None:
+    clip, cameras, depth = inside_a_ball([0, 1, 2, 3], [0, 0, 0, 0])
+    uneven = depth * torch.tensor([1.0, 1.2, 0.85, 1.1], dtype=torch.float64)[:, None, None]
+    assert off(registered(clip, cameras, uneven).world_from_camera, from_first(cameras))[0] < 0.02
+
+
+def standing(moving: bool) -> tuple[Clip, Cameras, Tensor]:
+    """A camera that stands, before which a third of the picture moves by itself, with noise in all pixels."""
+    clip, cameras, depth = inside_a_ball([0, 0, 0, 0, 0], [0] * 5)
+    images = clip.images.clone()
+    for frame in range(5 if moving else 0):
+        images[0, frame, :, 10:40, 4 * frame : 24 + 4 * frame] = clip.images[0, 0, :, 16:46, 30:54]
+    noise = 0.005 * torch.randn(images.shape, generator=torch.Generator().manual_seed(2))
+    return dataclasses.replace(clip, images=images + noise, times=torch.arange(5.0)[None]), cameras, depth
+
+
+@pytest.mark.parametrize("moving", [False, True])
+def test_a_camera_that_stands_still_is_still_to_the_bit(moving: bool) -> None:
+    clip, cameras, depth = standing(moving)
+    found = registered(clip, cameras, depth)
+    torch.testing.assert_close(found.world_from_camera, EYE.expand(1, 5, 4, 4), rtol=0, atol=1e-9)
+
+
+def test_what_a_mask_says_moves_does_not_steer_matches() -> None:
+    """Much of each picture moves as if the camera stood still; the mask tells."""
+    clip, cameras, depth = inside_a_ball([0, 1, 2, 3], [0, 0, 0, 0])
+    images = clip.images.clone()
+    images[:, :, :, :, :28] = clip.images[:, :1, :, :, :28]
+    clip = dataclasses.replace(clip, images=images)
+    dynamic = torch.zeros(1, 4, 48, 64, dtype=torch.float64)
+    dynamic[..., :31] = 1.0
+    true, still = from_first(cameras), EYE.expand(1, 4, 4, 4)
+    prediction = dataclasses.replace(seen(cameras, depth, still), dynamic=dynamic)
+    found = refined(prediction, clip, RefinementConfig(by="matches")).cameras.world_from_camera
+    unmasked = refined(seen(cameras, depth, still), clip, RefinementConfig(by="matches")).cameras.world_from_camera
+    assert off(found, true)[0] < min(0.03, 0.5 * off(unmasked, true)[0])
+
+
+def test_a_large_turn_and_roll_between_frames_is_found() -> None:
+    clip, cameras, depth = inside_a_ball([0, 4], [0, 0])
+    true = from_first(cameras)
+    assert off(EYE.expand(1, 2, 4, 4), true)[0] > 0.25
+    assert off(registered(clip, cameras, depth).world_from_camera, true)[0] < 0.01
+
+
+def test_where_nothing_is_found_again_the_heads_cameras_stay() -> None:
+    clip, cameras, depth = inside_a_ball([0, 1, 2], [0, 0, 0])
+    told = from_first(cameras).clone()
+    grey = dataclasses.replace(clip, images=torch.full_like(clip.images, 0.5))
+    angle, distance = off(registered(grey, cameras, depth, told).world_from_camera, told)
+    assert angle < 1e-3
+    assert distance < 1e-3
 
 
 def test_a_single_frame_keeps_its_camera() -> None:
     clip, cameras, depth = inside_a_ball([0], [0])
-    found = refined(seen(cameras, depth, EYE.expand(1, 1, 4, 4)), clip, RefinementConfig(by="matches"))
-    torch.testing.assert_close(found.cameras.world_from_camera, EYE.expand(1, 1, 4, 4))
+    torch.testing.assert_close(registered(clip, cameras, depth).world_from_camera, EYE.expand(1, 1, 4, 4))
 
 
-def test_matches_need_no_points() -> None:
+def test_matches_need_no_points_and_teach_nothing() -> None:
     heads = {
         "camera": CameraHeadConfig(width=32, depth=1, heads=2, start=(0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 1.0)),
         "depth": DENSE,
     }
     model = ModelConfig(backbone=BACKBONE, heads=heads, refine=RefinementConfig(by="matches")).build()
     found = model(make_clip())
-    found.pose_encodings[-1].square().sum().backward()
-    gradients = [p.grad for p in model.heads["depth"].parameters()]
+    assert not found.cameras.world_from_camera.requires_grad
+    found.pose_encodings.square().sum().backward()  # the head's own still learns
+    gradients = [p.grad for p in model.heads["camera"].parameters()]
     assert any(each is not None and bool(each.any()) for each in gradients)
-    assert all(each is None or bool(each.isfinite().all()) for each in gradients)
+    assert all(p.grad is None for p in model.heads["depth"].parameters())

@@ -1,0 +1,224 @@
+"""Cameras of a whole video: neighbours' relative poses, their chain, and the adjustment of all frames (ours)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from four_d.correlation import pick
+from four_d.geometry import invert_pose, rays, rotation_angle
+from four_d.registration.adjustment import Sights, State, adjust, begin, predicted
+from four_d.registration.matching import Places, Pyramid, corners, follow, search
+from four_d.registration.two_view import relative_pose
+from four_d.types import Cameras, Clip
+
+CELLS = 16
+"""Points of a frame along its longer side."""
+GAPS = (1, 2, 4, 8)
+"""Frames of one camera that are compared: so many apart, both ways."""
+ROUNDS = (((1,), (12.0, 8.0, 5.0, 3.0)), (GAPS, (5.0, 3.0, 3.0)), (GAPS, (3.0, 2.0, 2.0)))
+"""Rounds in which points are followed from where the cameras say, and cameras adjusted: the gaps, and the errors, in
+standard deviations, that count by a fourth in each step."""
+NEAR = 0.1
+"""Distance in longer sides within which a searched place is where the cameras say."""
+FLATTEST, STRONGEST = 0.05, 8.0
+"""Least area and largest length that a pixel may have in another frame where its window is followed."""
+NEAREST = 0.05
+"""Depth in medians in front of which points are not followed."""
+STAYS, STILL = 2.0, 0.3
+"""Standard deviations that a window of a still camera may be away, and least share of windows that are not further."""
+FARTHEST = 0.1
+"""Radians by which the adjustment may turn a frame from where it was found beside the one before; else it is wrong."""
+CONVINCED = 0.1
+"""Least share of the weights that supports a relative pose; below it the head's own stays."""
+
+
+@torch.no_grad()
+def register(
+    clip: Clip, cameras: Cameras, depth: Float[Tensor, "b f h w"], still: Float[Tensor, "b f h w"] | None = None
+) -> Cameras:
+    """Cameras in which a model's depth is seen where the pixels are found again; no gradient.
+
+    The first frame of each camera keeps the pose that ``cameras`` says, as do, beside the frame before them, frames too
+    few of whose points are found again, and all frames of a camera that stands still keep the first one's. Known
+    intrinsics of the clip are taken as they are; else one factor on all focal lengths is sought.
+
+    Args:
+        clip: the video.
+        cameras: what a model says.
+        depth: what a model says, above 0.
+        still: probability that a pixel does not move; None: what moves is left to robust weights.
+
+    """
+    pyramid = Pyramid.of(clip.images)
+    points = corners(pyramid, CELLS).to(depth)
+    quiet = torch.ones_like(depth) if still is None else still.to(depth)
+    weights = sample(quiet, points)
+    intrinsics, known = _intrinsics(clip, cameras)
+    prior = cameras.world_from_camera.to(depth)
+    parents, has_parent = neighbours(clip, -1)
+    there, sure = (each.to(depth) for each in search(clip.images, points.to(pyramid.levels[0]), parents))
+    before = invert_pose(pick(prior, parents)) @ prior
+    at = sample(depth, points)
+    pairs = (
+        rays(intrinsics, points),
+        at,
+        rays(pick(intrinsics, parents), there)[..., :2],
+        sample(pick(depth, parents), there),
+        sure * weights * sample(pick(quiet, parents), there),
+        before,
+    )
+    found, support = (each.unflatten(0, depth.shape[:2]) for each in relative_pose(*(p.flatten(0, 1) for p in pairs)))
+    relative = torch.where((support >= CONVINCED)[..., None, None], found, before)
+    poses = chained(relative, parents, has_parent, clip.times, prior)
+    stands = _stand_still(pyramid, points, weights, clip)
+    poses = torch.where(stands[..., None, None], pick(prior, _first(clip)), poses)
+    state, fixed = begin(at, poses), ~has_parent | stands
+    for number, (gaps, scales) in enumerate(ROUNDS):
+        offsets = [sign * gap for gap in gaps if gap < depth.shape[1] for sign in (-1, 1)]
+        if not offsets:
+            continue
+        sights = _sights(clip, pyramid, intrinsics, depth, quiet, state, points, offsets, there if not number else None)
+        state = adjust(sights, intrinsics, state, fixed, known, scales)
+    adjusted = invert_pose(pick(state.poses, parents)) @ state.poses
+    apart = rotation_angle(relative[..., :3, :3].mT @ adjusted[..., :3, :3])
+    kept = torch.where(((apart < FARTHEST) | fixed)[..., None, None], adjusted, relative)
+    lens = intrinsics.clone()
+    lens[..., :2, :2] *= state.focal.exp()[:, None, None, None]
+    return replace(
+        cameras,
+        world_from_camera=chained(kept, parents, has_parent, clip.times, state.poses).to(cameras.world_from_camera),
+        intrinsics=lens.to(cameras.intrinsics),
+    )
+
+
+def _intrinsics(clip: Clip, cameras: Cameras) -> tuple[Float[Tensor, "b f 3 3"], Bool[Tensor, "b"]]:
+    """Intrinsics of all frames, and clips whose are known: the clip's own there, else those of ``cameras``."""
+    none = torch.zeros_like(cameras.intrinsics[:, 0, 0, 0], dtype=torch.bool)
+    given = clip.cameras
+    if given is None:
+        return cameras.intrinsics, none
+    flags = given.known if given.intrinsics_known is None else given.intrinsics_known
+    known = ~none if flags is None else flags.all(1)
+    return torch.where(known[:, None, None, None], given.intrinsics.to(cameras.intrinsics), cameras.intrinsics), known
+
+
+def neighbours(clip: Clip, gap: int) -> tuple[Int[Tensor, "b f"], Bool[Tensor, "b f"]]:
+    """Frame of the same camera ``gap`` places later in time (negative: earlier), and if there is one; else itself."""
+    same = clip.camera_ids[:, :, None] == clip.camera_ids[:, None]
+    index = torch.arange(clip.times.shape[1], device=clip.times.device)
+    earlier = clip.times[:, None] < clip.times[:, :, None]
+    tied = (clip.times[:, None] == clip.times[:, :, None]) & (index < index[:, None])
+    rank = (same & (earlier | tied)).sum(-1)
+    hit = same & (rank[:, None] == rank[:, :, None] + gap)
+    there = hit.any(-1)
+    return torch.where(there, hit.float().argmax(-1), index), there
+
+
+def _sights(
+    clip: Clip,
+    pyramid: Pyramid,
+    intrinsics: Float[Tensor, "b f 3 3"],
+    depth: Float[Tensor, "b f h w"],
+    quiet: Float[Tensor, "b f h w"],
+    state: State,
+    points: Float[Tensor, "b f n 2"],
+    offsets: list[int],
+    searched: Float[Tensor, "b f n 2"] | None,
+) -> Sights:
+    """Points followed from where the state says that other frames see them, or from places that were ``searched`` near
+    there in the frame of the first offset.
+    """
+    found = [neighbours(clip, offset) for offset in offsets]
+    others = torch.stack([each for each, _ in found], dim=-1)
+    valid = torch.stack([each for _, each in found], dim=-1)
+    start, z, warp = predicted(state, intrinsics, points, others)
+    side = max(depth.shape[-2:])
+    sane = (z > NEAREST * depth.flatten(1).median(1).values[:, None, None, None]) & (
+        (torch.linalg.det(warp) > FLATTEST) & (warp.abs().amax((-1, -2)) < STRONGEST)
+    )
+    start = torch.where(sane[..., None], start, points[:, :, None]).clamp(-side, 2 * side)
+    warp = torch.where(sane[..., None, None], warp, torch.eye(2).to(warp))
+    if searched is not None:
+        near = (searched - start[:, :, 0]).norm(dim=-1, keepdim=True) < NEAR * side
+        start = torch.cat([torch.where(near, searched, start[:, :, 0])[:, :, None], start[:, :, 1:]], dim=2)
+    places = _followed(pyramid, points, others, start, warp)
+    depth_there, quiet_there = (
+        sample(pick(maps, others.flatten(1)), places.pixels.flatten(1, 2)).unflatten(1, others.shape[1:])
+        for maps in (depth, quiet)
+    )
+    weights = sample(quiet, points)[:, :, None] * quiet_there * (valid[..., None] & sane)
+    return Sights(
+        pixels=points,
+        depth=sample(depth, points),
+        others=others,
+        seen=places.pixels,
+        information=places.information * weights[..., None, None],
+        depth_there=depth_there,
+    )
+
+
+def _followed(
+    pyramid: Pyramid,
+    points: Float[Tensor, "b f n 2"],
+    others: Int[Tensor, "b f o"],
+    start: Float[Tensor, "b f o n 2"],
+    warp: Float[Tensor, "b f o n 2 2"],
+) -> Places:
+    """Places in the points' type, followed in that of the images."""
+    places = follow(
+        pyramid,
+        *(each.to(pyramid.levels[0]) if each.is_floating_point() else each for each in (points, others, start, warp)),
+    )
+    return Places(pixels=places.pixels.to(points), information=places.information.to(points))
+
+
+def _first(clip: Clip) -> Int[Tensor, "b f"]:
+    """Each frame's first one in time of the same camera."""
+    same = clip.camera_ids[:, :, None] == clip.camera_ids[:, None]
+    return torch.where(same, clip.times[:, None], torch.inf).argmin(-1)
+
+
+def _stand_still(
+    pyramid: Pyramid, points: Float[Tensor, "b f n 2"], weights: Float[Tensor, "b f n"], clip: Clip
+) -> Bool[Tensor, "b f"]:
+    """Frames of cameras that never move: in each, enough windows stay exactly where they are in the first."""
+    start = points[:, :, None]
+    same_place = torch.eye(2).to(start).expand(*start.shape[:-1], 2, 2)
+    places = _followed(pyramid, points, _first(clip)[..., None], start, same_place)
+    off = places.pixels - start
+    square = torch.einsum("bfoni,bfonij,bfonj->bfn", off, places.information, off)
+    sound = places.information[:, :, 0, :, 0, 0] > 0
+    stays = (weights * sound * (square < STAYS**2)).sum(-1) >= STILL * weights.sum(-1)
+    same = clip.camera_ids[:, :, None] == clip.camera_ids[:, None]
+    return (stays[:, None] | ~same).all(-1)
+
+
+def sample(maps: Float[Tensor, "b f h w"], pixels: Float[Tensor, "b f n 2"]) -> Float[Tensor, "b f n"]:
+    """Values at pixels (corner origin), bilinearly."""
+    size = torch.tensor([maps.shape[-1], maps.shape[-2]], device=maps.device, dtype=maps.dtype)
+    grid = (2 * pixels / size - 1).flatten(0, 1)[:, None]
+    found = functional.grid_sample(maps.flatten(0, 1)[:, None], grid, padding_mode="border", align_corners=False)
+    return found[:, 0, 0].unflatten(0, maps.shape[:2])
+
+
+def chained(
+    relative: Float[Tensor, "b f 4 4"],
+    parents: Int[Tensor, "b f"],
+    has_parent: Bool[Tensor, "b f"],
+    times: Float[Tensor, "b f"],
+    prior: Float[Tensor, "b f 4 4"],
+) -> Float[Tensor, "b f 4 4"]:
+    """Poses from those relative to the parents, which are earlier; the first of each camera keeps its prior."""
+    order, count = times.argsort(dim=1, stable=True), times.shape[1]
+    numbers, poses = torch.arange(count, device=times.device), prior
+    for place in range(count):
+        frame = order[:, place]
+        step = pick(poses, pick(parents, frame)) @ pick(relative, frame)
+        chosen = (numbers == frame[:, None]) & has_parent
+        poses = torch.where(chosen[..., None, None], step[:, None], poses)
+    return poses
