@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,10 +64,7 @@ class Crop:
 
     def pixels(self, frame: int, image: NDArray[np.uint8], reduced: int = 1) -> NDArray[np.uint8]:
         """Resize a frame's window of ``y x 3`` to ``3 h w``, as `image` does."""
-        with warnings.catch_warnings():  # decoded arrays are read-only, which is as they are treated
-            warnings.simplefilter("ignore")
-            found = self.image(frame, torch.from_numpy(image).permute(2, 0, 1)[None], reduced)
-        return found[0].numpy()
+        return self.image(frame, torch.from_numpy(image).permute(2, 0, 1)[None], reduced)[0].numpy()
 
     def centres(self) -> tuple[Float[Tensor, "f h"], Float[Tensor, "f w"]]:
         """Source coordinates (corner origin) of the centres of the new rows and columns."""

@@ -8,7 +8,6 @@ import json
 import logging
 import math
 import re
-import warnings
 import zlib
 from collections.abc import Callable
 from typing import cast
@@ -195,8 +194,7 @@ def decode_image(data: bytes, mode: str, height: int, width: int, *, reduction: 
     if not 0 < height * width <= MAX_PIXELS:
         raise BadMemberError(f"has {width} x {height} pixels by clip.json, not 1 to {MAX_PIXELS}")
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-            warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
             if image.size != (width, height) or image.mode != mode:
                 raise BadMemberError(f"is {image.mode} {image.size}, not {mode} {(width, height)}")
             if reduction > 1:  # which only JPEGs heed
