@@ -230,7 +230,8 @@ def resample_depth(
     at the image's border): it is linear in the pixel on a plane. Elsewhere the pixel that holds the centre counts.
     """
     # one frame at a time, while it is in the processor's cache
-    return torch.stack([_resampled(*each) for each in zip(depth, rows, columns, strict=True)])
+    found = torch.stack([_resampled(*each) for each in zip(depth, rows, columns, strict=True)])
+    return found.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)  # damaged vertices make any depth
 
 
 def _resampled(depth: Float[Tensor, "y x"], rows: Float[Tensor, "h"], columns: Float[Tensor, "w"]) -> Tensor:

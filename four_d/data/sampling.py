@@ -249,8 +249,8 @@ def _mean_distance_scale(clip: Clip) -> Float[Tensor, ""]:
     if clip.depth is not None and clip.valid is not None and bool(clip.valid.any()):
         if clip.cameras is None:
             return clip.depth[clip.valid].mean()
-        total = (geometry.distances(clip.depth, clip.cameras) * clip.valid).sum()
-        return total / (clip.valid.sum() + 1e-3)
+        distances = geometry.distances(clip.depth, clip.cameras)  # infinite of damaged cameras, beyond 1e19
+        return torch.where(clip.valid, distances, 0).sum() / (clip.valid.sum() + 1e-3)
     if clip.keypoints is not None and bool(clip.keypoints.valid.any()):
         return clip.keypoints.points[clip.keypoints.valid].norm(dim=-1).mean()
     if clip.cameras is None:

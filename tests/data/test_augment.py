@@ -216,6 +216,12 @@ def test_depth_is_never_mixed_across_an_edge_or_with_invalid_pixels() -> None:
     assert not valid[0, :, places[0] > 4.1].any()
 
 
+def test_depth_that_is_no_number_is_invalid() -> None:
+    depth = torch.tensor([[[1.0, torch.nan, torch.inf, 2.0]]]).expand(1, 3, 4)
+    found = resample_depth(depth, torch.tensor([[0.5, 1.5, 2.5]]), torch.tensor([[0.5, 1.5, 2.5, 3.5]]))
+    assert found[0, 1].tolist() == [1, 0, 0, 2]
+
+
 def test_everything_of_a_pixel_is_cropped_with_it() -> None:
     """Points to follow, and maps that the crop does not know: half of the image, around its centre."""
     size, image = (4, 8), torch.rand(1, 3, 4, 8, generator=torch.Generator().manual_seed(0))
