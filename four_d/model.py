@@ -250,7 +250,7 @@ class FourD(ModelModule):
         """
         tokens = self.backbone(clip, self.rounds) if tokens is None else tokens
         found = merge_predictions([none, searched(tokens), *(head(tokens, clip) for head in heads)])
-        if self.refine is not None:
+        if self.refine is not None and not (self.training and self.refine.by == "matches"):  # they teach nothing
             with full_precision(clip.images.device):
                 found = refined(found, clip, self.refine)
         return tokens, found
