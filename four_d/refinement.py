@@ -19,6 +19,7 @@ from torch import Tensor
 
 from four_d.errors import UserError
 from four_d.geometry import encode_cameras, make_pose, pixel_centres, rays, transform
+from four_d.memory import without_values
 from four_d.registration.video import register
 from four_d.types import Cameras, Clip, Prediction
 
@@ -103,6 +104,8 @@ def refined(prediction: Prediction, clip: Clip, config: RefinementConfig) -> Pre
         return prediction
     if config.by == "points":
         fitted = replace(cameras, world_from_camera=_by_points(prediction, cameras, depth, config))
+    elif without_values(depth):  # memory is being counted, of which windows of pixels take next to none
+        fitted = cameras
     else:
         still = None if prediction.dynamic is None else 1 - prediction.dynamic
         fitted = register(clip, cameras, depth, still)
