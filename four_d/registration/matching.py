@@ -97,7 +97,7 @@ def search(
 ) -> tuple[Float[Tensor, "b f n 2"], Float[Tensor, "b f n"]]:
     """Likeliest places of each frame's points anywhere in its other frame, and their probability.
 
-    Exact to about a pixel of images reduced to `SEARCHED`. Memory per pair: points times these pixels.
+    Exact to about a pixel of images reduced to `SEARCHED`. Memory: points times these pixels, of one pair at a time.
     """
     factor = max(1, round(max(images.shape[-2:]) / SEARCHED))
     small = functional.avg_pool2d(
@@ -107,12 +107,13 @@ def search(
     padded = functional.pad(small, (WINDOW // 2,) * 4, mode="replicate")
     cell = (points / factor).floor().long()
     index = cell[..., 1].clamp(0, rows - 1) * columns + cell[..., 0].clamp(0, columns - 1)
-    windows = functional.unfold(padded, WINDOW)
-    ours = _unit(windows.gather(2, index.flatten(0, 1)[:, None].expand(-1, windows.shape[1], -1)))
-    theirs, ours = (_unit(each).unflatten(0, images.shape[:2]) for each in (windows, ours))
+    padded = padded.unflatten(0, images.shape[:2])
     places, sure = list[Tensor](), list[Tensor]()
-    for frame in range(images.shape[1]):
-        logits = SHARPNESS * (ours[:, frame].mT @ pick(theirs, others[:, frame]))
+    for frame in range(images.shape[1]):  # one at a time: all windows of a long video are many
+        windows = functional.unfold(padded[:, frame], WINDOW)
+        ours = _unit(windows.gather(2, index[:, frame, None].expand(-1, windows.shape[1], -1)))
+        theirs = _unit(functional.unfold(pick(padded, others[:, frame]), WINDOW))
+        logits = SHARPNESS * (_unit(ours).mT @ theirs)  # twice: of unit length even where nearly flat
         top, best = logits.max(-1)
         found = torch.stack([best % columns, best // columns], dim=-1)
         places.append((points[:, frame] / factor - cell[:, frame] + found) * factor)
@@ -177,27 +178,29 @@ def _align(
     first, slopes = own[:, :, 0], own[:, :, 1:]
     spread = first.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-4)
     normal = torch.einsum("bfink,bfjnk->bfnij", slopes, slopes)
-    solve = inverse(normal + 1e-4 * torch.eye(2).to(normal))[:, :, None]
-    slopes = slopes.movedim(2, 3)[:, :, None]  # b f 1 n 2 k
-    first, spread = first[:, :, None], spread[:, :, None]
-    warped, place = offsets @ warp.mT, there
-    theirs = pick(grey, others.flatten(1)).flatten(0, 1)[:, None]
-    left = alike = first
-    for step in range(STEPS + 1):
-        at = (place[..., None, :] + warped).flatten(0, 2)
-        seen = _windows(theirs, at)[:, 0].unflatten(0, (b, f, o))
-        seen = seen - seen.mean(-1, keepdim=True)
-        scale = seen.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-4)
-        left = seen * (spread / scale).clamp(0.5, 2.0) - first
-        if step == STEPS:
-            alike = (seen * first).mean(-1) / (scale * spread)[..., 0]
-        else:
-            back = (solve @ (slopes @ left[..., None])).clamp(-1, 1)
-            place = place - (warp @ back)[..., 0]
-    noise = left.square().mean(-1) + NOISE**2
-    outer = inverse(warp)  # to the other frame's pixels
-    information = outer.mT @ normal[:, :, None] @ outer / noise[..., None, None]
-    return place, information, alike > ALIKE
+    solve = inverse(normal + 1e-4 * torch.eye(2).to(normal))
+    slopes = slopes.movedim(2, 3)  # b f n 2 k
+    found = list[tuple[Tensor, Tensor, Tensor]]()
+    for index in range(o):  # one at a time, for memory
+        turn, place, picked = warp[:, :, index], there[:, :, index], others[:, :, index]
+        warped, theirs = offsets @ turn.mT, pick(grey, picked).flatten(0, 1)[:, None]
+        left = alike = first
+        for step in range(STEPS + 1):
+            at = (place[..., None, :] + warped).flatten(0, 1)
+            seen = _windows(theirs, at)[:, 0].unflatten(0, (b, f))
+            seen = seen - seen.mean(-1, keepdim=True)
+            scale = seen.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-4)
+            left = seen * (spread / scale).clamp(0.5, 2.0) - first
+            if step == STEPS:
+                alike = (seen * first).mean(-1) / (scale * spread)[..., 0]
+            else:
+                back = (solve @ (slopes @ left[..., None])).clamp(-1, 1)
+                place = place - (turn @ back)[..., 0]
+        noise = left.square().mean(-1) + NOISE**2
+        outer = inverse(turn)  # to the other frame's pixels
+        found.append((place, outer.mT @ normal @ outer / noise[..., None, None], alike > ALIKE))
+    place, information, alike = (torch.stack(each, dim=2) for each in zip(*found))
+    return place, information, alike
 
 
 def _windows(maps: Float[Tensor, "p c h w"], pixels: Float[Tensor, "p n k 2"]) -> Float[Tensor, "p c n k"]:
