@@ -164,18 +164,13 @@ class Stage:
         return ("overlays/unified_128", *sources, *held_out, *self.settings)
 
 
-WITHOUT_GAUSSIANS = (
+PLAIN = (
     *("model.heads.gaussian=null", "losses.photometric=null", "losses.gaussian_depth=null"),
     *("losses.gaussian_flow=null", "data.views=null"),
-)
-PLAIN = (
-    *WITHOUT_GAUSSIANS,
     *("model.backbone.correlation=null", "model.backbone.dynamics=null", "model.heads.motion=null"),
     *("model.heads.dynamic=null", "losses.motion=null", "losses.matching=null", "losses.dynamic=null"),
     *("data.query_times=0", "losses.camera.weight=27.0", "losses.depth.weight=2.5", "optimiser.groups.new=null"),
 )
-NEW = ("heads.motion.*", "heads.dynamic.*", "backbone.dynamics.*", "backbone.features.*", "backbone.neighbours.*")
-FRESH = ",".join(f'"{name}"' for name in NEW)
 CAMERA = '["heads.camera.*","backbone.matching.*"]'
 # As run: the camera head of plain_64, at its full rate after 150 steps, gave one pose for every frame (validation said
 # so), and the stage, whose rate was to fall over 3,000 steps, was ended at 1,640. plain_128 begins that head anew, at a
@@ -196,17 +191,7 @@ STAGES: dict[str, Stage] = {
             *(f"optimiser.groups.new.parameters={CAMERA}", "optimiser.groups.new.lr=4.0e-4"),
         ),
     ),
-    "motion": Stage(
-        shards={"varied": 10, "fast": 4, "calm": 8, "near": 10},
-        steps=3000,
-        settings=(
-            *WITHOUT_GAUSSIANS,
-            "optimiser.lr=6.0e-4",
-            f"weights.fresh=[{FRESH}]",
-            f"optimiser.groups.new.parameters=[{FRESH}]",
-        ),
-    ),
-    "all": Stage(shards={"varied": 8, "fast": 2, "calm": 8, "near": 14}, steps=1500),
+    "all": Stage(shards={"varied": 10, "fast": 4, "calm": 8, "near": 10}, steps=850),
 }
 
 

@@ -81,7 +81,7 @@ def test_the_rate_goes_on_where_it_was(place: object) -> None:
     stage = reference.STAGES["all"]
     values, total = stage.values(place, 0), stage.steps
     whole = load(values[:1], [*values[1:], "weights.path=x"]).optimiser
-    for done in (600, 1200):
+    for done in (300, 600):
         rest = load(values[:1], [*values[1:], "weights.path=x", *reference.rest(values, done, total)])
         assert rest.loop.max_steps == total - done
         assert rest.optimiser.lr == pytest.approx(learning_rate(done / total, whole), rel=1e-4)
@@ -115,7 +115,7 @@ def test_what_was_kept_says_how_far_it_is(place: object) -> None:
     partial = place.partial  # pyright: ignore[reportAttributeAccessIssue]
     partial.mkdir()
     info = json.loads((ROOT / "checkpoints/unified-small/config.json").read_text())
-    for label, expected in (("motion", ("motion", 800)), ("motion@1000", ("motion", 1800))):
+    for label, expected in (("all", ("all", 800)), ("all@1000", ("all", 1800))):
         (partial / "config.json").write_text(json.dumps({**info, "name": label}))
         assert reference.kept(place) == expected
 
@@ -123,9 +123,9 @@ def test_what_was_kept_says_how_far_it_is(place: object) -> None:
 def test_worlds_that_are_there_are_not_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place, asked = reference.Place(runs=tmp_path, scale=0.01), list[list[str]]()
     monkeypatch.setattr(reference, "call", lambda command, *_, **__: asked.append(command))
-    calm = reference.STAGES["motion"].sets(0)["calm"]
+    calm = reference.STAGES["plain_128"].sets(0)["calm"]
     reference.make(calm, place, 1)
-    assert [word for word in asked[0] if word.endswith("data/motion-0/calm")]
+    assert [word for word in asked[0] if word.endswith("data/plain_128-0/calm")]
     place.data(calm).mkdir(parents=True)
     for clips, again in ((3, 2), (4, 2)):  # of a shard of four
         (place.data(calm) / "manifest.json").write_text(json.dumps({"clips": clips}))
@@ -142,8 +142,8 @@ def test_no_two_runs_train_on_the_same_worlds() -> None:
 def test_a_run_that_goes_on_keeps_its_worlds_and_a_new_one_has_its_own(place: object) -> None:
     made = [each.folder for each in reference.worlds(place) if not each.held_out]
     assert {each.split("/")[0] for each in made} == {f"{name}-0" for name in list(reference.STAGES)[:2]}
-    total = place.lengths["motion"]  # pyright: ignore[reportAttributeAccessIssue]
-    assert any("data/motion-1000/near" in word for word in reference.command_of("motion", 1000, place))
-    written(place, "motion", 200, total - 1000)
-    assert reference.begun("motion", 1200, place) == 1000
-    assert {each.folder.split("/")[0] for each in reference.worlds(place)} == {"held_out", "motion-1000", "all-0"}
+    total = place.lengths["plain_128"]  # pyright: ignore[reportAttributeAccessIssue]
+    assert any("data/plain_128-1000/calm" in word for word in reference.command_of("plain_128", 1000, place))
+    written(place, "plain_128", 200, total - 1000)
+    assert reference.begun("plain_128", 1200, place) == 1000
+    assert {each.folder.split("/")[0] for each in reference.worlds(place)} == {"held_out", "plain_128-1000", "all-0"}
