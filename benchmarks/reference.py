@@ -191,7 +191,7 @@ STAGES: dict[str, Stage] = {
             *(f"optimiser.groups.new.parameters={CAMERA}", "optimiser.groups.new.lr=4.0e-4"),
         ),
     ),
-    "all": Stage(shards={"varied": 10, "fast": 4, "calm": 8, "near": 8}, steps=850),
+    "all": Stage(shards={"varied": 10, "fast": 4, "calm": 8, "near": 8}, steps=1000),
 }
 
 
