@@ -163,18 +163,29 @@ def _moved(
     return points, points[:, :, None] @ turn.mT + step[..., None, :], turn, focal
 
 
-def _step(
+@dataclass(frozen=True, kw_only=True)
+class _Equations:
+    """Normal equations of the sights. The 15 unknowns of a pair of frames: a turn, a step and the factor of each, and
+    the focal length.
+    """
+
+    normal: Float[Tensor, "b f o 15 15"]
+    right: Float[Tensor, "b f o 15"]
+    coupled: Float[Tensor, "b f o n 15"]
+    """Between those unknowns and a point's depth."""
+    of_points: Float[Tensor, "b f n"]
+    points_right: Float[Tensor, "b f n"]
+
+
+def _linearised(
     sights: Sights,
     intrinsics: Float[Tensor, "b f 3 3"],
     state: State,
-    fixed: Bool[Tensor, "b f"],
-    known: Bool[Tensor, "b"],
     scale: float,
     priors: Priors,
     unit: Float[Tensor, "b"],
-    damping: Float[Tensor, "b"],
-) -> State:
-    b, f, o = sights.seen.shape[:3]
+) -> _Equations:
+    """Weigh the sights, and take the slopes of their errors in the image and in depth."""
     points, moved, turn, _ = _moved(state, intrinsics, sights.pixels, sights.others)
     near = NEAREST * unit[:, None, None, None]
     z = torch.maximum(moved[..., 2], near)
@@ -208,38 +219,55 @@ def _step(
     by_focal = by_focal + torch.cat([(root @ from_centre[..., None])[..., 0], torch.zeros_like(z)[..., None]], dim=-1)
     local = torch.cat([by_own, by_other, by_focal[..., None]], dim=-1)  # 15
     weighted = local * weight[..., None]
-    normal = torch.einsum("bfonki,bfonkj->bfoij", weighted, local)
-    pulled = torch.einsum("bfonki,bfonk->bfoi", weighted, left)
-    coupled = torch.einsum("bfonki,bfonk->bfoni", weighted, by_point)
-    of_points = (weight * by_point.square()).sum((2, 4))
-    point_left = (weight * by_point * left).sum((2, 4))
+    return _Equations(
+        normal=torch.einsum("bfonki,bfonkj->bfoij", weighted, local),
+        right=torch.einsum("bfonki,bfonk->bfoi", weighted, left),
+        coupled=torch.einsum("bfonki,bfonk->bfoni", weighted, by_point),
+        of_points=(weight * by_point.square()).sum((2, 4)),
+        points_right=(weight * by_point * left).sum((2, 4)),
+    )
 
+
+def _step(
+    sights: Sights,
+    intrinsics: Float[Tensor, "b f 3 3"],
+    state: State,
+    fixed: Bool[Tensor, "b f"],
+    known: Bool[Tensor, "b"],
+    scale: float,
+    priors: Priors,
+    unit: Float[Tensor, "b"],
+    damping: Float[Tensor, "b"],
+) -> State:
+    """State after one step: points' depths are eliminated from the equations, whose 7 f + 1 unknowns are solved for."""
+    b, f, o = sights.seen.shape[:3]
+    each = _linearised(sights, intrinsics, state, scale, priors, unit)
     # a point's own prior: its logarithm is the model's plus the frame's factor
     expected = sights.depth.clamp_min(1e-9).log() + state.factors[..., None]
     surprise = (expected - state.depth) / priors.point
     belief = (1 + surprise.square()).reciprocal() / priors.point**2
-    of_points = of_points + belief
-    point_left = point_left + belief * (expected - state.depth)
+    of_points = each.of_points + belief
+    points_right = each.points_right + belief * (expected - state.depth)
 
     size = 7 * f + 1
-    mine = torch.eye(7 * f, device=z.device, dtype=z.dtype).unflatten(0, (f, 7))
-    places = z.new_zeros(b, f, o, 15, size)
+    mine = torch.eye(7 * f, device=unit.device, dtype=unit.dtype).unflatten(0, (f, 7))
+    places = unit.new_zeros(b, f, o, 15, size)
     places[..., :7, : 7 * f] = mine[:, None]
     places[..., 7:14, : 7 * f] = mine[sights.others]
     places[..., 14, 7 * f] = 1
-    total = torch.einsum("bfoiG,bfoij,bfojH->bGH", places, normal, places)
-    right = torch.einsum("bfoiG,bfoi->bG", places, pulled)
+    total = torch.einsum("bfoiG,bfoij,bfojH->bGH", places, each.normal, places)
+    right = torch.einsum("bfoiG,bfoi->bG", places, each.right)
     # coupling of each point with everything
-    joint = torch.einsum("bfoni,bfoiG->bfnG", coupled, places)
+    joint = torch.einsum("bfoni,bfoiG->bfnG", each.coupled, places)
     factor_column = functional.pad(mine[:, 6], (0, 1))
     joint = joint - belief[..., None] * factor_column[None, :, None]
     total = total + torch.einsum("bf,fG,fH->bGH", belief.sum(-1), factor_column, factor_column)
     right = right - torch.einsum("bf,fG->bG", (belief * (expected - state.depth)).sum(-1), factor_column)
     total = total - torch.einsum("bfnG,bfn,bfnH->bGH", joint, 1 / of_points, joint)
-    right = right - torch.einsum("bfnG,bfn->bG", joint, point_left / of_points)
+    right = right - torch.einsum("bfnG,bfn->bG", joint, points_right / of_points)
 
     # priors, and frames that stay
-    step_unit = z.new_ones(b, f, 7)
+    step_unit = unit.new_ones(b, f, 7)
     step_unit[..., 3:6] = unit[:, None, None] ** 2
     prior = 1 / (priors.pose**2 * step_unit)
     prior[..., 6] = 1 / priors.frame**2
@@ -248,10 +276,10 @@ def _step(
     diagonal = torch.cat([prior.flatten(1), of_focal], dim=1)
     right = right - _behind(state, priors, b, f)
     total = total + torch.diag_embed(diagonal + damping[:, None] * total.diagonal(dim1=1, dim2=2))
-    change = torch.linalg.solve(total.double(), right.double()).to(z)
-    points_change = (point_left - torch.einsum("bfnG,bG->bfn", joint, change)) / of_points
+    change = torch.linalg.solve(total.double(), right.double()).to(unit)
+    points_change = (points_right - torch.einsum("bfnG,bG->bfn", joint, change)) / of_points
     moves = change[:, :-1].unflatten(1, (f, 7))
-    stay = (~fixed).to(z)[..., None]
+    stay = (~fixed).to(unit)[..., None]
     move = make_pose(roma.rotvec_to_rotmat(moves[..., :3] * stay), moves[..., 3:6] * stay)
     return replace(
         state,
