@@ -42,5 +42,6 @@ def test_a_killed_process_of_two_is_started_again(tmp_path: Path) -> None:
     children = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)
     assert torchrun.wait() == 0
-    assert "exitcode: -9" in (tmp_path / "killed.log").read_text()
+    # torchrun reports the process that it saw end first: the killed one, or the one that lost it
+    assert (tmp_path / "killed.log").read_text().count("training soak on cpu") == 2, "started twice"
     assert soak.same(*(sharding.read(each.run_folder / LAST) for each in (whole, killed)))
