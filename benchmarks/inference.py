@@ -72,6 +72,7 @@ FRAMES = (8, 24, 48, 96, 192, 384, 1000)
 LEFT_OUT = ("gaussians", "motion")
 METRICS = ("depth_absrel_median_frame", "pose_rot_pairs_deg", "pose_ate_sim3")
 SOURCE = ROOT / "tests/data/bikes.mp4"
+MODEL = ROOT / "checkpoints/unified-small"
 
 
 def make_video(path: Path, frames: int, size: tuple[int, int]) -> None:
@@ -339,7 +340,7 @@ def main() -> None:
 
 def parse() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=ROOT / "checkpoints/unified-small")
+    parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--frames", type=int, nargs="+")
     parser.add_argument("--way", choices=WAYS, action="append")
     parser.add_argument("--files", action="store_true", help="write all files, as four-d infer does")

@@ -48,7 +48,7 @@ from four_d.outputs import write_json  # noqa: E402
 from four_d.training import train  # noqa: E402
 from four_d.training.module import TrainingModule  # noqa: E402
 from four_d.training.optimiser import group_rate, make_optimiser, trained  # noqa: E402
-from four_d.training.parallel import World, discover  # noqa: E402
+from four_d.training.parallel import discover  # noqa: E402
 from four_d.training.record import describe_machine  # noqa: E402
 from four_d.training.run import RunData  # noqa: E402
 
@@ -60,16 +60,14 @@ FIXED = ("loop.accelerator=cpu", "loop.precision=fp32", "data.validation={}", "d
 class Bare:
     """A PyTorch loop without a framework, on a model of its own."""
 
-    def __init__(self, config: RunConfig, world: World) -> None:
+    def __init__(self, config: RunConfig, steps: Iterator[Step]) -> None:
         module = TrainingModule(config)
         self.model, self.losses = module.model.train(), module.losses
         self._config, self._module = config, module
         self._optimiser = make_optimiser(module, config.optimiser)
         self._parameters = [each for each in module.parameters() if each.requires_grad]
         self._averages = None if config.loop.ema is None else [each.detach().clone() for each in self._parameters]
-        self._steps: Iterator[Step] = iter(
-            loader(RunData(config, world).training, FromStep(0), config.data.workers, pin_memory=False)
-        )
+        self._steps = steps
         self._done = 0
         self._losses: list[Tensor] = []
 
@@ -194,13 +192,14 @@ def measure(arguments: argparse.Namespace) -> None:
     """Train in this process, one of several perhaps, and record the result."""
     world = discover()
     names = arguments.config or ["vggt", "overlays/tiny"]
-    steps = arguments.steps * (arguments.pieces + WARM_UP + 1)
+    count = arguments.steps * (arguments.pieces + WARM_UP + 1)
     with tempfile.TemporaryDirectory() as own:
         folder = arguments.folder or Path(own)
         values = [*FIXED, f"data.sources.it.path={arguments.data}", f"folder={folder}", "name=run"]
-        values += [f"loop.max_steps={steps}", f"loop.epoch_steps={steps}", "logging.pictures=0"]
+        values += [f"loop.max_steps={count}", f"loop.epoch_steps={count}", "logging.pictures=0"]
         config = load(names, [*values, f"data.clips_multiple={world.size}", *arguments.overrides])
-        bare = Bare(config, world)
+        steps = loader(RunData(config, world).training, FromStep(0), config.data.workers, pin_memory=False)
+        bare = Bare(config, iter(steps))
         turns, before = Turns(bare, arguments.steps), os.getloadavg()
         train(config, callbacks=[turns])
         mine = folder / f"pieces-{world.rank}.json"
