@@ -3,6 +3,7 @@
     python benchmarks/inference.py [--frames 8 24 48 96 192 384 1000] [--way windows --way fused] [--files]
                                    [--most-seconds 600]
     python benchmarks/inference.py --cache [--videos 4] [--length 96]
+    python benchmarks/inference.py --compile [--frames 24] [--rounds 9]
     python benchmarks/inference.py --plot
 
 All with [--model checkpoints/unified-small] [--out docs/results/inference.json]; the figures are merged into the file.
@@ -23,19 +24,26 @@ keys and values: of each global block those of past frames are kept as they were
 2507.11539, without its training). 18 new frames at a time, and again the first and the last one before, attend to
 those of the 24 frames before (**cache**), or of all (**cache of all**). Cached frames never see later ones, so this is
 not the pass over all frames. Seconds are the model's alone, but of windows with their joining.
+
+``--compile``: blocks as they are and compiled (`four-d infer --compile`), in turns in one process with one thread, of
+the model alone (**pass**) and of ``model(video)`` in windows (**video**). **times_eager** is the median of neighbouring
+turns' ratios of processor time, with the quartiles; **compile_seconds** what the first call took above an eager one,
+without what earlier processes had compiled; **errors** the largest difference of each output, relative to its largest.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -59,9 +67,10 @@ from four_d.errors import UserError  # noqa: E402
 from four_d.formats.videos import write_video  # noqa: E402
 from four_d.inference import LoadedModel, Request, Selection, infer, load  # noqa: E402
 from four_d.layers import Attention, RankOne, Rotation, attention, rotate  # noqa: E402
-from four_d.model import FourD  # noqa: E402
+from four_d.model import FourD, compile_blocks  # noqa: E402
 from four_d.outputs import write_json  # noqa: E402
 from four_d.types import Clip, Prediction  # noqa: E402
+from four_d.video import footage  # noqa: E402
 from four_d.windows.clips import ClipSource, as_given  # noqa: E402
 from four_d.windows.cut import Cut  # noqa: E402
 from four_d.windows.frames import join_frames, take_frames  # noqa: E402
@@ -294,6 +303,66 @@ def cache_table(settings: argparse.Namespace) -> None:
             merge(settings, "cache", row, ("way", "length"))
 
 
+def compile_table(settings: argparse.Namespace) -> None:
+    """Blocks compiled beside eager ones."""
+    torch.set_num_threads(1)
+    eager, compiled = prepared(settings.model, "windows"), prepared(settings.model, "windows")
+    compile_blocks(compiled.model)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+        for frames in settings.frames or (24,):
+            video = Path(folder) / f"{frames}.mp4"
+            make_video(video, frames, eager.info.image_size)
+            asked = Request(video=video, selection=Selection(max_frames=frames), tracks=False)
+            pictures = torch.from_numpy(footage.read(video).frames).permute(0, 3, 1, 2)[None] / 255
+            times = torch.arange(frames, dtype=torch.float32)[None] / 25
+            clip = Clip(images=pictures, times=times, camera_ids=torch.zeros(1, frames, dtype=torch.long))
+            with torch.no_grad():
+                one, first = clocked(partial(eager.model, clip))
+                other, with_compiling = clocked(partial(compiled.model, clip))
+                calls: dict[str, list[Callable[[], object]]] = {
+                    "pass": [partial(eager.model, clip), partial(compiled.model, clip)],
+                    "video": [partial(eager, asked), partial(compiled, asked)],
+                }
+                for of, both in calls.items():
+                    row = {"of": of, "frames": frames, **turns(both, settings.rounds)}
+                    if of == "pass":
+                        row |= {"compile_seconds": with_compiling - first, "errors": differences(one, other)}
+                    print(json.dumps(row), flush=True)
+                    merge(settings, "compile", row, ("of", "frames"))
+
+
+def clocked(call: Callable[[], Prediction]) -> tuple[Prediction, float]:
+    """Result, and processor seconds."""
+    began = time.process_time()
+    return call(), time.process_time() - began
+
+
+def turns(calls: Sequence[Callable[[], object]], rounds: int) -> dict[str, Any]:
+    """Processor time of an eager and of a compiled call, one after the other in each round, after a warm-up."""
+    found: list[list[float]] = []
+    for _ in range(rounds + 1):
+        seconds: list[float] = []
+        for call in calls:
+            began = time.process_time()
+            call()
+            seconds.append(time.process_time() - began)
+        found.append(seconds)
+    eager, compiled = np.array(found[1:]).T
+    low, middle, high = (round(float(each), 3) for each in np.percentile(eager / compiled, [25, 50, 75]))
+    medians = {"eager_seconds": float(np.median(eager)), "compiled_seconds": float(np.median(compiled))}
+    return {"times_eager": {"median": middle, "quartile_1": low, "quartile_3": high}, **medians, "rounds": rounds}
+
+
+def differences(one: Prediction, other: Prediction) -> dict[str, float]:
+    """Largest difference of each tensor of two predictions, relative to its largest value."""
+    others = fields.named(other)
+    return {
+        name: ((tensor - others[name]).abs().max() / tensor.abs().max().clamp_min(1e-9)).item()
+        for name, tensor in fields.named(fields.delivered(one)).items()
+    }
+
+
 def merge(settings: argparse.Namespace, table: str, row: dict[str, Any], key: tuple[str, ...]) -> None:
     """Put a row into the file, in the place of an earlier one of the same key."""
     whole: dict[str, Any] = json.loads(settings.out.read_text()) if settings.out.is_file() else {}
@@ -334,6 +403,8 @@ def main() -> None:
         plot(settings)
     elif settings.cache:
         cache_table(settings)
+    elif settings.compile:
+        compile_table(settings)
     else:
         frames_table(settings)
 
@@ -348,6 +419,8 @@ def parse() -> argparse.ArgumentParser:
     parser.add_argument("--cache", action="store_true")
     parser.add_argument("--videos", type=int, default=4)
     parser.add_argument("--length", type=int, default=96, help="frames of each video")
+    parser.add_argument("--compile", action="store_true", help="blocks compiled beside eager ones")
+    parser.add_argument("--rounds", type=int, default=9, help="of --compile")
     parser.add_argument("--plot", action="store_true", help="draw the file's figures")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/results/inference.json")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)

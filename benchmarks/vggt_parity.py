@@ -22,6 +22,7 @@ every side once, one after the other, so that a busy machine slows all of them; 
   `compile_model`, on a CPU attention written out (``attention: matmul``). The reference: autocast around
   all of it, the best that it does without changes (on a CPU its heads follow; their switch to float32 is for CUDA
   only, and there they stay in float32). Its float32 run is a third side: ``rate_to_fp32``. ``errors``: ours from it.
+  Of the forward pass ours in float32, nothing compiled, is a fourth: ``rate_to_own_fp32``.
 - **memory**: ours ÷ reference of the peak above the loaded weights, gradients included. Each side runs in a fresh
   process: weights, a run of a tiny clip (libraries and the allocator warm up), garbage collection and ``malloc_trim``;
   then the resident size is read, the kernel's high-water mark reset, and the clip run once. Blocks of 1 MB and more
@@ -73,6 +74,7 @@ TOLERANCE = {"fp32": 1e-4, "bf16": 0.2}
 GRADIENT_TOLERANCE = 1e-2
 """Greatest relative error of the norm of each tensor's gradient."""
 KEPT = "ours without recomputation"
+OWN = "ours in fp32"
 FOLDED = ("cls_token", "pos_embed", "reg_token", "mask_token")
 """Encoder parameters that the two sides hold in different sums: their gradients have no counterpart."""
 PAPER = {
@@ -237,12 +239,13 @@ def sides(settings: argparse.Namespace, precision: str, *, training: bool) -> li
         compile_model(ours.model)
     found = [Side(name="ours", model=ours, half=half), Side(name="reference", model=reference, half=half)]
     if half:
-        return [*found, Side(name="reference in fp32", model=reference, half=False)]
-    if not training:
-        return found
-    kept = Ours(size, checkpointing=False, precision="full", written_out=False)
-    kept.load_state_dict(ours.state_dict())
-    return [*found, Side(name=KEPT, model=kept.to(settings.device).train(), half=False)]
+        found.append(Side(name="reference in fp32", model=reference, half=False))
+    if half != training:  # the plainest of ours: in fp32, as it is by default
+        plain = Ours(size, checkpointing=False, precision="full", written_out=False)
+        plain.load_state_dict(ours.state_dict())
+        name = OWN if half else KEPT
+        found.append(Side(name=name, model=plain.to(settings.device).train(training), half=False))
+    return found
 
 
 def images(settings: argparse.Namespace, frames: int, size: tuple[int, int] | None = None) -> Tensor:
@@ -317,6 +320,11 @@ def rate(settings: argparse.Namespace, precision: str, what: Literal["forward", 
     if precision == "bf16":
         figures["rate_to_fp32"] = wall["reference in fp32"] / wall["ours"]
         figures["cpu_rate_to_fp32"] = processor["reference in fp32"] / processor["ours"]
+    if OWN in wall:
+        figures |= {
+            "rate_to_own_fp32": wall[OWN] / wall["ours"],
+            "cpu_rate_to_own_fp32": processor[OWN] / processor["ours"],
+        }
     if KEPT in wall:
         figures |= {
             "rate_kept": wall["reference"] / wall[KEPT],
