@@ -37,6 +37,8 @@ DYNAMICS = Provision("a mask of what moves", "set 'model.backbone.dynamics={{}}'
 """``Tokens.dynamic_logits``."""
 MATCHES = Provision("matches of all times", "set 'model.backbone.correlation={{}}' (spacetime)")
 """``Tokens.matches``."""
+SWEEP = Provision("depths along rays", "set 'model.backbone.cost_volume={{}}' (spacetime)")
+"""``Tokens.sweep``."""
 DETAIL = Provision(
     "a map that is finer than patches",
     "set 'model.backbone.patches={{kind: features}}' (alternating), or model.heads.{name}.detail=false",

@@ -295,6 +295,16 @@ class Matches:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Depth of token rows' cells by comparison along their rays (`cost_volume`)."""
+
+    depth: Float[Tensor, "b r y x"]
+    """z-depth in the row's frame, of cells that fill the image."""
+    confidence: Float[Tensor, "b r y x"]
+    """Probability of that depth, 0 to 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Tokens:
     """Outputs of a backbone: token maps of the rounds that heads read, in ascending order."""
 
@@ -318,6 +328,8 @@ class Tokens:
     """Logits of each cell's place in the query frames; None if not computed."""
     matches: Matches | None = None
     """Matches at all times; None if not computed."""
+    sweep: Sweep | None = None
+    """Depth by comparison along rays; None if not computed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,13 +48,14 @@ DEPT3R = ["overlays/dept3r_mini"]
     [
         (["dgs_lrm"], 300e6, 320e6),
         (["overlays/dgs_lrm_mini"], 3e6, 4e6),
+        (["overlays/dgs_lrm_128"], 3e6, 7.5e6),
         (["overlays/unified_mini"], 5e6, 7e6),
         (["overlays/unified_128"], 11e6, 12.5e6),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
 def test_models_with_gaussians_build_and_keep_their_promise(files: list[str], least: float, most: float) -> None:
-    """The small ones are at most 8, 14 and 25 MB in bfloat16."""
+    """The small ones are at most 8, 15, 14 and 25 MB in bfloat16."""
     config = configs.load(files, DATA)
     with torch.device("meta"):
         parameters = sum(p.numel() for p in config.model.build().parameters())
@@ -68,6 +69,7 @@ def test_models_with_gaussians_build_and_keep_their_promise(files: list[str], le
         ["dgs_lrm"],
         ["overlays/dgs_lrm_512"],
         ["overlays/dgs_lrm_mini"],
+        ["overlays/dgs_lrm_128"],
         ["unified", "overlays/large"],
         ["overlays/unified_mini"],
         ["overlays/unified_128"],
@@ -95,6 +97,7 @@ RECIPES = [
     ["overlays/dept3r_late_mini"],
     ["overlays/dgs_lrm_512"],
     ["overlays/dgs_lrm_mini"],
+    ["overlays/dgs_lrm_128"],
     ["unified", "overlays/large"],
     ["overlays/unified_mini"],
     ["overlays/unified_128"],

@@ -13,7 +13,13 @@ from torch import Tensor
 
 from four_d import geometry
 from four_d.errors import UserError
-from four_d.losses import GaussianDepthLossConfig, GaussianFlowLossConfig, LossConfig, PhotometricLossConfig
+from four_d.losses import (
+    GaussianDepthLossConfig,
+    GaussianFlowLossConfig,
+    LossConfig,
+    OpacityLossConfig,
+    PhotometricLossConfig,
+)
 from four_d.losses.gaussian import NEAREST, in_space
 from four_d.losses.supervision import supervised
 from four_d.schema import build
@@ -300,3 +306,20 @@ def test_settings_that_mean_nothing() -> None:
     for settings, message in (({"balance": 1.0}, "balance is 1"), ({"huber": -1.0}, "huber is -1")):
         with pytest.raises(UserError, match=message):
             GaussianFlowLossConfig(**settings)
+
+
+def test_opacities_are_regularised_by_their_mean_or_by_their_entropy() -> None:
+    """No truth is asked for; an entropy's gradient goes to the nearer of 0 and 1, and stays finite there."""
+    targets, prediction = make_targets(), truth(make_targets())
+    opacities = prediction.gaussians.opacities.detach()
+    assert loss_value(OpacityLossConfig(), prediction, targets).item() == pytest.approx(opacities.mean().item())
+    ends = torch.tensor([0.0, 1.0, 0.2, 0.8]).repeat(B, N // 4).requires_grad_()
+    found = loss_value(OpacityLossConfig(form="entropy"), moved(prediction, opacities=ends), targets)
+    each = -0.2 * math.log(0.2) - 0.8 * math.log(0.8)
+    assert found.item() == pytest.approx(each / 2, rel=5e-3)
+    found.backward()
+    assert ends.grad.isfinite().all()
+    assert (ends.grad[:, 2::4] > 0).all()
+    assert (ends.grad[:, 3::4] < 0).all()
+    with pytest.raises(UserError, match="the opacity loss needs Gaussians"):
+        loss_value(OpacityLossConfig(), Prediction(), targets)

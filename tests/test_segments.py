@@ -296,6 +296,19 @@ def test_any_number_of_frames_gives_all_outputs(unified: LoadedModel, count: int
     assert segment_at(result.gaussians, result.times[-1]).gaussians.means.isfinite().all()
 
 
+@pytest.mark.parametrize(("count", "number"), [(6, 1), (8, 2)])
+def test_layers_of_key_frames_are_merged_in_every_segment(count: int, number: int) -> None:
+    """They begin on one plane, and its camera goes to the right: most of it is seen by both key frames."""
+    model = loaded(["overlays/dgs_lrm_mini"], POSED)
+    whole, fewer = (model(pictures(count), known=given(count), merge=each) for each in (0.0, 0.3))
+    assert len(whole.gaussians) == len(fewer.gaussians) == number
+    for before, after in zip(whole.gaussians, fewer.gaussians, strict=True):
+        assert 0.5 < after.gaussians.means.shape[0] / before.gaussians.means.shape[0] < 0.8
+        assert after.gaussians.opacities.min() > 0
+    with pytest.raises(UserError, match="merge is 1; choose a share of the depth below 1"):
+        model(pictures(count), known=given(count), merge=1.0)
+
+
 @pytest.mark.slow
 def test_a_long_video_becomes_files_of_all_its_times(unified: LoadedModel, tmp_path: Path) -> None:
     pytest.importorskip("av", reason="the extra video is not installed")

@@ -20,10 +20,11 @@ from four_d.abilities import Hint, Use
 from four_d.backbones.patches import FeaturePatchConfig, FeaturePatches, patch_grid
 from four_d.constants import also_kept, move, on_host, traced
 from four_d.correlation import Across, CorrelationConfig, Features, pick
+from four_d.cost_volume import CostVolume, CostVolumeConfig
 from four_d.errors import UserError
 from four_d.geometry import pixel_rays, rebase
 from four_d.layers import AttentionBackend, Block, Linear, full_precision, full_type
-from four_d.parts import MATCHES, BackboneSpec, Provision, TokenShape
+from four_d.parts import MATCHES, SWEEP, BackboneSpec, Provision, TokenShape
 from four_d.query import check_query_times, distinct_times, non_references, reference_frames
 from four_d.types import Cameras, Clip, Matches, Tokens, same_time
 
@@ -59,6 +60,9 @@ class SpacetimeConfig(BackboneSpec):
     in bf16 for short sequences on a CPU; ``xformers``: CUDA only."""
     correlation: CorrelationConfig | None = None
     """Add the matches of a cube's first frame at every time to its token (ours): for small models."""
+    cost_volume: CostVolumeConfig | None = None
+    """Add depths of a cube's first frame, found along its rays by the features of ``correlation``, to its token (as
+    MVSplat); the gaussian head's ``sweep`` starts from them."""
     patches: FeaturePatchConfig | None = None
     """Maps of an encoder of single images whose projections, of a cube's frames, are added to its token (ours)."""
     times: int | None = None
@@ -73,8 +77,9 @@ class SpacetimeConfig(BackboneSpec):
 
     @property
     def provides(self) -> frozenset[Provision]:
-        """Matches of all times, with ``correlation``."""
-        return frozenset() if self.correlation is None else frozenset({MATCHES})
+        """Matches of all times, with ``correlation``; depths along rays, with ``cost_volume``."""
+        given = {MATCHES: self.correlation, SWEEP: self.cost_volume}
+        return frozenset(provision for provision, config in given.items() if config is not None)
 
     @property
     def takes(self) -> Mapping[Hint, Use]:
@@ -106,6 +111,11 @@ class SpacetimeConfig(BackboneSpec):
             raise UserError(
                 "backbone.correlation needs to know how many times a clip has; set "
                 "backbone.times=${model.heads.gaussian.frames}"
+            )
+        if self.cost_volume is not None and self.correlation is None:
+            raise UserError(
+                "backbone.cost_volume compares the features of backbone.correlation; set "
+                "'model.backbone.correlation={}', or model.backbone.cost_volume=null"
             )
         return SpacetimeBackbone(self)
 
@@ -145,6 +155,9 @@ class SpacetimeBackbone(nn.Module):
             self.patches = config.patches.build(config.patch_size, config.width)
             self.join = Linear(config.stride * config.width, config.width)
         self.blocks = nn.ModuleList(blocks)
+        self.cost_volume: CostVolume | None = None
+        if config.cost_volume is not None and config.correlation is not None:
+            self.cost_volume = config.cost_volume.build(config.width, config.correlation.cells)
 
     def at_step(self, step: int) -> None:
         """Do nothing: no part follows a schedule."""
@@ -159,16 +172,20 @@ class SpacetimeBackbone(nn.Module):
         grid = patch_grid(clip.images, self.config.patch_size)
         cubes, references = split_cubes(clip, self.config.stride)
         with full_precision(clip.images.device):
-            pixels = describe(clip, known_cameras(clip))
+            cameras = known_cameras(clip)
+            pixels = describe(clip, cameras)
         x = torch.cat([self._cubes(pixels, cubes), self._cubes(pixels, references[..., None])], dim=1)
         maps = None if self.patches is None else self.patches.maps(clip.images.flatten(0, 1))
         if self.patches is not None and maps is not None:
             tokens = self.patches.embed(maps, grid).unflatten(0, clip.images.shape[:2])
             x = x + torch.cat([self._joined(tokens, cubes), self._joined(tokens, references[..., None])], dim=1)
-        logits, matches = None, None
+        logits, matches, sweep = None, None, None
         if self.features is not None and self.across is not None:
             found = self.features(clip.images, maps)
             added, logits, matches = add_matches(clip, cubes[..., 0], found, self.across)
+            if self.cost_volume is not None:
+                more, sweep = self.cost_volume(found, clip, cameras, cubes[..., 0])
+                added = added + more
             added = functional.pad(added.flatten(1, 2), (0, 0, 0, references.shape[1] * grid[0] * grid[1]))
             x = x + added.to(x.dtype)
         rows = cubes.shape[1]
@@ -181,6 +198,7 @@ class SpacetimeBackbone(nn.Module):
             rounds=rounds,
             match_logits=logits,
             matches=matches,
+            sweep=sweep,
         )
 
     def _cubes(self, pixels: Float[Tensor, "b f k h w"], frames: Int[Tensor, "b r _s"]) -> Float[Tensor, "b n c"]:

@@ -24,6 +24,7 @@ FORMS = {
     "keypoint_edges": Form(parse=bones, metavar="NAME:NAME,NAME:NAME", several=False),
     "window": Form(metavar="N"),
     "overlap": Form(metavar="K"),
+    "merge": Form(metavar="SHARE"),
     "start": Form(metavar="SECONDS"),
 }
 """Command-line forms of the fields of `Request`."""

@@ -17,11 +17,12 @@ from torch.nn import functional
 
 from four_d.abilities import Hint, Use
 from four_d.constants import move, on_host, traced, vector
+from four_d.correlation import pick
 from four_d.errors import UserError
-from four_d.geometry import pixel_centres, pixel_rays, rebase
+from four_d.geometry import pixel_centres, pixel_rays, rays, rebase
 from four_d.heads.followed import Followed
 from four_d.layers import Linear, full_precision, full_type, inverse_log
-from four_d.parts import EVERY_FRAME, MATCHES, HeadSpec, Provision, TokenShape
+from four_d.parts import EVERY_FRAME, MATCHES, SWEEP, HeadSpec, Provision, TokenShape
 from four_d.query import distinct_times
 from four_d.types import Clip, Gaussians, Prediction, Tokens
 
@@ -71,6 +72,8 @@ class GaussianHeadConfig(HeadSpec):
     """Move Gaussians over time. False: all are static, with the same network except for what ``follow`` adds."""
     follow: bool = False
     """Add a learned fraction of the backbone's matched motion to the offsets (`Followed`)."""
+    sweep: bool = False
+    """Move the initial distance along the ray to that of the backbone's cost volume by a learned fraction (`Swept`)."""
 
     def __post_init__(self) -> None:
         if any(each is not None and each < 1 for each in (self.frames, self.every, self.hidden)):
@@ -80,6 +83,8 @@ class GaussianHeadConfig(HeadSpec):
                 f"near {self.near:g}, start {self.start:g} and far {self.far:g} are distances; choose "
                 "0 < near < start < far"
             )
+        if self.sweep and self.position == "point":
+            raise UserError("sweep moves distances along rays; set the gaussian head's position=ray, or sweep=false")
         if min(self.start, self.unit, self.largest) <= 0:
             raise UserError("start, unit and largest must be positive")
 
@@ -100,10 +105,11 @@ class GaussianHeadConfig(HeadSpec):
 
     @property
     def requires(self) -> frozenset[Provision]:
-        """Token rows of every frame if ``every`` chooses among them; matches with ``follow``."""
+        """Token rows of every frame if ``every`` chooses among them; matches with ``follow``, depths with ``sweep``."""
         return frozenset(
             ([] if self.every is None else [EVERY_FRAME.otherwise("set model.heads.{name}.every=null")])
             + ([MATCHES.otherwise(f"{MATCHES.remedy}, or model.heads.{{name}}.follow=false")] if self.follow else [])
+            + ([SWEEP.otherwise(f"{SWEEP.remedy}, or model.heads.{{name}}.sweep=false")] if self.sweep else [])
         )
 
     @property
@@ -115,6 +121,12 @@ class GaussianHeadConfig(HeadSpec):
     def gaussian_times(self) -> int:
         """Number of times, one offset each."""
         return self.frames
+
+    @property
+    def initial(self) -> float:
+        """Raw number of the distance ``start``."""
+        start = torch.tensor(self.start, dtype=torch.float64)
+        return float(undo_distance(start, self.depth, self.near, self.far))
 
     def key_frames(self, row_stride: int) -> tuple[int, int | None]:
         """Frames of every row, or some of the first camera's."""
@@ -136,13 +148,15 @@ def distance(raw: Float[Tensor, "*b"], depth: Depth, near: float, far: float) ->
             return raw.exp()
 
 
-def undo_distance(target: float, depth: Depth, near: float, far: float) -> float:
-    """Inverse of `distance`: the raw number for the distance ``wanted``."""
-    if depth == "exp":
-        return math.log(target)
-    bounds = (near, far, target) if depth == "sigmoid_linear" else (1 / far, 1 / near, 1 / target)
-    fraction = (bounds[2] - bounds[0]) / (bounds[1] - bounds[0])
-    return math.log(fraction / (1 - fraction))
+def undo_distance(target: Float[Tensor, "*b"], depth: Depth, near: float, far: float) -> Float[Tensor, "*b"]:
+    """Inverse of `distance`: the raw number of a distance, of those that have none the last before the bounds."""
+    match depth:
+        case "sigmoid_linear":
+            return ((target - near) / (far - near)).logit(eps=1e-6)
+        case "sigmoid_disparity":
+            return ((1 / target - 1 / far) / (1 / near - 1 / far)).logit(eps=1e-6)
+        case "exp":
+            return target.log()
 
 
 def forward_points(height: int, width: int, z: float, like: Tensor) -> Float[Tensor, "height width 3"]:
@@ -168,6 +182,7 @@ class GaussianHead(nn.Module):
         self.out = Linear(hidden, shape.patch_size**2 * self.channels)
         follow = config.follow and config.offsets
         self.followed = Followed(hidden, patch_size=shape.patch_size, times=config.frames) if follow else None
+        self.swept = Swept(hidden, shape.patch_size) if config.sweep else None
         self._initialise()
 
     @torch.no_grad()
@@ -191,6 +206,9 @@ class GaussianHead(nn.Module):
         with full_precision(chosen.device):
             mixed = functional.gelu(self.hidden(self.norm(chosen.to(full_type(chosen.dtype)))))
             raw = self._pixels(mixed, tokens.grid)
+            if self.swept is not None:
+                shift = self.swept(mixed, tokens, clip, rows, self.config)
+                raw = torch.cat([raw[..., :1] + shift[..., None], raw[..., 1:]], dim=-1)
             gaussians = self._activate(raw, clip, frames, times)
             if self.followed is not None and gaussians.offsets is not None:
                 means, cameras = gaussians.means.unflatten(1, raw.shape[1:4]), clip.cameras
@@ -243,14 +261,55 @@ class GaussianHead(nn.Module):
             )
         centres, directions = pixel_rays(rebase(cameras), raw.shape[2], raw.shape[3])
         index = torch.arange(len(frames), device=frames.device)[:, None]
-        initial = undo_distance(config.start, config.depth, config.near, config.far)
-        along = distance(raw + initial, config.depth, config.near, config.far)
+        along = distance(raw + config.initial, config.depth, config.near, config.far)
         return centres[index, frames][:, :, None, None] + along[..., None] * directions[index, frames]
 
     def _points(self, raw: Float[Tensor, "b k h w 3"]) -> Float[Tensor, "b k h w 3"]:
         """Positions by `inverse_log`, starting from `forward_points`: in front of the first camera."""
         initial = forward_points(raw.shape[2], raw.shape[3], self.config.start, raw)
         return inverse_log(raw + initial.sign() * initial.abs().log1p())
+
+
+class Swept(nn.Module):
+    """Learned fraction, per pixel, of the way from the initial distance to the cost volume's, times its confidence.
+
+    The way is that of raw numbers, before `distance`; initially 0.
+    """
+
+    def __init__(self, width: int, patch_size: int) -> None:
+        super().__init__()
+        self.share = Linear(width, patch_size**2)
+        self.patch_size = patch_size
+        for parameter in self.share.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(
+        self,
+        mixed: Float[Tensor, "b k p c"],
+        tokens: Tokens,
+        clip: Clip,
+        rows: Int[Tensor, "b k"],
+        config: GaussianHeadConfig,
+    ) -> Float[Tensor, "b k h w"]:
+        """Compute what is added to raw distances. UserError where the backbone makes no cost volume."""
+        if tokens.sweep is None or clip.cameras is None:
+            raise UserError(
+                "the gaussian head starts from depths along rays, and the backbone finds none; set its sweep=false, "
+                "or 'model.backbone.cost_volume={}' with the spacetime backbone"
+            )
+        size = (clip.images.shape[-2], clip.images.shape[-1])
+        share = self.share(mixed).mT.unflatten(-1, tokens.grid).flatten(0, 1)
+        fraction = functional.pixel_shuffle(share, self.patch_size)[:, 0].unflatten(0, rows.shape)
+        depth, confidence = (
+            functional.interpolate(pick(each, rows).to(mixed), size, mode="bilinear", align_corners=False)
+            for each in (tokens.sweep.depth.log(), tokens.sweep.confidence)
+        )
+        frames = tokens.frames.expand(len(rows), -1).gather(1, rows)
+        lens = pick(clip.cameras.intrinsics.to(mixed), frames)
+        local = rays(lens, pixel_centres(*size, mixed).flatten(0, 1).expand(*frames.shape, -1, -1))
+        along = depth.exp() * local.norm(dim=-1).unflatten(-1, size)
+        way = undo_distance(along, config.depth, config.near, config.far) - config.initial
+        return fraction * confidence * way
 
 
 def key_rows(tokens: Tokens, clip: Clip, every: int | None) -> tuple[Int[Tensor, "b k"], Int[Tensor, "b k"]]:

@@ -44,6 +44,7 @@ class Asked(TypedDict, total=False):
     window: int | None
     overlap: int | None
     tracks: bool
+    merge: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,14 +74,20 @@ class Request:
     """Number of frames that neighbouring windows share (default: a quarter)."""
     tracks: bool = True
     """Track points, which takes a while with a model of dense motion."""
+    merge: float = 0.0
+    """Relative difference of depths, such as 0.1, up to which Gaussians of two key frames become one (`merged`), which
+    makes fewer of them; 0: all are kept."""
 
     def __post_init__(self) -> None:
-        """Raise UserError for an empty list of points, points without ``tracks``, and keypoints that are none."""
+        """Raise UserError for an empty list of points, points without ``tracks``, keypoints that are none, and a
+        ``merge`` that is no share.
+        """
         if self.points is not None and not self.tracks:
             raise UserError("points are given to be followed, and tracks are off; leave one of the two out")
         if self.points is not None and not len(self.points):
             raise UserError("points are an empty list; give at least one (x, y)")
-
+        if not 0 <= self.merge < 1:
+            raise UserError(f"merge is {self.merge:g}; choose a share of the depth below 1, such as 0.1, or 0 for none")
         if self.keypoints is not None:
             try:
                 check_skeleton(self.keypoint_names, self.keypoint_instances, (), ())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from four_d import fields
 from four_d.abilities import UNITS, Model
 from four_d.checkpoints import ModelInfo
 from four_d.constants import move
+from four_d.correlation import pick
 from four_d.inference import units
 from four_d.inference.hints import Known, add
 from four_d.inference.keypoints import Boxes, boxes_to_model
@@ -23,8 +25,9 @@ from four_d.inference.request import Request
 from four_d.inference.result import Result
 from four_d.keypoints import encode_names
 from four_d.progress import progress
+from four_d.rendering.merging import merged
 from four_d.tracking import PointTracks
-from four_d.types import Clip, Prediction, map_tensors
+from four_d.types import Cameras, Clip, Prediction, map_tensors
 from four_d.video.fit import Fits, fit, resize, resize_masks, sizes_of
 from four_d.video.footage import Stream, Video
 from four_d.video.mask import as_masks
@@ -167,6 +170,7 @@ class VideoSource:
         correction = _Correction(clip, unit, self._remarks)
         shown = map_tensors(shown, lambda tensor: move(tensor, model.device))
         first, tracked = predict(model, shown, correction, tracks=tracks)
+        first = merge_layers(first, shown.times, to.model, request.merge)
         result = Result(
             prediction=map_tensors(fields.delivered(fields.unstack(first, 0)), lambda tensor: tensor.cpu()),
             images=images,
@@ -184,6 +188,23 @@ class VideoSource:
             keypoint_edges=request.bones,
         )
         return result, None if tracked is None else map_tensors(tracked, lambda tensor: tensor.cpu())
+
+
+def merge_layers(
+    prediction: Prediction, times: Float[Tensor, "b f"], size: tuple[int, int], tolerance: float
+) -> Prediction:
+    """Merge layers of a prediction's Gaussians (`rendering.merging`; batch axis of one), and drop what joined others.
+
+    They are of no key frame in particular then. Without cameras or Gaussians of key frames nothing changes.
+    """
+    gaussians, frames, cameras = prediction.gaussians, prediction.key_frames, prediction.cameras
+    if not tolerance or gaussians is None or frames is None or cameras is None:
+        return prediction
+    keys = Cameras(
+        world_from_camera=pick(cameras.world_from_camera, frames), intrinsics=pick(cameras.intrinsics, frames)
+    )
+    found, left = merged(gaussians, keys, pick(times, frames), size, tolerance)
+    return dataclasses.replace(prediction, gaussians=fields.take(found, "n", left[0].nonzero()[:, 0]), key_frames=None)
 
 
 class _Correction:

@@ -8,7 +8,7 @@ from four_d.extension import OneOf
 from four_d.losses.camera import CameraLossConfig
 from four_d.losses.dense import DepthLossConfig, PointsLossConfig
 from four_d.losses.dynamic import DynamicLossConfig
-from four_d.losses.gaussian import GaussianDepthLossConfig, GaussianFlowLossConfig
+from four_d.losses.gaussian import GaussianDepthLossConfig, GaussianFlowLossConfig, OpacityLossConfig
 from four_d.losses.guidance import GuidanceLossConfig
 from four_d.losses.keypoint import KeypointLossConfig
 from four_d.losses.matching import MatchingLossConfig
@@ -38,6 +38,7 @@ LossConfig = Annotated[
         PhotometricLossConfig,
         GaussianDepthLossConfig,
         GaussianFlowLossConfig,
+        OpacityLossConfig,
         SirenPoseLossConfig,
         ReconstructionLossConfig,
         TrackedPixelsLossConfig,

@@ -27,6 +27,8 @@ from four_d.types import Gaussians, Prediction, same_time
 
 NEAREST = 0.01
 """Depth (clip units) below which logarithm and disparity continue linearly, also behind the camera."""
+FAINTEST = 1e-4
+"""Opacity, and transparency, below which the entropy of an opacity is not followed."""
 Space = Literal["log", "disparity"]
 
 
@@ -174,6 +176,40 @@ class GaussianFlowLoss(LossTerm[GaussianFlowLossConfig]):
         """Mean over clips, with moving pixels weighted by ``balance``."""
         values = errors.flatten(1)
         return balanced(lambda part: group_mean(values, part.flatten(1)).mean(), keep, moves, self.config.balance)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpacityLossConfig(LossSpec):
+    """Regularisation of opacities: mean opacity, or the mean entropy of each as a probability, in nats.
+
+    The first makes Gaussians that nothing needs disappear (Long-LRM, arXiv 2410.12781, at weight 0.1; 3DGS-MCMC, arXiv
+    2404.09591), the second makes each opaque or transparent (SuGaR, arXiv 2311.12775).
+    """
+
+    needs: ClassVar[tuple[Need, ...]] = ()
+    teaches: ClassVar[tuple[str, ...]] = ("gaussians",)
+    kind: Literal["opacity"] = "opacity"
+    weight: Weight = 0.1
+    form: Literal["sparsity", "entropy"] = "sparsity"
+    """``sparsity``: the mean opacity. ``entropy``: the mean of −a·log a − (1 − a)·log(1 − a)."""
+
+    def build(self) -> OpacityLoss:
+        """Build the term."""
+        return OpacityLoss(self)
+
+
+class OpacityLoss(LossTerm[OpacityLossConfig]):
+    """The term of `OpacityLossConfig`."""
+
+    def forward(self, inputs: LossInputs) -> Float[Tensor, ""]:
+        """Compute the term. UserError without Gaussians."""
+        gaussians = required(inputs.prediction, self.config.kind)
+        opacities = gaussians.opacities
+        if self.config.form == "entropy":
+            # away from 0 and 1, where the gradient has no bound
+            safe = opacities.clamp(FAINTEST, 1 - FAINTEST)
+            opacities = -safe * safe.log() - (1 - safe) * (1 - safe).log()
+        return opacities.mean() + untouched(gaussians)
 
 
 def known_queries(
