@@ -1,7 +1,7 @@
 """Waiting threads of OpenMP, which torch computes with on a CPU: that spin, or that sleep, alone and beside other work.
 
-    python benchmarks/waiting.py [--task step --task inference] [--rounds 12] [--threads 2]
-                                 [--most-seconds 120] [--data DIR] [--out docs/results/waiting.json]
+    python benchmarks/waiting.py [--task step --task inference] [--way passive --way active] [--rounds 12]
+                                 [--threads 2] [--most-seconds 120] [--data DIR] [--out docs/results/waiting.json]
 
 Each way to wait has a process of its own, since libgomp reads its variables when it is loaded. The processes take
 turns, in another random order each round, and are stopped (SIGSTOP) out of turn, so that no thread of theirs spins
@@ -27,11 +27,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -100,13 +102,13 @@ def child(task: str, path: Path) -> None:
 
 
 @contextmanager
-def waiting(task: str, threads: int, path: Path) -> Iterator[dict[str, subprocess.Popen[str]]]:
+def waiting(task: str, ways: Sequence[str], threads: int, path: Path) -> Iterator[dict[str, subprocess.Popen[str]]]:
     """Processes of a task, one for each way to wait, stopped."""
     started: dict[str, subprocess.Popen[str]] = {}
     try:
-        for way, variables in WAYS.items():
+        for way in ways:
             inherited = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-            environment = {**inherited, "OMP_NUM_THREADS": str(threads), **variables}
+            environment = {**inherited, "OMP_NUM_THREADS": str(threads), **WAYS[way]}
             command = [sys.executable, __file__, "--child", task, "--path", str(path)]
             one = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT
@@ -170,13 +172,14 @@ def turn(one: subprocess.Popen[str]) -> Turn:
 
 def measure(task: str, settings: argparse.Namespace, path: Path) -> list[dict[str, Any]]:
     """Rows of a task: each way in each place."""
-    found: dict[tuple[str, str], dict[int, Turn]] = {(place, way): {} for place in PLACES for way in WAYS}
+    ways = ["default", *(settings.way or list(WAYS)[1:])]
+    found: dict[tuple[str, str], dict[int, Turn]] = {(place, way): {} for place in PLACES for way in ways}
     order = random.Random(0)
-    with waiting(task, settings.threads, path) as started:
+    with waiting(task, ways, settings.threads, path) as started:
         for number in range(settings.rounds):
             for place in PLACES:
                 with spinner(place != PLACES[0]):
-                    for way in order.sample(list(WAYS), len(WAYS)):
+                    for way in order.sample(ways, len(ways)):
                         turns = found[place, way]
                         if way == "default" or sum(each.seconds for each in turns.values()) < settings.most_seconds:
                             turns[number] = turn(started[way])
@@ -187,9 +190,9 @@ def measure(task: str, settings: argparse.Namespace, path: Path) -> list[dict[st
 def row(place: str, way: str, turns: dict[int, Turn], default: dict[int, Turn]) -> dict[str, Any]:
     """Figures of a way in a place."""
     ratios = [each.seconds / default[number].seconds for number, each in turns.items()]
-    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    low, middle, high = (round(float(each), 3) for each in np.percentile(ratios, [25, 50, 75]))
     medians = [round(statistics.median(each), 4) for each in zip(*turns.values(), strict=True)]
-    times = {"median": round(middle, 3), "quartile_1": round(low, 3), "quartile_3": round(high, 3)}
+    times = {"median": middle, "quartile_1": low, "quartile_3": high}
     named = dict(zip(Turn._fields, medians, strict=True))
     return {"place": place, "way": way, "times_default": times, **named, "rounds": len(turns)}
 
@@ -217,6 +220,7 @@ def main() -> None:
 def parse() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=TASKS, action="append", help="default: both")
+    parser.add_argument("--way", choices=list(WAYS)[1:], action="append", help="beside the default; all if not given")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--most-seconds", type=float, default=120.0, help="of a way in a place, after which it is left")
     parser.add_argument("--data", type=Path, help="a data set's folder; made anew if not given")

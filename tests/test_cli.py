@@ -218,3 +218,19 @@ def test_what_is_not_there_is_not_said_to_be_of_another_kind(
     told = refused(capsys, *arguments)
     assert message in told
     assert "taking" not in told  # no word about the model before the arguments are right
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "active"}, "active")])
+def test_threads_sleep_while_they_wait_unless_told_otherwise(given: dict[str, str], expected: str) -> None:
+    """The policy stands before torch is imported: OpenMP reads it when it is loaded, and workers inherit it."""
+    code = """
+import os, sys
+from four_d.cli import program
+program.main = lambda: print(os.environ["OMP_WAIT_POLICY"], "torch" in sys.modules) or 0
+program.run()
+"""
+    others = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "WORLD_SIZE")}
+    told = subprocess.run(
+        [sys.executable, "-c", code], env={**others, **given}, capture_output=True, text=True, check=True
+    )
+    assert told.stdout.split() == [expected, "False"]

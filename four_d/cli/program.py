@@ -60,7 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run() -> NoReturn:
-    """Run the command line and end this process with its exit code."""
+    """Run the command line and end this process with its exit code.
+
+    Threads of OpenMP sleep while they wait for each other, here and in worker processes, unless OMP_WAIT_POLICY is set.
+    """
+    # read once, when torch is imported, which no verb has done yet; spinning threads on a busy machine take the time of
+    # those that they wait for (docs/scaling.md)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     code = main()
     if os.environ.get("WORLD_SIZE", "1") != "1":
         # what torch leaves of its process groups may abort at the interpreter's end, after all is done and written
