@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from four_d.constants import vector
 from four_d.correlation import by_patch, pick
 from four_d.errors import UserError
 from four_d.geometry import invert_pose, pixel_centres, rays
@@ -84,7 +85,7 @@ def sweep(
     ``size`` is that of the images (rows, columns) that the cameras are of. Memory: numbers of cells squared per pair.
     """
     height, width = features.shape[-2:]
-    pixels = pixel_centres(height, width, features) * features.new_tensor([size[1] / width, size[0] / height])
+    pixels = pixel_centres(height, width, features) * vector([size[1] / width, size[0] / height], features)
     poses, intrinsics = cameras.world_from_camera.to(features), cameras.intrinsics.to(features)
     local = rays(pick(intrinsics, keys), pixels.flatten(0, 1).expand(*keys.shape, -1, -1))  # b k p 3
     source_from_key = invert_pose(pick(poses, sources)) @ pick(poses, keys)[:, :, None]
@@ -93,7 +94,7 @@ def sweep(
     shift = (lens @ source_from_key[..., :3, 3:])[..., 0]
     places = depths[:, None] * turned[..., None, :] + shift[..., None, None, :]  # b k s p n 3
     z = places[..., 2:]
-    limit = features.new_tensor([size[1], size[0]])
+    limit = vector([size[1], size[0]], features)
     where = 2 * places[..., :2] / z.clamp_min(NEAREST) / limit - 1
     seen = (z[..., 0] > NEAREST) & (where.abs() <= 1).all(-1)
     own = pick(features, keys).flatten(3).mT[:, :, None]

@@ -22,6 +22,7 @@ from four_d.backbones.spacetime import SpacetimeConfig
 from four_d.checkpoints import ModelInfo
 from four_d.config import RunConfig
 from four_d.correlation import CorrelationConfig
+from four_d.cost_volume import CostVolumeConfig
 from four_d.data.loading import DataConfig
 from four_d.data.sources import SourceConfig
 from four_d.errors import UserError
@@ -458,10 +459,18 @@ def test_all_frames_of_a_program_are_one_cameras_for_however_long() -> None:
 @pytest.mark.parametrize(("posed", "follow"), [(True, False), (True, True), (False, False)])
 def test_programs_give_gaussians_of_a_fixed_number_of_frames(posed: bool, follow: bool) -> None:
     head = GaussianHeadConfig(
-        frames=4, every=None if posed else 2, position="ray" if posed else "point", hidden=8, follow=follow
+        frames=4,
+        every=None if posed else 2,
+        position="ray" if posed else "point",
+        hidden=8,
+        follow=follow,
+        sweep=follow,
     )
     search = CorrelationConfig(channels=8, cells=2, radius=2) if follow else None
-    spacetime = SpacetimeConfig(patch_size=8, stride=2, width=32, depth=1, heads=2, correlation=search, times=4)
+    volume = CostVolumeConfig(hypotheses=4) if follow else None
+    spacetime = SpacetimeConfig(
+        patch_size=8, stride=2, width=32, depth=1, heads=2, correlation=search, cost_volume=volume, times=4
+    )
     config = ModelConfig(backbone=spacetime if posed else TINY.backbone, heads={"gaussian": head})
     torch.manual_seed(0)
     model = config.build().eval()

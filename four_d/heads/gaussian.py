@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -26,6 +26,7 @@ from four_d.parts import EVERY_FRAME, MATCHES, SWEEP, HeadSpec, Provision, Token
 from four_d.query import distinct_times
 from four_d.types import Clip, Gaussians, Prediction, Tokens
 
+T = TypeVar("T", float, Tensor)
 Depth = Literal["sigmoid_disparity", "sigmoid_linear", "exp"]
 APPEARANCE = 11
 """Channels beside position and offsets: RGB 3, quaternion 4, scale 3, opacity 1."""
@@ -125,8 +126,10 @@ class GaussianHeadConfig(HeadSpec):
     @property
     def initial(self) -> float:
         """Raw number of the distance ``start``."""
-        start = torch.tensor(self.start, dtype=torch.float64)
-        return float(undo_distance(start, self.depth, self.near, self.far))
+        if self.depth == "exp":
+            return math.log(self.start)
+        fraction = _between(self.start, self.depth, self.near, self.far)
+        return math.log(fraction / (1 - fraction))
 
     def key_frames(self, row_stride: int) -> tuple[int, int | None]:
         """Frames of every row, or some of the first camera's."""
@@ -150,13 +153,14 @@ def distance(raw: Float[Tensor, "*b"], depth: Depth, near: float, far: float) ->
 
 def undo_distance(target: Float[Tensor, "*b"], depth: Depth, near: float, far: float) -> Float[Tensor, "*b"]:
     """Inverse of `distance`: the raw number of a distance, of those that have none the last before the bounds."""
-    match depth:
-        case "sigmoid_linear":
-            return ((target - near) / (far - near)).logit(eps=1e-6)
-        case "sigmoid_disparity":
-            return ((1 / target - 1 / far) / (1 / near - 1 / far)).logit(eps=1e-6)
-        case "exp":
-            return target.log()
+    return target.log() if depth == "exp" else _between(target, depth, near, far).logit(eps=1e-6)
+
+
+def _between(target: T, depth: Depth, near: float, far: float) -> T:
+    """Value of the sigmoid in `distance`."""
+    if depth == "sigmoid_linear":
+        return (target - near) / (far - near)
+    return (1 / target - 1 / far) / (1 / near - 1 / far)
 
 
 def forward_points(height: int, width: int, z: float, like: Tensor) -> Float[Tensor, "height width 3"]:
