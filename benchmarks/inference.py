@@ -314,7 +314,7 @@ def compile_table(settings: argparse.Namespace) -> None:
             video = Path(folder) / f"{frames}.mp4"
             make_video(video, frames, eager.info.image_size)
             asked = Request(video=video, selection=Selection(max_frames=frames), tracks=False)
-            pictures = torch.from_numpy(footage.read(video).frames).permute(0, 3, 1, 2)[None] / 255
+            pictures = torch.from_numpy(np.stack(footage.read(video).frames)).permute(0, 3, 1, 2)[None] / 255
             times = torch.arange(frames, dtype=torch.float32)[None] / 25
             clip = Clip(images=pictures, times=times, camera_ids=torch.zeros(1, frames, dtype=torch.long))
             with torch.no_grad():
