@@ -23,7 +23,7 @@ from four_d.layers import Block, full_precision
 from four_d.parts import QUERY, Backbone, BackboneSpec, Head, HeadSpec
 from four_d.pose_net.model import PoseNetConfig
 from four_d.query import query_times
-from four_d.refinement import NEEDS, RefinementConfig, refined
+from four_d.refinement import MASK_NEEDS, Refinement, RefinementConfig
 from four_d.scene import DeformableSceneConfig
 from four_d.types import Clip, Prediction, Tokens, merge_predictions
 
@@ -37,8 +37,8 @@ class ModelConfig(ModelSpec):
     heads: dict[str, HeadConfig] = field(default_factory=dict[str, HeadConfig])
     """Heads, under names of your choice; each predicts fields of its own from the same tokens."""
     refine: RefinementConfig | None = None
-    """Refine the cameras by what depth says, with points or with matched pixels. None, as VGGT: they are the camera
-    head's."""
+    """Refine the cameras by what depth says, with points or with matched pixels, and by them the mask of what moves.
+    None, as VGGT: they are the heads' own."""
 
     @property
     def abilities(self) -> Abilities:
@@ -58,14 +58,14 @@ class ModelConfig(ModelSpec):
         if not self.heads:
             raise UserError("model.heads is empty; give at least one, for example {depth: {kind: dense}}")
         outputs = self.abilities.outputs
-        needs = () if self.refine is None else NEEDS[self.refine.by]
+        needs = () if self.refine is None else self.refine.needs
         if lacking := [name for name in needs if name not in outputs]:
             raise UserError(
                 f"model.refine needs {', '.join(needs)}, and no head gives {lacking[0]}; add one, or set "
                 "model.refine=null"
             )
         heads = {name: config.build(self.backbone.shape) for name, config in self.heads.items()}
-        return FourD(backbone, heads, self.refine)
+        return FourD(backbone, heads, None if self.refine is None else self.refine.build())
 
 
 AnyModelConfig = Annotated[ModelSpec, OneOf(ModelConfig, PoseNetConfig, DeformableSceneConfig)]
@@ -153,7 +153,7 @@ class FourD(ModelModule):
     normalised to.
     """
 
-    def __init__(self, backbone: Backbone, heads: Mapping[str, Head], refine: RefinementConfig | None = None) -> None:
+    def __init__(self, backbone: Backbone, heads: Mapping[str, Head], refine: Refinement | None = None) -> None:
         super().__init__()
         self.backbone, self.refine = backbone, refine
         self.heads = nn.ModuleDict(cast(Mapping[str, nn.Module], heads))
@@ -197,13 +197,14 @@ class FourD(ModelModule):
         return [*own, *(block for each in encoders for block in each.blocks)]
 
     def freeze_untaught(self, taught: frozenset[str]) -> dict[str, str]:
-        """Freeze the heads that set none of the ``taught`` fields."""
+        """Freeze the heads, and the refinement, that set none of the ``taught`` fields."""
         resting: dict[str, str] = {}
-        for name, head in self.heads.items():
-            outputs = cast(Head, head).config.provides
-            if not taught & set(outputs) and any(parameter.requires_grad for parameter in head.parameters()):
-                head.requires_grad_(False)
-                resting[f"heads.{name}"] = outputs[0]
+        parts = {f"heads.{name}": (head, cast(Head, head).config.provides) for name, head in self.heads.items()}
+        parts |= {} if self.refine is None else {"refine": (self.refine, MASK_NEEDS)}
+        for name, (part, outputs) in parts.items():
+            if not taught & set(outputs) and any(parameter.requires_grad for parameter in part.parameters()):
+                part.requires_grad_(False)
+                resting[name] = outputs[0]
         return resting
 
     def forward(self, clip: Clip) -> Prediction:
@@ -250,9 +251,9 @@ class FourD(ModelModule):
         """
         tokens = self.backbone(clip, self.rounds) if tokens is None else tokens
         found = merge_predictions([none, searched(tokens), *(head(tokens, clip) for head in heads)])
-        if self.refine is not None and not (self.training and self.refine.by == "matches"):  # they teach nothing
+        if self.refine is not None:
             with full_precision(clip.images.device):
-                found = refined(found, clip, self.refine)
+                found = self.refine(found, clip)
         return tokens, found
 
     def _heads(self) -> list[Head]:

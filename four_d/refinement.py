@@ -1,10 +1,11 @@
-"""Cameras refined by the model's own geometry: the pose that carries a frame's depth onto its points (ours).
+"""Cameras and the mask of what moves, refined after all heads by the model's own geometry (ours).
 
-A pixel's point is known twice: by depth and intrinsics in the frame's own camera, and by the point map in the first
-one's. The pose is the rigid motion from the one to the other, a weighted Procrustes problem (Kabsch 1976; weights by
-iterated reweighting, Holland and Welsch 1977), solved in closed form and differentiable. What it does not tell, as
+Cameras: a pixel's point is known twice, by depth and intrinsics in the frame's own camera, and by the point map in the
+first one's. The pose is the rigid motion from the one to the other, a weighted Procrustes problem (Kabsch 1976; weights
+by iterated reweighting, Holland and Welsch 1977), solved in closed form and differentiable. What it does not tell, as
 where all points lie on one line, the camera head's own pose decides. Or, without points: the poses in which frames'
-depth is seen where their pixels are found again in other frames (`registration`).
+depth is seen where their pixels are found again in other frames (`registration`). The mask: once cameras are known,
+pixels that other frames do not show where a still scene would (`registration.changes`) tell a small network what moves.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from typing import Literal, cast
 import roma
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from four_d.errors import UserError
 from four_d.geometry import encode_cameras, make_pose, pixel_centres, rays, transform
 from four_d.memory import without_values
+from four_d.registration.changes import CHANNELS, changes
 from four_d.registration.video import register
 from four_d.types import Cameras, Clip, Prediction
 
@@ -29,13 +32,56 @@ NEEDS: dict[By, tuple[str, ...]] = {
     "matches": ("cameras", "pose_encodings", "depth"),
 }
 """Outputs without which cameras are not refined."""
+MASK_NEEDS = ("dynamic", "dynamic_logits")
+"""More outputs without which the mask is not refined."""
+FRAMES = 8
+"""Frames whose mask is corrected at once, for memory."""
 Points = Float[Tensor, "*b n 3"]
 Weights = Float[Tensor, "*b n"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class MaskRefinementConfig:
+    """Sizes of a `MaskRefinement`."""
+
+    channels: int = 16
+    """Channels of each convolution."""
+    depth: int = 4
+    """Convolutions of 3 × 3, each with twice the distance between its pixels."""
+
+    def __post_init__(self) -> None:
+        if min(self.channels, self.depth) < 1:
+            raise UserError("refine.mask: channels and depth must be at least 1")
+
+
+class MaskRefinement(nn.Module):
+    """Correction of the mask's logits by what changes where a still scene would not. Initially it corrects nothing."""
+
+    def __init__(self, config: MaskRefinementConfig) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 1 + CHANNELS
+        for index in range(config.depth):
+            layers += [nn.Conv2d(channels, config.channels, 3, padding=2**index, dilation=2**index), nn.GELU()]
+            channels = config.channels
+        self.layers = nn.Sequential(*layers)
+        self.out = nn.Conv2d(channels, 1, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(cast(Tensor, self.out.bias))
+
+    def forward(
+        self, logits: Float[Tensor, "b f h w"], changed: Float[Tensor, "b f 4 h w"]
+    ) -> Float[Tensor, "b f h w"]:
+        """Corrected logits."""
+        # roots, since small changes tell much and large ones little more
+        maps = torch.cat([logits[:, :, None].tanh(), changed.sqrt()], dim=2).flatten(0, 1)
+        added = torch.cat([self.out(self.layers(part)) for part in maps.split(FRAMES)])
+        return logits + added[:, 0].unflatten(0, logits.shape[:2])
+
+
+@dataclass(frozen=True, kw_only=True)
 class RefinementConfig:
-    """Refinement of the cameras by depth, after all heads."""
+    """Refinement of the cameras by depth, and of the mask by the cameras, after all heads."""
 
     by: By = "points"
     """Place where a pixel's depth must lie as well: at its own point (``points``), or on the rays of the same camera's
@@ -49,9 +95,55 @@ class RefinementConfig:
     """Weight of the camera head's rotation beside the points' mean variance, and of its translation beside their sum of
     weights."""
 
+    mask: MaskRefinementConfig | None = None
+    """Correct the mask of what moves by the changes that these cameras and depth do not explain; null: leave it."""
+
     def __post_init__(self) -> None:
         if min(self.iterations, self.pixels) < 1 or self.pull <= 0:
             raise UserError("refine: iterations and pixels must be at least 1, and pull above 0")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Outputs of the heads that are refined, or by which."""
+        return NEEDS[self.by] if self.mask is None else (*NEEDS[self.by], *MASK_NEEDS)
+
+    def build(self) -> Refinement:
+        """Build the module, which has weights for the mask alone."""
+        return Refinement(self)
+
+
+class Refinement(nn.Module):
+    """Better cameras and a better mask, from the prediction of all heads."""
+
+    def __init__(self, config: RefinementConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.mask = None if config.mask is None else MaskRefinement(config.mask)
+
+    def forward(self, prediction: Prediction, clip: Clip) -> Prediction:
+        """Refine what is there; fields of heads that are absent stay so.
+
+        In training, matches teach the heads nothing: they are sought for a mask that learns only, and cameras stay.
+        """
+        learning = self.mask is not None and any(each.requires_grad for each in self.mask.parameters())
+        idle = self.training and self.config.by == "matches"
+        if idle and not learning:
+            return prediction
+        found = refined(prediction, clip, self.config)
+        better = self.with_mask(found, clip)
+        if not idle:
+            return better
+        return replace(prediction, dynamic=better.dynamic, dynamic_logits=better.dynamic_logits)
+
+    def with_mask(self, prediction: Prediction, clip: Clip) -> Prediction:
+        """Prediction with its mask corrected at the image's size."""
+        cameras, depth, logits = prediction.cameras, prediction.depth, prediction.dynamic_logits
+        if self.mask is None or cameras is None or depth is None or logits is None:
+            return prediction
+        if logits.shape[-2:] != depth.shape[-2:]:
+            logits = functional.interpolate(logits, size=depth.shape[-2:], mode="bilinear")
+        logits = self.mask(logits, changes(clip, cameras, depth.detach()).to(logits))
+        return replace(prediction, dynamic=logits.sigmoid(), dynamic_logits=logits)
 
 
 def weighted_rigid(

@@ -15,8 +15,9 @@ from four_d.geometry import encode_cameras, make_pose, pixel_centres, rays, rota
 from four_d.heads.camera import CameraHeadConfig
 from four_d.heads.dense import DenseHeadConfig
 from four_d.memory import pass_bytes
-from four_d.model import ModelConfig
-from four_d.refinement import RefinementConfig, refined, robust_rigid, weighted_rigid
+from four_d.model import FourD, ModelConfig
+from four_d.refinement import MaskRefinementConfig, RefinementConfig, refined, robust_rigid, weighted_rigid
+from four_d.registration.changes import changes
 from four_d.types import Cameras, Clip, Prediction
 from tests.test_model import BACKBONE, DENSE, make_clip
 
@@ -335,3 +336,59 @@ def test_matches_need_no_points_and_teach_nothing() -> None:
     gradients = [p.grad for p in model.heads["camera"].parameters()]
     assert any(each is not None and bool(each.any()) for each in gradients)
     assert all(p.grad is None for p in model.heads["depth"].parameters())
+
+
+def test_a_still_scene_does_not_change_and_a_body_changes_on_both_sides_of_time() -> None:
+    clip, cameras, depth = inside_a_ball([2, 0, 3, 1], [0, 0, 0, 0])
+    still = changes(clip, cameras, depth)
+    earlier, before, later, after = still.unbind(2)
+    assert before[:, 1].max() == 0, "nothing is before the first"
+    assert after[:, 2].max() == 0
+    assert before[:, [0, 2, 3]].mean() > 0.5
+    assert max(float(earlier.max()), float(later.max())) < 0.05
+    images = clip.images.clone()
+    for frame, moment in enumerate((2, 0, 3, 1)):  # a bright square that goes to the right
+        images[:, frame, :, 20:28, 8 + 12 * moment : 16 + 12 * moment] = 1.0
+    earlier, _, later, _ = changes(dataclasses.replace(clip, images=images), cameras, depth).unbind(2)
+    both = torch.minimum(earlier, later)[0, 0, 22:26]  # the frame of moment 2
+    assert both[:, 34:38].min() > 0.1
+    assert both[:, 22:26].max() < 0.05, "what it uncovered differs on one side of time only"
+    assert earlier[0, 0, 22:26, 22:26].max() > 0.1
+
+
+MASKED = RefinementConfig(by="matches", mask=MaskRefinementConfig(channels=4, depth=2))
+
+
+def masked_model(refine: RefinementConfig | None) -> FourD:
+    heads = {
+        "camera": CameraHeadConfig(width=32, depth=1, heads=2, start=(0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 1.0)),
+        "depth": DENSE,
+        "dynamic": dataclasses.replace(DENSE, output="dynamic"),
+    }
+    torch.manual_seed(0)
+    return ModelConfig(backbone=BACKBONE, heads=heads, refine=refine).build()
+
+
+def test_the_mask_is_corrected_by_weights_that_begin_with_nothing_and_learn() -> None:
+    clip = make_clip()
+    plain, model = (masked_model(each) for each in (RefinementConfig(by="matches"), MASKED))
+    expected = plain.eval()(clip)
+    torch.testing.assert_close(model.eval()(clip).dynamic_logits, expected.dynamic_logits, rtol=0, atol=0)
+    assert {name for name in model.state_dict() if name not in plain.state_dict()} == {
+        name for name in model.state_dict() if name.startswith("refine.mask.")
+    }
+    model.train()
+    found = model(clip)
+    assert found.pose_encodings.shape[0] == expected.pose_encodings.shape[0] - 1, "training keeps the head's cameras"
+    found.dynamic_logits.square().sum().backward()
+    assert model.refine.mask.out.bias.grad.abs() > 0
+    assert model.heads["dynamic"].out.weight.grad.abs().max() > 0, "the head learns through the correction"
+    assert "refine" in model.freeze_untaught(frozenset({"depth"}))
+    assert model(clip).dynamic_logits.shape == expected.dynamic_logits.shape
+    assert model.without("dynamic").eval()(clip).dynamic is None
+    with pytest.raises(UserError, match="no head gives dynamic"):
+        ModelConfig(
+            backbone=BACKBONE, heads={k: v.config for k, v in model.heads.items() if k != "dynamic"}, refine=MASKED
+        ).build()
+    with pytest.raises(UserError, match="channels and depth"):
+        MaskRefinementConfig(depth=0)

@@ -1,12 +1,12 @@
 """Origin of the error of dense motion: far times, hidden points, the line of sight, or finding things again.
 
-    python -m benchmarks.studies.dept3r_causes [--run dept3r-0]
+    python -m benchmarks.studies.dept3r_causes [--run dept3r-0 | --model checkpoints/unified-small]
 
-Takes a run of `make study-dept3r` and the study's held-out videos; dynamic points only, as there. Prints one JSON
+Takes a run of `make study-dept3r`, or a model, and the study's held-out videos; dynamic points only. Prints one JSON
 object: mean length and mean error of motion (metres) by the gap in frames, for points that the query frame sees and
 does not see, and along and across the line of sight; how often the most likely cell is the right one or beside it; and
-what error is left with places known (true ones, or those found) but no motion along the query camera's axis, by the
-model's depth and cameras and by the true ones.
+what error is left with places known (true ones, or those found) but no motion along the query camera's axis, or that to
+the depth of the query frame there, by the model's depth and cameras and by the true ones.
 """
 
 from __future__ import annotations
@@ -109,6 +109,20 @@ def sideways(
     return torch.einsum("fij,fyxj->fyxi", there.world_from_camera[:, :3, :3], moved), z > 0
 
 
+def to_depth_there(
+    depth: Tensor, cameras: Cameras, references: Tensor, pixels: Tensor, cells: tuple[slice, slice]
+) -> Tensor:
+    """Motion f y x 3 of the points in the middle of cells to ``pixels`` (f y x 2) of the frame referred to.
+
+    There they have the depth that this frame has at that pixel.
+    """
+    there = map_tensors(cameras, lambda tensor: tensor[references])
+    z = geometry.at_pixels(depth[references], pixels.flatten(1, 2))
+    local = geometry.rays(there.intrinsics, pixels.flatten(1, 2)) * z[..., None]
+    ends = geometry.transform(there.world_from_camera, local).view(*pixels.shape[:-1], 3)
+    return ends - geometry.unproject(depth, cameras)[:, cells[0], cells[1]]
+
+
 def measure_places(found: dict[str, Mean], right: dict[bool, list[int]], clip: Clip, prediction: Prediction) -> None:
     """Add what the search found, and what places alone would give, of a clip of one video."""
     truth = map_tensors(clip, lambda tensor: tensor[0])
@@ -146,6 +160,12 @@ def measure_places(found: dict[str, Mean], right: dict[bool, list[int]], clip: C
                 error = (moved * scale - motion_there).norm(dim=-1) * unit
                 key = f"{which} places, {name} depth and cameras, none along the axis"
                 found.setdefault(key, Mean()).add((motion_there.norm(dim=-1) * unit)[where], error[where])
+            centres = geometry.pixel_centres(depth.shape[1], depth.shape[2], depth)[middle, middle]
+            moved = to_depth_there(depth, cameras, references, centres + step[0] * cell, (middle, middle))
+            error = (moved * scale - motion_there).norm(dim=-1) * unit
+            where = known[0] & moves[0]
+            key = f"true places, {name} depth and cameras, to the query frame's depth there"
+            found.setdefault(key, Mean()).add((motion_there.norm(dim=-1) * unit)[where], error[where])
 
 
 def still_step(depth: Tensor, cameras: Cameras, references: Tensor, cells: tuple[slice, slice]) -> Tensor:
@@ -161,13 +181,14 @@ def still_step(depth: Tensor, cameras: Cameras, references: Tensor, cells: tuple
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", default="dept3r-0")
-    name = parser.parse_args().run
-    model = load(RUNS / STUDY.name / name)
-    config = build(
-        EvaluationConfig,
-        {"size": list(model.info.image_size), **load_plain([], STUDY.evaluation, EvaluationConfig)},
-        "eval",
-    )
+    parser.add_argument("--model", type=Path, help="a model's folder, in place of a run of the study")
+    parser.add_argument("--data", type=Path, help="held-out shards, in place of the study's")
+    given = parser.parse_args()
+    model = load(RUNS / STUDY.name / given.run if given.model is None else given.model)
+    name = given.run if given.model is None else given.model.name
+    values = load_plain([], STUDY.evaluation, EvaluationConfig)
+    values |= {} if given.data is None else {"data": str(given.data)}
+    config = build(EvaluationConfig, {"size": list(model.info.image_size), **values}, "eval")
     videos = Videos.open(Path(config.data), replace(config, motion=True), config.clips)
     found: dict[str, Mean] = {}
     right = {True: [0, 0], False: [0, 0]}
