@@ -47,7 +47,7 @@ class MaskRefinementConfig:
     channels: int = 16
     """Channels of each convolution."""
     depth: int = 4
-    """Convolutions of 3 × 3, each with twice the distance between its pixels."""
+    """Convolutions of 3 × 3, each with twice the distance between its pixels; one more without distance smooths."""
 
     def __post_init__(self) -> None:
         if min(self.channels, self.depth) < 1:
@@ -61,8 +61,10 @@ class MaskRefinement(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         channels = 1 + CHANNELS
-        for index in range(config.depth):
-            layers += [nn.Conv2d(channels, config.channels, 3, padding=2**index, dilation=2**index), nn.GELU()]
+        for apart in (*(2**index for index in range(config.depth)), 1):
+            # what lies outside is like the border: zeros, as changes, would say that it stands still
+            layer = nn.Conv2d(channels, config.channels, 3, padding=apart, dilation=apart, padding_mode="replicate")
+            layers += [layer, nn.GELU()]
             channels = config.channels
         self.layers = nn.Sequential(*layers)
         self.out = nn.Conv2d(channels, 1, 1)
@@ -74,7 +76,7 @@ class MaskRefinement(nn.Module):
     ) -> Float[Tensor, "b f h w"]:
         """Corrected logits."""
         # roots, since small changes tell much and large ones little more
-        maps = torch.cat([logits[:, :, None].tanh(), changed.sqrt()], dim=2).flatten(0, 1)
+        maps = torch.cat([(logits[:, :, None] / 4).tanh(), changed.sqrt()], dim=2).flatten(0, 1)
         added = torch.cat([self.out(self.layers(part)) for part in maps.split(FRAMES)])
         return logits + added[:, 0].unflatten(0, logits.shape[:2])
 
