@@ -146,4 +146,4 @@ def test_a_run_that_goes_on_keeps_its_worlds_and_a_new_one_has_its_own(place: ob
     assert any("data/plain_128-1000/calm" in word for word in reference.command_of("plain_128", 1000, place))
     written(place, "plain_128", 200, total - 1000)
     assert reference.begun("plain_128", 1200, place) == 1000
-    assert {each.folder.split("/")[0] for each in reference.worlds(place)} == {"held_out", "plain_128-1000", "all-0"}
+    assert {each.folder.split("/")[0] for each in reference.worlds(place)} == {"held_out", "plain_128-1000", "furnished-0"}
