@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from four_d.config import load
 from four_d.training.optimiser import learning_rate
@@ -78,7 +79,7 @@ def test_a_stage_begins_from_the_one_before_or_from_what_was_kept(place: object)
 
 
 def test_the_rate_goes_on_where_it_was(place: object) -> None:
-    stage = reference.STAGES["all"]
+    stage = reference.STAGES["heads"]
     values, total = stage.values(place, 0), stage.steps
     whole = load(values[:1], [*values[1:], "weights.path=x"]).optimiser
     for done in (300, 600):
@@ -94,13 +95,14 @@ def test_the_rate_goes_on_where_it_was(place: object) -> None:
 @pytest.mark.parametrize("name", list(reference.STAGES))
 def test_every_stage_is_a_recipe_whose_parts_fit(name: str, place: object) -> None:
     values = reference.STAGES[name].values(place, 0)
-    first = name == next(iter(reference.STAGES))
+    names, stage = list(reference.STAGES), reference.STAGES[name]
+    first = name == names[0]
     config = load(values[:1], [*values[1:], *([] if first else ["weights.path=x"])])
     with torch.device("meta"):
         model = config.model.build()
     assert {"depth", "points", "cameras"} <= set(model.abilities.outputs)
     if not first:
-        before = reference.STAGES[list(reference.STAGES)[list(reference.STAGES).index(name) - 1]].values(place, 0)
+        before = reference.STAGES[stage.rest or stage.start or names[names.index(name) - 1]].values(place, 0)
         with torch.device("meta"):
             former = load(before[:1], [*before[1:], "weights.path=x"]).model.build()
         new = set(model.state_dict()) - set(former.state_dict())
@@ -120,6 +122,32 @@ def test_what_was_kept_says_how_far_it_is(place: object) -> None:
         assert reference.kept(place) == expected
 
 
+def test_a_stage_joins_depth_learned_on_with_heads_learned_before(
+    place: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported = list[list[str]]()
+
+    def export(command: list[str], *_: object, **__: object) -> int:
+        exported.append(command)
+        folder = Path(command[command.index("--out") + 1])
+        folder.mkdir(parents=True)
+        parts = {"trunk": 1.0} if command[4].endswith("furnished") else {"trunk": 2.0, "head": 2.0}
+        save_file({name: torch.tensor(value) for name, value in parts.items()}, folder / "model.safetensors")
+        return 0
+
+    monkeypatch.setattr(reference, "call", export)
+    for name in ("heads", "furnished"):
+        written(place, name, 10, reference.STAGES[name].steps)
+    weights = Path(reference.command_of("all", 0, place)[-1].removeprefix("weights.path="))
+    assert [Path(command[4]).name for command in exported] == ["furnished", "heads"]
+    assert {name: float(each) for name, each in load_file(weights / "model.safetensors").items()} == {
+        "trunk": 1.0,
+        "head": 2.0,
+    }
+    assert not exported[2:]
+    assert reference.command_of("all", 5, place)[-1].endswith("partial"), "what was kept holds both"
+
+
 def test_worlds_that_are_there_are_not_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place, asked = reference.Place(runs=tmp_path, scale=0.01), list[list[str]]()
     monkeypatch.setattr(reference, "call", lambda command, *_, **__: asked.append(command))
@@ -134,7 +162,8 @@ def test_worlds_that_are_there_are_not_asked_for_again(tmp_path: Path, monkeypat
 
 
 def test_no_two_runs_train_on_the_same_worlds() -> None:
-    sets = [one for stage in reference.STAGES.values() for begun in (0, 1, 700) for one in stage.sets(begun).values()]
+    stages = [stage for name, stage in reference.STAGES.items() if name != "heads"]  # furnished begins before it, again
+    sets = [one for stage in stages for begun in (0, 1, 700) for one in stage.sets(begun).values()]
     assert len({one.seed for one in sets}) == len({one.folder for one in sets}) == len(sets)
     assert not any(one.held_out for one in sets)
 
@@ -146,4 +175,4 @@ def test_a_run_that_goes_on_keeps_its_worlds_and_a_new_one_has_its_own(place: ob
     assert any("data/plain_128-1000/calm" in word for word in reference.command_of("plain_128", 1000, place))
     written(place, "plain_128", 200, total - 1000)
     assert reference.begun("plain_128", 1200, place) == 1000
-    assert {each.folder.split("/")[0] for each in reference.worlds(place)} == {"held_out", "plain_128-1000", "furnished-0"}
+    assert {each.folder.split("/")[0] for each in reference.worlds(place)} == {"held_out", "plain_128-1000", "heads-0"}
