@@ -188,7 +188,8 @@ CAMERA = '["heads.camera.*","backbone.matching.*"]'
 # so), and the stage, whose rate was to fall over 3,000 steps, was ended at 1,640. plain_128 begins that head anew, at a
 # rate of its own, where a frame has as many tokens as in the demo, whose cameras do learn. `heads` was to be the last
 # stage. On real pictures what was far came out too far (docs/results/reference.md): `furnished` goes back to where
-# depth had been learned, on its worlds and on full rooms, and `all` joins it with the heads.
+# depth had been learned, on its worlds and on full rooms, and `all` joins it with the heads. `mask` trains nothing but
+# the mask's correction, which needs cameras by matches, one second a step.
 STAGES: dict[str, Stage] = {
     "plain_64": Stage(
         shards={"varied": 9, "fast": 9},
@@ -227,6 +228,18 @@ STAGES: dict[str, Stage] = {
             *("data.sources.fast.weight=0.75", "data.sources.varied.weight=0.5", "weights.fresh=[]"),
         ),
         rest="heads",
+    ),
+    "mask": Stage(
+        shards={"calm": 4, "fast": 2, "varied": 2, "furnished": 4},
+        worlds=4,
+        steps=300,
+        settings=(
+            *("model.refine={by: matches, mask: {}}", 'weights.fresh=["refine.*"]', 'optimiser.trainable=["refine.*"]'),
+            *(f"losses.{name}=null" for name in ("camera", "depth", "points", "motion", "matching", "photometric")),
+            *("losses.gaussian_depth=null", "losses.gaussian_flow=null", "data.views=null", "data.query_times=0"),
+            *("losses.dynamic.positive=4.0", "optimiser.groups.new=null", "optimiser.lr=3.0e-3"),
+            *("optimiser.weight_decay=0.0", "loop.epoch_steps=100", "loop.ema=0.98"),
+        ),
     ),
 }
 
