@@ -54,14 +54,27 @@ COMMON = (
     *("data.validation_clips=25", "weights.path=checkpoints/dgs_lrm-small"),
 )
 NEW = "[backbone.cost_volume.*,heads.gaussian.swept.*]"
+COST_VOLUME = (
+    *("model.backbone.cost_volume={near: 0.05, far: 2.0}", "model.heads.gaussian.sweep=true"),
+    *(f"weights.fresh={NEW}", f"optimiser.groups.new.parameters={NEW}"),
+)
+TAUGHT = "losses.sweep={kind: sweep, weight: 0.5}"
+DEPTH_ALONE = (
+    *("losses.photometric=null", "losses.gaussian_flow=null", "data.views=null"),
+    *("data.sources.calm=null", "data.validation.calm=null", "loop.max_steps=240", "loop.epoch_steps=120"),
+    *("optimiser.lr=1.0e-3", "optimiser.min_warmup_steps=20", "logging.every=20", "logging.pictures=0"),
+)
+"""Without renders, a step takes a third of the time: depth of Gaussians learns alone, where cameras move."""
 VARIANTS: dict[str, tuple[str, ...]] = {
+    "start": (),
     "plain": (),
-    "cost_volume": (
-        *("model.backbone.cost_volume={near: 0.05, far: 2.0}", "model.heads.gaussian.sweep=true"),
-        *(f"weights.fresh={NEW}", f"optimiser.groups.new.parameters={NEW}", "optimiser.groups.new.lr=2.0e-3"),
-    ),
+    "cost_volume": (*COST_VOLUME, "optimiser.groups.new.lr=2.0e-3", TAUGHT),
     "opacity": ("losses.opacity={kind: opacity, weight: 0.1}",),
+    "depth_plain": DEPTH_ALONE,
+    "depth_taught": (*DEPTH_ALONE, *COST_VOLUME, "optimiser.groups.new.lr=3.0e-3", TAUGHT),
 }
+MERGED = ("start", "plain")
+"""Variants whose layers are merged too."""
 TOLERANCES = (0.05, 0.1, 0.3)
 FAINTEST = (0.1, 0.2, 0.3)
 """Fractions of the Gaussians, those of least opacity, that are dropped beside merging."""
@@ -124,8 +137,8 @@ def parallax(cameras: Cameras) -> float:
     return float((centres - centres[:1]).norm(dim=-1).max() * cameras.intrinsics[0, 0, 0, 0])
 
 
-def scored(path: Path, shown: list[tuple[str, Example]]) -> Line:
-    """Means over the clips of each kind of worlds, and over those whose camera moves."""
+def scored(path: Path, shown: list[tuple[str, Example]], *, merges: bool) -> Line:
+    """Means over the clips of each kind of worlds, and over those whose camera moves; with ``merges`` of fewer too."""
     model = load(path)
     rows: dict[str, dict[str, list[dict[str, float]]]] = {}
     with torch.inference_mode():
@@ -143,10 +156,9 @@ def scored(path: Path, shown: list[tuple[str, Example]]) -> Line:
             whole = scores(found.gaussians, example, total) | depth_scores(found.gaussians, frames, example)
             whole["opacity"] = float(found.gaussians.opacities.mean())
             each = {"all": whole}
-            each |= {
-                name: scores(some, example, total)
-                for name, some in fewer(found.gaussians, keys, pick(inputs.times, frames), size)
-            }
+            if merges:
+                less = fewer(found.gaussians, keys, pick(inputs.times, frames), size)
+                each |= {name: scores(some, example, total) for name, some in less}
             moved = parallax(cameras)
             for group in (kind, "camera_moves" if moved > FAR else "camera_still"):
                 for name, values in each.items():
@@ -168,12 +180,15 @@ def main() -> None:
     torch.set_num_threads(1)
     kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     shown = list(examples(given.clips))
-    for name, path in [("start", START), *((each, FOLDER / each) for each in given.variants.split(","))]:
-        if path != START:
+    for name in given.variants.split(","):
+        if name != "start":
             train(name)
-        kept[name] = {"scores": scored(path, shown), **provenance(__file__)}
-        if path != START:
-            kept[name]["settings"] = list(VARIANTS[name])
+        path = START if name == "start" else FOLDER / name
+        kept[name] = {
+            "scores": scored(path, shown, merges=name in MERGED),
+            "settings": list(VARIANTS[name]),
+            **provenance(__file__),
+        }
         print(name, json.dumps(kept[name]["scores"]["all"]), flush=True)
         write_json(RESULTS, kept)
 

@@ -155,7 +155,8 @@ class CostVolume(nn.Module):
             total = counted.sum(2)
             evidence = (counted * similarity).sum(2) / total.clamp_min(1e-6)  # b k y x n; 0 where no frame sees
             logits = (self.log_gain.exp() * evidence).movedim(-1, 2).flatten(0, 1)
-            logits = (logits + self.refine(logits)).unflatten(0, keys.shape).movedim(2, -1)
+            # from chances, which are bounded: from logits the convolutions made every cell sure of one depth
+            logits = (logits + self.refine(logits.softmax(1))).unflatten(0, keys.shape).movedim(2, -1)
             chances = logits.softmax(-1)
             found = expected(chances, self.depths, self.config.spacing)
             squared = pick(features, keys).square().sum(2)

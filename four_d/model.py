@@ -228,7 +228,7 @@ class FourD(ModelModule):
         if times.shape[1] == 0:
             rest = replace(clip, query_times=None)
             found = self._pass(rest, None, [head for head in heads if not head.config.queried], Prediction())[1]
-            yield replace(found, match_logits=None, match_frames=None)
+            yield replace(found, match_logits=None, match_frames=None, sweep_depth=None)
             return
         tokens, none = None, Prediction()
         for index in range(times.shape[1] if queried else 1):
@@ -261,10 +261,14 @@ class FourD(ModelModule):
 
 
 def searched(tokens: Tokens) -> Prediction:
-    """Matching outputs of the backbone in the query frames; an empty prediction if it computed none."""
-    if tokens.match_logits is None:
+    """Matches of the backbone in the query frames and depths along rays; an empty prediction if it computed none."""
+    if tokens.match_logits is None and tokens.sweep is None:
         return Prediction()
-    return Prediction(match_logits=tokens.match_logits, match_frames=tokens.frames if tokens.frames.ndim > 1 else None)
+    return Prediction(
+        match_logits=tokens.match_logits,
+        match_frames=tokens.frames if tokens.frames.ndim > 1 else None,
+        sweep_depth=None if tokens.sweep is None else tokens.sweep.depth,
+    )
 
 
 def kept_rounds(wanted: Iterable[int], count: int) -> tuple[int, ...]:

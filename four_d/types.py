@@ -422,7 +422,9 @@ class Prediction:
     match_logits: Float[Tensor, "*b q r y x places"] | None = field(default=None, metadata=FIXED | INTERNAL)
     """Logits of each cell's match in the query frame: one for each of the cells around its own place."""
     match_frames: Int[Tensor, "*b r"] | None = field(default=None, metadata=selects("f") | INTERNAL)
-    """Frames of ``match_logits``; None: all."""
+    """Frames of ``match_logits`` and ``sweep_depth``; None: all."""
+    sweep_depth: Float[Tensor, "*b r y x"] | None = field(default=None, metadata=LENGTH | INTERNAL)
+    """z-depth of key frames' cells by comparison along their rays (`cost_volume`)."""
     gaussians: Gaussians | None = field(default=None, metadata=nested(n="k h w", prefix="gaussian_"))
     """Gaussians of each pixel of each key frame, in row-major order of key frame, row, column."""
     key_frames: Int[Tensor, "*b k"] | None = field(default=None, metadata=selects("f"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from four_d.cost_volume import CostVolume, CostVolumeConfig, expected, sources_o
 from four_d.errors import UserError
 from four_d.geometry import make_pose, unproject
 from four_d.heads.gaussian import GaussianHead, GaussianHeadConfig
+from four_d.losses import SweepLossConfig
 from four_d.model import FourD, ModelConfig
 from four_d.types import Cameras, Clip, Sweep
+from tests.helpers import loss_value
 from tests.test_spacetime import BACKBONE, posed_clip, take
 
 CONFIG = CostVolumeConfig(hypotheses=9, near=1.0, far=4.0)
@@ -209,3 +212,23 @@ def test_the_mean_depth_of_a_distribution() -> None:
     assert expected(chances, depths, "log").depth.item() == pytest.approx(8**0.5, rel=1e-5)
     assert expected(chances, depths, "inverse").depth.item() == pytest.approx(1 / 0.375, rel=1e-5)
     assert expected(chances, depths, "log").confidence.item() == 1
+
+
+def test_the_volume_is_taught_by_true_depth_alone() -> None:
+    clip, network = posed_clip(b=2, h=16, w=24), woken(model())
+    prediction = network(clip)
+    assert prediction.sweep_depth is not None
+    assert prediction.match_frames is not None
+    cells = torch.full((2, 4, 8, 12), 1.5)
+    cells[:, [0, 2]] = prediction.sweep_depth.detach()  # the key frames'
+    depth = cells.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    targets = dataclasses.replace(clip, depth=depth, valid=torch.ones_like(depth, dtype=torch.bool))
+    assert loss_value(SweepLossConfig(), prediction, targets).item() == pytest.approx(0, abs=1e-6)
+    twice = loss_value(SweepLossConfig(), prediction, dataclasses.replace(targets, depth=2 * depth))
+    assert twice.item() == pytest.approx(math.log(2), rel=1e-5)
+    twice.backward()
+    learned = {name for name, parameter in network.named_parameters() if parameter.grad is not None}
+    assert {"backbone.features.log_temperature", "backbone.cost_volume.log_gain"} <= learned
+    assert loss_value(SweepLossConfig(), prediction, dataclasses.replace(targets, depth=None)).item() == 0
+    with pytest.raises(UserError, match=r"backbone.cost_volume=\{\}"):
+        loss_value(SweepLossConfig(), model(sweeps=False)(clip), targets)

@@ -19,6 +19,7 @@ from four_d.losses.reconstruction import ReconstructionLossConfig
 from four_d.losses.rendered_flow import RenderedFlowLossConfig
 from four_d.losses.scene import CameraPriorLossConfig, RigidityLossConfig
 from four_d.losses.siren_pose import SirenPoseLossConfig
+from four_d.losses.sweep import SweepLossConfig
 from four_d.losses.term import LossSpec
 from four_d.losses.track import TrackLossConfig
 from four_d.losses.tracked_pixels import TrackedPixelsLossConfig
@@ -32,6 +33,7 @@ LossConfig = Annotated[
         DynamicLossConfig,
         KeypointLossConfig,
         MatchingLossConfig,
+        SweepLossConfig,
         MotionLossConfig,
         ObjectPoseLossConfig,
         TrackLossConfig,
