@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from four_d.constants import traced
 from four_d.errors import UserError
 from four_d.geometry import encode_cameras, make_pose, pixel_centres, rays, transform
 from four_d.memory import without_values
@@ -196,9 +197,14 @@ def refined(prediction: Prediction, clip: Clip, config: RefinementConfig) -> Pre
         return prediction
     if config.by == "points" and prediction.points is None:
         return prediction
+    if config.by == "matches" and traced() and not isinstance(depth.shape[1], int):
+        raise UserError(
+            "cameras by matched pixels (model.refine.by=matches) make a program of a fixed number of frames alone, "
+            "as Gaussians have it; export the weights alone (--format safetensors)"
+        )
     if config.by == "points":
         fitted = replace(cameras, world_from_camera=_by_points(prediction, cameras, depth, config))
-    elif without_values(depth):  # memory is being counted, of which windows of pixels take next to none
+    elif without_values(depth) and not traced():  # memory is counted, of which windows of pixels take next to none
         fitted = cameras
     else:
         still = None if prediction.dynamic is None else 1 - prediction.dynamic

@@ -98,15 +98,19 @@ class Signature:
         return (self.least, CHECKED_FRAMES) if self.frames is None else (self.frames,)
 
     def example(self, count: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Make inputs of ``count`` frames: noise at uneven times, and cameras that move and turn a little."""
+        """Make inputs of ``count`` frames: a texture that moves, at uneven times, and cameras that do so a little."""
         height, width = self.image_size
+        # not noise: pixels must be found again in other frames, or what refines cameras by them is never compared
+        coarse = torch.rand(1, 3, -(-height // 4), -(-width // 4), generator=generator)
+        texture = nn.functional.interpolate(coarse, (height, width), mode="bilinear")[0]
+        images = torch.stack([texture.roll((frame, 2 * frame), (-2, -1)) for frame in range(count)])[None]
         steps = 0.02 + 0.04 * torch.rand(count, generator=generator)
         times = (steps.cumsum(0) - steps[0])[None]
         axes = 0.2 * torch.rand(count, 1, 3, generator=generator).expand(count, 3, 3)
         turns = torch.linalg.matrix_exp(torch.linalg.cross(torch.eye(3).expand(count, 3, 3), axes))
         lens = torch.tensor([[float(width), 0, width / 2], [0, float(width), height / 2], [0, 0, 1]])
         made = {
-            "images": torch.rand(1, count, 3, height, width, generator=generator),
+            "images": images,
             "times": times,
             "query_times": times[:, count // 2, None],
             "world_from_camera": make_pose(turns, torch.rand(count, 3, generator=generator))[None],

@@ -10,6 +10,7 @@ import roma
 import torch
 from torch import Tensor
 
+from four_d import tracing
 from four_d.errors import UserError
 from four_d.geometry import encode_cameras, make_pose, pixel_centres, rays, rotation_angle, transform, unproject
 from four_d.heads.camera import CameraHeadConfig
@@ -392,3 +393,23 @@ def test_the_mask_is_corrected_by_weights_that_begin_with_nothing_and_learn() ->
         ).build()
     with pytest.raises(UserError, match="channels and depth"):
         MaskRefinementConfig(depth=0)
+
+
+def test_a_program_refines_by_matches_at_a_fixed_number_of_frames() -> None:
+    """It says the same cameras as the model: no values are there while it is traced, and yet pixels are searched."""
+    heads = {"camera": CameraHeadConfig(width=32, depth=1, heads=2), "depth": DENSE}
+    model = ModelConfig(backbone=BACKBONE, heads=heads, refine=RefinementConfig(by="matches")).build().eval()
+    with pytest.raises(UserError, match="fixed number of frames"):
+        tracing.trace(model, (32, 32))
+    taken = tracing.signature(model.abilities, (32, 32))
+    module, inputs = tracing.as_function(model, taken), taken.example(3, torch.Generator().manual_seed(0))
+
+    def halved(_: Clip, cameras: Cameras, *__: object) -> Cameras:
+        return dataclasses.replace(cameras, intrinsics=cameras.intrinsics / 2)
+
+    with (
+        mock.patch("four_d.refinement.register", halved),
+        tracing.eagerly(),
+    ):  # the search itself takes a minute to trace
+        program = torch.export.export(module, inputs).module()
+        torch.testing.assert_close(program(*inputs)["intrinsics"], module(*inputs)["intrinsics"])
