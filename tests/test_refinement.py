@@ -18,6 +18,7 @@ from four_d.heads.dense import DenseHeadConfig
 from four_d.memory import pass_bytes
 from four_d.model import FourD, ModelConfig
 from four_d.refinement import MaskRefinementConfig, RefinementConfig, refined, robust_rigid, weighted_rigid
+from four_d.registration import two_view
 from four_d.registration.changes import changes
 from four_d.types import Cameras, Clip, Prediction
 from tests.test_model import BACKBONE, DENSE, make_clip
@@ -413,3 +414,15 @@ def test_a_program_refines_by_matches_at_a_fixed_number_of_frames() -> None:
     ):  # the search itself takes a minute to trace
         program = torch.export.export(module, inputs).module()
         torch.testing.assert_close(program(*inputs)["intrinsics"], module(*inputs)["intrinsics"])
+
+
+class Rotations(torch.nn.Module):
+    def forward(self, rays: Tensor, seen: Tensor, weights: Tensor) -> Tensor:
+        return two_view._rotations(rays, seen, weights)
+
+
+def test_a_program_draws_the_same_pairs_at_each_call() -> None:
+    inputs = torch.randn(1, 12, 3), torch.randn(1, 12, 2), torch.rand(1, 12)
+    program, expected = torch.export.export(Rotations(), inputs).module(), Rotations()(*inputs)
+    for _ in range(2):
+        torch.testing.assert_close(program(*inputs), expected)

@@ -11,7 +11,10 @@ import roma
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 
+from four_d.constants import move
 from four_d.geometry import make_pose
 
 HYPOTHESES = 512
@@ -69,13 +72,21 @@ def relative_pose(
     return make_pose(found[:, :3, :3], found[:, :3, 3] * unit[:, None]), support[rows, best] / total.clamp_min(1e-6)
 
 
+def _drawn(count: int) -> list[list[int]]:
+    """Pairs of numbers below ``count``, always the same ones; constants of a program that is traced.
+
+    A generator in a program would go on from call to call, and give other cameras each time.
+    """
+    with unset_fake_temporarily(), disable_proxy_modes_tracing():
+        return torch.randint(count, (2, HYPOTHESES), generator=torch.Generator().manual_seed(0)).tolist()
+
+
 def _rotations(
     rays: Float[Tensor, "p n 3"], seen: Float[Tensor, "p n 2"], weights: Float[Tensor, "p n"]
 ) -> Float[Tensor, "p h 3 3"]:
     """Rotations there_from_here of pairs among the half of the points with the largest weights."""
-    generator = torch.Generator().manual_seed(0)
     count = max(2, rays.shape[1] // 2)
-    pairs = torch.randint(count, (2, HYPOTHESES), generator=generator).to(rays.device)
+    pairs = move(torch.tensor(_drawn(count)), rays.device)
     order = weights.argsort(dim=1, descending=True, stable=True)[:, :count]
     there = torch.cat([seen, torch.ones_like(seen[..., :1])], dim=-1)
     frames = list[Tensor]()
