@@ -22,6 +22,7 @@ from four_d.checkpoints import CARD, CONFIG, ENVIRONMENT, METRICS, WEIGHTS, Mode
 from four_d.datasets.facts import STRICTEST
 from four_d.errors import UserError
 from four_d.metrics import catalogue
+from four_d.model import FourD, ModelConfig
 from four_d.outputs import new_folder
 from four_d.progress import Bar, progress
 from four_d.types import Prediction
@@ -62,6 +63,7 @@ def export(
     scores: Mapping[str, float] | None = None,
     dtype: Literal["fp32", "bf16"] = "fp32",
     formats: Collection[str] = ("safetensors", "pt2"),
+    refine: bool = True,
     overwrite: bool = False,
 ) -> Path:
     """Export the newest (averaged) weights of a run, or an export again, as a folder, written atomically.
@@ -80,12 +82,13 @@ def export(
         scores: metric → value on held-out data, for the card.
         dtype: type of the weights on disk; reading gives float32 again, and the program computes with those values.
         formats: what to write; the weights, ``safetensors``, always are.
+        refine: False leaves out ``model.refine``: every format, the weights too, is of the heads' own cameras and mask.
         overwrite: replace also another result of four_d there, or one that was changed (`outputs.check_folder`).
 
     Raises:
         UserError: a folder that must not or cannot be written, or a package or compiler that a format needs and that is
-            missing (before anything is read); nothing to export; or a format that cannot express the model, or does not
-            agree with it (`tracing.compare`).
+            missing (before anything is read); nothing to export, or to leave out; or a format that cannot express the
+            model, or does not agree with it (`tracing.compare`).
 
     """
     out = Path(out)
@@ -94,7 +97,7 @@ def export(
         new_folder(out, "export", inputs=[run], overwrite=overwrite) as folder,
         progress("export", 2 + len(chosen), "file") as bar,
     ):
-        found = checkpoints.read(run)
+        found = checkpoints.read(run) if refine else unrefined(checkpoints.read(run))
         round_weights(found.model, DTYPES[dtype])
         info = dataclasses.replace(
             found.info,
@@ -112,6 +115,16 @@ def export(
         bar.advance()
     _tell(note)
     return out
+
+
+def unrefined(found: checkpoints.Checkpoint) -> checkpoints.Checkpoint:
+    """Checkpoint without ``model.refine``, and without the scores that it has with it. UserError if it has none."""
+    config, model = found.info.model, found.model
+    if not isinstance(config, ModelConfig) or not isinstance(model, FourD) or config.refine is None:
+        raise UserError("this model refines nothing after its heads; leave --no-refine (refine=False) out")
+    model.refine = None
+    info = dataclasses.replace(found.info, model=dataclasses.replace(config, refine=None), scores={})
+    return dataclasses.replace(found, info=info)
 
 
 def check_formats(formats: Collection[str]) -> tuple[Format, ...]:

@@ -107,7 +107,7 @@ def _refusal(error: BaseException) -> str:
     if named is not None:
         return (
             f"ONNX has no counterpart of the operator {named[1]}, which this model computes with; leave onnx out of "
-            "--format, and take pt2 or aoti"
+            "--format, and take pt2 or aoti; if cameras by matched pixels need it, --no-refine exports without them"
         )
     line = next((line for line in text.splitlines() if "Error" in line or "error" in line), text.splitlines()[0])
     return f"the model cannot be written as ONNX ({line.strip()[:200]}); leave onnx out of --format"

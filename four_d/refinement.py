@@ -200,7 +200,7 @@ def refined(prediction: Prediction, clip: Clip, config: RefinementConfig) -> Pre
     if config.by == "matches" and traced() and not isinstance(depth.shape[1], int):
         raise UserError(
             "cameras by matched pixels (model.refine.by=matches) make a program of a fixed number of frames alone, "
-            "as Gaussians have it; export the weights alone (--format safetensors)"
+            "as Gaussians have it; export the weights alone (--format safetensors), or without them (--no-refine)"
         )
     if config.by == "points":
         fitted = replace(cameras, world_from_camera=_by_points(prediction, cameras, depth, config))

@@ -30,6 +30,7 @@ from four_d.exporting import card, export, read_scores, round_weights
 from four_d.heads import CameraHeadConfig, DenseHeadConfig
 from four_d.heads.gaussian import GaussianHeadConfig
 from four_d.model import FourD, ModelConfig, compile_blocks
+from four_d.refinement import RefinementConfig
 from four_d.schema import to_plain
 from four_d.tracing import TOLERANCE, output_names, signature, to_program
 from four_d.types import Cameras, Clip, Prediction
@@ -103,6 +104,23 @@ def test_export_loads_to_the_same_model(exported: Path) -> None:
     assert torch.equal(want.cameras.world_from_camera, got.cameras.world_from_camera)
     assert found.info.scores == {"depth_absrel_median_frame": 0.25, "image_free/depth_absrel_median_frame": 0.5}
     assert found.info.model == TINY
+
+
+def test_an_export_can_leave_out_what_refines_cameras_and_says_so_in_its_config(exported: Path, tmp_path: Path) -> None:
+    refined, out = tmp_path / "refined", tmp_path / "model"
+    shutil.copytree(exported, refined)
+    info = checkpoints.read_info(refined / "config.json")
+    model = dataclasses.replace(TINY, refine=RefinementConfig(by="matches"))
+    checkpoints.write_info(refined / "config.json", dataclasses.replace(info, model=model))
+    kept = checkpoints.read(export(refined, tmp_path / "kept", formats=["safetensors"]))
+    assert kept.info.model == model
+    plain = checkpoints.read(export(refined, out, formats=["safetensors"], refine=False))
+    assert plain.info.model == TINY
+    assert not plain.info.scores, "they were scored with it"
+    want, got = predict(tiny_model()), predict(plain.model)
+    assert torch.equal(want.cameras.world_from_camera, got.cameras.world_from_camera)
+    with pytest.raises(UserError, match="refines nothing after its heads"):
+        export(out, tmp_path / "again", formats=["safetensors"], refine=False)
 
 
 def test_export_of_an_export_is_the_same(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,6 +60,8 @@ class Export:
         tuple[str, ...], Form(parse=names, metavar="NAME,…", several=False, separator=",", name="format")
     ] = ("safetensors", "pt2")
     """Formats, of safetensors (always written), pt2 (torch.export), onnx and aoti (compiled here)."""
+    refine: bool = True
+    """Keep what model.refine adds after the heads, as cameras by matched pixels, which ONNX cannot express."""
     overwrite: bool = False
     """Replace whatever four_d wrote there; other files are never removed."""
 
@@ -194,8 +196,15 @@ def _export(arguments: Export) -> int:
 
     keep_apart(arguments.out, [arguments.scores])
     scores = None if arguments.scores is None else read_scores(arguments.scores)
-    dtype, formats, overwrite = arguments.dtype, arguments.formats, arguments.overwrite
-    out = export(arguments.run, arguments.out, scores=scores, dtype=dtype, formats=formats, overwrite=overwrite)
+    out = export(
+        arguments.run,
+        arguments.out,
+        scores=scores,
+        dtype=arguments.dtype,
+        formats=arguments.formats,
+        refine=arguments.refine,
+        overwrite=arguments.overwrite,
+    )
     weights = out / WEIGHTS
     print(out, f"{weights.name}: {weights.stat().st_size} bytes, sha256 {sha256_of(weights)}", sep="\n")
     return 0
