@@ -94,6 +94,7 @@ def test_every_axis_and_every_length_is_known() -> None:
         *("pixel_track_stages", "gaussians.means", "gaussians.quats", "gaussians.scales", "gaussians.harmonics"),
         *("gaussians.offsets", "gaussians.turns", "surface.vertices", "tracks.points", "query_points", "scale"),
         *("keypoints.points", "keypoints.pixels", "keypoints.names", "keypoint_names", "keypoint_boxes"),
+        "sweep_depth",
     }
 
 

@@ -59,7 +59,10 @@
     const pen = space.getContext("2d");
     pen.setTransform(devicePixelRatio, 0, 0, devicePixelRatio, 0, 0);
     pen.clearRect(0, 0, width, height);
-    const matrix = product(product(view.projection, view.camera), view.world);
+    // The 3D view takes the shape of its box a while after the box has changed.
+    const projection = Array.from(view.projection);
+    projection[0] = projection[5] * height / width;
+    const matrix = product(product(projection, view.camera), view.world);
     if (trails && trails.space) {
       trails.draw(pen, trails.space(matrix, width, height), frame, mode(), 1, all.checked && !splats());
     }
@@ -152,6 +155,7 @@
   }
   if (skeletons) bones.addEventListener("change", draw);
   if (trails || skeletons) addEventListener("resize", draw);
+  if (space) new ResizeObserver(drawSpace).observe(space);  // also where a scroll bar comes or goes
   if (count < 2) document.getElementById("controls").hidden = true;
   Promise.all(images.flat().map((image) => image.decode())).then(() => {
     draw();
