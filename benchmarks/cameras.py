@@ -10,8 +10,6 @@ on one core, per frame: machines differ, and so it is no part of the file.
 from __future__ import annotations
 
 import argparse
-import copy
-import dataclasses
 import json
 import sys
 import time
@@ -42,10 +40,9 @@ METRICS = ("pose_rot_pairs_deg", "pose_rta15", "pose_auc30", "pose_ate_sim3")
 def refining(model: LoadedModel, refine: RefinementConfig | None) -> LoadedModel:
     """Model without Gaussians and motion, whose cameras are refined so; weights are shared."""
     bare = model.without("gaussians", "motion")
-    own = copy.copy(bare.model)
-    assert isinstance(own, FourD), "only a model of a backbone and heads is refined"
-    own.refine = refine
-    return dataclasses.replace(bare, model=own)
+    assert isinstance(bare.model, FourD), "only a model of a backbone and heads is refined"
+    bare.model.refine = None if refine is None else refine.build()
+    return bare
 
 
 def rows(model: LoadedModel, folder: Path, *, frames: int, stride: int | None, size: int, clips: int) -> Line:
