@@ -41,7 +41,7 @@ def refining(model: LoadedModel, refine: RefinementConfig | None) -> LoadedModel
     """Model without Gaussians and motion, whose cameras are refined so; weights are shared."""
     bare = model.without("gaussians", "motion")
     assert isinstance(bare.model, FourD), "only a model of a backbone and heads is refined"
-    bare.model.refine = None if refine is None else refine.build()
+    bare.model.refine = None if refine is None else refine.build().eval()
     return bare
 
 
