@@ -123,7 +123,10 @@ def woken(network: FourD) -> FourD:
 def test_it_begins_as_the_model_without_it_to_the_bit() -> None:
     clip = posed_clip(h=16, w=24)
     network, plain = model(True), model(False)
-    network.load_state_dict(plain.state_dict(), strict=False)
+    found = network.load_state_dict(plain.state_dict(), strict=False)
+    assert not found.unexpected_keys
+    assert found.missing_keys
+    assert all("cost_volume" in name or "swept" in name for name in found.missing_keys), "the rest is shared"
     with_it, without = network(clip).gaussians, plain(clip).gaussians
     assert with_it is not None
     assert without is not None
