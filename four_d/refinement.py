@@ -75,7 +75,7 @@ class MaskRefinement(nn.Module):
     def forward(
         self, logits: Float[Tensor, "b f h w"], changed: Float[Tensor, "b f 4 h w"]
     ) -> Float[Tensor, "b f h w"]:
-        """Corrected logits."""
+        """Correct logits; ``changed`` is of `registration.changes`, without unit, 0 to 1."""
         # roots, since small changes tell much and large ones little more
         maps = torch.cat([(logits[:, :, None] / 4).tanh(), changed.sqrt()], dim=2).flatten(0, 1)
         added = torch.cat([self.out(self.layers(part)) for part in maps.split(FRAMES)])
@@ -139,7 +139,7 @@ class Refinement(nn.Module):
         return replace(prediction, dynamic=better.dynamic, dynamic_logits=better.dynamic_logits)
 
     def with_mask(self, prediction: Prediction, clip: Clip) -> Prediction:
-        """Prediction with its mask corrected at the image's size."""
+        """Prediction whose mask (``dynamic`` and its logits, b f h w) is corrected at the image's size."""
         cameras, depth, logits = prediction.cameras, prediction.depth, prediction.dynamic_logits
         if self.mask is None or cameras is None or depth is None or logits is None:
             return prediction
