@@ -36,7 +36,7 @@ from PIL import Image  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from benchmarks.generate import commit, processor  # noqa: E402
-from benchmarks.reference import HELD_OUT_SETS, STAGES, Place, make  # noqa: E402
+from benchmarks.reference import HELD_OUT, HELD_OUT_SETS, STAGES, Place, make  # noqa: E402
 from four_d import drawing, evaluation, geometry, load  # noqa: E402
 from four_d.abilities import Abilities, Model  # noqa: E402
 from four_d.checkpoints import WEIGHTS, best_reference, sha256_of  # noqa: E402
@@ -68,6 +68,8 @@ ABSREL = "depth_absrel_median_frame"
 POSE = {"rotation_deg": "pose_rot_pairs_deg", "rta15": "pose_rta15", "ate_m": "pose_ate_sim3"}
 MASK = {"iou": "mask_iou", "f": "mask_f"}
 MOTION = {"epe_dynamic_m": "motion_epe_dynamic", "epe_all_m": "motion_epe_all"}
+STANDS_FOR = {"near": "varied", "near_furnished": "furnished"}
+"""Kinds of worlds without held-out ones of their own, and the kind that differs only in the cameras' distance."""
 DEPTH_ROWS = ("model", "constant", "mean_map", "previous")
 POSE_ROWS = ("model", "still", "line", "previous")
 MASK_ROWS = ("model", "all", "none", "previous")
@@ -276,10 +278,10 @@ def fit_mean_map() -> Line:
     In the cells of ``data stats``; each kind counts as the stages make shards of it. Its held-out worlds stand for it:
     other textures and shapes, the same cameras and rooms.
     """
-    shards = {"varied": 0, "calm": 0, "fast": 0}
+    shards = dict.fromkeys(HELD_OUT, 0)
     for stage in STAGES.values():
         for kind, count in stage.shards.items():
-            shards["varied" if kind == "near" else kind] += count  # whose cameras are the same, but for their distance
+            shards[STANDS_FOR.get(kind, kind)] += count
     maps: dict[str, np.ndarray] = {}
     worlds: Line = {}
     for each in HELD_OUT_SETS:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import real
+from benchmarks import real, reference
 from four_d import geometry
 from four_d.checkpoints import ModelInfo
 from four_d.inference import LoadedModel
@@ -127,3 +127,8 @@ def test_stills_are_of_one_size_and_of_what_the_model_says() -> None:
     assert list(drawn) == ["picture", "depth"]
     assert {image.shape for image in drawn.values()} == {drawn["picture"].shape}
     assert drawn["picture"].shape[0] == 80
+
+
+def test_every_kind_of_training_worlds_counts_in_the_mean_map() -> None:
+    kinds = {kind for stage in reference.STAGES.values() for kind in stage.shards}
+    assert {real.STANDS_FOR.get(kind, kind) for kind in kinds} == set(reference.HELD_OUT)
