@@ -173,7 +173,7 @@ class Stage:
         """Arguments of ``four-d``, but for the run's folder, start and length."""
         sources = (f"data.sources.{kind}.path={place.data(each)}" for kind, each in self.sets(begun).items())
         held_out = (f"data.validation.{name}.path={place.data(each)}" for name, each in zip(HELD_OUT, HELD_OUT_SETS))
-        return ("overlays/unified_128", *sources, *held_out, *self.settings)
+        return ("overlays/unified_base", *sources, *held_out, *self.settings)
 
 
 PLAIN = (
@@ -183,7 +183,7 @@ PLAIN = (
     *("model.heads.dynamic=null", "losses.motion=null", "losses.matching=null", "losses.dynamic=null"),
     *("data.query_times=0", "losses.camera.weight=27.0", "losses.depth.weight=2.5", "optimiser.groups.new=null"),
 )
-LARGER = ("data.image_size=[160,160]", "model.heads.gaussian.unit=0.06")
+SMALLER = ("data.image_size=[128,128]",)
 CAMERA = '["heads.camera.*","backbone.matching.*"]'
 # As run: the camera head of plain_64, at its full rate after 150 steps, gave one pose for every frame (validation
 # said so), and the stage, whose rate was to fall over 3,000 steps, was ended at 1,640. plain_128 begins that head
@@ -205,19 +205,24 @@ STAGES: dict[str, Stage] = {
         worlds=1,
         steps=1800,
         settings=(
-            *PLAIN[:-1],
+            *(*PLAIN[:-1], *SMALLER),
             *("optimiser.lr=8.0e-4", "optimiser.warmup_share=0.1"),
             *(f"weights.fresh={CAMERA}", f"weights.dropped={CAMERA}"),
             *(f"optimiser.groups.new.parameters={CAMERA}", "optimiser.groups.new.lr=4.0e-4"),
         ),
     ),
-    "heads": Stage(shards={"varied": 10, "fast": 4, "calm": 8, "near": 8}, worlds=2, steps=1000),
+    "heads": Stage(
+        shards={"varied": 10, "fast": 4, "calm": 8, "near": 8},
+        worlds=2,
+        steps=1000,
+        settings=(*SMALLER, "model.heads.gaussian.unit=0.075"),
+    ),
     "furnished": Stage(
         shards={"furnished": 16, "varied": 10, "fast": 4, "calm": 8},
         worlds=2,
         steps=1500,
         settings=(
-            *PLAIN[:-1],
+            *(*PLAIN[:-1], *SMALLER),
             *("optimiser.lr=6.0e-4", "losses.camera.weight=10.0", "weights.fresh=[]", "optimiser.groups.new=null"),
         ),
         start="plain_128",
@@ -227,7 +232,6 @@ STAGES: dict[str, Stage] = {
         worlds=3,
         steps=2500,
         settings=(
-            *LARGER,
             *("data.sources.calm.weight=1.5", "data.sources.near_furnished.weight=1.5"),
             *("data.sources.furnished.weight=1.5", "data.sources.fast.weight=0.75"),
             *("data.sources.varied.weight=0.75", "weights.fresh=[]"),
@@ -239,7 +243,6 @@ STAGES: dict[str, Stage] = {
         worlds=4,
         steps=300,
         settings=(
-            *LARGER,
             *("model.refine={by: matches, mask: {}}", 'weights.fresh=["refine.*"]', 'optimiser.trainable=["refine.*"]'),
             *(f"losses.{name}=null" for name in ("camera", "depth", "points", "motion", "matching", "photometric")),
             *("losses.gaussian_depth=null", "losses.gaussian_flow=null", "data.views=null", "data.query_times=0"),

@@ -48,9 +48,9 @@ DEPT3R = ["overlays/dept3r_mini"]
     [
         (["dgs_lrm"], 300e6, 320e6),
         (["overlays/dgs_lrm_mini"], 3e6, 4e6),
-        (["overlays/dgs_lrm_128"], 3e6, 7.5e6),
+        (["overlays/dgs_lrm_base"], 3e6, 7.5e6),
         (["overlays/unified_mini"], 5e6, 7e6),
-        (["overlays/unified_128"], 11e6, 12.5e6),
+        (["overlays/unified_base"], 11e6, 12.5e6),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
 )
@@ -69,10 +69,10 @@ def test_models_with_gaussians_build_and_keep_their_promise(files: list[str], le
         ["dgs_lrm"],
         ["overlays/dgs_lrm_512"],
         ["overlays/dgs_lrm_mini"],
-        ["overlays/dgs_lrm_128"],
+        ["overlays/dgs_lrm_base"],
         ["unified", "overlays/large"],
         ["overlays/unified_mini"],
-        ["overlays/unified_128"],
+        ["overlays/unified_base"],
     ],
     ids="+".join,
 )
@@ -97,10 +97,10 @@ RECIPES = [
     ["overlays/dept3r_late_mini"],
     ["overlays/dgs_lrm_512"],
     ["overlays/dgs_lrm_mini"],
-    ["overlays/dgs_lrm_128"],
+    ["overlays/dgs_lrm_base"],
     ["unified", "overlays/large"],
     ["overlays/unified_mini"],
-    ["overlays/unified_128"],
+    ["overlays/unified_base"],
 ]
 
 

@@ -18,7 +18,7 @@ CHAINS = {
     "overlays/dept3r_seeds": "dept3r overlays/mini overlays/dept3r_mini",
     "overlays/unified_mini": "unified overlays/mini overlays/dept3r_mini overlays/dept3r_late_mini",
     "overlays/dgs_lrm_512": "dgs_lrm",
-    "overlays/dgs_lrm_128": "dgs_lrm overlays/dgs_lrm_mini",
+    "overlays/dgs_lrm_base": "dgs_lrm overlays/dgs_lrm_mini",
     "overlays/small": "vggt",
 }
 ANYWHERE = {"overlays/debug", "overlays/finetune"}
