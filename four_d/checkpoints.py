@@ -171,7 +171,9 @@ def _read_run(file: Path) -> Checkpoint:
         # torch's message for a file that is no pickle is about its own settings
         why = "PyTorch cannot read it" if isinstance(error, pickle.UnpicklingError) else _short(error)
         raise UserError(f"{file} is not a checkpoint of a run, or is damaged ({why}); take another one") from error
-    info = _run_info(schema.build(config.RunConfig, plain, f"{file}: config", recorded=True), steps)
+    known = schema.build(config.RunConfig, plain, f"{file}: config", recorded=True)
+    recorded = cast(dict[str, str] | None, run.get("licences"))
+    info = _run_info(known, steps, licences_of(known) if recorded is None else recorded)
     info = _with_origin(info, cast(schema.Plain, run.get("origin", {})))
     published = cast(dict[str, str], run.get("pretrained", {}))
     info = dataclasses.replace(info, trained_on={**published, **info.trained_on})
@@ -190,10 +192,15 @@ def _with_origin(info: ModelInfo, origin: schema.Plain) -> ModelInfo:
     )
 
 
-def _run_info(run: config.RunConfig, steps: int) -> ModelInfo:
+def licences_of(run: config.RunConfig) -> dict[str, str]:
+    """Source of a run's training data → its licence, by the data's manifests as they are now."""
     licences: dict[str, str] = {}
     for name, source in run.data.sources.items():
         licences |= {name: source.licence} if isinstance(source, RendersConfig) else _licences(name, source.path)
+    return licences
+
+
+def _run_info(run: config.RunConfig, steps: int, licences: dict[str, str]) -> ModelInfo:
     return ModelInfo(
         model=run.model,
         image_size=run.data.image_size,
@@ -206,7 +213,7 @@ def _run_info(run: config.RunConfig, steps: int) -> ModelInfo:
 
 
 def _licences(name: str, data: str) -> dict[str, str]:
-    """Licences by the data set's manifest; unknown if the run was moved away from its data."""
+    """Licences by the data set's manifest; unknown if the data are not there."""
     try:
         sources = read_manifest(data, attempts=1).sources.items()
         return {source: f"{info.licence} (from {info.home})" if info.home else info.licence for source, info in sources}

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from four_d import fields
 from four_d.abilities import ModelModule
-from four_d.checkpoints import WEIGHTS, Checkpoint, fill, sha256_of
+from four_d.checkpoints import WEIGHTS, Checkpoint, fill, licences_of, sha256_of
 from four_d.config import RunConfig, WeightsConfig
 from four_d.data.loading import Step
 from four_d.errors import UserError
@@ -101,6 +101,8 @@ class TrainingModule(lightning.LightningModule):
         self.origin: Plain = {}
         self.pretrained: dict[str, str] = {}
         """Source → licence of published weights that parts began with."""
+        self.licences: dict[str, str] = {}
+        """Source → licence of the training data; empty before the first checkpoint."""
         if not resumed:
             self._load_pretrained(start)
         if start is not None:
@@ -353,6 +355,9 @@ class TrainingModule(lightning.LightningModule):
             run["origin"] = self.origin
         if self.pretrained:
             run["pretrained"] = self.pretrained
+        if not self.licences:  # of the data, which may be gone when the model is exported
+            self.licences = licences_of(self.config)
+        run["licences"] = self.licences
         if self.average is not None and "optimizer_states" in checkpoint:
             state = cast(dict[str, Tensor], checkpoint["state_dict"])
             run["trained"] = {name: state[_key(name)] for name in self.average.weights}
@@ -369,6 +374,7 @@ class TrainingModule(lightning.LightningModule):
         self.step, self.elapsed = cast(int, run["step"]), cast(float, run["elapsed"])
         self.origin = cast(Plain, run.get("origin", {}))
         self.pretrained = cast(dict[str, str], run.get("pretrained", {}))
+        self.licences = cast(dict[str, str], run.get("licences", {}))
         state = cast(dict[str, Tensor], checkpoint["state_dict"])
         self._check_losses(state)
         self.model.fit_shapes({name.removeprefix("model."): value for name, value in state.items()})

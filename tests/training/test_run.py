@@ -6,6 +6,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -21,6 +22,7 @@ import torch
 import yaml
 from PIL import Image
 
+from four_d.checkpoints import read
 from four_d.config import MEASURED, RunConfig, load, to_yaml
 from four_d.data.loading import Step
 from four_d.data.shards import ShardReader
@@ -229,6 +231,19 @@ def test_checkpoints_hold_plain_values_only(data: Path, tmp_path: Path) -> None:
         return value is None or isinstance(value, torch.Tensor | str | int | float | bool)
 
     assert plain(last(config))
+
+
+def test_the_datas_licence_is_known_when_the_data_are_gone(tmp_path: Path) -> None:
+    folder = make_data(tmp_path / "data")
+    manifest = folder / "manifest.json"
+    plain = json.loads(manifest.read_text())
+    (source,) = plain["sources"]
+    plain["sources"][source]["licence"] = "CC-BY-4.0"
+    manifest.write_text(json.dumps(plain))
+    config = tiny(folder, tmp_path)
+    train(config)
+    shutil.rmtree(folder)
+    assert read(config.run_folder).info.trained_on == {source: "CC-BY-4.0"}
 
 
 def test_a_corrupt_sample_is_named_counted_and_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
