@@ -27,7 +27,7 @@ from benchmarks.generate import commit, processor  # noqa: E402
 from four_d.errors import UserError  # noqa: E402
 from four_d.exporting import FORMATS, NOTE, export  # noqa: E402
 
-MODEL = ROOT / "checkpoints/unified-small"
+MODEL = ROOT / "checkpoints/unified-base"
 
 
 def measure(model: Path, names: Sequence[str]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:

@@ -2,10 +2,10 @@
 
     python benchmarks/gaussians.py [--variants plain,cost_volume,…] [--clips 25]
 
-Trains what is missing in ``runs/gauss``, each variant from ``checkpoints/dgs_lrm-small`` on worlds of the reference
-model's first stages (``benchmarks/reference.py`` makes them), and scores all on its held-out worlds: new views, depth
-of the Gaussians, and both again with the layers of key frames merged, beside dropping the faintest. Figures go to
-``docs/results/gaussians.json``.
+Trains what is missing in ``runs/gauss``, each variant from ``dgs_lrm-small`` (`benchmarks/former.py`) on worlds of the
+reference model's first stages (``benchmarks/reference.py`` makes them), and scores all on its held-out worlds: new
+views, depth of the Gaussians, and both again with the layers of key frames merged, beside dropping the faintest.
+Figures go to ``docs/results/gaussians.json``.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402 - this script is run by its path
 from torch import Tensor  # noqa: E402
 
+from benchmarks.former import FORMER, former  # noqa: E402
 from benchmarks.real import provenance  # noqa: E402
 from benchmarks.reference import call, four_d  # noqa: E402
 from four_d import fields, load  # noqa: E402
@@ -43,7 +44,7 @@ Line = dict[str, Any]
 FOLDER = Path("runs/gauss")
 DATA = Path("runs/reference/data")
 RESULTS = ROOT / "docs" / "results" / "gaussians.json"
-START = ROOT / "checkpoints" / "dgs_lrm-small"
+START = "dgs_lrm-small"
 HELD_OUT = ("varied", "fast", "calm")
 STEPS = 150
 COMMON = (
@@ -51,7 +52,7 @@ COMMON = (
     *(f"data.sources.{kind}.path={DATA / 'plain_128-0' / kind}" for kind in HELD_OUT),
     *(f"data.validation.{kind}.path={DATA / 'held_out' / kind}" for kind in HELD_OUT),
     *("seed=0", "loop.precision=bf16", f"loop.max_steps={STEPS}", "loop.epoch_steps=75", "optimiser.lr=5.0e-4"),
-    *("data.validation_clips=25", "weights.path=checkpoints/dgs_lrm-small"),
+    *("data.validation_clips=25", f"weights.path={FORMER / 'checkpoints' / START}"),
 )
 NEW = "[backbone.cost_volume.*,heads.gaussian.swept.*]"
 COST_VOLUME = (
@@ -181,9 +182,10 @@ def main() -> None:
     kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     shown = list(examples(given.clips))
     for name in given.variants.split(","):
+        former(START)
         if name != "start":
             train(name)
-        path = START if name == "start" else FOLDER / name
+        path = former(START) if name == "start" else FOLDER / name
         kept[name] = {
             "scores": scored(path, shown, merges=name in MERGED),
             "settings": list(VARIANTS[name]),

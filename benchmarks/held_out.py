@@ -1,12 +1,13 @@
 """Score a model on held-out worlds as the cards of the reference models are, and hold it against the bars set for them.
 
-    python benchmarks/held_out.py [--model NAME] [--ways steady,fast,curved] [--sizes 64,128]
+    python benchmarks/held_out.py [--model NAME] [--ways steady,fast,curved] [--sizes 64,160]
     python benchmarks/held_out.py --rehearse                            # a few worlds of each way; nothing is kept
 
 Steady cameras with known intrinsics and fast ones without are the studies' worlds (`benchmarks/studies`), curved paths
-of 24 frames are their own; each is scored at 64 × 64 pixels and at the model's size, by ``four-d eval``'s code. Worlds
-that are not in ``runs/held_out`` are made first. Every evaluation is kept whole in ``runs/held_out/NAME``, as
-``four-d export --scores`` takes it; the figures and the bars go to ``docs/results/held_out.json``.
+of 24 frames are their own; each is scored on pictures of 64 × 64 pixels, enlarged to the model's size as ``four-d
+infer`` shows them, and on pictures of the model's size, by ``four-d eval``'s code. Worlds that are not in
+``runs/held_out`` are made first. Every evaluation is kept whole in ``runs/held_out/NAME``, as ``four-d export
+--scores`` takes it; the figures and the bars go to ``docs/results/held_out.json``.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ Line = dict[str, Any]
 FOLDER = Path("runs/held_out")
 RESULTS = ROOT / "docs" / "results" / "held_out.json"
 CARD_SIZE = 64
-"""Rows and columns at which the first reference models were trained and scored."""
+"""Rows and columns of the pictures on which the first reference models were scored."""
 FITTED = "0:4"
 """Shards of the training worlds that the image-free predictors are fitted on, at `CARD_SIZE`."""
 CURVED = (
@@ -145,7 +146,7 @@ def worlds(way: str, kind: str, size: int, *, few: bool) -> Path:
 
 
 def settings(way: Way, abilities: Abilities, size: int, data: Path, train: Path) -> evaluation.EvaluationConfig:
-    """Settings of ``four-d eval``: the way's hints as far as the model takes them, and those that it requires."""
+    """Settings of ``four-d eval`` on ``size``: the way's hints that the model takes, and those that it requires."""
     uses = abilities.hints
     needed = {hint for hint, use in uses.items() if use == "required"}
     wanted = tuple(hint for hint in HINTS if hint in needed | (set(way.hints) & set(uses)))
@@ -193,7 +194,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="name in checkpoints/, or whatever four_d.load takes (default: the best one)")
     parser.add_argument("--ways", default=",".join(WAYS), help="kinds of worlds, of steady, fast, curved")
-    parser.add_argument("--sizes", help="rows and columns (default: 64 and the model's own)")
+    parser.add_argument("--sizes", help="of the worlds' pictures (default: 64 and the model's own)")
     parser.add_argument("--rehearse", action="store_true", help="a few worlds of each way; nothing is kept")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -206,7 +207,7 @@ def main() -> None:
         train = worlds(way, "train", CARD_SIZE, few=given.rehearse)
         for size in sizes:
             data = worlds(way, "held_out", size, few=given.rehearse)
-            found = evaluation.run(model, settings(WAYS[way], model.abilities, size, data, train))
+            found = evaluation.run(model, settings(WAYS[way], model.abilities, max(size, own[1]), data, train))
             scores[f"{way}_{size}"] = {**figures(found), "digest": found.digest}
             if not given.rehearse:
                 found.write(FOLDER / name / f"{way}_{size}.json")

@@ -6,7 +6,7 @@
     python benchmarks/inference.py --compile [--frames 24] [--rounds 9]
     python benchmarks/inference.py --plot
 
-All with [--model checkpoints/unified-small] [--out docs/results/inference.json]; the figures are merged into the file.
+All with [--model checkpoints/unified-base] [--out docs/results/inference.json]; the figures are merged into the file.
 
 Frames: each figure is of a fresh process with one thread, on a video (the repository's, played to and fro) of the size
 that the model was trained at: ``model(video)``, from the file to cameras, depth, points and what moves of all frames,
@@ -81,7 +81,7 @@ FRAMES = (8, 24, 48, 96, 192, 384, 1000)
 LEFT_OUT = ("gaussians", "motion")
 METRICS = ("depth_absrel_median_frame", "pose_rot_pairs_deg", "pose_ate_sim3")
 SOURCE = ROOT / "tests/data/bikes.mp4"
-MODEL = ROOT / "checkpoints/unified-small"
+MODEL = ROOT / "checkpoints/unified-base"
 
 
 def make_video(path: Path, frames: int, size: tuple[int, int]) -> None:

@@ -176,7 +176,9 @@ class Stage:
         return ("overlays/unified_base", *sources, *held_out, *self.settings)
 
 
+UNCORRECTED = ("model.refine.mask=null", "optimiser.frozen=[]")
 PLAIN = (
+    *UNCORRECTED,
     *("model.heads.gaussian=null", "losses.photometric=null", "losses.gaussian_depth=null"),
     *("losses.gaussian_flow=null", "data.views=null"),
     *("model.backbone.correlation=null", "model.backbone.dynamics=null", "model.heads.motion=null"),
@@ -215,7 +217,7 @@ STAGES: dict[str, Stage] = {
         shards={"varied": 10, "fast": 4, "calm": 8, "near": 8},
         worlds=2,
         steps=1000,
-        settings=(*SMALLER, "model.heads.gaussian.unit=0.075"),
+        settings=(*UNCORRECTED, *SMALLER, "model.heads.gaussian.unit=0.075"),
     ),
     "furnished": Stage(
         shards={"furnished": 16, "varied": 10, "fast": 4, "calm": 8},
@@ -230,8 +232,9 @@ STAGES: dict[str, Stage] = {
     "all": Stage(
         shards={"furnished": 12, "near_furnished": 12, "calm": 10, "fast": 4, "varied": 4},
         worlds=3,
-        steps=2500,
+        steps=2250,
         settings=(
+            *UNCORRECTED,
             *("data.sources.calm.weight=1.5", "data.sources.near_furnished.weight=1.5"),
             *("data.sources.furnished.weight=1.5", "data.sources.fast.weight=0.75"),
             *("data.sources.varied.weight=0.75", "weights.fresh=[]"),
@@ -243,7 +246,7 @@ STAGES: dict[str, Stage] = {
         worlds=4,
         steps=300,
         settings=(
-            *("model.refine={by: matches, mask: {}}", 'weights.fresh=["refine.*"]', 'optimiser.trainable=["refine.*"]'),
+            *('weights.fresh=["refine.*"]', 'optimiser.trainable=["refine.*"]', "optimiser.frozen=[]"),
             *(f"losses.{name}=null" for name in ("camera", "depth", "points", "motion", "matching", "photometric")),
             *("losses.gaussian_depth=null", "losses.gaussian_flow=null", "data.views=null", "data.query_times=0"),
             *("losses.dynamic.positive=4.0", "optimiser.groups.new=null", "optimiser.lr=3.0e-3"),

@@ -34,6 +34,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402 - this script is run by its path
 
+from benchmarks.former import former  # noqa: E402
 from benchmarks.generate import commit, processor  # noqa: E402
 from benchmarks.studies import Key, Study, Training  # noqa: E402
 from four_d.devices import emulates_bf16  # noqa: E402
@@ -118,7 +119,7 @@ def train(study: Study, training: Training, name: str, seed: int) -> float:
     verb = "train" if training.start is None else "finetune"
     if training.start is not None:
         shared = training.start in study.shared
-        values.append(f"weights.path={RUNS / study.name / training.start if shared else training.start}")
+        values.append(f"weights.path={RUNS / study.name / training.start if shared else former(training.start)}")
     log, began = RUNS / "logs" / f"{name.replace('/', '-')}.log", time.monotonic()
     code = STOPPED
     while code == STOPPED and not STOPPING.is_set():

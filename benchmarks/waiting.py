@@ -8,7 +8,7 @@ turns, in another random order each round, and are stopped (SIGSTOP) out of turn
 into another's turn. Rounds alternate between "alone" and "beside a spinner": one busy process of one thread.
 
 - **step**: a training step of `vggt overlays/tiny`, 8 images in memory. **inference**: `model(video)` of 24 frames,
-  `checkpoints/unified-small`, without tracks and Gaussians.
+  `checkpoints/unified-base`, without tracks and Gaussians.
 - **times_default**: time of a turn ÷ that of libgomp's default in the same round, by the clock; median and quartiles.
 - **others**: cores that all other processes took during turns, median; "alone" is as quiet as the machine was.
 """

@@ -156,8 +156,8 @@ def recipe(run: Path) -> dict[str, str]:
     folder = run.parent.parent if run.is_file() else run
     try:
         machine = cast(dict[str, object], json.loads((folder / ENVIRONMENT).read_text()))
-        lines = (folder / METRICS).read_text().splitlines()
-        minutes = {f"{float(json.loads(lines[-1])['elapsed_s']) / 60:.1f}"} if lines else set[str]()
+        lines = [cast(dict[str, float], json.loads(line)) for line in (folder / METRICS).read_text().splitlines()]
+        elapsed = [line["elapsed_s"] for line in lines if "elapsed_s" in line]  # histograms have none
     except (OSError, ValueError, KeyError, TypeError):
         return {}
     command = cast(list[str], machine.get("command", []))
@@ -165,7 +165,7 @@ def recipe(run: Path) -> dict[str, str]:
     found = {
         "command": " ".join([Path(command[0]).name, *(_shorten(part) for part in command[1:])]) if command else "",
         "hardware": ", ".join(devices) or f"{machine.get('cpus')} CPU cores ({machine.get('machine')})",
-        "minutes": "".join(minutes),
+        "minutes": f"{elapsed[-1] / 60:.1f}" if elapsed else "",
         "commit": str(machine.get("commit") or ""),
     }
     return {name: value for name, value in found.items() if value}

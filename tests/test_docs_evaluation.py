@@ -16,7 +16,7 @@ from tests.protocols.test_views import write_dycheck
 from tests.test_docs import ROOT, commands
 from tests.test_published_snippets import write_pointodyssey
 
-UNIFIED, POSED = (str(ROOT / "checkpoints" / name) for name in ("unified-small", "dgs_lrm-small"))
+UNIFIED, POSED = (str(ROOT / "checkpoints" / name) for name in ("unified-base", "dgs_lrm-base"))
 SETS: dict[str, tuple[Callable[[Path], object], str | None]] = {
     "sintel": (written.sintel, "sequences=alley_2"),
     "worldtrack": (tracked.worldtrack, None),

@@ -81,7 +81,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = write_run(folder / "run", tiny_model())
     made = {"command": ["/some/where/four-d", "train", "vggt", "data.sources.s.path=/home/me/worlds", "seed=1"]}
     (run / "environment.json").write_text(json.dumps({**made, "cpus": 2, "machine": "x86_64", "commit": "abc"}))
-    (run / "metrics.jsonl").write_text('{"step": 7, "elapsed_s": 90.0}\n')
+    (run / "metrics.jsonl").write_text('{"step": 7, "elapsed_s": 90.0}\n{"split": "histogram", "step": 7}\n')
     return export(
         run, folder / "model", scores={"depth_absrel_median_frame": 0.25, "image_free/depth_absrel_median_frame": 0.5}
     )

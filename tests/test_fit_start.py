@@ -146,7 +146,7 @@ def test_models_that_cannot_begin_a_fit_are_refused_with_what_can(clip: FittedCl
         begin(loaded(), blind, clip, lens)
     with pytest.raises(UserError, match=r"init is 'unifed', which is neither a reference model \(unified, dgs_lrm"):
         named_model("unifed")
-    assert named_model("unified").name == "unified-small"
+    assert named_model("unified").name == "unified-base"
     assert LEAST > 1
 
 

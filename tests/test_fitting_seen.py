@@ -147,12 +147,12 @@ def test_what_a_model_does_not_see_is_said_with_the_remedy(request_: FitRequest,
         write_tracks(look(loaded(seen=0.1), request_.video, 300), clip, tmp_path / "tracks.npz")
     assert {each.name for each in tmp_path.iterdir()} == {"clip"}
     with pytest.raises(UserError, match="model is for a mask or tracks that are not given"):
-        replace(request_, model=Path("checkpoints/unified-small"))
+        replace(request_, model=Path("checkpoints/unified-base"))
 
 
 def test_models_that_cannot_say_it_are_refused(request_: FitRequest, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"dgs_lrm-small needs intrinsics and poses.*--model"):
-        find_model(Path("checkpoints/dgs_lrm-small"))
+    with pytest.raises(UserError, match=r"dgs_lrm-base needs intrinsics and poses.*--model"):
+        find_model(Path("checkpoints/dgs_lrm-base"))
     model = loaded()
     blind = replace(model, model=Blind())
     with pytest.raises(UserError, match=r"does not say what moves.*give the object's with --mask"):

@@ -326,7 +326,7 @@ def test_unasked_both_focal_lengths_are_one(size: tuple[int, int], tmp_path: Pat
 
 
 def test_of_a_real_wide_video_with_the_shipped_model() -> None:
-    model = four_d.load("checkpoints/unified-small")
+    model = four_d.load("checkpoints/unified-base")
     result = model(BIKES, selection=Selection(max_frames=3), tracks=False)
     assert result.cameras is not None
     focal = result.cameras.intrinsics[:, [0, 1], [0, 1]]

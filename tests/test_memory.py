@@ -136,7 +136,7 @@ print(expected, peak_of(passes, "cpu"))
 @pytest.mark.slow
 @pytest.mark.parametrize(("frames", "side"), [(24, 64), (12, 128)])
 def test_the_estimate_is_near_what_the_process_takes(frames: int, side: int) -> None:
-    command = [sys.executable, "-c", MEASURE, "checkpoints/unified-small", str(frames), str(side)]
+    command = [sys.executable, "-c", MEASURE, "checkpoints/unified-base", str(frames), str(side)]
     exact = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 16), "MALLOC_TRIM_THRESHOLD_": "0"}
     root = Path(__file__).parents[1]
     printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=root, env=exact)

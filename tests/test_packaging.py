@@ -29,7 +29,7 @@ def test_wheel_installs_and_runs_elsewhere(tmp_path: Path) -> None:
     assert "four_d/py.typed" in names
     assert "four_d/configs/vggt.yaml" in names
     assert "four_d/references/models.json" in names
-    assert "four_d/references/unified-small/model.safetensors" in names
+    assert "four_d/references/unified-base/model.safetensors" in names
     assert any(name.startswith("data_prep/synthetic/") for name in names)
     assert not any(name.startswith("tests/") for name in names)
 
@@ -63,7 +63,7 @@ sys.exit(main(["infer", "video", "--out", "out", "--no-tracks"]))
 """
     told = subprocess.run([sys.executable, "-c", infer], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert told.returncode == 0, told.stderr
-    assert str(site / "four_d" / "references" / "unified-small") in told.stderr
+    assert str(site / "four_d" / "references" / "unified-base") in told.stderr
     assert (tmp_path / "out" / "cameras.json").is_file()
 
 

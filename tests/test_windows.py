@@ -764,7 +764,7 @@ def test_memory_does_not_grow_with_the_video(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_thousand_frames_in_eight_gigabytes(tmp_path: Path) -> None:
-    model = ROOT / "checkpoints" / "unified-small"
+    model = ROOT / "checkpoints" / "unified-base"
     y, x = np.mgrid[:420, :1400]
     wide = np.stack([x * y // 97 % 256, (x // 9 + y // 7) * 31 % 256, x * 255 // 1400], axis=-1).astype(np.uint8)
     with av.open(str(tmp_path / "v.mp4"), "w") as container:

@@ -30,7 +30,7 @@ class Training:
 
     values: tuple[str, ...]
     start: str | None = None
-    """Weights that it starts from: a shared training by its name, or else a model's path."""
+    """Weights that it starts from: a shared training by its name, or else a former reference model."""
     evaluation: tuple[str, ...] = ()
     """More arguments of ``four-d eval``; they override the study's."""
     also: tuple[str, ...] = ()

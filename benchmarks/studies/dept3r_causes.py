@@ -1,6 +1,6 @@
 """Origin of the error of dense motion: far times, hidden points, the line of sight, or finding things again.
 
-    python -m benchmarks.studies.dept3r_causes [--run dept3r-0 | --model checkpoints/unified-small]
+    python -m benchmarks.studies.dept3r_causes [--run dept3r-0 | --model checkpoints/unified-base]
 
 Takes a run of `make study-dept3r`, or a model, and the study's held-out videos; dynamic points only. Prints one JSON
 object: mean length and mean error of motion (metres) by the gap in frames, for points that the query frame sees and

@@ -42,7 +42,7 @@ STUDY = Study(
         DataSet(name="held_out_creatures", arguments=("--shards", "0:2", "--seed", "12", "--held-out", *WORLDS, *HARD)),
     ),
     shared={
-        name: Training(values=(*VALUES, *WITHOUT, f"loop.max_steps={steps}"), start="checkpoints/unified-small")
+        name: Training(values=(*VALUES, *WITHOUT, f"loop.max_steps={steps}"), start="unified-small")
         for name, steps in ((FITTED, 2500), (SHORT, 1250))
     },
     variants={

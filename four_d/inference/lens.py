@@ -3,9 +3,9 @@
 A model predicts two fields of view. One that was trained on square images predicts nearly the same angle for both axes
 of any image, which squeezes the geometry of a wide one. All images have square pixels here, so both focal lengths
 become their geometric mean, which roughly keeps the predicted solid angle of the image. On synthetic clips of 96 × 40
-to 48 × 88 pixels, that of `unified-small` is 11 to 16 % off the ground truth; the longer side's own is 24 to 32 % off,
-the shorter side's 33 to 56 %. Each frame keeps its own focal length: a lens may zoom, and the median over a clip was no
-more accurate.
+to 48 × 88 pixels, that of a small reference model was 11 to 16 % off the ground truth; the longer side's own 24 to
+32 % off, the shorter side's 33 to 56 %. Each frame keeps its own focal length: a lens may zoom, and the median over a
+clip was no more accurate.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ PANEL_WIDTH = 640
 """Maximum width in pixels of an image in the page."""
 MIN_EXPLAINED = 0.75
 """Fraction of a frame's variance that splats must explain for the page to open on them, 6 dB above constant grey.
-`unified-small`'s explain -0.4 to 0.4 on real videos: fog, where points show the scene."""
+A small reference model's explain -0.4 to 0.4 on real videos: fog, where points show the scene."""
 
 
 @runtime_checkable

@@ -38,7 +38,7 @@ def measure() -> dict[str, float]:
 
 
 def _outputs() -> dict[str, float]:
-    unified, posed = (load(ROOT / "checkpoints" / name) for name in ("unified-small", "dgs_lrm-small"))
+    unified, posed = (load(ROOT / "checkpoints" / name) for name in ("unified-base", "dgs_lrm-base"))
     everything = Selection(max_frames=FRAMES)
     known = Known(cameras=_walk(), depth=np.full((FRAMES, 272, 640), 3, np.float32))
     results = {
@@ -97,8 +97,8 @@ def _scores() -> dict[str, float]:
         evaluations = {
             name: run(load(ROOT / "checkpoints" / name), EvaluationConfig(data=str(data), frames=12, **settings))
             for name, settings in (
-                ("unified-small", {"track_frames": 12}),
-                ("dgs_lrm-small", {"track_frames": 12, "hints": ("poses", "intrinsics")}),
+                ("unified-base", {"track_frames": 12}),
+                ("dgs_lrm-base", {"track_frames": 12, "hints": ("poses", "intrinsics")}),
             )
         }
     return {

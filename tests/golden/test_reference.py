@@ -21,7 +21,7 @@ def test_the_reference_models_say_and_score_what_they_did() -> None:
     """For a change that is meant: ``python -m tests.golden.reference``, and say why in the commit."""
     found, recorded = measure(), json.loads(PATH.read_text())
     assert found.keys() == recorded.keys()
-    scores = {name for name in recorded if name.startswith(("unified-small/", "dgs_lrm-small/"))}
+    scores = {name for name in recorded if name.startswith(("unified-base/", "dgs_lrm-base/"))}
     exact = {name: value for name, value in recorded.items() if name not in scores}
     assert {name: found[name] for name in exact} == pytest.approx(exact, rel=1e-6, abs=1e-6)
     off = {name: (found[name], recorded[name]) for name in scores if found[name] != near(name, recorded[name])}
