@@ -1,4 +1,4 @@
-"""Random changes of training clips: mirroring of images together with their cameras and ground truth, and colours."""
+"""Random changes of training clips: mirroring of images with their cameras and ground truth, colours, and blur."""
 
 from __future__ import annotations
 
@@ -35,6 +35,10 @@ class AugmentConfig:
     """Range x of the hue's shift in [−x, x]; 0.5 = half a turn."""
     grey_share: float = 0.05
     """Fraction of the clips that become grey, 0 to 1."""
+    blur_share: float = 0.0
+    """Fraction of the clips that are blurred, all frames alike: real pictures are sharp and soft."""
+    blur: float = 1.5
+    """Largest standard deviation of the blur in pixels, drawn between 0 and it."""
     zoom: float = 0.8
     """Least side of a crop as a fraction of the largest window of the wanted aspect; drawn between it and 1."""
     mirror_share: float = 0.0
@@ -45,6 +49,8 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         if not 0 < self.zoom <= 1:
             raise UserError(f"zoom is {self.zoom}; choose a fraction in (0, 1]")
+        if not self.blur > 0:
+            raise UserError(f"blur is {self.blur}; choose a width in pixels above 0 (blur_share=0 blurs no clip)")
 
     def crop_rule(self, size: tuple[int, int], rng: np.random.Generator) -> CropRule:
         """Draw the zoom of a clip's crop to ``size`` (rows, columns)."""
@@ -55,7 +61,7 @@ NO_AUGMENT = AugmentConfig(colour_share=0.0, grey_share=0.0, zoom=1.0)
 
 
 def augment(clip: Clip, config: AugmentConfig, rng: np.random.Generator, *, alike: bool = False) -> Clip:
-    """Augment an unbatched clip, which is cropped already: mirror; colours, in place.
+    """Augment an unbatched clip, which is cropped already: mirror; colours and blur, in place.
 
     Ground truth stays consistent: a pixel's point still reprojects to it, with the changed cameras. With ``alike``
     equal colours stay equal across frames.
@@ -66,7 +72,22 @@ def augment(clip: Clip, config: AugmentConfig, rng: np.random.Generator, *, alik
         jitter_(clip.images, config, rng, alike=alike)
     if rng.random() < config.grey_share:
         clip.images.copy_(torch.einsum("fchw,c->fhw", clip.images, LUMA)[:, None])
+    if config.blur_share and rng.random() < config.blur_share:  # no draw without it: seeded runs stay as they were
+        clip.images.copy_(blurred(clip.images, float(rng.uniform(0, config.blur))))
     return clip
+
+
+def blurred(images: Float[Tensor, "f 3 h w"], deviation: float) -> Float[Tensor, "f 3 h w"]:
+    """Blur images by a Gaussian of a standard deviation in pixels; edges are repeated."""
+    radius = math.ceil(3 * deviation)
+    if not radius:
+        return images
+    offsets = torch.arange(-radius, radius + 1, dtype=images.dtype)
+    weights = torch.softmax(-0.5 * (offsets / deviation) ** 2, 0)
+    planes = images.flatten(0, 1)[:, None]
+    padded = torch.nn.functional.pad(planes, (radius,) * 4, mode="replicate")
+    rows = torch.nn.functional.conv2d(padded, weights[None, None, :, None])
+    return torch.nn.functional.conv2d(rows, weights[None, None, None, :]).reshape(images.shape)
 
 
 def jitter_(

@@ -18,6 +18,7 @@ from four_d.data.augment import (
     NO_AUGMENT,
     AugmentConfig,
     augment,
+    blurred,
     hue_rotations,
     jitter_,
 )
@@ -303,3 +304,32 @@ def test_hue_turns_red_to_green_to_blue_and_leaves_grey() -> None:
 
 def test_no_augmentation_changes_no_colour(clip: Clip) -> None:
     assert augment(clip, NO_AUGMENT, np.random.default_rng(0)).images is clip.images
+
+
+@pytest.mark.parametrize("deviation", [0.6, 1.0, 2.5])
+def test_blur_has_its_width_and_keeps_what_is_even(deviation: float) -> None:
+    images = torch.full((2, 3, 31, 31), 0.3)
+    torch.testing.assert_close(blurred(images, deviation), images)
+    images[:, :, 15, 15] += 0.5
+    spread = blurred(images, deviation)[0, 0] - 0.3
+    offsets = torch.arange(31) - 15.0
+    assert float(spread.sum()) == pytest.approx(0.5, rel=1e-3)
+    for axis in (0, 1):
+        assert float((spread.sum(axis) * offsets**2).sum() / 0.5) == pytest.approx(deviation**2, rel=0.05, abs=0.05)
+
+
+def test_a_share_of_the_clips_is_blurred_and_the_others_are_as_without(clip: Clip) -> None:
+    soft = dataclasses.replace(NO_AUGMENT, blur_share=0.5)
+    found = {
+        seed: augment(map_tensors(clip, torch.clone), soft, np.random.default_rng(seed)).images for seed in range(12)
+    }
+    same = [torch.equal(images, clip.images) for images in found.values()]
+    assert any(same)
+    assert not all(same)
+    rough = (clip.images - blurred(clip.images, 2.0)).square().mean()
+    assert all((images - blurred(images, 2.0)).square().mean() <= rough for images in found.values())
+
+
+def test_a_blur_of_no_width_is_refused() -> None:
+    with pytest.raises(UserError, match=r"blur is 0\.0; choose a width in pixels above 0"):
+        AugmentConfig(blur=0.0)
