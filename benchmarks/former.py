@@ -14,7 +14,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 FORMER = Path("runs/former")
 COMMIT = "72adf65"
-"""Last one whose ``checkpoints/`` holds unified-small and dgs_lrm-small."""
+"""Last one whose ``checkpoints/`` holds `NAMES`."""
+NAMES = ("unified-small", "dgs_lrm-small")
 
 
 def former(name: str) -> Path:

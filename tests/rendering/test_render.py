@@ -196,8 +196,9 @@ def test_gaussians_of_no_opacity_change_nothing(backend: str) -> None:
     more, _, _ = cloud(25, seed=5)
     padded = together(gaussians, dataclasses.replace(more, opacities=torch.zeros_like(more.opacities)))
     first, second = (render(g, cameras, times, SIZE, backend=backend) for g in (gaussians, padded))
-    assert torch.equal(first.colour, second.colour)
-    assert torch.equal(first.depth, second.depth)
+    # not to the bit: processors add a longer row of zeros in another order
+    torch.testing.assert_close(first.colour, second.colour, rtol=0, atol=1e-12)
+    torch.testing.assert_close(first.depth, second.depth, rtol=0, atol=1e-12)
 
 
 def test_the_order_of_gaussians_does_not_matter(backend: str) -> None:
