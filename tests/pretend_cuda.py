@@ -42,7 +42,9 @@ import torch
 import torch._dynamo  # before anything is patched, since it stores torch's functions
 from torch import Tensor
 from torch.nn import functional
+from torch.overrides import _get_current_function_mode_stack
 from torch.utils import cpp_extension
+from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
@@ -367,6 +369,12 @@ def _attention(plain: Any) -> Any:
     return attend
 
 
+def _default_device() -> torch.device:
+    """Device of ``with torch.device(…)``; ``torch.get_default_device`` would make a tensor to find its index."""
+    modes = (mode for mode in reversed(_get_current_function_mode_stack()) if isinstance(mode, DeviceContext))
+    return next((mode.device for mode in modes), torch.device("cpu"))
+
+
 def _from_values(plain: Any) -> Any:
     """Make torch.tensor and its kin collect values on the host and copy them, as they do."""
 
@@ -375,7 +383,7 @@ def _from_values(plain: Any) -> Any:
             dtype, device = dtype or args[0].dtype, device or args[0].device
         values = _each(args[-1], lambda x: x if x.ndim or not isinstance(x, PretendedTensor) else x.item())
         found = values if isinstance(values, Tensor) else plain(values, dtype=dtype, **named)
-        return found.to(device or torch.get_default_device(), dtype, copy=found is values).requires_grad_(requires_grad)
+        return found.to(device or _default_device(), dtype, copy=found is values).requires_grad_(requires_grad)
 
     return made
 

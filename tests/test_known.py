@@ -18,6 +18,7 @@ from four_d.checkpoints import ModelInfo
 from four_d.data.sampling import HintProbabilities
 from four_d.errors import UserError
 from four_d.formats.cameras import CameraTable, read_cameras, read_colmap, write_cameras
+from four_d.formats.depth import write_depth
 from four_d.geometry import invert_pose, make_pose, project
 from four_d.inference import Known, LoadedModel, Selection, infer
 from four_d.model import ModelConfig
@@ -486,3 +487,23 @@ def test_the_command_refuses_what_is_no_point(wrong: list[str], capfd: pytest.Ca
     with pytest.raises(SystemExit):
         cli.main(["infer", "video", "--out", "out", *wrong])
     assert "is not" in capfd.readouterr().err
+
+
+def test_depth_that_another_model_saw_is_carried_to_this_ones_grid(tmp_path: Path) -> None:
+    """A ramp of depth along x, on a grid of another shape, which sees less of the picture's width."""
+    model, seen = hinted()
+    other = fit.cover(SIZE, (24, 40))
+    ramp = 1 + ((np.arange(40) + 0.5) / other.scale + other.left) / SIZE[1]
+    write_depth(tmp_path / "depth", np.broadcast_to(ramp.astype(np.float32), (2, 24, 40)), "its own")
+    model(gradient(*SIZE, 2), known=Known(depth=tmp_path / "depth"))
+    clip = seen[-1]
+    assert clip.depth is not None
+    own = fit.cover(SIZE, (clip.images.shape[-2], clip.images.shape[-1]))
+    x = (torch.arange(own.model[1]) + 0.5) / own.scale + own.left
+    inside = (x > other.left) & (x < SIZE[1] - other.left)
+    found = clip.depth[0, 0, own.model[0] // 2]
+    step = 0.5 / other.scale / SIZE[1]
+    expected = 1 + x / SIZE[1]
+    factor = float((found[inside] / expected[inside]).median())  # the model's unit of depth
+    torch.testing.assert_close(found[inside] / factor, expected[inside].to(found), rtol=0, atol=1.5 * step)
+    assert not found[~inside].any()

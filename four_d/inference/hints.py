@@ -24,7 +24,7 @@ from four_d.formats.depth import read_depth
 from four_d.geometry import rebase
 from four_d.inference.lens import Given
 from four_d.types import Cameras, Clip, map_tensors
-from four_d.video.fit import Fits, resize_depth, sizes_of
+from four_d.video.fit import Fits, cover, regrid, resize_depth, sizes_of
 from four_d.video.footage import Video
 from four_d.video.foreign import check_there
 from four_d.video.images import listed
@@ -257,7 +257,7 @@ def _depth(
     video: Video,
     to: Fits,
 ) -> Float[Tensor, "f r c"]:
-    """Depth at the model's resolution; 0 if unknown."""
+    """Depth at the model's resolution; 0 if unknown. What ``four-d infer`` wrote may be of another model's grid."""
     if isinstance(depth, str | Path):
         maps, name = _read_depth(Path(depth), unit, video), str(depth)
     else:
@@ -265,11 +265,14 @@ def _depth(
     maps = [np.where(np.isfinite(one) & (one > 0), one, 0).astype(np.float32) for one in maps]
     if not any(one.any() for one in maps):
         raise UserError(f"{name} has no positive depth; give z-depth, with 0 only where it is not known")
+    written = isinstance(depth, str | Path) and (Path(depth) / "depth.json").is_file()
     placed: list[Tensor] = []
     for index, own in enumerate(to.of_frames):
         one = maps[index % len(maps)]
         if one.shape == own.original:
             one = resize_depth(one, own)
+        elif one.shape != own.model and written and one.shape[0] <= own.original[0] and one.shape[1] <= own.original[1]:
+            one = regrid(one, cover(own.original, (one.shape[0], one.shape[1])), own)  # what another model saw
         elif one.shape != own.model:
             sizes = [f"{width}×{height}" for height, width in (one.shape, own.original, own.model)]
             told = f"{name} is {sizes[0]}, frame {index} is {sizes[1]}"

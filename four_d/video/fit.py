@@ -140,14 +140,14 @@ def fit(originals: Sequence[Size], trained: Size, patch: int, *, exact: Size | N
     A model that takes one size alone, ``exact``, sees the middle of other shapes.
     """
     if exact is not None:
-        return Fits(tuple(_cover(original, exact) for original in originals))
+        return Fits(tuple(cover(original, exact) for original in originals))
     height, width = shape_between(originals)
     ideal = math.sqrt(trained[0] * trained[1] / (height * width))
     rows, columns = (max(1, round(side * ideal / patch)) for side in (height, width))
-    return Fits(tuple(_cover(original, (rows * patch, columns * patch)) for original in originals))
+    return Fits(tuple(cover(original, (rows * patch, columns * patch)) for original in originals))
 
 
-def _cover(original: Size, model: Size) -> Fit:
+def cover(original: Size, model: Size) -> Fit:
     """Fit of an image that fills the model's input with the smallest crop."""
     height, width = original
     scale = max(model[0] / height, model[1] / width)
@@ -158,6 +158,19 @@ def _cover(original: Size, model: Size) -> Fit:
         left=(width - model[1] / scale) / 2,
         top=(height - model[0] / scale) / 2,
     )
+
+
+def regrid(depth: NDArray[np.float32], seen: Fit, to: Fit) -> NDArray[np.float32]:
+    """Nearest values of depth (rows, columns of ``seen``) on the grid of another fit of the same image; 0 outside."""
+    rows, columns = to.model
+    y = ((np.arange(rows) + 0.5) / to.scale + to.top - seen.top) * seen.scale
+    x = ((np.arange(columns) + 0.5) / to.scale + to.left - seen.left) * seen.scale
+    result = np.zeros(to.model, np.float32)
+    inside = np.ix_((y >= 0) & (y < seen.model[0]), (x >= 0) & (x < seen.model[1]))
+    height, width = depth.shape
+    picked = depth[np.ix_(y.clip(0, height - 1).astype(int), x.clip(0, width - 1).astype(int))]
+    result[inside] = picked[inside]
+    return result
 
 
 def resize(frames: Pictures | Sequence[Float[Tensor, "3 _h _w"]], to: Fits) -> Float[Tensor, "f 3 r c"]:
