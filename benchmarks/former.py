@@ -1,6 +1,8 @@
 """Reference models that results began with, and that newer ones have replaced in ``checkpoints/``.
 
-python benchmarks/former.py unified-small     # prints the folder
+    python benchmarks/former.py unified-small     # prints the folder
+
+They are taken out of this repository's history, into ``runs/former``.
 """
 
 from __future__ import annotations

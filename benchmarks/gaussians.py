@@ -181,11 +181,11 @@ def main() -> None:
     torch.set_num_threads(1)
     kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     shown = list(examples(given.clips))
+    start = former(START)
     for name in given.variants.split(","):
-        former(START)
         if name != "start":
             train(name)
-        path = former(START) if name == "start" else FOLDER / name
+        path = start if name == "start" else FOLDER / name
         kept[name] = {
             "scores": scored(path, shown, merges=name in MERGED),
             "settings": list(VARIANTS[name]),

@@ -193,8 +193,8 @@ CAMERA = '["heads.camera.*","backbone.matching.*"]'
 # be the last stage. On real pictures what was far came out too far (docs/results/reference.md): `furnished` goes back
 # to where depth had been learned, on its worlds and on full rooms, and `all` joins it with the heads: 1,828 of its
 # steps were at 128 × 128 pixels, on fewer furnished worlds, and the rest at 160 × 160, where real pictures' depth was
-# 7 % better before any training (one pixel's share of a Gaussian's unit shrinks with the pixels). `mask` trains
-# nothing but the mask's correction, which needs cameras by matches, one second a step.
+# 7 % better before any training (smaller pixels, so a smaller unit of Gaussians). `mask` trains nothing but the
+# mask's correction, which needs cameras by matches, the most of its 7 seconds a step.
 STAGES: dict[str, Stage] = {
     "plain_64": Stage(
         shards={"varied": 9, "fast": 9},
@@ -207,7 +207,8 @@ STAGES: dict[str, Stage] = {
         worlds=1,
         steps=1800,
         settings=(
-            *(*PLAIN[:-1], *SMALLER),
+            *PLAIN[:-1],
+            *SMALLER,
             *("optimiser.lr=8.0e-4", "optimiser.warmup_share=0.1"),
             *(f"weights.fresh={CAMERA}", f"weights.dropped={CAMERA}"),
             *(f"optimiser.groups.new.parameters={CAMERA}", "optimiser.groups.new.lr=4.0e-4"),
@@ -224,7 +225,8 @@ STAGES: dict[str, Stage] = {
         worlds=2,
         steps=1500,
         settings=(
-            *(*PLAIN[:-1], *SMALLER),
+            *PLAIN[:-1],
+            *SMALLER,
             *("optimiser.lr=6.0e-4", "losses.camera.weight=10.0", "weights.fresh=[]", "optimiser.groups.new=null"),
         ),
         start="plain_128",

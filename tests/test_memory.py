@@ -136,7 +136,7 @@ print(expected, peak_of(passes, "cpu"))
 @pytest.mark.slow
 @pytest.mark.parametrize(("frames", "side"), [(24, 128), (6, 160)])
 def test_the_estimate_is_near_what_the_process_takes(frames: int, side: int) -> None:
-    """Of small pictures, the search for matches, 5 MB a frame of any size, takes more; nothing counts that."""
+    """The search for matches takes 5 MB a frame whatever its size, more than small pictures do; nothing counts it."""
     command = [sys.executable, "-c", MEASURE, "checkpoints/unified-base", str(frames), str(side)]
     exact = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 16), "MALLOC_TRIM_THRESHOLD_": "0"}
     root = Path(__file__).parents[1]

@@ -257,7 +257,7 @@ def _depth(
     video: Video,
     to: Fits,
 ) -> Float[Tensor, "f r c"]:
-    """Depth at the model's resolution; 0 if unknown. What ``four-d infer`` wrote may be of another model's grid."""
+    """Depth at the model's resolution, 0 if unknown; files of ``four-d infer`` may have another model's grid."""
     if isinstance(depth, str | Path):
         maps, name = _read_depth(Path(depth), unit, video), str(depth)
     else:
