@@ -1,6 +1,7 @@
 """Reference models that results began with, and that newer ones have replaced in ``checkpoints/``.
 
-    python benchmarks/former.py unified-small     # prints the folder
+    python benchmarks/former.py unified-small          # prints the folder
+    python benchmarks/former.py unified-base@d6f7869   # as that commit has it
 
 They are taken out of this repository's history, into ``runs/former``.
 """
@@ -20,18 +21,29 @@ COMMIT = "72adf65"
 NAMES = ("unified-small", "dgs_lrm-small")
 
 
-def former(name: str) -> Path:
-    """Folder of a former model, from this repository's history. SystemExit where that is not there."""
-    folder = FORMER / "checkpoints" / name
+def former(wanted: str) -> Path:
+    """Folder of a model out of this repository's history. SystemExit where that is not there.
+
+    Args:
+        wanted: one of `NAMES`, or a name and the commit that has it, as NAME@COMMIT.
+
+    """
+    name, _, commit = wanted.partition("@")
+    place = FORMER / commit
+    folder = place / "checkpoints" / name
     if not (folder / "config.json").is_file():
         git = subprocess.run(
-            ["git", "-C", str(ROOT), "archive", COMMIT, f"checkpoints/{name}"], capture_output=True, check=False
+            ["git", "-C", str(ROOT), "archive", commit or COMMIT, f"checkpoints/{name}"],
+            capture_output=True,
+            check=False,
         )
         if git.returncode:
             told = git.stderr.decode().strip().splitlines()[-1:]
-            raise SystemExit(f"{name} is in this repository's history alone, which git does not show: {' '.join(told)}")
+            raise SystemExit(
+                f"{wanted} is in this repository's history alone, which git does not show: {' '.join(told)}"
+            )
         with tarfile.open(fileobj=io.BytesIO(git.stdout)) as files:
-            files.extractall(FORMER, filter="data")
+            files.extractall(place, filter="data")
     return folder
 
 

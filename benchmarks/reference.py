@@ -51,7 +51,7 @@ CLIPS = 25
 LEAST_STEPS = 20
 """Fewest steps of a stage, however small the scale."""
 
-WORLDS = ("--cameras", "2", "--frames", "12", "--size", "128")
+WORLDS = ("--cameras", "2", "--frames", "12")
 VARIED = ("--views", "varied", "--scenes", "room,corridor,table,open", "--moving", "0.03:0.6", "--seconds", "0.5:1.2")
 CALM = (
     *("--moving", "0.12:0.55", "--objects", "3:6", "--seconds", "0.5:0.9", "--paths", "handheld,static"),
@@ -100,6 +100,8 @@ class Set:
     worlds: Worlds
     seed: int
     shards: int
+    size: int = 128
+    """Rows and columns of its pictures."""
     held_out: bool = False
 
 
@@ -152,6 +154,8 @@ class Stage:
     worlds: int
     """Number in its worlds' seeds."""
     steps: int
+    size: int = 128
+    """Rows and columns of its worlds' pictures; larger ones than it is shown teach what sharp pictures look like."""
     settings: tuple[str, ...] = ()
     start: str | None = None
     """Stage that it starts from; None: the one before."""
@@ -164,7 +168,11 @@ class Stage:
         number = 100_000 * self.worlds + 10 * begun
         return {
             kind: Set(
-                folder=f"{name}-{begun}/{kind}", worlds=KINDS[kind], seed=number + KINDS[kind].seed, shards=shards
+                folder=f"{name}-{begun}/{kind}",
+                worlds=KINDS[kind],
+                seed=number + KINDS[kind].seed,
+                shards=shards,
+                size=self.size,
             )
             for kind, shards in self.shards.items()
         }
@@ -243,6 +251,19 @@ STAGES: dict[str, Stage] = {
         ),
         rest="heads",
     ),
+    "sharp": Stage(
+        shards={"furnished": 12, "near_furnished": 8, "calm": 6, "fast": 3, "varied": 4},
+        worlds=5,
+        steps=900,
+        size=192,
+        settings=(
+            *UNCORRECTED,
+            *("data.sources.calm.weight=1.5", "data.sources.near_furnished.weight=1.5"),
+            *("data.sources.furnished.weight=1.5", "data.sources.fast.weight=0.75"),
+            *("data.sources.varied.weight=0.75", "data.augment.blur_share=0.3", "data.augment.blur=1.0"),
+            *("optimiser.lr=4.0e-4", "optimiser.groups.new.lr=1.0e-3", "weights.fresh=[]"),
+        ),
+    ),
     "mask": Stage(
         shards={"calm": 4, "fast": 2, "varied": 2, "furnished": 4},
         worlds=4,
@@ -268,7 +289,7 @@ def make(of: Set, place: Place, workers: int) -> None:
     manifest = place.data(of) / "manifest.json"
     if manifest.is_file() and json.loads(manifest.read_text())["clips"] == shards * clips:
         return  # also where they are many, asking `data make` would take seconds of every piece
-    size = ["--shards", f"0:{shards}", "--clips-per-shard", str(clips), "--seed", str(of.seed)]
+    size = ["--shards", f"0:{shards}", "--clips-per-shard", str(clips), "--seed", str(of.seed), "--size", str(of.size)]
     held_out = ["--held-out"] if of.held_out else []
     command = four_d("data", "make", *size, *WORLDS, *of.worlds.arguments, *held_out, "--workers", str(workers))
     log = place.log(f"data-{of.folder.replace('/', '-')}")

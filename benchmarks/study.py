@@ -147,7 +147,8 @@ def execute(run: Run) -> Line:
     study = run.study
     if run.variant in study.models:
         model = study.models[run.variant]
-        return raw_line(run, evaluate(run, model.path, model.evaluation, "scores.json"), 0.0, steps=0)
+        folder = former(model.path) if "@" in model.path else model.path
+        return raw_line(run, evaluate(run, str(folder), model.evaluation, "scores.json"), 0.0, steps=0)
     training, folder = study.variants[run.variant], str(RUNS / run.name)
     minutes = train(study, training, run.name, run.seed)
     scores = evaluate(run, folder, (*study.evaluation, *training.evaluation), "scores.json")

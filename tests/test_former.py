@@ -43,3 +43,13 @@ def test_it_is_put_where_runs_are_and_asked_of_git_once(monkeypatch: pytest.Monk
 def test_one_that_history_lacks_is_said() -> None:
     with pytest.raises(SystemExit, match="other is in this repository's history alone, which git does not show"):
         former.former("other")
+
+
+def test_one_of_another_commit_is_put_beside_it(history: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD~"], cwd=history, check=True, stdout=subprocess.PIPE, text=True
+    ).stdout.strip()
+    monkeypatch.setattr(former, "COMMIT", "none")
+    assert (former.former(f"old@{commit}") / "config.json").read_text() == "{}"
+    with pytest.raises(SystemExit, match="old is in this repository's history alone"):
+        former.former("old")

@@ -9,6 +9,14 @@ from four_d.metrics.metric import Metric
 
 DATA = Path("runs/studies/data")
 """Shards of all studies; those that are there are not made again."""
+REFERENCE = "unified-base@d6f7869"
+"""Reference model that trainings start from, with the commit that has it: a better one would give other results."""
+BASE = ("overlays/unified_base", "data.image_size=[128,128]")
+"""Its recipe, at the studies' size."""
+CORRELATION = ("backbone.features.*", "backbone.neighbours.*")
+"""Its weights that compare frames."""
+MOTION_PARTS = ("heads.motion.*", "heads.gaussian.*", "refine.*")
+"""Those of its motion, its Gaussians and its mask's correction."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +38,7 @@ class Training:
 
     values: tuple[str, ...]
     start: str | None = None
-    """Weights that it starts from: a shared training by its name, or else a former reference model."""
+    """Weights that it starts from: a shared training by its name, or else a reference model of some commit."""
     evaluation: tuple[str, ...] = ()
     """More arguments of ``four-d eval``; they override the study's."""
     also: tuple[str, ...] = ()
@@ -42,6 +50,7 @@ class Model:
     """A model that is there already: a row of scores, without training."""
 
     path: str
+    """Folder, or a reference model of some commit, NAME@COMMIT."""
     evaluation: tuple[str, ...]
     """All arguments of ``four-d eval`` after the path."""
 
