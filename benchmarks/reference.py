@@ -254,7 +254,7 @@ STAGES: dict[str, Stage] = {
     "sharp": Stage(
         shards={"furnished": 12, "near_furnished": 8, "calm": 6, "fast": 3, "varied": 4},
         worlds=5,
-        steps=900,
+        steps=500,
         size=192,
         settings=(
             *UNCORRECTED,

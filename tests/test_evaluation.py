@@ -30,6 +30,7 @@ from four_d.evaluation import (
     Score,
     Scores,
     evaluate,
+    held_out,
     image_free,
     summary,
 )
@@ -40,6 +41,7 @@ from four_d.heads.keypoint import KeypointPrediction
 from four_d.metrics import baselines
 from four_d.metrics.baselines import StaticCamera
 from four_d.metrics.catalogue import POINTS
+from four_d.metrics.metric import Task
 from four_d.types import NONE, Cameras, Clip, Example, Keypoints, Prediction, map_tensors
 from tests.helpers import Says, score_clip
 from tests.test_export import TINY
@@ -501,6 +503,18 @@ def test_run_takes_a_bounded_number_of_clips_at_a_chosen_size(shards: tuple[Path
     assert sizes == [(1, 4, 3, 6, 6)] * 2
     assert "untrained" in result.note
     assert "mean_trajectory" not in result.rows
+
+
+@pytest.mark.parametrize(("tasks", "reads"), [(("pose",), False), (("pose", "motion"), True)])
+def test_motion_is_read_only_where_it_is_scored(
+    shards: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tasks: tuple[Task, ...], *, reads: bool
+) -> None:
+    """Motion of 24 frames to 24 times takes minutes to read, and gigabytes."""
+    read: list[Clip] = []
+    monkeypatch.setattr(held_out, "_moving", lambda clip: read.append(clip) or clip)
+    config = EvaluationConfig(data=str(shards[1]), train_data=str(shards[0]), frames=3, tasks=tasks)
+    evaluation.run(Says(outputs=frozenset({"motion"})), config)
+    assert bool(read) == reads
 
 
 def test_two_runs_are_equal(shards: tuple[Path, Path]) -> None:

@@ -75,9 +75,11 @@ class EvaluationConfig:
     tasks: tuple[Task, ...] = TASKS
     """Tasks to score: points take most of the time."""
     motion: bool | None = None
-    """Score dense motion from every frame to the time of every frame; None: if the model has a motion head."""
+    """Score dense motion from every frame to the time of every frame; None: if ``tasks`` has it and the model a motion
+    head."""
     pictures: bool | None = None
-    """Score renders for cameras and times that are not among the inputs; None: if the model gives Gaussians."""
+    """Score renders for cameras and times that are not among the inputs; None: if ``tasks`` has pictures and the model
+    gives Gaussians."""
     lpips_weights: str | None = LPIPS_WEIGHTS
     """File or folder of LPIPS weights to score renders with, if it holds any; None: no LPIPS."""
     fid_network: str | None = None
@@ -125,11 +127,12 @@ def run(model: Model, config: EvaluationConfig, metrics: Sequence[Metric] = ()) 
     check_sees_scenes(model.abilities)
     _check_hints(model, config.hints)
     device = usable(config.device)
-    more = set(config.tasks) != {"tracks"}
     config = dataclasses.replace(
         config,
-        motion=more and model.abilities.moves if config.motion is None else config.motion,
-        pictures=more and model.abilities.gives_gaussians if config.pictures is None else config.pictures,
+        motion="motion" in config.tasks and model.abilities.moves if config.motion is None else config.motion,
+        pictures="pictures" in config.tasks and model.abilities.gives_gaussians
+        if config.pictures is None
+        else config.pictures,
         normalisation=model.abilities.normalisation if config.normalisation is None else config.normalisation,
     )
     scores_pictures = bool(config.pictures) and "pictures" in config.tasks
