@@ -33,6 +33,14 @@ MASKED = (
 )
 PATCHES = "model.heads.mask={kind: dynamic}"
 """The mask of the backbone, one value a patch."""
+PIXELS = (
+    "model.heads.dynamic={kind: dense, output: dynamic, channels: [16, 24, 32, 32], features: 24, last_features: 16, "
+    "down_ratio: 2, chunk: 64, fine_chunk: 64, detail: true}",
+    f"optimiser.trainable={[*BLOCKS, 'backbone.dynamics.*', 'heads.dynamic.*']}",
+    "weights.fresh=[backbone.dynamics.*, heads.dynamic.*]",
+    "optimiser.groups.mask.parameters=[backbone.dynamics.*, heads.dynamic.*]",
+)
+"""The reference model's: a head of its own, for pixels."""
 TRUE_MASKS = "losses.dynamic={kind: dynamic, positive: 2.0}"
 
 STUDY = Study(
@@ -55,6 +63,7 @@ STUDY = Study(
         "plain": Training(values=TUNED, start="start"),
         "mask": Training(values=(*MASKED, PATCHES), start="start"),
         "mask_supervised": Training(values=(*MASKED, PATCHES, TRUE_MASKS), start="start"),
+        "mask_pixels": Training(values=(*MASKED, *PIXELS, TRUE_MASKS), start="start"),
     },
     seeds=(0, 1, 2),
     evaluation=(f"data={DATA / 'held_out_motion'}", f"train_data={DATA / 'train_motion'}", "frames=6", "clips=100"),
