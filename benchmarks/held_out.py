@@ -54,7 +54,7 @@ class Way:
     """One kind of held-out worlds, and how its videos are shown."""
 
     held_out: tuple[str, ...]
-    """Arguments of ``four-d data make``, at `CARD_SIZE`."""
+    """Arguments of ``four-d data make``; the size is set when they are made."""
     train: tuple[str, ...]
     frames: int
     clips: int

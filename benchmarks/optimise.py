@@ -44,6 +44,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.generate import commit, processor  # noqa: E402 - this script is run by its path
+from benchmarks.studies import SIDE  # noqa: E402
 
 COUNT = 4096
 NEAR, FAR = 0.1, 2.0
@@ -140,7 +141,7 @@ def main() -> None:
         data=arguments.data,
         frames=arguments.frames,
         stride=arguments.stride,
-        size=(64, 64),
+        size=(SIDE, SIDE),
         pictures=True,
         normalisation="disparity",
     )

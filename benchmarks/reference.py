@@ -156,6 +156,8 @@ class Stage:
     steps: int
     size: int = 128
     """Rows and columns of its worlds' pictures; larger ones than it is shown teach what sharp pictures look like."""
+    shown: str | None = None
+    """Stage of as many worlds, of the same number, which it is shown again; None: worlds of its own."""
     settings: tuple[str, ...] = ()
     start: str | None = None
     """Stage that it starts from; None: the one before."""
@@ -164,7 +166,7 @@ class Stage:
 
     def sets(self, begun: int) -> dict[str, Set]:
         """Worlds of the run of this stage that begins after ``begun`` steps of it."""
-        name = next(name for name, stage in STAGES.items() if stage is self)
+        name = self.shown or next(name for name, stage in STAGES.items() if stage is self)
         number = 100_000 * self.worlds + 10 * begun
         return {
             kind: Set(
@@ -193,6 +195,13 @@ PLAIN = (
     *("model.heads.dynamic=null", "losses.motion=null", "losses.matching=null", "losses.dynamic=null"),
     *("data.query_times=0", "losses.camera.weight=27.0", "losses.depth.weight=2.5", "optimiser.groups.new=null"),
 )
+SHARP = (
+    *UNCORRECTED,
+    *("data.sources.calm.weight=1.5", "data.sources.near_furnished.weight=1.5"),
+    *("data.sources.furnished.weight=1.5", "data.sources.fast.weight=0.75", "data.sources.varied.weight=0.75"),
+    *("data.augment.blur_share=0.3", "data.augment.blur=1.0"),
+    *("optimiser.lr=4.0e-4", "optimiser.groups.new.lr=1.0e-3", "weights.fresh=[]"),
+)
 SMALLER = ("data.image_size=[128,128]",)
 CAMERA = '["heads.camera.*","backbone.matching.*"]'
 # As run: the camera head of plain_64, at its full rate after 150 steps, gave one pose for every frame (validation
@@ -201,7 +210,9 @@ CAMERA = '["heads.camera.*","backbone.matching.*"]'
 # be the last stage. On real pictures what was far came out too far (docs/results/reference.md): `furnished` goes back
 # to where depth had been learned, on its worlds and on full rooms, and `all` joins it with the heads: 1,828 of its
 # steps were at 128 × 128 pixels, on fewer furnished worlds, and the rest at 160 × 160, where real pictures' depth was
-# 7 % better before any training (smaller pixels, so a smaller unit of Gaussians). `mask` trains nothing but the
+# 7 % better before any training (smaller pixels, so a smaller unit of Gaussians). `sharp` began at the mean of the
+# weights that `all` had before and after 160 × 160 (`unified-base` of commit d6f7869). `shapes` is to show it pictures
+# that are not square, as videos are, and has not been run. `mask` trains nothing but the
 # mask's correction, which needs cameras by matches, the most of its 7 seconds a step.
 STAGES: dict[str, Stage] = {
     "plain_64": Stage(
@@ -256,12 +267,17 @@ STAGES: dict[str, Stage] = {
         worlds=5,
         steps=500,
         size=192,
+        settings=SHARP,
+    ),
+    "shapes": Stage(
+        shards={"furnished": 12, "near_furnished": 8, "calm": 6, "fast": 3, "varied": 4},
+        worlds=5,
+        shown="sharp",
+        steps=600,
+        size=192,
         settings=(
-            *UNCORRECTED,
-            *("data.sources.calm.weight=1.5", "data.sources.near_furnished.weight=1.5"),
-            *("data.sources.furnished.weight=1.5", "data.sources.fast.weight=0.75"),
-            *("data.sources.varied.weight=0.75", "data.augment.blur_share=0.3", "data.augment.blur=1.0"),
-            *("optimiser.lr=4.0e-4", "optimiser.groups.new.lr=1.0e-3", "weights.fresh=[]"),
+            *SHARP,
+            *("data.image_size=[192,192]", "data.aspect=[0.4,1.35]", "data.augment.zoom=0.85"),
         ),
     ),
     "mask": Stage(

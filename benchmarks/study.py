@@ -292,7 +292,7 @@ def plot(study: Study, summary: Line, file: Path) -> None:
         slant = {"rotation": 60, "ha": "right", "rotation_mode": "anchor"} if many else {}
         panel.set_xticks(range(len(variants)), labels, fontsize=8, **slant)
         low, high = panel.dataLim.intervaly
-        if low > 0 and high > 30 * low:
+        if low > 0 and high > 10 * low:
             panel.set_yscale("log")
         panel.set_xlim(-0.6, len(variants) - 0.4)
         panel.margins(y=0.15)

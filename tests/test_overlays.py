@@ -15,7 +15,6 @@ CHAINS = {
     "overlays/demo": "vggt overlays/tiny",
     "overlays/page_4d_reference": "page_4d overlays/mini overlays/page_4d_mini",
     "overlays/dept3r_phase_1": "dept3r overlays/large",
-    "overlays/dept3r_seeds": "dept3r overlays/mini overlays/dept3r_mini",
     "overlays/unified_mini": "unified overlays/mini overlays/dept3r_mini overlays/dept3r_late_mini",
     "overlays/dgs_lrm_512": "dgs_lrm",
     "overlays/dgs_lrm_base": "dgs_lrm overlays/dgs_lrm_mini",

@@ -162,7 +162,8 @@ def test_worlds_that_are_there_are_not_asked_for_again(tmp_path: Path, monkeypat
 
 
 def test_no_two_runs_train_on_the_same_worlds() -> None:
-    stages = [stage for name, stage in reference.STAGES.items() if name != "heads"]  # furnished begins before it, again
+    # furnished begins before heads, again
+    stages = [stage for name, stage in reference.STAGES.items() if name != "heads" and stage.shown is None]
     sets = [one for stage in stages for begun in (0, 1, 700) for one in stage.sets(begun).values()]
     assert len({one.seed for one in sets}) == len({one.folder for one in sets}) == len(sets)
     assert not any(one.held_out for one in sets)
@@ -176,3 +177,11 @@ def test_a_run_that_goes_on_keeps_its_worlds_and_a_new_one_has_its_own(place: ob
     written(place, "plain_128", 200, total - 1000)
     assert reference.begun("plain_128", 1200, place) == 1000
     assert {each.folder.split("/")[0] for each in reference.worlds(place)} == {"held_out", "plain_128-1000", "heads-0"}
+
+
+def test_worlds_of_a_stage_are_its_own_unless_it_is_shown_those_of_another() -> None:
+    for name, stage in reference.STAGES.items():
+        of = reference.STAGES[stage.shown or name]
+        assert (stage.worlds, stage.size, stage.shards) == (of.worlds, of.size, of.shards)  # or they would be made anew
+        assert {each.folder.partition("-")[0] for each in stage.sets(0).values()} == {stage.shown or name}
+        assert {each.size for each in stage.sets(0).values()} == {stage.size}

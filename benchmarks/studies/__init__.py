@@ -11,8 +11,10 @@ DATA = Path("runs/studies/data")
 """Shards of all studies; those that are there are not made again."""
 REFERENCE = "unified-base@d6f7869"
 """Reference model that trainings start from, with the commit that has it: a better one would give other results."""
-BASE = ("overlays/unified_base", "data.image_size=[128,128]")
-"""Its recipe, at the studies' size."""
+SIDE = 128
+"""Rows and columns of the pictures of the studies that begin with reference models."""
+BASE = ("overlays/unified_base", f"data.image_size=[{SIDE},{SIDE}]")
+"""Its recipe, at that size."""
 CORRELATION = ("backbone.features.*", "backbone.neighbours.*")
 """Its weights that compare frames."""
 MOTION_PARTS = ("heads.motion.*", "heads.gaussian.*", "refine.*")

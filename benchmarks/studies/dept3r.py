@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from benchmarks.studies import BASE, DATA, MOTION_PARTS, REFERENCE, DataSet, Key, Model, Study, Training
+from benchmarks.studies import BASE, DATA, MOTION_PARTS, REFERENCE, SIDE, DataSet, Key, Model, Study, Training
 from benchmarks.studies.page_4d import STUDY as PAGE_4D
 from four_d.metrics.catalogue import METRICS
 
 WORLDS = (
-    *("--clips-per-shard", "25", "--cameras", "2", "--frames", "12", "--size", "128", "--moving", "0.12:0.55"),
+    *("--clips-per-shard", "25", "--cameras", "2", "--frames", "12", "--size", str(SIDE), "--moving", "0.12:0.55"),
     *("--objects", "3:6", "--seconds", "0.5:0.9", "--paths", "handheld,static", "--starts", "dropped,thrown,slid"),
     *("--spin", "0.2", "--rig", "0.5"),
 )

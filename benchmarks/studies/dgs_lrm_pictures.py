@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.studies import DATA
+from benchmarks.studies import DATA, SIDE
 from benchmarks.studies.dgs_lrm import STUDY
 from four_d import checkpoints
 from four_d.evaluation import EvaluationConfig, Videos
@@ -28,7 +28,7 @@ from four_d.types import Cameras, Clip, Gaussians, map_tensors
 
 RUNS = Path("runs/studies") / STUDY.name
 COLUMNS = ("nearest frame", "static", "deformable", "truth")
-ZOOM, GAP, TITLE = 3, 4, 16
+ZOOM, GAP, TITLE = 2, 4, 16
 
 
 def outlined(image: Tensor, mask: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ def main() -> None:
         data=str(DATA / "held_out_calm"),
         frames=6,
         stride=2,
-        size=(64, 64),
+        size=(SIDE, SIDE),
         pictures=True,
         normalisation="disparity",
         hints=("intrinsics", "poses"),

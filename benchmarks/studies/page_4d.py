@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from benchmarks.studies import BASE, CORRELATION, DATA, MOTION_PARTS, REFERENCE, DataSet, Key, Study, Training
+from benchmarks.studies import BASE, CORRELATION, DATA, MOTION_PARTS, REFERENCE, SIDE, DataSet, Key, Study, Training
 from four_d.metrics.catalogue import METRICS
 
-WORLDS = ("--clips-per-shard", "25", "--cameras", "2", "--frames", "12", "--size", "128")
+WORLDS = ("--clips-per-shard", "25", "--cameras", "2", "--frames", "12", "--size", str(SIDE))
 MOTION = ("--moving", "0.12:0.55")
 SHAPE = (
     *BASE,
