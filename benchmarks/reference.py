@@ -211,8 +211,8 @@ CAMERA = '["heads.camera.*","backbone.matching.*"]'
 # to where depth had been learned, on its worlds and on full rooms, and `all` joins it with the heads: 1,828 of its
 # steps were at 128 × 128 pixels, on fewer furnished worlds, and the rest at 160 × 160, where real pictures' depth was
 # 7 % better before any training (smaller pixels, so a smaller unit of Gaussians). `sharp` began at the mean of the
-# weights that `all` had before and after 160 × 160 (`unified-base` of commit d6f7869). `shapes` is to show it pictures
-# that are not square, as videos are, and has not been run. `mask` trains nothing but the
+# weights that `all` had before and after 160 × 160 (`unified-base` of commit d6f7869). `shapes` shows it pictures
+# that are not square, as videos are; 251 of its steps are done. `mask` trains nothing but the
 # mask's correction, which needs cameras by matches, the most of its 7 seconds a step.
 STAGES: dict[str, Stage] = {
     "plain_64": Stage(
