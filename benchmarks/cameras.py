@@ -45,8 +45,10 @@ def refining(model: LoadedModel, refine: RefinementConfig | None) -> LoadedModel
     return bare
 
 
-def rows(model: LoadedModel, folder: Path, *, frames: int, stride: int | None, size: int, clips: int) -> Line:
-    """Figures of each row: the metrics' means."""
+def rows(
+    model: LoadedModel, folder: Path, *, cameras: int, frames: int, stride: int | None, size: int, clips: int
+) -> Line:
+    """Figures of each row: the metrics' means. ``frames`` are those of all synchronised cameras together."""
     matches = RefinementConfig(by="matches")
     asked: dict[str, tuple[RefinementConfig | None, tuple[Hint, ...]]] = {"head": (None, ()), "matches": (matches, ())}
     if "intrinsics" in model.abilities.hints:
@@ -54,7 +56,14 @@ def rows(model: LoadedModel, folder: Path, *, frames: int, stride: int | None, s
     table: Line = {}
     for name, (refine, hints) in asked.items():
         settings = evaluation.EvaluationConfig(
-            data=str(folder), frames=frames, stride=stride, clips=clips, size=(size, size), tasks=("pose",), hints=hints
+            data=str(folder),
+            cameras=cameras,
+            frames=frames,
+            stride=stride,
+            clips=clips,
+            size=(size, size),
+            tasks=("pose",),
+            hints=hints,
         )
         found = evaluation.run(refining(model, refine), settings)
         own = found.rows[found.name]
@@ -87,7 +96,8 @@ def main() -> None:
     parser.add_argument("--worlds", default="runs/reference/data/held_out", help="folder with a folder of each kind")
     parser.add_argument("--kinds", default="varied,calm,fast")
     parser.add_argument("--sizes", default="64,128", help="rows and columns")
-    parser.add_argument("--frames", type=int, default=6, help="frames of a video")
+    parser.add_argument("--cameras", type=int, default=1, help="synchronised cameras that are seen together")
+    parser.add_argument("--frames", type=int, default=6, help="frames of a video, of all its cameras together")
     parser.add_argument("--stride", type=int, help="step between them (default: spread evenly)")
     parser.add_argument("--clips", type=int, default=40, help="videos of each kind")
     parser.add_argument("--seconds", action="store_true", help="only time refinement")
@@ -101,9 +111,16 @@ def main() -> None:
     for kind in given.kinds.split(","):
         for size in map(int, given.sizes.split(",")):
             found = rows(
-                model, Path(given.worlds) / kind, frames=given.frames, stride=given.stride, size=size, clips=given.clips
+                model,
+                Path(given.worlds) / kind,
+                cameras=given.cameras,
+                frames=given.frames,
+                stride=given.stride,
+                size=size,
+                clips=given.clips,
             )
-            name = f"{kind}, {given.frames} frames, {size} × {size}"
+            rig = "" if given.cameras == 1 else f" of {given.cameras} cameras"
+            name = f"{kind}, {given.frames} frames{rig}, {size} × {size}"
             kept[name] = {**found, "model": described(model), **provenance(__file__)}
             print(name, json.dumps(found), flush=True)
             write_json(RESULTS, kept)

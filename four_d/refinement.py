@@ -190,7 +190,8 @@ def refined(prediction: Prediction, clip: Clip, config: RefinementConfig) -> Pre
     """Prediction with cameras fitted to its depth, and their encoding as one more of ``pose_encodings``.
 
     The first camera remains the origin. By points, weights are the product of the confidences, and of the probability
-    that a pixel does not move, and intrinsics stay; by matches see `registration.video.register`.
+    that a pixel does not move, and intrinsics stay; by matches see `registration.video.register`. Clips whose poses are
+    known, in the unit of the depth, keep these.
     """
     cameras, encodings, depth = (getattr(prediction, name) for name in NEEDS["matches"])
     if cameras is None or depth is None or encodings is None:
@@ -209,9 +210,19 @@ def refined(prediction: Prediction, clip: Clip, config: RefinementConfig) -> Pre
     else:
         still = None if prediction.dynamic is None else 1 - prediction.dynamic
         fitted = register(clip, cameras, depth, still)
-    found = replace(fitted, world_from_camera=_from_first(fitted.world_from_camera))
+    found = replace(fitted, world_from_camera=_from_first(_known_poses(clip, fitted.world_from_camera)))
     added = encode_cameras(found, depth.shape[-2], depth.shape[-1])[None]
     return replace(prediction, cameras=found, pose_encodings=torch.cat([encodings, added.to(encodings.dtype)]))
+
+
+def _known_poses(clip: Clip, poses: Float[Tensor, "b f 4 4"]) -> Float[Tensor, "b f 4 4"]:
+    """Poses of the clips whose own are known in all frames; of the others those that are given."""
+    if clip.cameras is None:
+        return poses
+    given = clip.cameras.world_from_camera.to(poses)
+    if clip.cameras.known is None:
+        return given
+    return torch.where(clip.cameras.known.all(1)[:, None, None, None], given, poses)
 
 
 def _sure(prediction: Prediction, depth: Float[Tensor, "b f h w"], *others: Tensor | None) -> Float[Tensor, "b f h w"]:

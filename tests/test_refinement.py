@@ -226,16 +226,37 @@ def test_windows_found_again_tell_the_cameras_of_a_shuffled_clip() -> None:
     assert distance < 0.01
 
 
-def test_each_camera_goes_on_from_where_the_head_puts_its_first_frame() -> None:
+@pytest.mark.parametrize("order", [[0, 0, 1, 1], [1, 0, 1, 0]])
+def test_cameras_that_see_the_same_are_placed_beside_each_other(order: list[int]) -> None:
+    clip, cameras, depth = inside_a_ball(order, [0, 1, 1, 0])
+    true = from_first(cameras)
+    angle, distance = off(registered(clip, cameras, depth).world_from_camera, true)  # said to be in one spot
+    assert off(EYE.expand(1, 4, 4, 4), true)[1] > 0.3
+    assert angle < 0.01
+    assert distance < 0.03
+
+
+def test_a_camera_that_sees_nothing_of_the_first_goes_on_from_where_the_head_puts_its_first_frame() -> None:
     clip, cameras, depth = inside_a_ball([0, 0, 1, 1], [0, 1, 0, 1])
     true = from_first(cameras)
     told = true.clone()
     told[:, 2:] = told[:, :2]  # the second frame of each is said not to move
-    found = registered(clip, cameras, depth, told).world_from_camera
-    angle, distance = off(found, true)
-    assert angle < 5e-3
-    assert distance < 0.02
+    images = clip.images.clone()
+    images[:, 1::2] = 1 - images[:, 1::2].flip(-1)  # another room, whose depth is the same
+    pretended = dataclasses.replace(clip, images=images)
+    found = registered(pretended, cameras, depth, told).world_from_camera
     torch.testing.assert_close(found[:, :2], true[:, :2])
+    assert off(found[:, 2], true[:, 2])[0] < 5e-3
+    turned = found[:, 1, :3, :3].mT @ found[:, 3, :3, :3]
+    assert float(rotation_angle(turned)) == pytest.approx(
+        float(rotation_angle(true[:, 1, :3, :3].mT @ true[:, 3, :3, :3])), abs=0.02
+    )
+
+
+def test_poses_that_are_known_stay() -> None:
+    clip, cameras, depth = inside_a_ball([0, 1, 2], [0, 0, 0])
+    given = dataclasses.replace(clip, cameras=Cameras(world_from_camera=poses(3)[None], intrinsics=cameras.intrinsics))
+    torch.testing.assert_close(registered(given, cameras, depth).world_from_camera, from_first(given.cameras))
 
 
 def test_a_focal_length_that_is_off_is_mended_and_a_known_one_stays() -> None:

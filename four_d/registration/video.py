@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from four_d.constants import on_host, traced
 from four_d.correlation import pick
 from four_d.geometry import invert_pose, rays, rotation_angle
 from four_d.registration.adjustment import Sights, State, adjust, begin, predicted
@@ -43,9 +44,10 @@ def register(
 ) -> Cameras:
     """Cameras in which a model's depth is seen where the pixels are found again; no gradient.
 
-    The first frame of each camera keeps the pose that ``cameras`` says, as do, beside the frame before them, frames too
-    few of whose points are found again, and all frames of a camera that stands still keep the first one's. Known
-    intrinsics of the clip are taken as they are; else one factor on all focal lengths is sought.
+    The first frame of all keeps the pose that ``cameras`` says; so do, beside it, first frames of other cameras, and
+    beside the frame before them frames, too few of whose points are found again there. All frames of a camera that
+    stands still keep the first one's. Known intrinsics of the clip are taken as they are; else one factor on all focal
+    lengths is sought.
 
     Args:
         clip: the video.
@@ -61,6 +63,8 @@ def register(
     intrinsics, known = _intrinsics(clip, cameras)
     prior = cameras.world_from_camera.to(depth)
     parents, has_parent = neighbours(clip, -1)
+    root = clip.times.argmin(1)[:, None]
+    parents = torch.where(has_parent, parents, root)
     there, sure = (each.to(depth) for each in search(clip.images, points.to(pyramid.levels[0]), parents))
     before = invert_pose(pick(prior, parents)) @ prior
     at = sample(depth, points)
@@ -74,24 +78,31 @@ def register(
     )
     found, support = (each.unflatten(0, depth.shape[:2]) for each in relative_pose(*(p.flatten(0, 1) for p in pairs)))
     relative = torch.where((support >= CONVINCED)[..., None, None], found, before)
-    poses = chained(relative, parents, has_parent, clip.times, prior)
+    first, is_root = _first(clip), torch.arange(clip.times.shape[1], device=root.device) == root
+    joined = (has_parent | (support >= CONVINCED)) & ~is_root
+    beside_root = pick(joined & ~has_parent, first)
+    poses = chained(relative, parents, joined, clip.times, prior)
     stands = _stand_still(pyramid, points, weights, clip)
-    poses = torch.where(stands[..., None, None], pick(prior, _first(clip)), poses)
-    state, fixed = begin(at, poses), ~has_parent | stands
+    state = begin(at, torch.where(stands[..., None, None], pick(poses, first), poses))
+    fixed = ~joined | (stands & ~beside_root)
+    across = _beside(clip, beside_root | pick(is_root, first)) if _several(clip) else None
     for number, (gaps, scales) in enumerate(ROUNDS):
         offsets = [sign * gap for gap in gaps if gap < depth.shape[1] for sign in (-1, 1)]
         if not offsets:
             continue
-        sights = _sights(clip, pyramid, intrinsics, depth, quiet, state, points, offsets, there if not number else None)
+        compared = [neighbours(clip, offset) for offset in offsets] + ([] if across is None else [across])
+        searched = there if not number else None
+        sights = _sights(pyramid, intrinsics, depth, quiet, state, points, compared, searched)
         state = adjust(sights, intrinsics, state, fixed, known, scales)
-    adjusted = invert_pose(pick(state.poses, parents)) @ state.poses
+    poses = torch.where(stands[..., None, None], pick(state.poses, first), state.poses)
+    adjusted = invert_pose(pick(poses, parents)) @ poses
     apart = rotation_angle(relative[..., :3, :3].mT @ adjusted[..., :3, :3])
-    kept = torch.where(((apart < FARTHEST) | fixed)[..., None, None], adjusted, relative)
+    kept = torch.where(((apart < FARTHEST) | fixed | stands)[..., None, None], adjusted, relative)
     lens = intrinsics.clone()
     lens[..., :2, :2] *= state.focal.exp()[:, None, None, None]
     return replace(
         cameras,
-        world_from_camera=chained(kept, parents, has_parent, clip.times, state.poses).to(cameras.world_from_camera),
+        world_from_camera=chained(kept, parents, joined, clip.times, poses).to(cameras.world_from_camera),
         intrinsics=lens.to(cameras.intrinsics),
     )
 
@@ -119,23 +130,36 @@ def neighbours(clip: Clip, gap: int) -> tuple[Int[Tensor, "b f"], Bool[Tensor, "
     return torch.where(there, hit.float().argmax(-1), index), there
 
 
+def _several(clip: Clip) -> bool:
+    """Does the clip come from more than one camera? Programs take those of one."""
+    ids = None if traced() else on_host(clip.camera_ids)
+    return ids is not None and bool((ids != ids[:, :1]).any())
+
+
+def _beside(clip: Clip, joined: Bool[Tensor, "b f"]) -> tuple[Int[Tensor, "b f"], Bool[Tensor, "b f"]]:
+    """Frame of another camera nearest in time, and if there is one, of the cameras that are ``joined``; else itself."""
+    apart = (clip.times[:, :, None] - clip.times[:, None]).abs()
+    other = (clip.camera_ids[:, :, None] != clip.camera_ids[:, None]) & joined[:, :, None] & joined[:, None]
+    there = other.any(-1)
+    index = torch.arange(clip.times.shape[1], device=clip.times.device)
+    return torch.where(there, torch.where(other, apart, torch.inf).argmin(-1), index), there
+
+
 def _sights(
-    clip: Clip,
     pyramid: Pyramid,
     intrinsics: Float[Tensor, "b f 3 3"],
     depth: Float[Tensor, "b f h w"],
     quiet: Float[Tensor, "b f h w"],
     state: State,
     points: Float[Tensor, "b f n 2"],
-    offsets: list[int],
+    compared: list[tuple[Int[Tensor, "b f"], Bool[Tensor, "b f"]]],
     searched: Float[Tensor, "b f n 2"] | None,
 ) -> Sights:
-    """Points followed from where the state says that other frames see them, or from places that were ``searched`` near
-    there in the frame of the first offset.
+    """Points followed from where the state says that the frames ``compared`` with theirs see them, or from places that
+    were ``searched`` near there in the first of these.
     """
-    found = [neighbours(clip, offset) for offset in offsets]
-    others = torch.stack([each for each, _ in found], dim=-1)
-    valid = torch.stack([each for _, each in found], dim=-1)
+    others = torch.stack([each for each, _ in compared], dim=-1)
+    valid = torch.stack([each for _, each in compared], dim=-1)
     start, z, warp = predicted(state, intrinsics, points, others)
     side = max(depth.shape[-2:])
     sane = (z > NEAREST * depth.flatten(1).median(1).values[:, None, None, None]) & (
