@@ -191,7 +191,7 @@ def refined(prediction: Prediction, clip: Clip, config: RefinementConfig) -> Pre
 
     The first camera remains the origin. By points, weights are the product of the confidences, and of the probability
     that a pixel does not move, and intrinsics stay; by matches see `registration.video.register`. Clips whose poses are
-    known, in the unit of the depth, keep these.
+    known in all frames keep these, as far apart as the fitted ones: the model's unit of length is its own.
     """
     cameras, encodings, depth = (getattr(prediction, name) for name in NEEDS["matches"])
     if cameras is None or depth is None or encodings is None:
@@ -216,13 +216,16 @@ def refined(prediction: Prediction, clip: Clip, config: RefinementConfig) -> Pre
 
 
 def _known_poses(clip: Clip, poses: Float[Tensor, "b f 4 4"]) -> Float[Tensor, "b f 4 4"]:
-    """Poses of the clips whose own are known in all frames; of the others those that are given."""
+    """Poses of the clips whose own are known in all frames, as far apart as ``poses``; of other clips ``poses``."""
     if clip.cameras is None:
         return poses
-    given = clip.cameras.world_from_camera.to(poses)
+    given, found = _from_first(clip.cameras.world_from_camera.to(poses)), _from_first(poses)
+    lengths = [each[..., :3, 3].square().sum((-1, -2)).sqrt() for each in (found, given)]
+    unit = torch.where(lengths[1] > 1e-6, lengths[0] / lengths[1].clamp_min(1e-6), 1.0)[:, None, None]
+    told = make_pose(given[..., :3, :3], given[..., :3, 3] * unit)
     if clip.cameras.known is None:
-        return given
-    return torch.where(clip.cameras.known.all(1)[:, None, None, None], given, poses)
+        return told
+    return torch.where(clip.cameras.known.all(1)[:, None, None, None], told, poses)
 
 
 def _sure(prediction: Prediction, depth: Float[Tensor, "b f h w"], *others: Tensor | None) -> Float[Tensor, "b f h w"]:

@@ -253,10 +253,52 @@ def test_a_camera_that_sees_nothing_of_the_first_goes_on_from_where_the_head_put
     )
 
 
-def test_poses_that_are_known_stay() -> None:
+def test_poses_that_are_known_stay_in_the_unit_of_the_depth() -> None:
     clip, cameras, depth = inside_a_ball([0, 1, 2], [0, 0, 0])
-    given = dataclasses.replace(clip, cameras=Cameras(world_from_camera=poses(3)[None], intrinsics=cameras.intrinsics))
-    torch.testing.assert_close(registered(given, cameras, depth).world_from_camera, from_first(given.cameras))
+    true = from_first(cameras)
+    in_feet = make_pose(true[..., :3, :3], true[..., :3, 3] * 3.3)
+    told = Cameras(world_from_camera=in_feet, intrinsics=cameras.intrinsics, known=torch.ones(1, 3, dtype=torch.bool))
+    found = registered(dataclasses.replace(clip, cameras=told), cameras, depth).world_from_camera
+    torch.testing.assert_close(found[..., :3, :3], true[..., :3, :3], rtol=0, atol=1e-9)
+    torch.testing.assert_close(found, true, rtol=0.02, atol=0.01)
+    partly = dataclasses.replace(told, known=torch.tensor([[True, True, False]]))
+    found = registered(dataclasses.replace(clip, cameras=partly), cameras, depth).world_from_camera
+    assert 1e-9 < off(found, true)[0] < 3e-3
+
+
+def test_a_camera_that_begins_later_is_placed_beside_the_frame_before_it() -> None:
+    """The first frame of all shows the other side of the room."""
+    clip, cameras, depth = inside_a_ball([0, 8, 9, 9], [0, 0, 0, 1])
+    true = from_first(cameras)
+    assert off(true[:, 3], true[:, 0])[0] > 0.8
+    told = true.clone()
+    told[:, 3] = true[:, 2]  # 0.35 rad off
+    found = registered(clip, cameras, depth, told)
+    beside = [torch.linalg.inv(each[:, 2]) @ each[:, 3] for each in (found.world_from_camera, true)]
+    angle, distance = off(*beside)
+    assert angle < 0.03
+    assert distance < 0.05
+
+
+def test_a_still_camera_beside_another_has_one_pose_to_the_bit() -> None:
+    clip, cameras, depth = inside_a_ball([0, 0, 1, 1, 2, 2], [0, 1, 0, 1, 0, 1])
+    again = torch.tensor([0, 1, 2, 1, 4, 1])  # the second camera's frames are all its first
+    held = dataclasses.replace(clip, images=clip.images[:, again])
+    cameras = Cameras(world_from_camera=cameras.world_from_camera[:, again], intrinsics=cameras.intrinsics)
+    found = registered(held, cameras, depth[:, again]).world_from_camera
+    assert torch.equal(found[:, 1], found[:, 3])
+    assert torch.equal(found[:, 1], found[:, 5])
+    angle, distance = off(found, from_first(cameras))
+    assert angle < 0.01
+    assert distance < 0.03
+
+
+def test_a_mask_of_everything_does_not_say_that_the_camera_stands_still() -> None:
+    clip, cameras, depth = inside_a_ball([0, 1, 2], [0, 0, 0])
+    true = from_first(cameras)
+    said = dataclasses.replace(seen(cameras, depth, true), dynamic=torch.ones_like(depth))
+    found = refined(said, clip, RefinementConfig(by="matches")).cameras
+    torch.testing.assert_close(found.world_from_camera, true, rtol=0, atol=1e-6)
 
 
 def test_a_focal_length_that_is_off_is_mended_and_a_known_one_stays() -> None:

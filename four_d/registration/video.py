@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -38,16 +38,40 @@ CONVINCED = 0.1
 """Least share of the weights that supports a relative pose; below it the head's own stays."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Links:
+    """The frame beside which each frame is placed, and how."""
+
+    parents: Int[Tensor, "b f"]
+    """The same camera's frame before; of its first frame, the frame before of the camera that begins first."""
+    searched: Float[Tensor, "b f n 2"]
+    """Places of each frame's points in its parent, to about a pixel of reduced images."""
+    relative: Float[Tensor, "b f 4 4"]
+    """parent_from_frame"""
+    first: Int[Tensor, "b f"]
+    """Each camera's first frame."""
+    begins: Bool[Tensor, "b f"]
+    """Frames that are their camera's first."""
+    joined: Bool[Tensor, "b f"]
+    """Frames that follow their parent: all but the first of all, and those of cameras that see nothing of its."""
+    stands: Bool[Tensor, "b f"]
+    """Frames of cameras that stand still."""
+
+    def shared(self, poses: Float[Tensor, "b f 4 4"]) -> Float[Tensor, "b f 4 4"]:
+        """Poses of which a camera that stands still has one, its first frame's."""
+        return torch.where(self.stands[..., None, None], pick(poses, self.first), poses)
+
+
 @torch.no_grad()
 def register(
     clip: Clip, cameras: Cameras, depth: Float[Tensor, "b f h w"], still: Float[Tensor, "b f h w"] | None = None
 ) -> Cameras:
     """Cameras in which a model's depth is seen where the pixels are found again; no gradient.
 
-    The first frame of all keeps the pose that ``cameras`` says; so do, beside it, first frames of other cameras, and
-    beside the frame before them frames, too few of whose points are found again there. All frames of a camera that
-    stands still keep the first one's. Known intrinsics of the clip are taken as they are; else one factor on all focal
-    lengths is sought.
+    The earliest frame keeps the pose that ``cameras`` gives it. A frame keeps that pose relative to the same camera's
+    frame before where too few of its points are found there, and a camera's first frame where too few are found in the
+    camera that begins first. All frames of a camera that stands still share its first frame's pose. Known intrinsics of
+    the clip are taken as they are; else one factor on all focal lengths is sought.
 
     Args:
         clip: the video.
@@ -59,51 +83,71 @@ def register(
     pyramid = Pyramid.of(clip.images)
     points = corners(pyramid, CELLS).to(depth)
     quiet = torch.ones_like(depth) if still is None else still.to(depth)
-    weights = sample(quiet, points)
     intrinsics, known = _intrinsics(clip, cameras)
     prior = cameras.world_from_camera.to(depth)
-    parents, has_parent = neighbours(clip, -1)
-    root = clip.times.argmin(1)[:, None]
-    parents = torch.where(has_parent, parents, root)
-    there, sure = (each.to(depth) for each in search(clip.images, points.to(pyramid.levels[0]), parents))
-    before = invert_pose(pick(prior, parents)) @ prior
-    at = sample(depth, points)
-    pairs = (
-        rays(intrinsics, points),
-        at,
-        rays(pick(intrinsics, parents), there)[..., :2],
-        sample(pick(depth, parents), there),
-        sure * weights * sample(pick(quiet, parents), there),
-        before,
-    )
-    found, support = (each.unflatten(0, depth.shape[:2]) for each in relative_pose(*(p.flatten(0, 1) for p in pairs)))
-    relative = torch.where((support >= CONVINCED)[..., None, None], found, before)
-    first, is_root = _first(clip), torch.arange(clip.times.shape[1], device=root.device) == root
-    joined = (has_parent | (support >= CONVINCED)) & ~is_root
-    beside_root = pick(joined & ~has_parent, first)
-    poses = chained(relative, parents, joined, clip.times, prior)
-    stands = _stand_still(pyramid, points, weights, clip)
-    state = begin(at, torch.where(stands[..., None, None], pick(poses, first), poses))
-    fixed = ~joined | (stands & ~beside_root)
-    across = _beside(clip, beside_root | pick(is_root, first)) if _several(clip) else None
+    links = _links(clip, pyramid, points, intrinsics, depth, quiet, prior)
+    poses = chained(links.relative, links.parents, links.joined, clip.times, prior)
+    state = begin(sample(depth, points), links.shared(poses))
+    beside_first = pick(links.joined & links.begins, links.first)
+    fixed = ~links.joined | (links.stands & ~beside_first)
+    across = _beside(clip, pick(links.joined, links.first) | _with_first(clip)) if _several(clip) else None
     for number, (gaps, scales) in enumerate(ROUNDS):
         offsets = [sign * gap for gap in gaps if gap < depth.shape[1] for sign in (-1, 1)]
         if not offsets:
             continue
         compared = [neighbours(clip, offset) for offset in offsets] + ([] if across is None else [across])
-        searched = there if not number else None
+        searched = links.searched if not number else None
         sights = _sights(pyramid, intrinsics, depth, quiet, state, points, compared, searched)
         state = adjust(sights, intrinsics, state, fixed, known, scales)
-    poses = torch.where(stands[..., None, None], pick(state.poses, first), state.poses)
-    adjusted = invert_pose(pick(poses, parents)) @ poses
-    apart = rotation_angle(relative[..., :3, :3].mT @ adjusted[..., :3, :3])
-    kept = torch.where(((apart < FARTHEST) | fixed | stands)[..., None, None], adjusted, relative)
+        state = replace(state, poses=links.shared(state.poses))
+    adjusted = invert_pose(pick(state.poses, links.parents)) @ state.poses
+    apart = rotation_angle(links.relative[..., :3, :3].mT @ adjusted[..., :3, :3])
+    trusted = (apart < FARTHEST) | fixed | (links.stands & ~links.begins)
+    kept = torch.where(trusted[..., None, None], adjusted, links.relative)
     lens = intrinsics.clone()
     lens[..., :2, :2] *= state.focal.exp()[:, None, None, None]
+    found = links.shared(chained(kept, links.parents, links.joined, clip.times, state.poses))
     return replace(
         cameras,
-        world_from_camera=chained(kept, parents, joined, clip.times, poses).to(cameras.world_from_camera),
+        world_from_camera=found.to(cameras.world_from_camera),
         intrinsics=lens.to(cameras.intrinsics),
+    )
+
+
+def _links(
+    clip: Clip,
+    pyramid: Pyramid,
+    points: Float[Tensor, "b f n 2"],
+    intrinsics: Float[Tensor, "b f 3 3"],
+    depth: Float[Tensor, "b f h w"],
+    quiet: Float[Tensor, "b f h w"],
+    prior: Float[Tensor, "b f 4 4"],
+) -> Links:
+    """Relative poses by places searched in the parents, or else of ``prior``."""
+    before, has_before = neighbours(clip, -1)
+    leading, has_leading = _leading(clip)
+    parents = torch.where(has_before, before, leading)
+    there, sure = (each.to(depth) for each in search(clip.images, points.to(pyramid.levels[0]), parents))
+    told = invert_pose(pick(prior, parents)) @ prior
+    weights = sample(quiet, points)
+    pairs = (
+        rays(intrinsics, points),
+        sample(depth, points),
+        rays(pick(intrinsics, parents), there)[..., :2],
+        sample(pick(depth, parents), there),
+        sure * weights * sample(pick(quiet, parents), there),
+        told,
+    )
+    found, support = (each.unflatten(0, depth.shape[:2]) for each in relative_pose(*(p.flatten(0, 1) for p in pairs)))
+    convinced = support >= CONVINCED
+    return Links(
+        parents=parents,
+        searched=there,
+        relative=torch.where(convinced[..., None, None], found, told),
+        first=_first(clip),
+        begins=~has_before,
+        joined=has_before | (has_leading & convinced),
+        stands=_stand_still(pyramid, points, weights, clip),
     )
 
 
@@ -118,31 +162,51 @@ def _intrinsics(clip: Clip, cameras: Cameras) -> tuple[Float[Tensor, "b f 3 3"],
     return torch.where(known[:, None, None, None], given.intrinsics.to(cameras.intrinsics), cameras.intrinsics), known
 
 
+def _before(clip: Clip) -> Bool[Tensor, "b f f"]:
+    """Tell if the second frame is before the first in time; at one time those are that come first in the clip."""
+    index = torch.arange(clip.times.shape[1], device=clip.times.device)
+    earlier = clip.times[:, None] < clip.times[:, :, None]
+    return earlier | ((clip.times[:, None] == clip.times[:, :, None]) & (index < index[:, None]))
+
+
 def neighbours(clip: Clip, gap: int) -> tuple[Int[Tensor, "b f"], Bool[Tensor, "b f"]]:
     """Frame of the same camera ``gap`` places later in time (negative: earlier), and if there is one; else itself."""
     same = clip.camera_ids[:, :, None] == clip.camera_ids[:, None]
-    index = torch.arange(clip.times.shape[1], device=clip.times.device)
-    earlier = clip.times[:, None] < clip.times[:, :, None]
-    tied = (clip.times[:, None] == clip.times[:, :, None]) & (index < index[:, None])
-    rank = (same & (earlier | tied)).sum(-1)
-    hit = same & (rank[:, None] == rank[:, :, None] + gap)
-    there = hit.any(-1)
+    rank = (same & _before(clip)).sum(-1)
+    return _found(same & (rank[:, None] == rank[:, :, None] + gap))
+
+
+def _found(hit: Bool[Tensor, "b f f"]) -> tuple[Int[Tensor, "b f"], Bool[Tensor, "b f"]]:
+    """First frame that is hit for each frame, and if there is one; else itself."""
+    there, index = hit.any(-1), torch.arange(hit.shape[1], device=hit.device)
     return torch.where(there, hit.float().argmax(-1), index), there
 
 
+def _with_first(clip: Clip) -> Bool[Tensor, "b f"]:
+    """Frames of the camera that begins first."""
+    return clip.camera_ids == clip.camera_ids.gather(1, clip.times.argmin(1)[:, None])
+
+
+def _leading(clip: Clip) -> tuple[Int[Tensor, "b f"], Bool[Tensor, "b f"]]:
+    """Last frame before each, of the camera that begins first, and if there is one; else itself."""
+    before = _before(clip)
+    able = before & _with_first(clip)[:, None]
+    rank = torch.where(able, before.sum(-1)[:, None], -1)
+    return _found(able & (rank == rank.amax(-1, keepdim=True)))
+
+
 def _several(clip: Clip) -> bool:
-    """Does the clip come from more than one camera? Programs take those of one."""
+    """Tell if the clip comes from more than one camera. Programs take those of one."""
     ids = None if traced() else on_host(clip.camera_ids)
     return ids is not None and bool((ids != ids[:, :1]).any())
 
 
 def _beside(clip: Clip, joined: Bool[Tensor, "b f"]) -> tuple[Int[Tensor, "b f"], Bool[Tensor, "b f"]]:
-    """Frame of another camera nearest in time, and if there is one, of the cameras that are ``joined``; else itself."""
+    """For each frame, the frame of another camera nearest in time, both of ``joined`` cameras, and if there is one."""
     apart = (clip.times[:, :, None] - clip.times[:, None]).abs()
     other = (clip.camera_ids[:, :, None] != clip.camera_ids[:, None]) & joined[:, :, None] & joined[:, None]
-    there = other.any(-1)
-    index = torch.arange(clip.times.shape[1], device=clip.times.device)
-    return torch.where(there, torch.where(other, apart, torch.inf).argmin(-1), index), there
+    nearest = torch.where(other, apart, torch.inf)
+    return _found(other & (nearest == nearest.amin(-1, keepdim=True)))
 
 
 def _sights(
@@ -155,8 +219,9 @@ def _sights(
     compared: list[tuple[Int[Tensor, "b f"], Bool[Tensor, "b f"]]],
     searched: Float[Tensor, "b f n 2"] | None,
 ) -> Sights:
-    """Points followed from where the state says that the frames ``compared`` with theirs see them, or from places that
-    were ``searched`` near there in the first of these.
+    """Points followed in the frames of ``compared`` (others, and if there are any), from where the state predicts them.
+
+    In the first of these they are followed from ``searched`` places, where those lie near.
     """
     others = torch.stack([each for each, _ in compared], dim=-1)
     valid = torch.stack([each for _, each in compared], dim=-1)
@@ -217,9 +282,12 @@ def _stand_still(
     off = places.pixels - start
     square = torch.einsum("bfoni,bfonij,bfonj->bfn", off, places.information, off)
     sound = places.information[:, :, 0, :, 0, 0] > 0
-    stays = (weights * sound * (square < STAYS**2)).sum(-1) >= STILL * weights.sum(-1)
+    total = weights.sum(-1)
+    stays = (weights * sound * (square < STAYS**2)).sum(-1) >= STILL * total
     same = clip.camera_ids[:, :, None] == clip.camera_ids[:, None]
-    return (stays[:, None] | ~same).all(-1)
+    # what moves everywhere tells nothing of the camera, and the first frame only that it is itself
+    says = (total > 0) & (_first(clip) != torch.arange(total.shape[1], device=total.device))
+    return ((stays | ~says)[:, None] | ~same).all(-1) & (says[:, None] & same).any(-1)
 
 
 def sample(maps: Float[Tensor, "b f h w"], pixels: Float[Tensor, "b f n 2"]) -> Float[Tensor, "b f n"]:
