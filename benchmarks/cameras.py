@@ -92,7 +92,7 @@ def milliseconds(size: int, frames: int = 12) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(ROOT / "benchmarks" / "partial"), help="as four_d.load takes it")
+    parser.add_argument("--model", default="checkpoints/unified-base", help="as four_d.load takes it")
     parser.add_argument("--worlds", default="runs/reference/data/held_out", help="folder with a folder of each kind")
     parser.add_argument("--kinds", default="varied,calm,fast")
     parser.add_argument("--sizes", default="64,128", help="rows and columns")
