@@ -43,7 +43,7 @@ class Links:
     """The frame beside which each frame is placed, and how."""
 
     parents: Int[Tensor, "b f"]
-    """The same camera's frame before; for its first frame, the one before it by the camera that begins first."""
+    """Frame before in time by the same camera, or, for a first frame, by the camera that begins first."""
     searched: Float[Tensor, "b f n 2"]
     """Places of each frame's points in its parent, to about a pixel of reduced images."""
     relative: Float[Tensor, "b f 4 4"]
