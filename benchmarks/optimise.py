@@ -46,7 +46,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.generate import commit, processor  # noqa: E402 - this script is run by its path
 from benchmarks.studies import SIDE  # noqa: E402
 
-COUNT = 4096
+COUNT = SIDE**2
+"""As many Gaussians as a frame has pixels; a model of two key frames has twice as many."""
 NEAR, FAR = 0.1, 2.0
 """Depths at the start, in the unit in which a fifth of the pixels is farther away than ½."""
 RATES = {"means": 2e-3, "scales": 2e-2, "quats": 1e-2, "opacities": 3e-2, "colours": 2e-2, "offsets": 1e-3}
