@@ -68,8 +68,10 @@ ABSREL = "depth_absrel_median_frame"
 POSE = {"rotation_deg": "pose_rot_pairs_deg", "rta15": "pose_rta15", "ate_m": "pose_ate_sim3"}
 MASK = {"iou": "mask_iou", "f": "mask_f"}
 MOTION = {"epe_dynamic_m": "motion_epe_dynamic", "epe_all_m": "motion_epe_all"}
-STANDS_FOR = {"near": "varied", "near_furnished": "furnished"}
-"""Kinds of worlds without held-out ones of their own, and the kind that differs only in the cameras' distance."""
+STANDS_FOR = {"near": "varied", "near_furnished": "furnished", "open": "varied"}
+"""Kinds of worlds without held-out ones of their own, and the kind that differs only in the cameras' distance, or has
+them as a part.
+"""
 DEPTH_ROWS = ("model", "constant", "mean_map", "previous")
 POSE_ROWS = ("model", "still", "line", "previous")
 MASK_ROWS = ("model", "all", "none", "previous")
