@@ -19,10 +19,10 @@ from statistics import mean
 import torch
 from torch import Tensor
 
-from benchmarks.studies import DATA, SIDE
 from benchmarks.studies.dgs_lrm import STUDY
+from benchmarks.studies.dgs_lrm_pictures import HELD_OUT
 from four_d import checkpoints, geometry
-from four_d.evaluation import EvaluationConfig, Videos
+from four_d.evaluation import Videos
 from four_d.evaluation.novel import copy_scores, novel_scores
 from four_d.progress import progress
 from four_d.rendering.harmonics import DEGREE_0
@@ -132,16 +132,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=24)
     given = parser.parse_args()
     model = checkpoints.read(Path("runs/studies") / STUDY.name / given.run).model.eval()
-    config = EvaluationConfig(
-        data=str(DATA / "held_out_calm"),
-        frames=6,
-        stride=2,
-        size=(SIDE, SIDE),
-        pictures=True,
-        motion=True,
-        normalisation="disparity",
-        hints=("intrinsics", "poses"),
-    )
+    config = replace(HELD_OUT, motion=True)
     found: dict[str, list[dict[str, float]]] = {}
     videos = Videos.open(Path(config.data), config, given.clips)
     with progress(given.run, len(videos.lists), "video") as bar:

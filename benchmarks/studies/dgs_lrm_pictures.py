@@ -29,6 +29,16 @@ from four_d.types import Cameras, Clip, Gaussians, map_tensors
 RUNS = Path("runs/studies") / STUDY.name
 COLUMNS = ("nearest frame", "static", "deformable", "truth")
 ZOOM, GAP, TITLE = 2, 4, 16
+HELD_OUT = EvaluationConfig(
+    data=str(DATA / "held_out_calm"),
+    frames=6,
+    stride=2,
+    size=(SIDE, SIDE),
+    pictures=True,
+    normalisation="disparity",
+    hints=("intrinsics", "poses"),
+)
+"""Videos as the study scores them."""
 
 
 def outlined(image: Tensor, mask: Tensor) -> Tensor:
@@ -82,17 +92,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     models = {name: checkpoints.read(RUNS / f"{name}-{arguments.seed}").model.eval() for name in COLUMNS[1:3]}
-    config = EvaluationConfig(
-        data=str(DATA / "held_out_calm"),
-        frames=6,
-        stride=2,
-        size=(SIDE, SIDE),
-        pictures=True,
-        normalisation="disparity",
-        hints=("intrinsics", "poses"),
-    )
     rows: list[list[Tensor]] = []
-    for example in Videos.open(DATA / "held_out_calm", config, arguments.rows):
+    for example in Videos.open(Path(HELD_OUT.data), HELD_OUT, arguments.rows):
         for index in range(len(example.key)):
             clip = map_tensors(example.targets, lambda tensor, index=index: tensor[index])
             inputs = map_tensors(example.inputs, lambda tensor, index=index: tensor[index : index + 1])
